@@ -1,0 +1,41 @@
+"""Package metadata. `make setup` shows the one command that installs it cleanly."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# No wheel of the triple torch / fbgemm / torchrec names the versions it was built for;
+# this one was run. `adrec doctor` checks it and names the command that mends it.
+TRIPLE = ["torch==2.13.0", "torchrec==1.8.0"]
+
+setup(
+    name="torchrec-adrec",
+    version="0.1.0",
+    description="Ad recommendation on sharded TorchRec embeddings, end to end",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["torchrec_adrec", "torchrec_adrec.*"]),
+    install_requires=[
+        *TRIPLE,
+        "torchx==0.7.0",
+        "matplotlib",
+        "numpy",
+        "polars",
+        "pyarrow",
+        "pydantic>=2",
+        "pyyaml",
+        "rich",
+        "scikit-learn",
+        "tensorboard",
+        "typer",
+    ],
+    extras_require={
+        "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
+        "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
+        "serve": ["fastapi", "uvicorn"],
+        "dev": ["httpx", "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["adrec=torchrec_adrec.cli:main"]},
+)

@@ -1,0 +1,3 @@
+"""Ad recommendation on sharded TorchRec embeddings, end to end."""
+
+__version__ = "0.1.0"

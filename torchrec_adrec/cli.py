@@ -1,0 +1,307 @@
+"""`adrec COMMAND`. Each command is short and calls its stage.
+
+Nothing heavy is imported up here: importing torchrec takes seconds.
+"""
+
+import json
+import sys
+from contextlib import contextmanager
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from torchrec_adrec import stages
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.errors import AdRecError, ConfigError, DataError
+from torchrec_adrec.progress import setup_logging
+
+if TYPE_CHECKING:
+    from torchrec_adrec.distributed.process import Process
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="""Ad recommendation on sharded TorchRec embeddings, end to end.
+
+    The whole path on this machine: adrec run --config configs/synthetic_demo.yaml --out
+    runs/demo. One stage on two ranks: torchx run -s local_cwd dist.ddp -j 1x2 -m
+    torchrec_adrec -- train retrieval --out runs/demo""",
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file; default: config.yaml of the run."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace the file's, as train.batch_size=4096.",
+    ),
+]
+
+
+class TaskName(StrEnum):
+    """What can be trained."""
+
+    RETRIEVAL = "retrieval"
+    RANKING = "ranking"
+
+
+def _open(config: Path | None, overrides: list[str] | None, out: Path) -> Config:
+    """Read the settings and keep them beside the output."""
+    saved = out / "config.yaml"
+    if config is None and saved.exists():
+        config = saved
+    settings = load_config(config, overrides or [])
+    if settings.data.adapter != "synthetic" and not settings.data.raw:
+        raise ConfigError("data.raw is empty; name the raw files: data.raw=PATH")
+    stages.make_run(out)
+    if config != saved or overrides:
+        partial = out / "config.yaml.partial"
+        settings.save(partial)
+        partial.rename(saved)
+    return settings
+
+
+@contextmanager
+def _on_all_ranks(
+    stage: stages.Stage, config: Config, out: Path
+) -> Iterator[tuple["Process", Path] | None]:
+    """The process group and the stage's folder, or None if there is nothing to do."""
+    from torchrec_adrec.distributed.process import process_group
+
+    stages.require(stage, config, out)
+    if stages.is_done(stage, config, out):
+        _say_done(stage, out)
+        yield None
+        return
+    with (
+        process_group(config.device) as process,
+        stages.at_work(stage, config, out, process) as folder,
+    ):
+        yield process, folder
+
+
+def _say_done(stage: stages.Stage, out: Path) -> None:
+    typer.echo(
+        f"{stage.name}: skipped, its inputs have not changed; remove"
+        f" {out / stage.name} to do it again"
+    )
+
+
+@app.command()
+def run(
+    out: Out,
+    config: ConfigFile = None,
+    job: Annotated[
+        str, typer.Option("-j", help="NODESxRANKS, as torchx takes it.")
+    ] = "1x2",
+    overrides: Overrides = None,
+) -> None:
+    """All stages on this machine, skipping those whose inputs have not changed.
+
+    Ends with a table of what was measured and ten ads for one user.
+    """
+    from torchrec_adrec.pipeline import run_pipeline
+
+    run_pipeline(_open(config, overrides, out), out, job)
+
+
+@app.command()
+def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Raw files to Parquet, catalog, schema and report; fitted on training rows only."""
+    from torchrec_adrec.data.prepare import prepare as prepare_data
+
+    settings = _open(config, overrides, out)
+    if stages.is_done(stages.DATA, settings, out):
+        return _say_done(stages.DATA, out)
+    with stages.at_work(stages.DATA, settings, out) as folder:
+        prepare_data(settings.data, _raw_files(settings, folder), folder)
+    return None
+
+
+def _raw_files(config: Config, folder: Path) -> list[Path]:
+    if config.data.adapter != "synthetic":
+        return [Path(path) for path in config.data.raw]
+    from torchrec_adrec.data.adapters import synthetic
+
+    made = folder / "synthetic.tsv"
+    synthetic.write(config.data.synthetic, config.seed, made)
+    return [made]
+
+
+@app.command()
+def synthesize(
+    path: Annotated[Path, typer.Argument(help="TSV file to write.")],
+    rows: Annotated[int, typer.Option(min=1)] = 200_000,
+    ads: Annotated[int, typer.Option(min=1)] = 2_000,
+    users: Annotated[int, typer.Option(min=1)] = 20_000,
+    seed: int = 0,
+) -> None:
+    """Write Criteo-format rows from a known rule (see data/adapters/synthetic.py)."""
+    from torchrec_adrec.config import SyntheticConfig
+    from torchrec_adrec.data.adapters import synthetic
+
+    partial = path.with_name(path.name + ".partial")
+    try:
+        synthetic.write(SyntheticConfig(rows=rows, ads=ads, users=users), seed, partial)
+        partial.rename(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    typer.echo(f"{rows:,} rows, seed {seed}: {path}")
+
+
+@app.command()
+def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """The constant and a logistic regression on the test split: what to beat."""
+    from torchrec_adrec.evaluation.baselines import baselines as judge
+
+    settings = _open(config, overrides, out)
+    stages.require(stages.BASELINES, settings, out)
+    if stages.is_done(stages.BASELINES, settings, out):
+        return _say_done(stages.BASELINES, out)
+    with stages.at_work(stages.BASELINES, settings, out) as folder:
+        judge(out / "data", folder)
+    return None
+
+
+@app.command()
+def train(
+    task: TaskName, out: Out, config: ConfigFile = None, overrides: Overrides = None
+) -> None:
+    """Train the towers or the ranker on all ranks; resumes from its last checkpoint."""
+    settings = _open(config, overrides, out)
+    stage = stages.STAGES[task]
+    with _on_all_ranks(stage, settings, out) as work:
+        if work is None:
+            return
+        from torchrec_adrec.train import Trainer, final_checkpoint
+
+        process, folder = work
+        warm = task == TaskName.RANKING and settings.ranker.tables != "scratch"
+        start = final_checkpoint(out / "retrieval") if warm else None
+        Trainer(task, settings, process, out / "data", folder, start).fit()
+
+
+@app.command()
+def evaluate(
+    task: TaskName, out: Out, config: ConfigFile = None, overrides: Overrides = None
+) -> None:
+    """Test figures of the last checkpoint, on any number of ranks, as JSON."""
+    from torchrec_adrec.distributed.process import process_group
+    from torchrec_adrec.schema import Schema
+    from torchrec_adrec.train import evaluate_split, restore
+
+    settings = _open(config, overrides, out)
+    schema = Schema.load(out / "data/schema.json")
+    with process_group(settings.device) as process:
+        model, start = restore(task, out, schema, settings, process)
+        test = evaluate_split(model, out / "data/test", schema, settings, process)
+        if process.is_first:
+            found: dict[str, Any] = {"task": task, "step": start.step}
+            found |= {"world_size": process.world_size, "test": test}
+            typer.echo(json.dumps(found))
+
+
+@app.command()
+def export(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Encode every ad on all ranks; measure full-catalog recall of held-out clicks."""
+    settings = _open(config, overrides, out)
+    with _on_all_ranks(stages.EMBEDDINGS, settings, out) as work:
+        if work is None:
+            return
+        from torchrec_adrec.export import export as export_ads
+        from torchrec_adrec.schema import Schema
+        from torchrec_adrec.train import restore
+
+        process, folder = work
+        schema = Schema.load(out / "data/schema.json")
+        model, start = restore("retrieval", out, schema, settings, process)
+        export_ads(model, start, out / "data", settings, process, folder)
+
+
+@app.command()
+def index(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Build the FAISS shards on all ranks; publish only past the recall gate."""
+    settings = _open(config, overrides, out)
+    with _on_all_ranks(stages.INDEX, settings, out) as work:
+        if work is None:
+            return
+        from torchrec_adrec.publish import publish
+
+        process, folder = work
+        publish(out / "embeddings", settings, process, folder)
+
+
+@app.command()
+def recommend(
+    out: Out,
+    user: Annotated[
+        str,
+        typer.Option(help="JSON file of raw user columns, or the number of an example."),
+    ] = "0",
+    top: Annotated[int | None, typer.Option(min=1, help="Default: recommend.top.")] = None,
+) -> None:
+    """Ranked ads for one user, with milliseconds per stage.
+
+    The file holds raw columns, as {"I1": 3, "C1": "68fd1e64"}; absent ones are missing.
+    """
+    from torchrec_adrec.report import ads_table
+    from torchrec_adrec.serve.recommender import Recommender
+
+    features = _user(user, out)
+    recommender = Recommender.load(out)
+    recommender.recommend(features)  # the first call pays for allocations
+    answer = recommender.recommend(features, top)
+    console = Console(width=max(Console().width, 100))
+    console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
+    spent = answer.milliseconds.items()
+    console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in spent))
+
+
+def _user(user: str, out: Path) -> dict[str, Any]:
+    path = out / "data/example_users.json" if user.isdigit() else Path(user)
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--user: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}") from None
+    if user.isdigit():
+        if int(user) >= len(found):
+            raise ConfigError(f"--user {user}: there are {len(found)} examples, from 0")
+        found = found[int(user)]
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected one object of raw columns")
+    return found
+
+
+@app.command()
+def doctor() -> None:
+    """Versions found, whether they fit together, and the command that mends them."""
+    from torchrec_adrec.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(f"{'WRONG' if finding.mend else 'ok   '} {finding.text}")
+    mends = list(dict.fromkeys(f.mend for f in findings if f.mend))
+    for mend in mends:
+        typer.echo(f"mend it with:\n  {mend}")
+    raise typer.Exit(1 if mends else 0)
+
+
+def main() -> None:
+    """Entry point: what the user caused is one line and exit code 2, no traceback."""
+    setup_logging()
+    try:
+        app()
+    except AdRecError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,274 @@
+"""One run, complete: typed settings, read from YAML with `extends:` and overrides.
+
+Holds no torch, so that reading a configuration costs milliseconds. The file that a run
+saves beside its output (`config.yaml`) holds every setting, defaults included.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from torchrec_adrec.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SplitConfig(_Settings):
+    """Shares of the rows, in time order."""
+
+    train: Fraction = 0.8
+    valid: Fraction = 0.1
+    test: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = self.train + self.valid + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + valid + test must be 1, found {total:g}")
+        return self
+
+
+class SyntheticConfig(_Settings):
+    """A world with a known rule, for a demo that needs no download."""
+
+    rows: Count = 200_000
+    ads: Count = 2_000
+    users: Count = 20_000
+
+
+class DataConfig(_Settings):
+    """Raw files and how they become ids and floats."""
+
+    adapter: Literal["criteo", "synthetic"] = "criteo"
+    raw: tuple[str, ...] = ()
+    """Raw files, in time order; one path may be written without a list."""
+    ad_features: tuple[str, ...] = ("C2", "C14", "C15", "C18", "C25")
+    """The raw columns that describe the ad; every other feature is the user's side."""
+    split: SplitConfig = SplitConfig()
+    min_count: Count = 2
+    """Values seen less often in training become `unknown` (id 1)."""
+    max_bad_rows: Fraction = 0.001
+    """Share of unreadable lines above which `prepare` stops."""
+    chunk_megabytes: Count = 64
+    """Raw text held in memory at a time."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("raw"), str):
+            return {**values, "raw": [values["raw"]]}
+        return values
+
+
+class OptimizerConfig(_Settings):
+    """Row-wise Adagrad for the tables (fused into backward), AdamW for the rest."""
+
+    tables_lr: Rate = 0.02
+    dense_lr: Rate = 0.001
+    weight_decay: Rate = 0.0
+
+
+class TowersConfig(_Settings):
+    """Two towers and the loss they are trained with."""
+
+    embedding_dim: Count = 16
+    hidden: tuple[Count, ...] = (256, 128)
+    output_dim: Count = 64
+    dropout: Dropout = 0.0
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """How a user and an ad vector become a score; the index metric follows from it."""
+    alpha: Fraction = 0.5
+    """Weight of the click's cross-entropy; the rest is the in-batch softmax."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Divides the score inside the softmax."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class RankerConfig(_Settings):
+    """The token transformer that orders the candidates."""
+
+    layers: Count = 2
+    heads: Count = 4
+    model_dim: Count = 32
+    feedforward_dim: Count = 64
+    head_dim: Count = 128
+    dropout: Dropout = 0.1
+    tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
+    """Where the tables come from: the retrieval checkpoint, or fresh."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.model_dim % self.heads:
+            raise ValueError(
+                f"model_dim {self.model_dim} must be a multiple of heads {self.heads}"
+            )
+        return self
+
+
+class TrainConfig(_Settings):
+    """The loop, the same for towers and ranker."""
+
+    batch_size: Count = 1024
+    """Rows of one optimizer step over *all* ranks: a run means the same on any number."""
+    eval_batch_size: Count = 4096
+    epochs: Count = 1
+    checkpoint_every: Count = 200
+    """Steps between two checkpoints."""
+    keep_checkpoints: Count = 2
+    log_every: Count = 20
+    """Steps between two points of the loss curve."""
+    shuffle_window: Count = 1_000_000
+    """Rows that are shuffled together, within row groups drawn in random order."""
+
+
+class ShardingConfig(_Settings):
+    """What the planner may choose from. `data_parallel` is left out on purpose: with an
+    optimizer inside backward such tables never train, and nothing says so.
+    """
+
+    types: tuple[Literal["table_wise", "row_wise", "table_row_wise"], ...] = (
+        "table_wise",
+        "row_wise",
+    )
+
+
+class IndexConfig(_Settings):
+    """The FAISS index over all ads, in shards."""
+
+    kind: Literal["auto", "exact", "ivf_flat"] = "auto"
+    """auto: exact to 100,000 ads, IVF beyond."""
+    shards: Count = 2
+    nlist: Annotated[int, Field(ge=0)] = 0
+    """Number of inverted lists; 0 means 4 * sqrt(number of ads)."""
+    target_recall: Fraction = 0.95
+    """Recall against brute force at `recommend.candidates` below which the index is not
+    published."""
+    queries: Count = 1_000
+    """Held-out users that the gate asks with."""
+
+
+class RecommendConfig(_Settings):
+    """From all ads to the few that are shown."""
+
+    candidates: Count = 500
+    top: Count = 10
+
+
+class Config(_Settings):
+    """One run, complete."""
+
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = DataConfig()
+    towers: TowersConfig = TowersConfig()
+    ranker: RankerConfig = RankerConfig()
+    train: TrainConfig = TrainConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    index: IndexConfig = IndexConfig()
+    recommend: RecommendConfig = RecommendConfig()
+
+    def save(self, path: Path) -> None:
+        """Write every setting, defaults included, as YAML."""
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: YAML file; `extends: other.yaml` names a file beside it to start from.
+            None: the defaults.
+        overrides: `dotted.key=value` words, the value in YAML.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key (the nearest is named), a
+            value out of range.
+    """
+    values = _read_yaml(path) if path is not None else {}
+    for word in overrides:
+        values = _merge(values, _override(word))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        where = f"{path}: " if path is not None else ""
+        raise ConfigError(where + "; ".join(_explain(error))) from None
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `extends` leads back to itself")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys with values, found {values!r}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return _merge(_read_yaml(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _override(word: str) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"expected key=value (as train.batch_size=4096), found {word!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{word!r}: the value is no YAML") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key!r}{_nearest(fault['loc'])}")
+        else:
+            found = "" if fault["type"] == "missing" else f", found {fault['input']!r}"
+            lines.append(f"{key or 'config'}: {fault['msg']}{found}")
+    return lines
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    fields = _fields_under([str(part) for part in loc[:-1]])
+    close = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
+    prefix = "".join(f"{part}." for part in loc[:-1])
+    if close:
+        return f", did you mean {prefix + close[0]!r}?"
+    return f", expected one of {', '.join(sorted(fields))}"
+
+
+def _fields_under(parts: list[str]) -> list[str]:
+    model: Any = Config
+    for part in parts:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

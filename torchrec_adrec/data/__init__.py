@@ -1,0 +1,1 @@
+"""Raw logs to Parquet, and Parquet to batches."""

@@ -1,0 +1,116 @@
+"""Criteo-format rows from a known rule, so that the whole path runs without a download.
+
+    click ~ Bernoulli(sigmoid(bias + activity(user) + quality(ad) + 1.6 * u . v))
+
+Users belong to 40 groups and ads to 300 campaigns; u and v are unit vectors of R^8
+around the group's and the campaign's. Ads are shown by a Zipf law, independent of the
+user. C15 is the creative (the ad itself) and determines C2, C14, C18 and C25, as in the
+real logs; C1 is the user's group, C3 the user, C5 ... C9 the signs of u; I1 and I2 grow
+with the user's activity (I2 goes below zero); the other columns carry nothing.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from torchrec_adrec.config import SyntheticConfig
+from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
+
+GROUPS, CAMPAIGNS, LATENT_DIM = 40, 300, 8
+BIAS, AFFINITY = -1.6, 1.6
+CHUNK_ROWS = 100_000
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def write(config: SyntheticConfig, seed: int, path: Path) -> None:
+    """Write `config.rows` rows as TSV; the same seed gives the same bytes."""
+    world = World(config, seed)
+    rng = np.random.default_rng([seed, 1])
+    with path.open("wb") as file:
+        for first in range(0, config.rows, CHUNK_ROWS):
+            rows = min(CHUNK_ROWS, config.rows - first)
+            world.sample(rows, rng).write_csv(
+                file, separator="\t", include_header=False, quote_style="never"
+            )
+
+
+class World:
+    """Users and ads with latent vectors.
+
+    Attributes:
+        user, ad: (users, 8) and (ads, 8), unit length.
+        activity, quality: (users,) and (ads,), additive parts of the logit.
+    """
+
+    def __init__(self, config: SyntheticConfig, seed: int) -> None:
+        rng = np.random.default_rng([seed, 0])
+        self.group = rng.integers(GROUPS, size=config.users)
+        self.campaign = rng.integers(CAMPAIGNS, size=config.ads)
+        self.user = _around(_units(GROUPS, rng)[self.group], rng)
+        self.ad = _around(_units(CAMPAIGNS, rng)[self.campaign], rng)
+        self.activity = rng.normal(0, 0.6, config.users)
+        self.quality = rng.normal(0, 0.4, config.ads)
+        zipf = 1 / (np.arange(config.ads) + 10.0)
+        self.shown = zipf / zipf.sum()
+
+    def probability(self, user: Ints, ad: Ints) -> Floats:
+        """p(click) of pairs, (B,)."""
+        affinity = (self.user[user] * self.ad[ad]).sum(axis=1)
+        logit = BIAS + self.activity[user] + self.quality[ad] + AFFINITY * affinity
+        return np.asarray(1 / (1 + np.exp(-logit)))
+
+    def sample(self, rows: int, rng: np.random.Generator) -> pl.DataFrame:
+        """`rows` rows in Criteo's columns, as text-ready values."""
+        user = rng.integers(len(self.user), size=rows)
+        ad = rng.choice(len(self.ad), size=rows, p=self.shown)
+        click = rng.random(rows) < self.probability(user, ad)
+        columns = {LABEL: click.astype(np.int8)}
+        numbers = self._integers(user, rng)
+        hashes = self._hashes(user, ad, rng)
+        frame = pl.DataFrame(columns | numbers | hashes).select(COLUMNS)
+        absent = {n: rng.random(rows) < 0.2 for n in ("I3", "C10", "C20")}
+        return frame.with_columns(
+            pl.when(~pl.Series(gone)).then(pl.col(name)).alias(name)
+            for name, gone in absent.items()
+        )
+
+    def _integers(self, user: Ints, rng: np.random.Generator) -> dict[str, Ints]:
+        numbers = {name: rng.geometric(0.05, len(user)) for name in INTEGERS}
+        rate = np.exp(1.0 + 1.5 * self.activity[user])
+        numbers["I1"] = rng.poisson(rate)
+        numbers["I2"] = rng.poisson(2 * rate) - 2
+        return numbers
+
+    def _hashes(
+        self, user: Ints, ad: Ints, rng: np.random.Generator
+    ) -> dict[str, pl.Series]:
+        campaign = self.campaign[ad]
+        values = {name: rng.integers(200, size=len(user)) for name in HASHES}
+        values |= {"C15": ad, "C14": campaign, "C2": campaign % 60}
+        values |= {"C18": campaign % 12, "C25": campaign % 5}
+        values |= {"C1": self.group[user], "C3": user}
+        for axis, name in enumerate(("C5", "C6", "C7", "C8", "C9")):
+            values[name] = (self.user[user, axis] > 0).astype(np.int64)
+        return {
+            name: pl.Series(_hex(int(name[1:]), value)) for name, value in values.items()
+        }
+
+
+def _units(count: int, rng: np.random.Generator) -> Floats:
+    vectors = rng.normal(size=(count, LATENT_DIM))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _around(centre: Floats, rng: np.random.Generator) -> Floats:
+    vectors = centre + rng.normal(0, 0.15, centre.shape)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _hex(column: int, value: Ints) -> list[str]:
+    """Eight hex digits; an odd factor is a bijection of 32 bits, so none collide."""
+    mixed = (value + column * 10_000_019) * 2_654_435_761 % 2**32
+    return [f"{x:08x}" for x in mixed.tolist()]

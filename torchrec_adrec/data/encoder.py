@@ -1,0 +1,108 @@
+"""Raw columns to model inputs: the same code when data is prepared and when it serves."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.numeric import Standardize, bucket
+from torchrec_adrec.data.vocabulary import Vocabulary
+from torchrec_adrec.errors import ManifestError, SchemaError
+from torchrec_adrec.schema import Schema, Side, SparseFeature
+
+
+def raw_value(feature: SparseFeature) -> pl.Expr:
+    """What the vocabulary of a feature is fitted on."""
+    column = pl.col(feature.source)
+    return bucket(column) if feature.bucketed else column
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A schema with its fitted transforms, by feature name."""
+
+    schema: Schema
+    vocabularies: Mapping[str, Vocabulary]
+    numerics: Mapping[str, Standardize]
+
+    @classmethod
+    def fit(cls, schema: Schema, train: pl.LazyFrame, min_count: int) -> "Encoder":
+        """Fit every column on the training rows alone and fill in the table sizes."""
+        vocabularies = {}
+        for feature in schema.sparse:
+            value = train.select(value=raw_value(feature)).group_by("value")
+            counts = value.agg(count=pl.len()).collect(engine="streaming")
+            vocabularies[feature.name] = Vocabulary.fit(counts, min_count)
+        numerics = {f.name: Standardize.fit(f.name, train) for f in schema.dense}
+        sizes = {name: v.num_embeddings for name, v in vocabularies.items()}
+        sized = [
+            f.model_copy(update={"num_embeddings": sizes[f.name]})
+            for f in schema.sparse
+        ]
+        return cls(
+            schema.model_copy(update={"sparse": tuple(sized)}), vocabularies, numerics
+        )
+
+    def encode(self, raw: pl.DataFrame, side: Side) -> dict[str, NDArray[Any]]:
+        """One column per feature of a side: (B,) int32 ids, (B,) float32 numbers.
+
+        Raises:
+            SchemaError: a raw column is not there.
+        """
+        sparse, dense = self.schema.sparse_of(side), self.schema.dense_of(side)
+        needed = {f.source for f in sparse} | {f.name for f in dense}
+        lacking = sorted(needed - set(raw.columns))
+        if lacking:
+            raise SchemaError(
+                f"columns {lacking} are missing; expected {sorted(needed)},"
+                f" found {raw.columns}"
+            )
+        columns: dict[str, NDArray[Any]] = {}
+        for f in sparse:
+            value = raw.select(raw_value(f)).to_series()
+            columns[f.name] = self.vocabularies[f.name].encode(value)
+        for d in dense:
+            columns[d.name] = self.numerics[d.name].encode(raw[d.name])
+        return columns
+
+    def save(self, folder: Path) -> None:
+        """Write `schema.json`, `numeric.json` and `vocabulary/*.parquet`."""
+        (folder / "vocabulary").mkdir()
+        for name, vocabulary in self.vocabularies.items():
+            vocabulary.to_frame().write_parquet(folder / f"vocabulary/{name}.parquet")
+        fitted = [n.model_dump() for n in self.numerics.values()]
+        (folder / "numeric.json").write_text(json.dumps(fitted, indent=1) + "\n")
+        self.schema.save(folder / "schema.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Encoder":
+        """Read what `save` wrote.
+
+        Raises:
+            ManifestError: a file is missing, or a vocabulary is not the schema's.
+        """
+        schema = Schema.load(folder / "schema.json")
+        try:
+            vocabularies = {
+                f.name: Vocabulary.from_frame(
+                    pl.read_parquet(folder / f"vocabulary/{f.name}.parquet")
+                )
+                for f in schema.sparse
+            }
+            fitted = json.loads((folder / "numeric.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{folder} lacks a fitted transform: {error}") from None
+        numerics = {n["name"]: Standardize.model_validate(n) for n in fitted}
+        for f in schema.sparse:
+            if vocabularies[f.name].num_embeddings != f.num_embeddings:
+                raise ManifestError(
+                    f"{folder}/vocabulary/{f.name}.parquet has"
+                    f" {vocabularies[f.name].num_embeddings} ids, the schema"
+                    f" {f.num_embeddings}; run `adrec prepare` again"
+                )
+        return cls(schema, vocabularies, numerics)

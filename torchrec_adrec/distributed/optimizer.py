@@ -1,0 +1,62 @@
+"""Row-wise Adagrad inside backward for the tables, AdamW for every other parameter."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from torchrec_adrec.config import OptimizerConfig
+
+
+def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
+    """Give every table its optimizer. Call before the model is sharded.
+
+    Source of row-wise Adagrad: Naumov et al., DLRM, 2019 (arXiv:1906.00091).
+    """
+    for module in model.modules():
+        if isinstance(module, EmbeddingBagCollection):
+            apply_optimizer_in_backward(
+                RowWiseAdagrad, module.parameters(), {"lr": config.tables_lr}
+            )
+
+
+def build_optimizer(
+    model: DistributedModelParallel, config: OptimizerConfig
+) -> CombinedOptimizer:
+    """The tables' fused optimizer and AdamW for the rest, as one.
+
+    Raises:
+        AssertionError: a parameter has no optimizer, or two.
+    """
+    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
+    dense = KeyedOptimizerWrapper(
+        rest,
+        lambda parameters: torch.optim.AdamW(
+            parameters, lr=config.dense_lr, weight_decay=config.weight_decay
+        ),
+    )
+    # An Adam that has not stepped has no state, and a checkpoint would silently not be
+    # restored into it.
+    dense.init_state({})
+    optimizer = CombinedOptimizer([model.fused_optimizer, dense])
+    _check_coverage(model, optimizer, set(rest))
+    return optimizer
+
+
+def _check_coverage(
+    model: DistributedModelParallel, optimizer: CombinedOptimizer, dense: set[str]
+) -> None:
+    """Every parameter has exactly one optimizer, on the rank that holds it."""
+    held: list[set[str]] = [set() for _ in range(dist.get_world_size())]
+    dist.all_gather_object(held, set(model.fused_optimizer.params))
+    fused = set().union(*held)
+    parameters = {name for name, _ in model.named_parameters()}
+    assert not dense & fused, f"two optimizers: {sorted(dense & fused)}"
+    missing = parameters - dense - fused
+    assert not missing, f"no optimizer: {sorted(missing)}"
+    assert set(optimizer.params) >= dense, "a dense parameter is not stepped"

@@ -1,0 +1,66 @@
+"""The process group: one per process, opened and closed by the command that needs it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from torchrec_adrec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This rank among `world_size`, and its device."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what only one may write."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Process]:
+    """Join the group that the launcher describes, or make one of a single process.
+
+    Args:
+        device: `auto`, `cpu` (gloo) or `cuda` (nccl).
+
+    Raises:
+        ConfigError: `cuda` asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = cuda, but torch finds no GPU; set device=cpu or auto")
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else None
+    if place is not None:
+        torch.cuda.set_device(place)
+    else:
+        # The launcher leaves one thread a rank; share the cores among the ranks instead.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    alone = {} if "MASTER_ADDR" in os.environ else {"store": dist.HashStore()}
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(minutes=10),
+        **alone,
+    )
+    try:
+        yield Process(rank, size, local, place or torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,43 @@
+"""The exception tree. A message says what was found, what was expected, what to do.
+
+AdRecError
+├── ConfigError       a setting, a path or a command line that cannot be used
+├── SchemaError       columns that do not fit the schema
+├── DataError         rows that cannot be used
+├── CheckpointError   a checkpoint that does not fit the model that loads it
+├── ManifestError     an artefact that is damaged, or was made from something else
+├── GateError         an index that was measured and found too bad to publish
+└── StageError        a launched stage that did not end well
+"""
+
+
+class AdRecError(Exception):
+    """Base of every error that a user can cause; commands print it as one line."""
+
+
+class ConfigError(AdRecError):
+    """A setting, a path or a command line that cannot be used."""
+
+
+class SchemaError(AdRecError):
+    """Columns that do not fit the schema."""
+
+
+class DataError(AdRecError):
+    """Rows that cannot be used."""
+
+
+class CheckpointError(AdRecError):
+    """A checkpoint that does not fit the model that loads it."""
+
+
+class ManifestError(AdRecError):
+    """An artefact that is damaged, or was made from something else."""
+
+
+class GateError(AdRecError):
+    """An index that was measured and found too bad to publish."""
+
+
+class StageError(AdRecError):
+    """A launched stage that did not end well."""

@@ -1,0 +1,55 @@
+"""What any model must beat: the constant, and a logistic regression on the same ids."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, hstack
+from sklearn.linear_model import LogisticRegression
+
+from torchrec_adrec.evaluation.metrics import click_metrics
+from torchrec_adrec.schema import Schema
+
+INVERSE_L2 = 0.1
+MAX_ROWS = 1_000_000  # the latest training rows; more would not fit a laptop's memory
+
+
+def baselines(data: Path, out: Path) -> dict[str, Any]:
+    """Fit on the training split, judge on the test split, write `metrics.json`."""
+    schema = Schema.load(data / "schema.json")
+    train = pl.scan_parquet(data / "train/*.parquet").tail(MAX_ROWS).collect()
+    test = pl.read_parquet(data / "test/*.parquet")
+    label = schema.labels[0]
+    y_train, y_test = (f[label].to_numpy().astype(np.float64) for f in (train, test))
+    constant = np.full(len(y_test), y_train.mean())
+    model = LogisticRegression(C=INVERSE_L2, max_iter=200, tol=1e-3)
+    model.fit(_one_hot(train, schema), y_train)
+    predicted = model.predict_proba(_one_hot(test, schema))[:, 1]
+    metrics = {
+        "constant": {"test": click_metrics(constant, y_test)},
+        "logistic_regression": {
+            "test": click_metrics(predicted, y_test),
+            "train_rows": len(train),
+            "inverse_l2": INVERSE_L2,
+        },
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
+    """Every id as a column of its own, and the numbers as they are."""
+    sizes = [f.num_embeddings for f in schema.sparse]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    ids: NDArray[np.int64] = np.stack(
+        [frame[f.name].to_numpy() + starts[i] for i, f in enumerate(schema.sparse)], axis=1
+    )
+    rows, width = ids.shape
+    pointers = np.arange(0, rows * width + 1, width)
+    ones = np.ones(ids.size, dtype=np.float32)
+    hot = csr_matrix((ones, ids.ravel(), pointers), shape=(rows, int(starts[-1])))
+    dense = frame.select(f.name for f in schema.dense).to_numpy()
+    return hstack([hot, csr_matrix(dense)], format="csr")

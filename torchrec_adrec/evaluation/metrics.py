@@ -1,0 +1,33 @@
+"""Figures of click predictions, from scikit-learn's reference implementations."""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import log_loss, roc_auc_score
+
+Floats = NDArray[np.float64]
+
+
+def click_metrics(probability: Floats, label: Floats) -> dict[str, float]:
+    """AUC, log loss, normalised entropy and calibration of observed rows.
+
+    Args:
+        probability: (N,) predicted p(label = 1).
+        label: (N,) 0 or 1.
+
+    Returns:
+        `auc` (NaN if only one class is there), `log_loss`, `normalized_entropy` (log
+        loss over that of the constant base rate: He et al., ADKDD 2014), `calibration`
+        (mean prediction over mean label), `rows`, `label_rate`.
+    """
+    rate = float(label.mean())
+    both = 0 < rate < 1
+    loss = float(log_loss(label, probability, labels=[0, 1]))
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)) if both else np.nan
+    return {
+        "auc": float(roc_auc_score(label, probability)) if both else float("nan"),
+        "log_loss": loss,
+        "normalized_entropy": float(loss / entropy),
+        "calibration": float(probability.mean() / rate) if rate else float("nan"),
+        "rows": len(label),
+        "label_rate": rate,
+    }

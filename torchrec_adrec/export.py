@@ -1,0 +1,174 @@
+"""Checkpoint + catalog -> the vector of every ad, written by all ranks.
+
+    embeddings/
+      part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]
+      queries.parquet          held-out clicks: vector, clicked ad_id
+      manifest.json            made from what, how many, sha256 of each part
+      metrics.json             full-catalog recall of the clicked ads beside popularity
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from torchrec_adrec.config import Config
+from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.data.collate import tower_input
+from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.evaluation.retrieval import retrieval_metrics
+from torchrec_adrec.index.manifest import EmbeddingManifest, load_vectors, sha256
+from torchrec_adrec.progress import Progress
+from torchrec_adrec.schema import AD_ID, Schema, Side
+
+QUERIES = "queries.parquet"
+MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
+
+
+def export(
+    model: nn.Module,
+    start: checkpoint.Checkpoint,
+    data: Path,
+    config: Config,
+    process: Process,
+    out: Path,
+) -> None:
+    """Encode the catalog and the held-out clicks' users. Collective.
+
+    Each rank encodes and writes a contiguous slice; nothing is gathered.
+
+    Args:
+        model: the retrieval task, sharded, with `start` loaded.
+        start: named in the manifest.
+        out: an existing folder.
+    """
+    model.eval()
+    schema = Schema.load(data / "schema.json")
+    towers = model.module.model
+    catalog = load_catalog(data)
+    rows = slice_of(len(catalog), process)
+    vectors = encode(towers.ad_tower, catalog, schema, Side.AD, config, process)
+    ids = catalog[AD_ID].to_numpy()[rows]
+    write_vectors(out / f"part-{process.rank:05d}.parquet", ids, vectors)
+    clicks = held_out_clicks(data, schema, config.seed)
+    users = encode(towers.user_tower, clicks, schema, Side.USER, config, process)
+    own = clicks[AD_ID].to_numpy()[slice_of(len(clicks), process)]
+    write_vectors(out / f"queries-{process.rank:05d}.parquet", own, users)
+    process.barrier()
+    if process.is_first:
+        _join_queries(out)
+        _write_manifest(start, catalog, schema, config, out)
+        _judge(catalog, out)
+
+
+def slice_of(rows: int, process: Process) -> slice:
+    """This rank's contiguous share of `rows`."""
+    share = -(-rows // process.world_size)
+    return slice(min(process.rank * share, rows), min((process.rank + 1) * share, rows))
+
+
+@torch.no_grad()
+def encode(
+    tower: nn.Module,
+    frame: pl.DataFrame,
+    schema: Schema,
+    side: Side,
+    config: Config,
+    process: Process,
+) -> NDArray[np.float32]:
+    """This rank's share of the rows through one tower, (rows, D).
+
+    Collective: a lookup in sharded tables needs every rank, so all take as many steps
+    as the largest share has, the others on rows that are then dropped.
+    """
+    own = frame[slice_of(len(frame), process)]
+    share = -(-len(frame) // process.world_size)
+    size = -(-config.train.eval_batch_size // process.world_size)
+    parts = []
+    with Progress(f"encoding {side}s", len(frame), "rows") as progress:
+        for part in _padded(own, frame, share, size):
+            columns = {name: part[name].to_numpy() for name in _names(schema, side)}
+            rows = tower_input(columns, schema, side).to(process.device)
+            parts.append(tower(rows).cpu().numpy())
+            progress.advance(min(size * process.world_size, len(frame) - progress.done))
+    return np.concatenate(parts)[: len(own)]
+
+
+def _padded(
+    own: pl.DataFrame, frame: pl.DataFrame, share: int, size: int
+) -> Iterator[pl.DataFrame]:
+    """`share` rows in parts of `size`: this rank's, then the first row again and again."""
+    lacking = share - len(own)
+    if lacking:
+        own = pl.concat([own, *[frame.head(1)] * lacking])
+    for first in range(0, share, size):
+        yield own[first : first + size]
+
+
+def _names(schema: Schema, side: Side) -> list[str]:
+    return [f.name for f in (*schema.sparse_of(side), *schema.dense_of(side))]
+
+
+def held_out_clicks(data: Path, schema: Schema, seed: int) -> pl.DataFrame:
+    """Clicked rows of the test split in file order, at most `MAX_CLICKS` of them."""
+    label = schema.labels[0]
+    test = pl.scan_parquet(data / "test/*.parquet")
+    clicks = test.filter(pl.col(label) == 1).collect()
+    if len(clicks) <= MAX_CLICKS:
+        return clicks
+    kept = np.random.default_rng(seed).choice(len(clicks), MAX_CLICKS, replace=False)
+    return clicks[np.sort(kept)]
+
+
+def write_vectors(
+    path: Path, ids: NDArray[np.int64], vectors: NDArray[np.float32]
+) -> None:
+    """One row per id: `ad_id` and `vector`."""
+    flat = pa.array(np.ascontiguousarray(vectors).ravel())
+    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    pq.write_table(pa.table({AD_ID: pa.array(ids), "vector": lists}), path)
+
+
+def _join_queries(out: Path) -> None:
+    parts = sorted(out.glob("queries-*.parquet"))
+    pq.write_table(pa.concat_tables([pq.read_table(p) for p in parts]), out / QUERIES)
+    for part in parts:
+        part.unlink()
+
+
+def _write_manifest(
+    start: checkpoint.Checkpoint,
+    catalog: pl.DataFrame,
+    schema: Schema,
+    config: Config,
+    out: Path,
+) -> None:
+    parts = sorted(out.glob("part-*.parquet"))
+    EmbeddingManifest(
+        checkpoint=start.path.name,
+        step=start.step,
+        schema_fingerprint=schema.fingerprint,
+        similarity=config.towers.similarity,
+        dim=config.towers.output_dim,
+        count=len(catalog),
+        parts={p.name: sha256(p) for p in parts},
+    ).save(out)
+
+
+def _judge(catalog: pl.DataFrame, out: Path) -> None:
+    """Full-catalog recall, from the vectors as they stand in the files."""
+    ids, ads = load_vectors(out)
+    clicked, users = load_vectors(out, QUERIES)
+    impressions = catalog["impressions"].to_numpy()
+    at = np.searchsorted(ids, clicked)
+    metrics: dict[str, Any] = {"test": retrieval_metrics(users, ads, at, impressions)}
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

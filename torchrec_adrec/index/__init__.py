@@ -1,0 +1,1 @@
+"""Vectors to a sharded FAISS index behind a recall gate. The only user of faiss."""

@@ -1,0 +1,92 @@
+"""No index is published that was not measured against brute force."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec_adrec.errors import GateError
+from torchrec_adrec.index.manifest import Gate
+from torchrec_adrec.index.sharded import ShardedIndex
+
+SCORE_TOLERANCE = 1e-5
+TIE = 1e-6
+CHUNK = 64  # queries compared at a time: 64 x 1M ads are 256 MB
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def tune(index: ShardedIndex, ids: Ints, vectors: Floats, queries: Floats, k: int,
+         target: float) -> Gate:
+    """Set `nprobe` to the least power of two that reaches the target, then measure.
+
+    Args:
+        index: its `nprobe` is set.
+        ids, vectors: (N,), (N, D), what was exported.
+        queries: (B, D), held-out users.
+        k: as many as are served.
+
+    Raises:
+        GateError: no `nprobe` reaches the target recall, or a returned score is not the
+            inner product of the exported vectors.
+    """
+    k = min(k, len(ids))
+    order = np.argsort(ids)
+    ids, vectors = ids[order], vectors[order]
+    floor = _exact_floor(queries, vectors, k)
+    index.nprobe = 1
+    while True:
+        recall, error = _measure(index, ids, vectors, queries, floor, k)
+        if recall >= target or index.nprobe >= index.nlist:
+            break
+        index.nprobe = min(index.nprobe * 2, index.nlist)
+    if error > SCORE_TOLERANCE:
+        raise GateError(
+            f"the index returns scores that are {error:.2g} away from the model's inner"
+            f" product, more than {SCORE_TOLERANCE:g}: it was built with another metric"
+            " or other vectors; nothing was published"
+        )
+    if recall < target:
+        raise GateError(
+            f"recall@{k} against brute force is {recall:.4f} even at nprobe"
+            f" {index.nprobe} of {index.nlist}, below index.target_recall {target:g};"
+            " nothing was published"
+        )
+    return Gate(
+        k=k,
+        queries=len(queries),
+        recall=recall,
+        target_recall=target,
+        score_error=error,
+    )
+
+
+def _exact_floor(queries: Floats, vectors: Floats, k: int) -> Floats:
+    """The k-th best inner product of each query, by brute force, (B,)."""
+    floor = np.empty(len(queries), dtype=np.float32)
+    for at in _chunks(len(queries)):
+        scores = queries[at] @ vectors.T
+        floor[at] = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
+    return floor
+
+
+def _measure(
+    index: ShardedIndex,
+    ids: Ints,
+    vectors: Floats,
+    queries: Floats,
+    floor: Floats,
+    k: int,
+) -> tuple[float, float]:
+    """Recall by score (so equal scores are fair) and the largest score error."""
+    hits, worst = 0, 0.0
+    for at in _chunks(len(queries)):
+        found, scores = index.search(queries[at], k)
+        true = np.einsum("bd,bkd->bk", queries[at], vectors[np.searchsorted(ids, found)])
+        # Of ads as good as the k-th best any will do; rounding must not decide.
+        hits += int((true >= floor[at, None] - TIE).sum())
+        worst = max(worst, float(np.abs(true - scores).max()))
+    return hits / (len(queries) * k), worst
+
+
+def _chunks(rows: int) -> list[slice]:
+    return [slice(first, first + CHUNK) for first in range(0, rows, CHUNK)]

@@ -1,0 +1,113 @@
+"""What was exported and what was built, from what, with the hash of every file."""
+
+import hashlib
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.schema import AD_ID
+
+MANIFEST = "manifest.json"
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json`."""
+        (folder / MANIFEST).write_text(self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `manifest.json`.
+
+        Raises:
+            ManifestError: missing, or not of this kind.
+        """
+        try:
+            return cls.model_validate_json((folder / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{folder / MANIFEST}: {error}") from None
+
+
+class EmbeddingManifest(_Manifest):
+    """Exported ad vectors."""
+
+    checkpoint: str
+    step: int
+    schema_fingerprint: str
+    similarity: str
+    dim: int
+    count: int
+    parts: dict[str, str]
+
+
+class Gate(_Manifest):
+    """How the index compared with brute force, on held-out users, before publication.
+
+    Attributes:
+        recall: share of the exact top `k` that the index returns, mean over `queries`.
+        score_error: largest difference of a returned score from the inner product.
+    """
+
+    k: int
+    queries: int
+    recall: float
+    target_recall: float
+    score_error: float
+
+
+class IndexManifest(_Manifest):
+    """A published index."""
+
+    embeddings: EmbeddingManifest
+    kind: str
+    nlist: int
+    nprobe: int
+    count: int
+    shards: dict[str, str]
+    gate: Gate
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, hashes: dict[str, str]) -> None:
+    """Compare every file with its hash.
+
+    Raises:
+        ManifestError: a file is missing, cut short or changed.
+    """
+    for name, expected in hashes.items():
+        path = folder / name
+        found = sha256(path) if path.exists() else "no file"
+        if found != expected:
+            raise ManifestError(
+                f"{path}: expected sha256 {expected[:12]}, found {found[:12]};"
+                " build it again"
+            )
+
+
+def load_vectors(
+    folder: Path, pattern: str = "part-*.parquet"
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """ids (N,) and vectors (N, D) of all files that match, in name order."""
+    tables = [pq.read_table(path) for path in sorted(folder.glob(pattern))]
+    if not tables:
+        raise ManifestError(f"{folder} has no {pattern}; run `adrec export`")
+    ids = np.concatenate([t[AD_ID].to_numpy() for t in tables])
+    parts = [
+        chunk.flatten().to_numpy().reshape(len(chunk), chunk.type.list_size)
+        for t in tables
+        for chunk in t["vector"].chunks
+        if len(chunk)
+    ]
+    return ids, np.concatenate(parts)

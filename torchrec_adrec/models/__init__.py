@@ -1,0 +1,1 @@
+"""Models; none of them knows that it will be sharded."""

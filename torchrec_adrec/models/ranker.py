@@ -1,0 +1,114 @@
+"""The token transformer that orders the candidates.
+
+One token per raw column. User tokens never look at the ad, so a request computes them
+once and 500 candidates share them; and because training runs the very same code with as
+many users as ads, a served score is the trained score.
+
+Shape letters: B ads, U user tokens, A ad tokens, D model width, T tasks.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config import RankerConfig
+from torchrec_adrec.modules.attention import OneWayLayer
+from torchrec_adrec.modules.embeddings import embedding_tables, in_order
+from torchrec_adrec.schema import Schema, Side
+
+
+class Ranker(nn.Module):
+    """(user, ad) -> (B, T) logits, one per label.
+
+    The user's input has as many rows as the ad's, or one row that all ads share.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        config: RankerConfig,
+        embedding_dim: int,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.user_tables = embedding_tables(schema, Side.USER, embedding_dim, device)
+        self.ad_tables = embedding_tables(schema, Side.AD, embedding_dim, device)
+        self.head = RankerHead(schema, config, embedding_dim)
+
+    def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
+        """Score B ads, each for its user or all for one user."""
+        user_vectors, ad_vectors = self.user_tables(user.sparse), self.ad_tables(ad.sparse)
+        logits: Tensor = self.head(user_vectors, user.dense, ad_vectors, ad.dense)
+        return logits
+
+
+class RankerHead(nn.Module):
+    """All of the ranker but its tables: a leaf for the pipeline's tracer."""
+
+    def __init__(self, schema: Schema, config: RankerConfig, embedding_dim: int) -> None:
+        super().__init__()
+        frozen = config.tables == "frozen"
+        dim = config.model_dim
+        self.user_tokens = Tokens(schema, Side.USER, embedding_dim, dim, frozen)
+        self.ad_tokens = Tokens(schema, Side.AD, embedding_dim, dim, frozen)
+        self.layers = nn.ModuleList(
+            OneWayLayer(dim, config.heads, config.feedforward_dim, config.dropout)
+            for _ in range(config.layers)
+        )
+        # One hidden layer over all tokens, split in two so that the user's half is
+        # computed once per request.
+        self.user_out = nn.Linear(self.user_tokens.count * dim, config.head_dim)
+        self.ad_out = nn.Linear(self.ad_tokens.count * dim, config.head_dim)
+        self.out = nn.Sequential(
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.head_dim, len(schema.labels)),
+        )
+
+    def forward(
+        self, user: KeyedTensor, user_dense: Tensor, ad: KeyedTensor, ad_dense: Tensor
+    ) -> Tensor:
+        """Looked-up vectors and floats of both sides -> (B, T) logits."""
+        user_bud = self.user_tokens(user, user_dense)
+        ad_bad = self.ad_tokens(ad, ad_dense)
+        for layer in self.layers:
+            user_bud, ad_bad = layer(user_bud, ad_bad)
+        hidden = self.user_out(user_bud.flatten(1)) + self.ad_out(ad_bad.flatten(1))
+        logits: Tensor = self.out(hidden)
+        return logits
+
+
+class Tokens(nn.Module):
+    """One side to (B, count, D): a raw column's id vector and number, added up.
+
+    A number becomes `value * vector`; where its raw column is also an id (bucketed), it
+    joins that token, otherwise it has a token of its own.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, schema: Schema, side: Side, embedding_dim: int, dim: int, frozen: bool
+    ) -> None:
+        super().__init__()
+        sparse, dense = schema.sparse_of(side), schema.dense_of(side)
+        columns = [f.source for f in sparse]
+        columns += [f.name for f in dense if f.name not in columns]
+        self.names, self.count, self.frozen = [f.name for f in sparse], len(columns), frozen
+        self.embedding_dim = embedding_dim
+        self.project = nn.Linear(embedding_dim, dim, bias=False)
+        self.column = nn.Parameter(torch.randn(len(columns), dim) * 0.02)
+        self.number = nn.Parameter(torch.randn(len(dense), dim) * 0.02)
+        at = torch.tensor([columns.index(f.name) for f in dense], dtype=torch.long)
+        self.register_buffer("positions", at, persistent=False)
+
+    def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:
+        """Vectors of the side's ids and (B, F) floats -> (B, count, D)."""
+        ids = in_order(vectors, self.names).view(-1, len(self.names), self.embedding_dim)
+        if self.frozen:
+            # requires_grad=False does not freeze a sharded table; this does.
+            ids = ids.detach()
+        tokens = self.column.repeat(len(ids), 1, 1)
+        tokens[:, : len(self.names)] += self.project(ids)
+        return tokens.index_add(1, self.positions, dense[:, :, None] * self.number)

@@ -1,0 +1,58 @@
+"""A user tower and an ad tower that meet only in an inner product."""
+
+import torch
+from torch import Tensor, nn
+
+from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config import TowersConfig
+from torchrec_adrec.models.tower import Tower
+from torchrec_adrec.schema import Schema, Side
+
+
+class TwoTower(nn.Module):
+    """Two towers and what turns their inner product into a click's logit.
+
+    The score of a pair is the inner product of the two vectors and nothing else, so what
+    is trained, exported and searched is one number. With `similarity: cosine` the towers
+    normalise their vectors.
+    """
+
+    def __init__(
+        self, schema: Schema, config: TowersConfig, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+
+        def tower(side: Side) -> Tower:
+            return Tower(
+                schema,
+                side,
+                config.embedding_dim,
+                config.hidden,
+                config.output_dim,
+                config.dropout,
+                normalize=config.similarity == "cosine",
+                device=device,
+            )
+
+        self.user_tower = tower(Side.USER)
+        self.ad_tower = tower(Side.AD)
+        self.calibration = Calibration()
+
+    def forward(self, user: TowerInput, ad: TowerInput) -> tuple[Tensor, Tensor, Tensor]:
+        """Both sides of B pairs -> user (B, D), ad (B, D), click logit (B,)."""
+        user_vectors, ad_vectors = self.user_tower(user), self.ad_tower(ad)
+        logits = self.calibration((user_vectors * ad_vectors).sum(dim=1))
+        return user_vectors, ad_vectors, logits
+
+
+class Calibration(nn.Module):
+    """logit = exp(log_scale) * score + bias, both learned: a cosine is no logit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """(B,) -> (B,)."""
+        return self.log_scale.exp() * scores + self.bias

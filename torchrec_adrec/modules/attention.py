@@ -1,0 +1,71 @@
+"""Transformer layers in which an ad sees the user, and the user never sees an ad.
+
+Source of the layer: pre-norm transformer, Xiong et al. 2020 (arXiv:2002.04745).
+
+Shape letters: B rows, U user tokens, A ad tokens, H heads, D model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class OneWayLayer(nn.Module):
+    """One layer over two streams that share all weights.
+
+    User tokens attend to user tokens; ad tokens to the user's and their own row's ad
+    tokens. That is full attention under the mask of `one_way_mask`, without computing
+    what the mask would throw away, and the user's stream can be computed once for any
+    number of ads.
+    """
+
+    def __init__(self, dim: int, heads: int, feedforward_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm = nn.LayerNorm(dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.attention_out = nn.Linear(dim, dim)
+        self.feedforward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, feedforward_dim),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(feedforward_dim, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, user: Tensor, ad: Tensor) -> tuple[Tensor, Tensor]:
+        """user (B or 1, U, D), ad (B, A, D) -> the same shapes."""
+        user_q, user_k, user_v = self._project(user)
+        ad_q, ad_k, ad_v = self._project(ad)
+        rows = ad.shape[0]
+        seen_k = torch.cat([user_k.expand(rows, -1, -1, -1), ad_k], dim=2)
+        seen_v = torch.cat([user_v.expand(rows, -1, -1, -1), ad_v], dim=2)
+        user = user + self._attend(user_q, user_k, user_v)
+        ad = ad + self._attend(ad_q, seen_k, seen_v)
+        return user + self.feedforward(user), ad + self.feedforward(ad)
+
+    def _project(self, tokens_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) -> query, key, value, each (B, H, T, D / H)."""
+        rows, tokens, dim = tokens_btd.shape
+        qkv = self.query_key_value(self.attention_norm(tokens_btd))
+        split = qkv.view(rows, tokens, 3, self.heads, dim // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+def one_way_mask(user_tokens: int, ad_tokens: int) -> Tensor:
+    """Who may look at whom when user and ad tokens stand in one row, (U + A, U + A) bool.
+
+    True: row token may attend to column token. Written down for tests and readers.
+    """
+    total = user_tokens + ad_tokens
+    mask = torch.ones(total, total, dtype=torch.bool)
+    mask[:user_tokens, user_tokens:] = False
+    return mask

@@ -1,0 +1,47 @@
+"""The tables of one side: one `EmbeddingBagCollection`, one table per feature."""
+
+import torch
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from torchrec_adrec.schema import Schema, Side
+
+
+def embedding_tables(
+    schema: Schema,
+    side: Side,
+    embedding_dim: int,
+    device: torch.device | None = None,
+) -> EmbeddingBagCollection:
+    """The tables of one side, sum-pooled, in key order.
+
+    Args:
+        embedding_dim: D, the width of every vector.
+        device: `torch.device("meta")` for tables that are going to be sharded: then no
+            rank ever holds more than its own rows.
+    """
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=f"{side}_{feature.name}",
+                embedding_dim=embedding_dim,
+                num_embeddings=feature.num_embeddings,
+                feature_names=[feature.name],
+                pooling=PoolingType.SUM,
+            )
+            for feature in schema.sparse_of(side)
+        ],
+        device=device,
+    )
+
+
+def in_order(vectors: KeyedTensor, names: list[str]) -> Tensor:
+    """The looked-up vectors side by side in the order of `names`, (B, F * D).
+
+    Never read `vectors.values()` by position: a sharded collection returns the keys in
+    an order of its own.
+    """
+    joined: list[Tensor] = KeyedTensor.regroup([vectors], [names])
+    return joined[0]

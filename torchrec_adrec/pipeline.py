@@ -1,0 +1,92 @@
+"""All stages of a run on one machine, each launched as a user would launch it."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from torchrec_adrec.config import Config
+from torchrec_adrec.errors import StageError
+from torchrec_adrec.report import ads_table, summary_table, write_report
+from torchrec_adrec.stages import STAGES, Stage, is_done
+
+log = logging.getLogger(__name__)
+
+
+def run_pipeline(config: Config, run: Path, job: str) -> None:
+    """Run every stage whose inputs have changed, then judge and show the result.
+
+    Args:
+        job: `NODESxRANKS` as torchx takes it, `1x2` for two ranks here.
+
+    Raises:
+        StageError: a stage ended with an error.
+    """
+    for stage in STAGES.values():
+        if is_done(stage, config, run):
+            log.info("%s: skipped, its inputs have not changed", stage.name)
+            continue
+        started = time.monotonic()
+        _launch(stage, run, job)
+        log.info("%s: finished in %.0f s", stage.name, time.monotonic() - started)
+    served = _serve_examples(run)
+    metrics = {name: _metrics(run / name) for name in STAGES} | {"serve": served["speed"]}
+    write_report(config, metrics, run)
+    console = Console(width=max(Console().width, 100))
+    console.print(summary_table(metrics))
+    console.print(ads_table(served["ads"], "Ten ads for the first example user"))
+    console.print(f"Everything of this run: {run}/report.md")
+
+
+def command(stage: Stage, run: Path, job: str) -> list[str]:
+    """The command line of a stage, the same one that a user types."""
+    words = [*stage.command, "--out", str(run)]
+    if not stage.distributed:
+        return [sys.executable, "-m", "torchrec_adrec", *words]
+    torchx = [str(Path(sys.executable).with_name("torchx")), "run", "-s", "local_cwd"]
+    return [*torchx, "dist.ddp", "-j", job, "-m", "torchrec_adrec", "--", *words]
+
+
+def _launch(stage: Stage, run: Path, job: str) -> None:
+    words = command(stage, run, job)
+    log.info("%s: %s", stage.name, " ".join(words))
+    # The launcher calls `torchrun` by name: it must be the one of this environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    code = subprocess.run(words, env=os.environ | {"PATH": path}).returncode
+    if code:
+        raise StageError(
+            f"stage {stage.name} failed with exit code {code}; its last lines above say"
+            " why. The same command goes on from what is finished"
+        )
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    name = "report.json" if folder.name == "data" else "metrics.json"
+    return dict(json.loads((folder / name).read_text()))
+
+
+def _serve_examples(run: Path) -> dict[str, Any]:
+    """Ask for every example user once; milliseconds as medians over them."""
+    from torchrec_adrec.serve.recommender import Recommender
+
+    recommender = Recommender.load(run)
+    users = json.loads((run / "data/example_users.json").read_text())
+    recommender.recommend(users[0])  # the first call pays for allocations
+    answers = [recommender.recommend(user) for user in users]
+    stages = answers[0].milliseconds
+    speed = {name: median(a.milliseconds[name] for a in answers) for name in stages}
+    return {
+        "ads": answers[0].ads,
+        "speed": {
+            "requests": len(users),
+            "candidates": answers[0].candidates,
+            "milliseconds": speed,
+        },
+    }

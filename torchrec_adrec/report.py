@@ -1,0 +1,94 @@
+"""What a run says of itself: one table on the screen, `report.md`, `metrics.json`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.table import Table
+
+from torchrec_adrec.config import Config
+from torchrec_adrec.schema import AD_ID
+
+Metrics = dict[str, Any]
+
+
+def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
+    """Every line of the summary: what, and how much."""
+    data, baselines = metrics["data"], metrics["baselines"]
+    splits = data["splits"]
+    sizes = " / ".join(f"{splits[name]['rows']:,}" for name in splits)
+    yield "rows in (bad)", f"{data['rows_in']:,} ({data['bad_rows']['count']:,})"
+    yield "rows train / valid / test", sizes
+    yield "ads (shown in training)", f"{data['ads']['all']:,} ({data['ads']['in_train']:,})"
+    for name in ("constant", "logistic_regression"):
+        yield _figures(name.replace("_", " "), baselines[name]["test"])
+    for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
+        for label, figures in metrics[name]["test"].items():
+            yield _figures(f"{title}, {label}", figures)
+    yield from _recalls(metrics["embeddings"]["test"])
+    gate = metrics["index"]
+    yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
+    serve = metrics["serve"]
+    times = serve["milliseconds"].items()
+    yield (
+        f"ms a request, median of {serve['requests']}",
+        ", ".join(f"{name} {value:.2f}" for name, value in times),
+    )
+
+
+def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
+    return (
+        f"{title}: test AUC / log loss",
+        f"{figures['auc']:.4f} / {figures['log_loss']:.4f}",
+    )
+
+
+def _recalls(judged: Metrics) -> Iterator[tuple[str, str]]:
+    towers, popular = judged["all"]["towers"], judged["all"]["popularity"]
+    for name in (key for key in towers if key.startswith("recall@")):
+        yield (
+            f"{name} of {judged['catalog']:,} ads: towers / popularity",
+            f"{towers[name]:.4f} / {popular[name]:.4f}",
+        )
+
+
+def summary_table(metrics: Metrics) -> Table:
+    """The summary for a terminal."""
+    table = Table("measured", "value", title="torchrec_adrec")
+    for row in _rows(metrics):
+        table.add_row(*row)
+    return table
+
+
+def ads_table(ads: pl.DataFrame, title: str) -> Table:
+    """Ranked ads for a terminal, best first."""
+    raw = [name for name in ads.columns if name not in (AD_ID, "click", "score")]
+    table = Table("rank", AD_ID, "p(click)", "tower score", *raw, title=title)
+    for rank, ad in enumerate(ads.iter_rows(named=True), start=1):
+        table.add_row(
+            str(rank),
+            str(ad[AD_ID]),
+            f"{ad['click']:.4f}",
+            f"{ad['score']:.4f}",
+            *(ad[name] or "missing" for name in raw),
+        )
+    return table
+
+
+def write_report(config: Config, metrics: Metrics, run: Path) -> None:
+    """Write `metrics.json` and `report.md` of the whole run."""
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    lines = ["# Run report", "", f"Seed {config.seed}; every setting: `config.yaml`.", ""]
+    lines += ["| measured | value |", "|---|---|"]
+    lines += [f"| {what} | {value} |" for what, value in _rows(metrics)]
+    protocol = metrics["embeddings"]["test"]["protocol"]
+    lines += ["", f"Retrieval recall: {protocol}.", ""]
+    for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
+        lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
+        lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
+    bad = metrics["data"]["bad_rows"]["first"]
+    if bad:
+        lines += ["## Bad rows", "", *(f"- `{line}`" for line in bad), ""]
+    (run / "report.md").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,1 @@
+"""One request: user features -> candidates -> ranked ads."""

@@ -1,0 +1,171 @@
+"""User features -> 500 candidates -> 10 ads, with milliseconds per stage."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import nn
+
+from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.data.collate import tower_input
+from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.errors import CheckpointError, DataError, ManifestError
+from torchrec_adrec.index.manifest import IndexManifest
+from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.serve.retriever import Retriever
+from torchrec_adrec.serve.scorer import Scorer
+from torchrec_adrec.tasks import build_task
+
+RawUser = Mapping[str, int | str | None]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What one request gets.
+
+    Attributes:
+        ads: best first: `ad_id`, `click` (the ranker's probability), `score` (the
+            towers' inner product) and the ad's raw columns.
+        candidates: ads that the ranker saw.
+        milliseconds: per stage, and `total`.
+    """
+
+    ads: pl.DataFrame
+    candidates: int
+    milliseconds: dict[str, float]
+
+
+class Recommender:
+    """Both models, the index and the catalog of one run, ready for requests.
+
+    Example:
+        recommender = Recommender.load(Path("runs/demo"))
+        recommender.recommend({"I1": 3, "C1": "68fd1e64"}).ads
+    """
+
+    def __init__(
+        self, encoder: Encoder, retriever: Retriever, scorer: Scorer, config: Config
+    ) -> None:
+        self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
+        self.config = config
+
+    @classmethod
+    def load(cls, run: Path) -> "Recommender":
+        """Open a finished run.
+
+        Raises:
+            ManifestError, CheckpointError: a part is missing, damaged, or was made from
+                another part than the ones beside it.
+        """
+        config = load_config(run / "config.yaml")
+        encoder = Encoder.load(run / "data")
+        schema = encoder.schema
+        manifest = IndexManifest.load(run / "index")
+        towers = _load(run, "retrieval", schema, config, manifest)
+        ranker = _load(run, "ranking", schema, config, None)
+        index = ShardedIndex.load(run / "index", manifest)
+        return cls(
+            encoder,
+            Retriever(towers.model.user_tower, index),
+            Scorer(ranker.model, schema, load_catalog(run / "data")),
+            config,
+        )
+
+    def recommend(self, user: RawUser, top: int | None = None) -> Recommendation:
+        """The best ads for one user.
+
+        Args:
+            user: raw columns; a column that is absent or None is a missing value.
+            top: how many; default `recommend.top`.
+
+        Raises:
+            DataError: a column that no user feature is made of, or a value of the wrong
+                kind.
+        """
+        spent: dict[str, float] = {}
+        with _clock("encode", spent):
+            rows = self._user_input(user)
+        with _clock("retrieve", spent):
+            ids, scores = self.retriever.retrieve(rows, self.config.recommend.candidates)
+        with _clock("rank", spent):
+            click = self.scorer.score(rows, ids)
+        spent["total"] = sum(spent.values())
+        found = pl.DataFrame({AD_ID: ids, "click": click, "score": scores})
+        best = found.sort("click", descending=True).head(top or self.config.recommend.top)
+        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
+        return Recommendation(ads, len(ids), spent)
+
+    def _user_input(self, user: RawUser) -> TowerInput:
+        schema = self.encoder.schema
+        columns = raw_columns(schema, Side.USER)
+        strange = sorted(set(user) - set(columns))
+        if strange:
+            raise DataError(
+                f"unknown user columns {strange}; expected some of {list(columns)}"
+            )
+        numbers = {f.name for f in schema.dense_of(Side.USER)}
+        values = {
+            name: pl.Series([_raw(name, user.get(name), name in numbers)], dtype=pl.Int64)
+            for name in columns
+        }
+        encoded = self.encoder.encode(pl.DataFrame(values), Side.USER)
+        return tower_input(encoded, schema, Side.USER)
+
+
+def raw_columns(schema: Schema, side: Side) -> tuple[str, ...]:
+    """The raw columns that a side is made of, each once."""
+    names = [f.name for f in schema.dense_of(side)]
+    return tuple(dict.fromkeys([*names, *(f.source for f in schema.sparse_of(side))]))
+
+
+def _raw(name: str, value: int | str | None, is_number: bool) -> int | None:
+    """A raw value as `prepare` reads it. A hash must be text: as a number, 12345678
+    could be meant in either base, and guessing would be silently wrong.
+    """
+    if value is None or value == "":
+        return None
+    if is_number and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    pattern = r"[+-]?[0-9]+" if is_number else r"[0-9a-fA-F]{8}"
+    if isinstance(value, str) and re.fullmatch(pattern, value):
+        return int(value, 10 if is_number else 16)
+    expected = "an integer" if is_number else "eight hexadecimal digits as text"
+    raise DataError(f"{name} is {value!r}, expected {expected}, or null")
+
+
+def _load(
+    run: Path, name: str, schema: Schema, config: Config, index: IndexManifest | None
+) -> Any:
+    """A task, unsharded and ready to predict, from the run's last checkpoint."""
+    task: nn.Module = build_task(name, schema, config)
+    start = checkpoint.latest(run / name / "checkpoints")
+    if start is None:
+        raise CheckpointError(f"{run / name} has no checkpoint; run `adrec train {name}`")
+    if index is not None:
+        made = (index.embeddings.schema_fingerprint, index.embeddings.step)
+        if made != (schema.fingerprint, start.step):
+            raise ManifestError(
+                f"{run / 'index'} was made from step {made[1]} and columns {made[0]},"
+                f" beside it are step {start.step} and {schema.fingerprint};"
+                " run `adrec export` and `adrec index`"
+            )
+    checkpoint.load(start, task, schema)
+    torch.set_grad_enabled(False)
+    return task.eval()
+
+
+@contextmanager
+def _clock(stage: str, spent: dict[str, float]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    spent[stage] = (time.perf_counter() - started) * 1e3

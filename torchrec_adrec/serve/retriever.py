@@ -1,0 +1,25 @@
+"""One user to the nearest ads of the index."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.index.sharded import ShardedIndex
+
+
+class Retriever:
+    """The user tower in front of the index."""
+
+    def __init__(self, tower: nn.Module, index: ShardedIndex) -> None:
+        self.tower, self.index = tower, index
+
+    @torch.inference_mode()
+    def retrieve(
+        self, user: TowerInput, k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """ids and scores of the `k` best ads for a user of one row, best first, (k,)."""
+        vector = self.tower(user).numpy()
+        ids, scores = self.index.search(vector, k)
+        return ids[0], scores[0]

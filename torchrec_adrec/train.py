@@ -1,0 +1,290 @@
+"""The training loop, the same for towers and ranker, on any number of ranks.
+
+Nothing about a step depends on the steps before it but the weights: the rows, the
+dropout masks and the position all follow from (seed, step). So a run that was killed and
+resumed on as many ranks ends with the bits of one that was not.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer
+
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.config import Config
+from torchrec_adrec.data.collate import batch_columns, collate
+from torchrec_adrec.data.parquet import Reader, Split, prefetch
+from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_optimizer
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.distributed.sharding import meta_device, shard
+from torchrec_adrec.errors import CheckpointError, DataError
+from torchrec_adrec.evaluation.metrics import click_metrics
+from torchrec_adrec.evaluation.predict import Predictions, batches, predict_clicks
+from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
+from torchrec_adrec.progress import Progress
+from torchrec_adrec.schema import Schema, Side
+from torchrec_adrec.tasks import build_task
+
+CHECKPOINTS = "checkpoints"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trainer:
+    """Trains one task.
+
+    Args:
+        task: `retrieval` or `ranking`.
+        data: a prepared data set.
+        folder: where checkpoints, curves and metrics go; a run that finds checkpoints
+            here goes on from the last one.
+        warm_start: retrieval checkpoint whose tables a ranker starts with.
+    """
+
+    task: str
+    config: Config
+    process: Process
+    data: Path
+    folder: Path
+    warm_start: checkpoint.Checkpoint | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.schema = Schema.load(self.data / "schema.json")
+        self.model, self.optimizer = build(
+            self.task, self.schema, self.config, self.process
+        )
+        self.reader = Reader(
+            Split.open(self.data / "train"),
+            batch_columns(self.schema),
+            self.config.train.batch_size,
+            self.process.rank,
+            self.process.world_size,
+            seed=self.config.seed,
+            shuffle_window=self.config.train.shuffle_window,
+        )
+        self.steps = self.reader.steps * self.config.train.epochs
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end and judge on the held-out splits; write `metrics.json`."""
+        first = self._restore()
+        left_out = self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
+        if self.process.is_first:
+            log.info(
+                "%s: steps %d to %d of %d global rows, %d rows an epoch left out (the"
+                " incomplete last step), seed %d",
+                self.task,
+                first,
+                self.steps,
+                self.reader.batch_size,
+                left_out,
+                self.config.seed,
+            )
+        rate, last_loss = self._train(first)
+        metrics = {
+            "task": self.task,
+            "seed": self.config.seed,
+            "world_size": self.process.world_size,
+            "train": {
+                "steps": self.steps,
+                "rows_left_out_an_epoch": left_out,
+                "last_step_loss": last_loss,
+                "samples_per_second": rate,
+                "resumed_at_step": first,
+            },
+            **self._held_out(),
+        }
+        if self.process.is_first:
+            (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+            loss_curve(self.curve, f"{self.task}: training loss", self.folder / "loss.png")
+        return metrics
+
+    def _restore(self) -> int:
+        """Load the last checkpoint, or the tables of a warm start, or nothing."""
+        found = checkpoint.latest(self.folder / CHECKPOINTS)
+        if found is not None:
+            checkpoint.load(found, self.model, self.schema, self.optimizer)
+            self.curve = [(step, loss) for step, loss in found.state["curve"]]
+            self._last_loss = float(found.state["last_step_loss"])
+            log.info("resumed from %s", found.path)
+            return found.step
+        if self.warm_start is not None:
+            origin = warm_start_names(self.model)
+            checkpoint.load_tables(self.warm_start, self.model, self.schema, origin)
+            log.info("%d tables warm-started from %s", len(origin), self.warm_start.path)
+        return 0
+
+    def _train(self, first: int) -> tuple[float, float]:
+        """Run the steps that are left; samples/s and the last step's global loss."""
+        pipeline = TrainPipelineSparseDist(self.model, self.optimizer, self.process.device)
+        rows = prefetch(self._batches(first))
+        settings = self.config.train
+        self.model.train()
+        window: list[torch.Tensor] = []
+        with self._board() as board, Progress(
+            f"train {self.task}", self.steps - first
+        ) as progress:
+            for step in range(first + 1, self.steps + 1):
+                self._seed(step)
+                loss, note = pipeline.progress(rows).loss, ""
+                window.append(loss)
+                last = step == self.steps
+                if last or step % settings.log_every == 0:
+                    note = self._log(step, window, board)
+                    window = []
+                if last or step % settings.checkpoint_every == 0:
+                    self._save(step, self._global(loss))
+                progress.advance(1, note)
+        pipeline.detach()
+        return progress.rate * self.reader.batch_size, self._last_loss
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        for epoch in range(self.config.train.epochs):
+            skip = max(first - epoch * self.reader.steps, 0)
+            if skip < self.reader.steps:
+                for rows in self.reader.epoch(epoch, skip):
+                    yield collate(rows, self.schema)
+
+    def _seed(self, step: int) -> None:
+        """Dropout of a step depends on seed, step and rank alone."""
+        torch.manual_seed((self.config.seed << 40) + (step << 12) + self.process.rank)
+
+    def _global(self, loss: torch.Tensor) -> float:
+        """The mean over ranks, which is the global loss; the same on every rank."""
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        return total.item() / self.process.world_size
+
+    def _log(self, step: int, window: list[torch.Tensor], board: SummaryWriter | None) -> str:
+        mean = self._global(torch.stack(window).mean())
+        if not math.isfinite(mean):
+            raise DataError(
+                f"{self.task}: the loss became {mean} between steps"
+                f" {step - len(window) + 1} and {step}; lower the learning rates"
+            )
+        self.curve.append((step, mean))
+        if board is not None:
+            board.add_scalar(f"{self.task}/loss", mean, step)
+        return f"loss {mean:.4f}"
+
+    def _save(self, step: int, loss: float) -> None:
+        self._last_loss = loss
+        checkpoint.save(
+            self.folder / CHECKPOINTS,
+            self.process,
+            self.model,
+            self.optimizer,
+            self.schema,
+            {
+                "task": self.task,
+                "step": step,
+                "seed": self.config.seed,
+                "last_step_loss": loss,
+                "curve": self.curve,
+            },
+            self.config.train.keep_checkpoints,
+        )
+
+    @contextmanager
+    def _board(self) -> Iterator[SummaryWriter | None]:
+        """TensorBoard of the first rank; steps that a resumed run repeats are purged."""
+        if not self.process.is_first:
+            yield None
+            return
+        purge = self.curve[-1][0] + 1 if self.curve else 0
+        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge) as board:
+            yield board
+
+    def _held_out(self) -> dict[str, Any]:
+        """Figures on the splits that training never read, and their calibration."""
+        size, figures = self.config.train.eval_batch_size, {}
+        for name in ("valid", "test"):
+            if not any((self.data / name).glob("*.parquet")):
+                continue
+            rows = batches(Split.open(self.data / name), self.schema, self.process, size)
+            found = predict_clicks(self.model, rows, self.schema)
+            figures[name] = judge(found)
+            if self.process.is_first and name == "test":
+                self._draw_calibration(found)
+        return figures
+
+    def _draw_calibration(self, found: Predictions) -> None:
+        label, (probability, observed) = next(iter(found.items()))
+        title = f"{self.task}: {label} on the test split"
+        calibration_curve(probability, observed, title, self.folder / "calibration.png")
+
+
+def build(
+    task: str, schema: Schema, config: Config, process: Process
+) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+    """Model -> optimizer inside backward -> sharding -> the rest's optimizer.
+
+    The order matters: a table gets its optimizer before it is sharded, or never.
+    """
+    # Shards are made where they live, so ranks must not draw the same numbers.
+    torch.manual_seed((config.seed << 12) + process.rank)
+    model = build_task(task, schema, config, meta_device())
+    settings = config.towers if task == "retrieval" else config.ranker
+    fuse_table_optimizer(model, settings.optimizer)
+    share = config.train.batch_size // process.world_size
+    sharded = shard(model, process, config.sharding.types, share)
+    return sharded, build_optimizer(sharded, settings.optimizer)
+
+
+def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
+    """The last checkpoint of a finished training stage.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = checkpoint.latest(folder / CHECKPOINTS)
+    if found is None:
+        raise CheckpointError(f"{folder} has no checkpoint; run `adrec train` first")
+    return found
+
+
+def restore(
+    task: str, run: Path, schema: Schema, config: Config, process: Process
+) -> tuple[DistributedModelParallel, checkpoint.Checkpoint]:
+    """A sharded model with the weights of a finished run, at any world size."""
+    model, _ = build(task, schema, config, process)
+    start = final_checkpoint(run / task)
+    checkpoint.load(start, model, schema)
+    return model, start
+
+
+def evaluate_split(
+    model: nn.Module, folder: Path, schema: Schema, config: Config, process: Process
+) -> dict[str, Any]:
+    """Figures per label over one split, from all ranks. Collective."""
+    rows = batches(Split.open(folder), schema, process, config.train.eval_batch_size)
+    return judge(predict_clicks(model, rows, schema))
+
+
+def judge(found: Predictions) -> dict[str, Any]:
+    """Figures per label."""
+    return {name: click_metrics(*predictions) for name, predictions in found.items()}
+
+
+def warm_start_names(model: nn.Module) -> dict[str, str]:
+    """A ranker's table parameters -> the same tables in a retrieval checkpoint."""
+    return {
+        name: name.replace(f"model.{side}_tables.", f"model.{side}_tower.tables.")
+        for name in model.state_dict()
+        for side in Side
+        if name.startswith(f"model.{side}_tables.")
+    }
