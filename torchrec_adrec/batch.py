@@ -22,11 +22,11 @@ class _Moves(Pipelineable):  # type: ignore[misc]
         return self._map(lambda part: part.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in fields(self):
             getattr(self, field.name).record_stream(stream)
 
     def _map(self, move: Any) -> Self:
-        parts = {f.name: move(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        parts = {f.name: move(getattr(self, f.name)) for f in fields(self)}
         return type(self)(**parts)
 
 

@@ -5,8 +5,8 @@ Nothing heavy is imported up here: importing torchrec takes seconds.
 
 import json
 import sys
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,7 +116,7 @@ def run(
 
 @app.command()
 def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Raw files to Parquet, catalog, schema and report; fitted on training rows only."""
+    """Raw files to Parquet, catalog, schema, report; fitted on training rows only."""
     from torchrec_adrec.data.prepare import prepare as prepare_data
 
     settings = _open(config, overrides, out)
@@ -245,9 +245,13 @@ def recommend(
     out: Out,
     user: Annotated[
         str,
-        typer.Option(help="JSON file of raw user columns, or the number of an example."),
+        typer.Option(
+            help="JSON file of raw user columns, or the number of an example."
+        ),
     ] = "0",
-    top: Annotated[int | None, typer.Option(min=1, help="Default: recommend.top.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Default: recommend.top.")
+    ] = None,
 ) -> None:
     """Ranked ads for one user, with milliseconds per stage.
 

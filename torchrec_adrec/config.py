@@ -21,7 +21,9 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
 
 
 class SplitConfig(_Settings):
@@ -122,7 +124,7 @@ class TrainConfig(_Settings):
     """The loop, the same for towers and ranker."""
 
     batch_size: Count = 1024
-    """Rows of one optimizer step over *all* ranks: a run means the same on any number."""
+    """Rows of one optimizer step over *all* ranks: a run means the same on any."""
     eval_batch_size: Count = 4096
     epochs: Count = 1
     checkpoint_every: Count = 200
@@ -215,7 +217,9 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"{path} is no YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys with values, found {values!r}")
     base = values.pop("extends", None)
@@ -227,7 +231,9 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _override(word: str) -> dict[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise ConfigError(f"expected key=value (as train.batch_size=4096), found {word!r}")
+        raise ConfigError(
+            f"expected key=value (as train.batch_size=4096), found {word!r}"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

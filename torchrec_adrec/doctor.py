@@ -94,7 +94,7 @@ def _faiss() -> Finding:
     if len(found) == 1 and FAISS in found.values():
         return Finding(text)
     return Finding(
-        f"faiss: found {text}, expected one build of {FAISS} (all are the module faiss)",
+        f"faiss: found {text}, expected one build of {FAISS} (all import as faiss)",
         f"pip uninstall -y {' '.join(builds)} && pip install faiss-cpu=={FAISS}",
     )
 

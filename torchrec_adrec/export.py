@@ -1,10 +1,10 @@
 """Checkpoint + catalog -> the vector of every ad, written by all ranks.
 
-    embeddings/
-      part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]
-      queries.parquet          held-out clicks: vector, clicked ad_id
-      manifest.json            made from what, how many, sha256 of each part
-      metrics.json             full-catalog recall of the clicked ads beside popularity
+embeddings/
+  part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]
+  queries.parquet          held-out clicks: vector, clicked ad_id
+  manifest.json            made from what, how many, sha256 of each part
+  metrics.json             full-catalog recall of the clicked ads beside popularity
 """
 
 import json
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.catalog import load_catalog
@@ -27,6 +28,7 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.retrieval import retrieval_metrics
 from torchrec_adrec.index.manifest import EmbeddingManifest, load_vectors, sha256
+from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
@@ -35,7 +37,7 @@ MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
 
 
 def export(
-    model: nn.Module,
+    model: DistributedModelParallel,
     start: checkpoint.Checkpoint,
     data: Path,
     config: Config,
@@ -53,7 +55,7 @@ def export(
     """
     model.eval()
     schema = Schema.load(data / "schema.json")
-    towers = model.module.model
+    towers: TwoTower = model.module.model
     catalog = load_catalog(data)
     rows = slice_of(len(catalog), process)
     vectors = encode(towers.ad_tower, catalog, schema, Side.AD, config, process)
@@ -106,7 +108,7 @@ def encode(
 def _padded(
     own: pl.DataFrame, frame: pl.DataFrame, share: int, size: int
 ) -> Iterator[pl.DataFrame]:
-    """`share` rows in parts of `size`: this rank's, then the first row again and again."""
+    """`share` rows in parts of `size`: this rank's, filled up with the first row."""
     lacking = share - len(own)
     if lacking:
         own = pl.concat([own, *[frame.head(1)] * lacking])

@@ -69,7 +69,7 @@ def in_batch_softmax(
     """
     # The gather must carry gradients: with a plain all_gather the ads of other ranks
     # would be constants, and the dense gradient wrong by several times its size.
-    ads = torch.cat(all_gather_with_grad(ad))  # (W * B, D)
+    ads = torch.cat(all_gather_with_grad(ad))  # type: ignore[no-untyped-call]  # (W * B, D)
     ids, offsets = _gather(ad_ids), _gather(log_q)  # (W * B,)
     own = torch.arange(len(user), device=user.device) + dist.get_rank() * len(user)
     logits = user @ ads.T / temperature - offsets  # (B, W * B)

@@ -37,7 +37,9 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
         _launch(stage, run, job)
         log.info("%s: finished in %.0f s", stage.name, time.monotonic() - started)
     served = _serve_examples(run)
-    metrics = {name: _metrics(run / name) for name in STAGES} | {"serve": served["speed"]}
+    metrics = {name: _metrics(run / name) for name in STAGES} | {
+        "serve": served["speed"]
+    }
     write_report(config, metrics, run)
     console = Console(width=max(Console().width, 100))
     console.print(summary_table(metrics))

@@ -26,14 +26,17 @@ def setup_logging() -> None:
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     who = f"rank {rank}/{size} | " if rank is not None else ""
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.WARNING,  # fbgemm describes every table of every rank at INFO
         format=f"%(asctime)s {who}%(levelname)s %(name)s | %(message)s",
         datefmt="%H:%M:%S",
     )
-    # Deprecations inside torchrec's own calls; nothing here can mend them.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
-    for noisy in ("torchrec", "torch.distributed", "torch.fx", "matplotlib", "fsspec", "torchx"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("torchrec_adrec").setLevel(logging.INFO)
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    # Deprecations inside the libraries' own calls; nothing here can mend them.
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="(torch|torchrec)[.]"
+    )
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 class Progress:
@@ -42,7 +45,9 @@ class Progress:
     Only rank 0 speaks: all ranks take the same steps.
     """
 
-    def __init__(self, title: str, total: int | None = None, unit: str = "steps") -> None:
+    def __init__(
+        self, title: str, total: int | None = None, unit: str = "steps"
+    ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self._note = ""
@@ -83,11 +88,12 @@ class Progress:
 
     def _line(self) -> str:
         of = f" of {self.total:,}" if self.total else ""
-        left = f", {(self.total - self.done) / self.rate:.0f} s left" if self.total else ""
-        note = f", {self._note}" if self._note else ""
-        return (
-            f"{self.title}: {self.done:,}{of} {self.unit}, {self.rate:,.0f}/s{note}{left}"
+        left = (
+            f", {(self.total - self.done) / self.rate:.0f} s left" if self.total else ""
         )
+        note = f", {self._note}" if self._note else ""
+        speed = f"{self.rate:,.1f}/s"
+        return f"{self.title}: {self.done:,}{of} {self.unit}, {speed}{note}{left}"
 
     def __exit__(
         self,
@@ -100,5 +106,9 @@ class Progress:
         if self._speaks and kind is None:
             took = time.monotonic() - self._started
             log.info(
-                "%s: done, %s %s in %.1f s", self.title, f"{self.done:,}", self.unit, took
+                "%s: done, %s %s in %.1f s",
+                self.title,
+                f"{self.done:,}",
+                self.unit,
+                took,
             )

@@ -79,7 +79,12 @@ def _judge(
     kept = np.random.default_rng(config.seed).permutation(len(queries))
     asked = queries[kept[: config.index.queries]]
     gate = tune(
-        index, ids, vectors, asked, config.recommend.candidates, config.index.target_recall
+        index,
+        ids,
+        vectors,
+        asked,
+        config.recommend.candidates,
+        config.index.target_recall,
     )
     manifest.model_copy(update={"nprobe": index.nprobe, "gate": gate}).save(out)
     (out / "metrics.json").write_text(json.dumps(gate.model_dump(), indent=1) + "\n")

@@ -21,7 +21,10 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
     sizes = " / ".join(f"{splits[name]['rows']:,}" for name in splits)
     yield "rows in (bad)", f"{data['rows_in']:,} ({data['bad_rows']['count']:,})"
     yield "rows train / valid / test", sizes
-    yield "ads (shown in training)", f"{data['ads']['all']:,} ({data['ads']['in_train']:,})"
+    yield (
+        "ads (shown in training)",
+        f"{data['ads']['all']:,} ({data['ads']['in_train']:,})",
+    )
     for name in ("constant", "logistic_regression"):
         yield _figures(name.replace("_", " "), baselines[name]["test"])
     for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
@@ -80,7 +83,12 @@ def ads_table(ads: pl.DataFrame, title: str) -> Table:
 def write_report(config: Config, metrics: Metrics, run: Path) -> None:
     """Write `metrics.json` and `report.md` of the whole run."""
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    lines = ["# Run report", "", f"Seed {config.seed}; every setting: `config.yaml`.", ""]
+    lines = [
+        "# Run report",
+        "",
+        f"Seed {config.seed}; every setting: `config.yaml`.",
+        "",
+    ]
     lines += ["| measured | value |", "|---|---|"]
     lines += [f"| {what} | {value} |" for what, value in _rows(metrics)]
     protocol = metrics["embeddings"]["test"]["protocol"]

@@ -29,14 +29,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DenseFeature(_Part):
-    """A number per row: float32, finite, standardised by `data.numeric`."""
-
+class _Feature(_Part):
     name: str
     side: Side
 
 
-class SparseFeature(_Part):
+class DenseFeature(_Feature):
+    """A number per row: float32, finite, standardised by `data.numeric`."""
+
+
+class SparseFeature(_Feature):
     """An id per row, looked up in a table of `num_embeddings` rows of its own.
 
     `source` is the raw column that the id is made of; `bucketed` says that the column
@@ -44,15 +46,13 @@ class SparseFeature(_Part):
     until `adrec prepare` has fitted the vocabulary.
     """
 
-    name: str
-    side: Side
     source: str
     bucketed: bool = False
     num_embeddings: int = 0
 
 
 class Schema(_Part):
-    """All columns of a data set. The order of `sparse` is the key order of every KJT."""
+    """All columns of a data set; the order of `sparse` is every KJT's key order."""
 
     dense: tuple[DenseFeature, ...]
     sparse: tuple[SparseFeature, ...]

@@ -64,9 +64,7 @@ RANKING = Stage(
     ("data", "retrieval"),
     resumes=True,
 )
-STAGES = {
-    s.name: s for s in (DATA, BASELINES, RETRIEVAL, EMBEDDINGS, INDEX, RANKING)
-}
+STAGES = {s.name: s for s in (DATA, BASELINES, RETRIEVAL, EMBEDDINGS, INDEX, RANKING)}
 
 
 class Ranks(Protocol):
@@ -90,7 +88,7 @@ class Alone:
 
 
 def fingerprint(stage: Stage, config: Config, run: Path) -> str:
-    """Sixteen hex digits of all that goes into a stage, the stages before it included."""
+    """Sixteen hex digits of all that goes into a stage, stages before it included."""
     settings = config.model_dump(mode="json")
     made_from: dict[str, Any] = {name: settings[name] for name in stage.settings}
     made_from["needs"] = {

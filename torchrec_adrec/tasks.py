@@ -38,7 +38,7 @@ TASKS = ("retrieval", "ranking")
 def build_task(
     name: str, schema: Schema, config: Config, device: torch.device | None = None
 ) -> "RetrievalTask | RankingTask":
-    """The task of that name; `device` is where its tables are made (meta: nowhere yet)."""
+    """The task of that name, its tables on `device` (meta: nowhere yet)."""
     if name == "retrieval":
         return RetrievalTask(schema, config.towers, device)
     return RankingTask(schema, config.ranker, config.towers.embedding_dim, device)
@@ -122,7 +122,8 @@ class RankingLoss(nn.Module):
     ) -> tuple[Tensor, Outputs]:
         """(B, T) logits and labels."""
         losses = [
-            click_loss(logits[:, t], labels[:, t], weights) for t in range(logits.shape[1])
+            click_loss(logits[:, t], labels[:, t], weights)
+            for t in range(logits.shape[1])
         ]
         loss = torch.stack(losses).sum()
         return loss, Outputs(loss.detach(), logits.detach(), labels, weights)

@@ -1,8 +1,8 @@
 """The training loop, the same for towers and ranker, on any number of ranks.
 
 Nothing about a step depends on the steps before it but the weights: the rows, the
-dropout masks and the position all follow from (seed, step). So a run that was killed and
-resumed on as many ranks ends with the bits of one that was not.
+dropout masks and the position all follow from (seed, step). So a run that was killed
+and resumed on as many ranks ends with the bits of one that was not.
 """
 
 import json
@@ -32,8 +32,8 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
 from torchrec_adrec.errors import CheckpointError, DataError
 from torchrec_adrec.evaluation.metrics import click_metrics
-from torchrec_adrec.evaluation.predict import Predictions, batches, predict_clicks
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
+from torchrec_adrec.evaluation.predict import Predictions, batches, predict_clicks
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.tasks import build_task
@@ -82,7 +82,9 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
         first = self._restore()
-        left_out = self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
+        left_out = (
+            self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
+        )
         if self.process.is_first:
             log.info(
                 "%s: steps %d to %d of %d global rows, %d rows an epoch left out (the"
@@ -109,8 +111,12 @@ class Trainer:
             **self._held_out(),
         }
         if self.process.is_first:
-            (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-            loss_curve(self.curve, f"{self.task}: training loss", self.folder / "loss.png")
+            (self.folder / "metrics.json").write_text(
+                json.dumps(metrics, indent=1) + "\n"
+            )
+            loss_curve(
+                self.curve, f"{self.task}: training loss", self.folder / "loss.png"
+            )
         return metrics
 
     def _restore(self) -> int:
@@ -125,19 +131,24 @@ class Trainer:
         if self.warm_start is not None:
             origin = warm_start_names(self.model)
             checkpoint.load_tables(self.warm_start, self.model, self.schema, origin)
-            log.info("%d tables warm-started from %s", len(origin), self.warm_start.path)
+            log.info(
+                "%d tables warm-started from %s", len(origin), self.warm_start.path
+            )
         return 0
 
     def _train(self, first: int) -> tuple[float, float]:
         """Run the steps that are left; samples/s and the last step's global loss."""
-        pipeline = TrainPipelineSparseDist(self.model, self.optimizer, self.process.device)
+        pipeline = TrainPipelineSparseDist(
+            self.model, self.optimizer, self.process.device
+        )
         rows = prefetch(self._batches(first))
         settings = self.config.train
         self.model.train()
         window: list[torch.Tensor] = []
-        with self._board() as board, Progress(
-            f"train {self.task}", self.steps - first
-        ) as progress:
+        with (
+            self._board() as board,
+            Progress(f"train {self.task}", self.steps - first) as progress,
+        ):
             for step in range(first + 1, self.steps + 1):
                 self._seed(step)
                 loss, note = pipeline.progress(rows).loss, ""
@@ -169,7 +180,9 @@ class Trainer:
         dist.all_reduce(total)
         return total.item() / self.process.world_size
 
-    def _log(self, step: int, window: list[torch.Tensor], board: SummaryWriter | None) -> str:
+    def _log(
+        self, step: int, window: list[torch.Tensor], board: SummaryWriter | None
+    ) -> str:
         mean = self._global(torch.stack(window).mean())
         if not math.isfinite(mean):
             raise DataError(
@@ -201,7 +214,7 @@ class Trainer:
 
     @contextmanager
     def _board(self) -> Iterator[SummaryWriter | None]:
-        """TensorBoard of the first rank; steps that a resumed run repeats are purged."""
+        """TensorBoard of the first rank; steps that are repeated are purged."""
         if not self.process.is_first:
             yield None
             return
@@ -215,7 +228,9 @@ class Trainer:
         for name in ("valid", "test"):
             if not any((self.data / name).glob("*.parquet")):
                 continue
-            rows = batches(Split.open(self.data / name), self.schema, self.process, size)
+            rows = batches(
+                Split.open(self.data / name), self.schema, self.process, size
+            )
             found = predict_clicks(self.model, rows, self.schema)
             figures[name] = judge(found)
             if self.process.is_first and name == "test":

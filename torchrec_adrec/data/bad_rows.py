@@ -31,5 +31,5 @@ class BadRows:
         if self.count > max_share * total:
             raise DataError(
                 f"{self.count} of {total} rows cannot be used, more than"
-                f" data.max_bad_rows = {max_share:g}; first: {'; '.join(self.first[:3])}"
+                f" data.max_bad_rows = {max_share:g}: {'; '.join(self.first[:3])}"
             )

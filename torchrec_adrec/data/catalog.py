@@ -39,8 +39,9 @@ def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def count_ads(raw: pl.LazyFrame, sources: Sequence[str], train_rows: int,
-              label: str) -> pl.DataFrame:
+def count_ads(
+    raw: pl.LazyFrame, sources: Sequence[str], train_rows: int, label: str
+) -> pl.DataFrame:
     """One row per distinct ad of *all* rows, with the training rows' counts.
 
     Raises:

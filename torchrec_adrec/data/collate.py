@@ -23,7 +23,7 @@ from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side, SparseFeature
 Columns = Mapping[str, NDArray[Any]]
 
 
-class OutOfRange(DataError):
+class OutOfRangeError(DataError):
     """A value that no table or layer can take; knows its row in the batch."""
 
     def __init__(self, message: str, row: int) -> None:
@@ -47,7 +47,7 @@ def collate(rows: Rows, schema: Schema) -> Batch:
     try:
         user = tower_input(rows.columns, schema, Side.USER)
         ad = tower_input(rows.columns, schema, Side.AD)
-    except OutOfRange as error:
+    except OutOfRangeError as error:
         where = rows.split.locate(int(rows.numbers[error.row]))
         raise DataError(f"{where}: {error}") from None
     labels = [_labels(rows, name) for name in schema.labels]
@@ -62,10 +62,10 @@ def collate(rows: Rows, schema: Schema) -> Batch:
 
 
 def tower_input(columns: Columns, schema: Schema, side: Side) -> TowerInput:
-    """One side: dense (B, F) and one id per row and sparse feature, keys in schema order.
+    """One side: dense (B, F), one id per row and sparse feature, keys in schema order.
 
     Raises:
-        OutOfRange: an id outside its table or a number that is not finite.
+        OutOfRangeError: an id outside its table or a number that is not finite.
     """
     sparse = schema.sparse_of(side)
     for feature in sparse:
@@ -91,7 +91,7 @@ def _dense(columns: Columns, schema: Schema, side: Side, rows: int) -> Tensor:
         finite = np.isfinite(out[:, i])
         if not finite.all():
             row = int(np.argmin(finite))
-            raise OutOfRange(
+            raise OutOfRangeError(
                 f"{feature.name} is {out[row, i]}, expected a finite number", row
             )
     return torch.from_numpy(out)
@@ -101,7 +101,7 @@ def _check_ids(feature: SparseFeature, ids: NDArray[Any]) -> None:
     wrong = (ids < 0) | (ids >= feature.num_embeddings)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise OutOfRange(
+        raise OutOfRangeError(
             f"{feature.name} is {ids[row]}, expected 0 to {feature.num_embeddings - 1}"
             " (was the data prepared with another vocabulary?)",
             row,
@@ -121,4 +121,6 @@ def _labels(rows: Rows, name: str) -> Tensor:
 @lru_cache(maxsize=16)
 def _one_each(count: int) -> tuple[Tensor, Tensor]:
     """Lengths and offsets of `count` bags of one id each; batches share them."""
-    return torch.ones(count, dtype=torch.int32), torch.arange(count + 1, dtype=torch.int32)
+    return torch.ones(count, dtype=torch.int32), torch.arange(
+        count + 1, dtype=torch.int32
+    )

@@ -2,12 +2,8 @@
 
 import math
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-
-from torchrec_adrec.errors import DataError
 
 
 def signed_log(column: pl.Expr) -> pl.Expr:
@@ -46,16 +42,7 @@ class Standardize(BaseModel):
         mean, std = (0.0 if x is None or not math.isfinite(x) else x for x in row)
         return cls(name=name, mean=mean, std=std if std > 0 else 1.0)
 
-    def encode(self, column: pl.Series) -> NDArray[np.float32]:
-        """(B,) float32.
-
-        Raises:
-            DataError: a value that is not finite afterwards.
-        """
-        frame = column.alias(self.name).to_frame()
+    def expression(self) -> pl.Expr:
+        """The raw column -> the standardised one, missing values 0."""
         z = (signed_log(pl.col(self.name)) - self.mean) / self.std
-        out = frame.select(z.fill_null(0.0).cast(pl.Float32)).to_series().to_numpy()
-        if not np.isfinite(out).all():
-            i = int(np.flatnonzero(~np.isfinite(out))[0])
-            raise DataError(f"{self.name}: {column[i]!r} became {out[i]} (row {i})")
-        return out
+        return z.fill_null(0.0).cast(pl.Float32)

@@ -162,7 +162,10 @@ class Reader:
             if not len(order):
                 continue
             numbers = np.concatenate(
-                [self.split.firsts[at] + np.arange(self.split.groups[at][2]) for at in groups]
+                [
+                    self.split.firsts[at] + np.arange(self.split.groups[at][2])
+                    for at in groups
+                ]
             )
             yield self.split.read(groups, self.columns), order, numbers
 
@@ -196,7 +199,7 @@ class Reader:
         return Rows(columns, np.concatenate(numbers), weights, self.split)
 
     def _filled_up(self, taken: list[Any], rows: int, mine: slice) -> Rows:
-        """The last evaluation step: its first row again, with weight 0, to full size."""
+        """The last evaluation step, filled up with its first row at weight 0."""
         window, order, numbers = taken[0]
         filler = np.full(self.batch_size - rows, order[0])
         full = self._rows([*taken, (window, filler, numbers)], mine)
@@ -229,7 +232,8 @@ def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
     def put(entry: tuple[T | None, BaseException | None, bool]) -> None:
         while not stop.is_set():
             try:
-                return ahead.put(entry, timeout=0.1)
+                ahead.put(entry, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

@@ -1,11 +1,11 @@
 """Raw files to Parquet, catalog, schema and report. Fitted on the training rows only.
 
-    data/
-      train/ valid/ test/     part-*.parquet: label, one column per feature, ad_id, log_q
-      catalog.parquet         every distinct ad
-      schema.json numeric.json vocabulary/    what serving encodes a request with
-      example_users.json      raw requests to try `adrec recommend` with
-      report.json             what came in, what went out, what is unknown
+data/
+  train/ valid/ test/     part-*.parquet: label, one column per feature, ad_id, log_q
+  catalog.parquet         every distinct ad
+  schema.json numeric.json vocabulary/    what serving encodes a request with
+  example_users.json      raw requests to try `adrec recommend` with
+  report.json             what came in, what went out, what is unknown
 """
 
 import json
@@ -84,7 +84,9 @@ def _read_raw(config: DataConfig, raw: list[Path], out: Path, bad: BadRows) -> i
     """Parse the text once, into typed Parquet that the fits below can scan."""
     missing = [str(path) for path in raw if not path.is_file()]
     if missing or not raw:
-        raise ConfigError(f"data.raw: no such file: {', '.join(missing) or 'none given'}")
+        raise ConfigError(
+            f"data.raw: no such file: {', '.join(missing) or 'none given'}"
+        )
     out.mkdir()
     with Progress("prepare: reading", unit="rows") as progress:
         chunks = criteo.read(raw, bad, config.chunk_megabytes << 20)
@@ -105,7 +107,7 @@ def _bounds(split: SplitConfig, rows: int) -> dict[str, tuple[int, int]]:
     for name, (first, end) in bounds.items():
         if first == end and getattr(split, name) > 0:
             raise DataError(
-                f"data.split.{name} = {getattr(split, name):g} of {rows} rows is no row;"
+                f"data.split.{name} = {getattr(split, name):g} of {rows} rows is none;"
                 " give more data or a larger share"
             )
     if bounds["train"][1] == 0:
@@ -121,7 +123,9 @@ def _write_catalog(encoder: Encoder, ads: pl.DataFrame, path: Path) -> None:
     ads.drop(sources).with_columns(**features, **raw).write_parquet(path)
 
 
-def _write_examples(frames: pl.LazyFrame, schema: Schema, first: int, path: Path) -> None:
+def _write_examples(
+    frames: pl.LazyFrame, schema: Schema, first: int, path: Path
+) -> None:
     """The user's side of some test rows, raw, as a request would bring it."""
     users = frames.slice(first, EXAMPLES).collect()
     hashes = {f.source for f in schema.sparse_of(Side.USER) if not f.bucketed}
@@ -181,7 +185,9 @@ class _SplitWriter:
     def _encode(self, raw: pl.DataFrame) -> pl.DataFrame:
         sources = [f.source for f in self.schema.sparse_of(Side.AD)]
         ad_ids = hash_ads(raw, sources)
-        columns = self.encoder.encode(raw, Side.USER) | self.encoder.encode(raw, Side.AD)
+        columns = self.encoder.encode(raw, Side.USER) | self.encoder.encode(
+            raw, Side.AD
+        )
         labels = {name: raw[name].cast(pl.Float32) for name in self.schema.labels}
         extra = {AD_ID: ad_ids, LOG_Q: _log_q(self.ads, ad_ids)}
         return pl.DataFrame(labels | columns | extra)
@@ -190,7 +196,7 @@ class _SplitWriter:
         tally = self._tally[name]
         tally["rows"] += len(frame)
         for label in self.schema.labels:
-            tally[f"sum:{label}"] += frame[label].sum()
+            tally[f"sum:{label}"] += float(frame[label].sum())
         for f in self.schema.sparse:
             tally[f"missing:{f.name}"] += int((frame[f.name] == MISSING).sum())
             tally[f"unknown:{f.name}"] += int((frame[f.name] == UNKNOWN).sum())
@@ -201,9 +207,13 @@ class _SplitWriter:
         for name, tally in self._tally.items():
             rows = max(tally["rows"], 1)
             shares = {
-                kind: {f.name: tally[f"{kind}:{f.name}"] / rows for f in self.schema.sparse}
+                kind: {
+                    f.name: tally[f"{kind}:{f.name}"] / rows for f in self.schema.sparse
+                }
                 for kind in ("missing", "unknown")
             }
-            rates = {label: tally[f"sum:{label}"] / rows for label in self.schema.labels}
+            rates = {
+                label: tally[f"sum:{label}"] / rows for label in self.schema.labels
+            }
             result[name] = {"rows": int(tally["rows"]), "label_rate": rates, **shares}
         return result

@@ -40,7 +40,8 @@ class Vocabulary:
             .sort("value")
         )
         return cls(
-            kept["value"].cast(pl.Int64).to_numpy(), kept["id"].cast(pl.Int32).to_numpy()
+            kept["value"].cast(pl.Int64).to_numpy(),
+            kept["id"].cast(pl.Int32).to_numpy(),
         )
 
     @property
@@ -48,10 +49,10 @@ class Vocabulary:
         """Rows that a table for these ids needs."""
         return FIRST + len(self.values)
 
-    def encode(self, column: pl.Series) -> NDArray[np.int32]:
-        """The ids of a column of raw values, (B,) int32."""
-        missing = column.is_null().to_numpy()
-        raw = column.cast(pl.Int64).fill_null(0).to_numpy()
+    def encode(
+        self, raw: NDArray[np.int64], missing: NDArray[np.bool_]
+    ) -> NDArray[np.int32]:
+        """The ids of raw values, (B,) int32; what `missing` marks is not looked at."""
         ids = np.full(len(raw), UNKNOWN, dtype=np.int32)
         if len(self.values):
             at = np.searchsorted(self.values, raw).clip(max=len(self.values) - 1)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -60,7 +62,7 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
     process.barrier()
     tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    dcp.save(tensors, checkpoint_id=partial)
+    state_dict_saver.save(tensors, checkpoint_id=partial)
     if process.is_first:
         whole = state | {"schema": schema.fingerprint}
         (partial / "state.json").write_text(json.dumps(whole) + "\n")
@@ -136,10 +138,12 @@ def load_tables(
 
 def _read(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
     try:
-        dcp.load(tensors, checkpoint_id=checkpoint.path)
-    except (OSError, RuntimeError, ValueError, dcp.CheckpointException) as error:
+        state_dict_loader.load(tensors, checkpoint_id=checkpoint.path)
+    except (OSError, RuntimeError, ValueError, CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise CheckpointError(f"{checkpoint.path} cannot be loaded: {reason}") from error
+        raise CheckpointError(
+            f"{checkpoint.path} cannot be loaded: {reason}"
+        ) from error
 
 
 def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:
@@ -152,7 +156,7 @@ def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:
 
 
 def _check_keys(checkpoint: Checkpoint, model: nn.Module) -> None:
-    metadata = dcp.FileSystemReader(checkpoint.path).read_metadata()
+    metadata = FileSystemReader(checkpoint.path).read_metadata()
     keys = metadata.state_dict_metadata
     saved = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
     wanted = set(model.state_dict())

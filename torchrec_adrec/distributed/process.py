@@ -1,4 +1,4 @@
-"""The process group: one per process, opened and closed by the command that needs it."""
+"""The process group, opened and closed by the command that needs it."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import HashStore
 
 from torchrec_adrec.errors import ConfigError
 
@@ -42,23 +43,30 @@ def process_group(device: str) -> Iterator[Process]:
         ConfigError: `cuda` asked for and not there.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = cuda, but torch finds no GPU; set device=cpu or auto")
+        raise ConfigError(
+            "device = cuda, but torch finds no GPU; set device=cpu or auto"
+        )
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = (
+        int(os.environ.get("RANK", "0")),
+        int(os.environ.get("WORLD_SIZE", "1")),
+    )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else None
+    place = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else None
+    )
     if place is not None:
         torch.cuda.set_device(place)
     else:
-        # The launcher leaves one thread a rank; share the cores among the ranks instead.
+        # The launcher leaves one thread a rank; share the cores among them instead.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-    alone = {} if "MASTER_ADDR" in os.environ else {"store": dist.HashStore()}
+    alone = None if "MASTER_ADDR" in os.environ else HashStore()
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         rank=rank,
         world_size=size,
         timeout=timedelta(minutes=10),
-        **alone,
+        store=alone,
     )
     try:
         yield Process(rank, size, local, place or torch.device("cpu"))

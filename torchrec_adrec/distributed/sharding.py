@@ -30,8 +30,9 @@ DENSE_SHARE = 0.15  # of a device's memory, kept free for the dense part and bat
 log = logging.getLogger(__name__)
 
 
-def shard(model: nn.Module, process: Process, types: Sequence[str], batch_size: int
-          ) -> DistributedModelParallel:
+def shard(
+    model: nn.Module, process: Process, types: Sequence[str], batch_size: int
+) -> DistributedModelParallel:
     """Plan and shard all tables of a model, and wrap the rest for data parallelism.
 
     The tables may stand on the meta device: each rank then makes only its own rows.
@@ -66,7 +67,9 @@ def shard(model: nn.Module, process: Process, types: Sequence[str], batch_size: 
     )
 
 
-def _constraints(model: nn.Module, types: Sequence[str]) -> dict[str, ParameterConstraints]:
+def _constraints(
+    model: nn.Module, types: Sequence[str]
+) -> dict[str, ParameterConstraints]:
     """No table may become data_parallel (it would never train with an optimizer inside
     backward, and nothing would say so) nor move to a cache unasked.
     """
@@ -103,7 +106,9 @@ class _Line:
 
 def report(model: nn.Module, plan: ShardingPlan) -> list[str]:
     """One line a table: rows, width, sharding type, ranks, size; then the total."""
-    configs = {t.name: t for m in _collections(model) for t in m.embedding_bag_configs()}
+    configs = {
+        t.name: t for m in _collections(model) for t in m.embedding_bag_configs()
+    }
     lines = [
         _Line(
             name,

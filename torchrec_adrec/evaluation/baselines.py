@@ -45,7 +45,8 @@ def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
     sizes = [f.num_embeddings for f in schema.sparse]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     ids: NDArray[np.int64] = np.stack(
-        [frame[f.name].to_numpy() + starts[i] for i, f in enumerate(schema.sparse)], axis=1
+        [frame[f.name].to_numpy() + starts[i] for i, f in enumerate(schema.sparse)],
+        axis=1,
     )
     rows, width = ids.shape
     pointers = np.arange(0, rows * width + 1, width)

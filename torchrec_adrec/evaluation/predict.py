@@ -22,7 +22,7 @@ Predictions = dict[str, tuple[Floats, Floats]]
 def batches(
     split: Split, schema: Schema, process: Process, batch_size: int
 ) -> Iterator[Batch]:
-    """Every row of a split once, over all ranks; the last step filled up by weight 0."""
+    """Every row of a split once, over all ranks; the last step is filled up."""
     size = -(-batch_size // process.world_size) * process.world_size
     reader = Reader(
         split, batch_columns(schema), size, process.rank, process.world_size

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROTOCOL = (
-    "held-out clicks against the full catalog, no filter, ties count against the clicked ad"
+    "held-out clicks against the full catalog, no filter, "
+    "ties count against the clicked ad"
 )
 CUTS = (10, 100, 500)
 CHUNK = 256
@@ -51,7 +52,7 @@ def recall(ranks: Ints, catalog: int) -> dict[str, Any]:
 def retrieval_metrics(
     users: Floats, ads: Floats, clicked: Ints, impressions: Ints
 ) -> dict[str, Any]:
-    """Towers beside popularity, for ads that training showed and ads that it did not."""
+    """Towers beside popularity, for ads that training showed and for new ones."""
     catalog = len(ads)
     towers = ranks_by_score(users, ads, clicked)
     popular = ranks_by_popularity(impressions, clicked)

@@ -15,7 +15,9 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-def train_empty(spec: IndexSpec, ids: Ints, vectors: Floats, seed: int, out: Path) -> None:
+def train_empty(
+    spec: IndexSpec, ids: Ints, vectors: Floats, seed: int, out: Path
+) -> None:
     """Train the coarse quantiser on a sample and write the index without vectors.
 
     The sample is drawn by id, so it is the same however the vectors lie in files.
@@ -35,8 +37,10 @@ def train_empty(spec: IndexSpec, ids: Ints, vectors: Floats, seed: int, out: Pat
     faiss.write_index(index, str(out / EMPTY))
 
 
-def build_shard(number: int, shards: int, ids: Ints, vectors: Floats, out: Path) -> None:
-    """Add every `shards`-th vector by rising id, under its own id, and write the shard."""
+def build_shard(
+    number: int, shards: int, ids: Ints, vectors: Floats, out: Path
+) -> None:
+    """Write a shard with every `shards`-th vector by rising id, under its own id."""
     index = faiss.read_index(str(out / EMPTY))
     mine = np.argsort(ids)[number::shards]
     index.add_with_ids(np.ascontiguousarray(vectors[mine]), ids[mine])

@@ -15,8 +15,14 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-def tune(index: ShardedIndex, ids: Ints, vectors: Floats, queries: Floats, k: int,
-         target: float) -> Gate:
+def tune(
+    index: ShardedIndex,
+    ids: Ints,
+    vectors: Floats,
+    queries: Floats,
+    k: int,
+    target: float,
+) -> Gate:
     """Set `nprobe` to the least power of two that reaches the target, then measure.
 
     Args:
@@ -81,7 +87,9 @@ def _measure(
     hits, worst = 0, 0.0
     for at in _chunks(len(queries)):
         found, scores = index.search(queries[at], k)
-        true = np.einsum("bd,bkd->bk", queries[at], vectors[np.searchsorted(ids, found)])
+        true = np.einsum(
+            "bd,bkd->bk", queries[at], vectors[np.searchsorted(ids, found)]
+        )
         # Of ads as good as the k-th best any will do; rounding must not decide.
         hits += int((true >= floor[at, None] - TIE).sum())
         worst = max(worst, float(np.abs(true - scores).max()))

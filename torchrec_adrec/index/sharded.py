@@ -15,6 +15,11 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
+def set_search_threads(count: int) -> None:
+    """OpenMP threads of this process's searches."""
+    faiss.omp_set_num_threads(count)
+
+
 @dataclass
 class ShardedIndex:
     """Searches shards that hold disjoint ids of one catalog.

@@ -38,7 +38,10 @@ class Ranker(nn.Module):
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
         """Score B ads, each for its user or all for one user."""
-        user_vectors, ad_vectors = self.user_tables(user.sparse), self.ad_tables(ad.sparse)
+        user_vectors, ad_vectors = (
+            self.user_tables(user.sparse),
+            self.ad_tables(ad.sparse),
+        )
         logits: Tensor = self.head(user_vectors, user.dense, ad_vectors, ad.dense)
         return logits
 
@@ -46,7 +49,9 @@ class Ranker(nn.Module):
 class RankerHead(nn.Module):
     """All of the ranker but its tables: a leaf for the pipeline's tracer."""
 
-    def __init__(self, schema: Schema, config: RankerConfig, embedding_dim: int) -> None:
+    def __init__(
+        self, schema: Schema, config: RankerConfig, embedding_dim: int
+    ) -> None:
         super().__init__()
         frozen = config.tables == "frozen"
         dim = config.model_dim
@@ -95,7 +100,11 @@ class Tokens(nn.Module):
         sparse, dense = schema.sparse_of(side), schema.dense_of(side)
         columns = [f.source for f in sparse]
         columns += [f.name for f in dense if f.name not in columns]
-        self.names, self.count, self.frozen = [f.name for f in sparse], len(columns), frozen
+        self.names, self.count, self.frozen = (
+            [f.name for f in sparse],
+            len(columns),
+            frozen,
+        )
         self.embedding_dim = embedding_dim
         self.project = nn.Linear(embedding_dim, dim, bias=False)
         self.column = nn.Parameter(torch.randn(len(columns), dim) * 0.02)
@@ -105,7 +114,9 @@ class Tokens(nn.Module):
 
     def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:
         """Vectors of the side's ids and (B, F) floats -> (B, count, D)."""
-        ids = in_order(vectors, self.names).view(-1, len(self.names), self.embedding_dim)
+        ids = in_order(vectors, self.names).view(
+            -1, len(self.names), self.embedding_dim
+        )
         if self.frozen:
             # requires_grad=False does not freeze a sharded table; this does.
             ids = ids.detach()

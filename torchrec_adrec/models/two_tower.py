@@ -12,9 +12,9 @@ from torchrec_adrec.schema import Schema, Side
 class TwoTower(nn.Module):
     """Two towers and what turns their inner product into a click's logit.
 
-    The score of a pair is the inner product of the two vectors and nothing else, so what
-    is trained, exported and searched is one number. With `similarity: cosine` the towers
-    normalise their vectors.
+    The score of a pair is the inner product of the two vectors and nothing else, so
+    what is trained, exported and searched is one number. With `similarity: cosine` the
+    towers normalise their vectors.
     """
 
     def __init__(
@@ -38,7 +38,9 @@ class TwoTower(nn.Module):
         self.ad_tower = tower(Side.AD)
         self.calibration = Calibration()
 
-    def forward(self, user: TowerInput, ad: TowerInput) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, user: TowerInput, ad: TowerInput
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Both sides of B pairs -> user (B, D), ad (B, D), click logit (B,)."""
         user_vectors, ad_vectors = self.user_tower(user), self.ad_tower(ad)
         logits = self.calibration((user_vectors * ad_vectors).sum(dim=1))

@@ -19,7 +19,9 @@ class OneWayLayer(nn.Module):
     number of ads.
     """
 
-    def __init__(self, dim: int, heads: int, feedforward_dim: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, feedforward_dim: int, dropout: float
+    ) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.attention_norm = nn.LayerNorm(dim)
@@ -61,7 +63,7 @@ class OneWayLayer(nn.Module):
 
 
 def one_way_mask(user_tokens: int, ad_tokens: int) -> Tensor:
-    """Who may look at whom when user and ad tokens stand in one row, (U + A, U + A) bool.
+    """Who may look at whom when all tokens stand in one row, (U + A, U + A) bool.
 
     True: row token may attend to column token. Written down for tests and readers.
     """

@@ -20,7 +20,7 @@ from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.errors import CheckpointError, DataError, ManifestError
 from torchrec_adrec.index.manifest import IndexManifest
-from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import Scorer
@@ -60,13 +60,19 @@ class Recommender:
         self.config = config
 
     @classmethod
-    def load(cls, run: Path) -> "Recommender":
+    def load(cls, run: Path, threads: int = 1) -> "Recommender":
         """Open a finished run.
+
+        Args:
+            threads: of this process. One is best for single requests: on two, waiting
+                for a busy core made ranking 15 times slower.
 
         Raises:
             ManifestError, CheckpointError: a part is missing, damaged, or was made from
                 another part than the ones beside it.
         """
+        torch.set_num_threads(threads)
+        set_search_threads(threads)
         config = load_config(run / "config.yaml")
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
@@ -96,12 +102,16 @@ class Recommender:
         with _clock("encode", spent):
             rows = self._user_input(user)
         with _clock("retrieve", spent):
-            ids, scores = self.retriever.retrieve(rows, self.config.recommend.candidates)
+            ids, scores = self.retriever.retrieve(
+                rows, self.config.recommend.candidates
+            )
         with _clock("rank", spent):
             click = self.scorer.score(rows, ids)
         spent["total"] = sum(spent.values())
         found = pl.DataFrame({AD_ID: ids, "click": click, "score": scores})
-        best = found.sort("click", descending=True).head(top or self.config.recommend.top)
+        best = found.sort("click", descending=True).head(
+            top or self.config.recommend.top
+        )
         ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), spent)
 
@@ -115,7 +125,9 @@ class Recommender:
             )
         numbers = {f.name for f in schema.dense_of(Side.USER)}
         values = {
-            name: pl.Series([_raw(name, user.get(name), name in numbers)], dtype=pl.Int64)
+            name: pl.Series(
+                [_raw(name, user.get(name), name in numbers)], dtype=pl.Int64
+            )
             for name in columns
         }
         encoded = self.encoder.encode(pl.DataFrame(values), Side.USER)
@@ -150,7 +162,9 @@ def _load(
     task: nn.Module = build_task(name, schema, config)
     start = checkpoint.latest(run / name / "checkpoints")
     if start is None:
-        raise CheckpointError(f"{run / name} has no checkpoint; run `adrec train {name}`")
+        raise CheckpointError(
+            f"{run / name} has no checkpoint; run `adrec train {name}`"
+        )
     if index is not None:
         made = (index.embeddings.schema_fingerprint, index.embeddings.step)
         if made != (schema.fingerprint, start.step):

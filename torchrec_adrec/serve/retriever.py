@@ -19,7 +19,7 @@ class Retriever:
     def retrieve(
         self, user: TowerInput, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """ids and scores of the `k` best ads for a user of one row, best first, (k,)."""
+        """ids and scores of the `k` best ads for one user, best first, both (k,)."""
         vector = self.tower(user).numpy()
         ids, scores = self.index.search(vector, k)
         return ids[0], scores[0]

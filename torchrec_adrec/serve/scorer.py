@@ -19,13 +19,19 @@ class Scorer:
         shown: per ad what people look at: `ad_id` and the raw columns.
     """
 
-    def __init__(self, ranker: nn.Module, schema: Schema, catalog: pl.DataFrame) -> None:
+    def __init__(
+        self, ranker: nn.Module, schema: Schema, catalog: pl.DataFrame
+    ) -> None:
         self.ranker, self.schema = ranker, schema
         self.ids = catalog[AD_ID].to_numpy()
-        names = [f.name for f in (*schema.sparse_of(Side.AD), *schema.dense_of(Side.AD))]
+        names = [
+            f.name for f in (*schema.sparse_of(Side.AD), *schema.dense_of(Side.AD))
+        ]
         self.columns = {name: catalog[name].to_numpy() for name in names}
         raw = [f"raw_{f.source}" for f in schema.sparse_of(Side.AD)]
-        self.shown = catalog.select(AD_ID, *raw).rename(lambda n: n.removeprefix("raw_"))
+        self.shown = catalog.select(AD_ID, *raw).rename(
+            lambda n: n.removeprefix("raw_")
+        )
 
     @torch.inference_mode()
     def score(self, user: TowerInput, ad_ids: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -96,7 +96,8 @@ class World:
         for axis, name in enumerate(("C5", "C6", "C7", "C8", "C9")):
             values[name] = (self.user[user, axis] > 0).astype(np.int64)
         return {
-            name: pl.Series(_hex(int(name[1:]), value)) for name, value in values.items()
+            name: pl.Series(_hex(int(name[1:]), value))
+            for name, value in values.items()
         }
 
 

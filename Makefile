@@ -1,0 +1,36 @@
+# Every target installs what it needs into .venv, from nothing; up to date it costs nothing.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := runs/demo
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+# The stub in packaging/fbgemm-gpu goes in together with torchrec: without it pip takes the
+# CUDA build of fbgemm and unpacks it over the CPU build.
+$(STAMP): setup.py constraints.txt packaging/fbgemm-gpu/setup.py
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev]"
+	$(BIN)/pip check
+	touch $@
+
+demo: $(STAMP)  ## the whole path on rows made here: a table and ten ranked ads
+	$(BIN)/adrec run --config configs/synthetic_demo.yaml --out $(DEMO) -j 1x2
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## speed as ratios; raw figures go to benchmarks/results
+	$(BIN)/python benchmarks/serving.py --run $(DEMO)
+	$(BIN)/python benchmarks/loading.py --data $(DEMO)/data
+
+clean:
+	rm -rf $(VENV) runs
