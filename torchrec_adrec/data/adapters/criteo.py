@@ -131,6 +131,9 @@ def _blocks(path: Path, chunk_bytes: int, bad: BadRows) -> Iterator[bytes]:
 def _parse(text: bytes, file: str, first_line: int, bad: BadRows) -> _Parsed:
     """Parse whole lines; every line becomes a row or a bad row."""
     strange: list[int] = []
+    if not text.isascii():
+        # Such bytes can only stand in a bad row, but pyarrow cannot pass them on.
+        text = text.decode("latin-1").encode()
 
     def wrong_number_of_fields(row: pa_csv.InvalidRow) -> str:
         line = first_line + row.number - 1
@@ -154,8 +157,7 @@ def _parse(text: bytes, file: str, first_line: int, bad: BadRows) -> _Parsed:
             invalid_row_handler=wrong_number_of_fields,
         ),
         convert_options=pa_csv.ConvertOptions(
-            # Bytes, not text: a byte that is no UTF-8 is one bad row, not a crash.
-            column_types={name: pa.binary() for name in COLUMNS},
+            column_types={name: pa.string() for name in COLUMNS},
         ),
     )
     total = table.num_rows + len(strange)
@@ -167,20 +169,19 @@ def _parse(text: bytes, file: str, first_line: int, bad: BadRows) -> _Parsed:
 def _convert(
     raw: pl.DataFrame, file: str, lines: NDArray[np.int64], bad: BadRows
 ) -> pl.DataFrame:
-    text = raw.with_columns(pl.all().cast(pl.String, strict=False))
     label = pl.when(pl.col(LABEL).is_in(["0", "1"])).then(pl.col(LABEL))
     integers = [pl.col(name).cast(pl.Int64, strict=False) for name in INTEGERS]
     hashes = [_hash(name) for name in HASHES]
-    typed = text.select(label.cast(pl.Int8), *integers, *hashes)
+    typed = raw.select(label.cast(pl.Int8), *integers, *hashes)
     # A field that is not empty and still became null could not be read.
-    filled = raw.select(pl.all().bin.size() > 0)
+    filled = raw.select(pl.all().str.len_bytes() > 0)
     broken = [typed[name].is_null() & filled[name] for name in COLUMNS[1:]]
     broken.insert(0, typed[LABEL].is_null())
     faulty = pl.DataFrame(broken).select(pl.any_horizontal(pl.all())).to_series()
     for i in faulty.arg_true().to_list():
         column = next(n for n, b in zip(COLUMNS, broken, strict=True) if b[i])
-        value = raw[column][i].decode(errors="backslashreplace")
-        bad.add(file, int(lines[i]), f"{column} is {value[:40]!r}, {_expected(column)}")
+        value = raw[column][i][:40]
+        bad.add(file, int(lines[i]), f"{column} is {value!r}, {_expected(column)}")
     return typed.filter(~faulty)
 
 

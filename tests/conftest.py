@@ -1,0 +1,123 @@
+"""Small known data, real rows where they are, and one finished run for all tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.data.adapters.criteo import HASHES, INTEGERS
+from torchrec_adrec.data.prepare import prepare
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data sets: $ADREC_DATA, else beside the checkout."""
+    places = [os.environ.get("ADREC_DATA"), REPOSITORY.parent / "shared/data"]
+    for place in places:
+        if place and Path(place).is_dir():
+            return Path(place)
+    pytest.skip("no real data: set ADREC_DATA to the folder that holds criteo_kaggle/")
+
+
+def criteo_line(i: int, click: int = 0, c1: str = "0000000a") -> str:
+    """One good raw row; its ad is number i % 7, its user number i % 11."""
+    numbers = [str(i % 5) for _ in INTEGERS]
+    hashes = [f"{i % 11:08x}" for _ in HASHES]
+    hashes[0] = c1
+    for ad_column in (2, 14, 15, 18, 25):
+        hashes[ad_column - 1] = f"{1000 * ad_column + i % 7:08x}"
+    return "\t".join([str(int(click)), *numbers, *hashes])
+
+
+@pytest.fixture
+def raw_file(tmp_path: Path) -> Path:
+    path = tmp_path / "raw.tsv"
+    path.write_text("\n".join(criteo_line(i, i % 3 == 0) for i in range(400)) + "\n")
+    return path
+
+
+@pytest.fixture
+def prepared(raw_file: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "data"
+    out.mkdir()
+    prepare(Config().data, [raw_file], out)
+    return out
+
+
+def adrec(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `adrec` as a user would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "torchrec_adrec", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+    )
+
+
+def on_ranks(ranks: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command on real gloo ranks, through the launcher that torchx calls."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "torchrec_adrec", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+@pytest.fixture(scope="session")
+def ranks_script(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[int, str], subprocess.CompletedProcess[str]]:
+    """Run a piece of Python on several gloo ranks."""
+
+    def run(ranks: int, text: str) -> subprocess.CompletedProcess[str]:
+        path = tmp_path_factory.mktemp("ranks") / "script.py"
+        path.write_text(text)
+        launcher = ["--standalone", "--nproc-per-node", str(ranks), str(path)]
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *launcher],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )
+
+    return run
+
+
+SMALL = (
+    "data.adapter=synthetic",
+    "data.synthetic={rows: 24000, ads: 600, users: 400}",
+    "train.batch_size=256",
+    "train.checkpoint_every=25",
+    "train.eval_batch_size=1024",
+    "recommend.candidates=50",
+    "towers.embedding_dim=8",
+    "towers.hidden=[64]",
+    "towers.output_dim=16",
+    "ranker.layers=1",
+    "ranker.model_dim=16",
+)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All stages on two ranks, through torchx, on rows from the known rule."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    done = adrec("run", "--out", out, "-j", "1x2", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (out / "printed.txt").write_text(done.stdout + done.stderr)
+    yield out
+
+
+@pytest.fixture(scope="session")
+def small_config(finished_run: Path) -> Config:
+    return load_config(finished_run / "config.yaml")

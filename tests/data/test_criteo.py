@@ -1,0 +1,114 @@
+"""Every line becomes a row or a bad row, named with file and line."""
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import criteo_line
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchrec_adrec.data.adapters import criteo
+from torchrec_adrec.data.bad_rows import BadRows
+from torchrec_adrec.errors import DataError
+
+CHUNK = 1000  # bytes: a few lines, so that lines are cut at block borders
+
+
+def read(path: Path, bad: BadRows, chunk: int = CHUNK) -> pl.DataFrame:
+    return pl.concat(criteo.read([path], bad, chunk))
+
+
+def test_values_are_read(tmp_path: Path) -> None:
+    fields = ["1", "-2", *[""] * 12, "68fd1e64", *[""] * 25]
+    path = tmp_path / "a.tsv"
+    path.write_text("\t".join(fields) + "\n")
+    row = read(path, BadRows()).row(0, named=True)
+    assert (row["click"], row["I1"], row["I2"]) == (1, -2, None)
+    assert (row["C1"], row["C2"]) == (0x68FD1E64, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("1\t2\t3", "3 fields, expected 40"),
+        (criteo_line(0) + "\textra", "41 fields, expected 40"),
+        ("", "click is ''"),
+        (criteo_line(0).replace("0\t0", "0\tx", 1), "I1 is 'x', expected an integer"),
+        (criteo_line(0).replace("0\t0", "0\t1.5", 1), "I1 is '1.5'"),
+        (criteo_line(0, c1="zzzzzzzz"), "C1 is 'zzzzzzzz', expected eight hex"),
+        (criteo_line(0, c1="abc"), "C1 is 'abc'"),
+        (criteo_line(0, click=2), "click is '2', expected 0 or 1"),
+        (criteo_line(0, c1="\xff\xff\xff\xff"), "C1 is"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    lines = [criteo_line(i) for i in range(20)]
+    lines[12] = line
+    path = tmp_path / "a.tsv"
+    path.write_bytes(("\n".join(lines) + "\n").encode("latin-1"))
+    bad = BadRows()
+    assert len(read(path, bad)) == 19
+    assert bad.count == 1 and bad.rows_read == 19
+    assert bad.first[0].startswith(f"{path}:13: {reason}")
+    bad.check(0.05)
+    with pytest.raises(DataError, match="1 of 20 rows cannot be used"):
+        bad.check(0.001)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_line_ends_and_gzip(tmp_path: Path, end: str, last: bool) -> None:
+    text = end.join(criteo_line(i) for i in range(30)) + (end if last else "")
+    path = tmp_path / "a.tsv.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    bad = BadRows()
+    assert len(read(path, bad)) == 30 and bad.count == 0
+
+
+def test_a_cut_gzip_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    text = "\n".join(criteo_line(i * 7919) for i in range(600))
+    path = tmp_path / "a.tsv.gz"
+    path.write_bytes(gzip.compress(text.encode(), 1)[:-2000])
+    bad = BadRows()
+    with pytest.raises(DataError, match=r"a\.tsv\.gz:\d+: the gzip stream is damaged"):
+        read(path, bad)
+    assert bad.count == 1 and bad.rows_read > 0  # what came before the cut
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").touch()
+    with pytest.raises(DataError, match=r"a\.tsv:1: the file is empty"):
+        read(tmp_path / "a.tsv", BadRows())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(
+        st.one_of(
+            st.integers(0, 99).map(criteo_line),
+            st.text("01\tabx\xff ", max_size=12),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    chunk=st.integers(50, 3000),
+)
+def test_rows_in_are_rows_out_plus_bad(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], chunk: int
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "a.tsv"
+    path.write_bytes(("\n".join(lines) + "\n").encode("latin-1"))
+    bad = BadRows()
+    out = sum(len(frame) for frame in criteo.read([path], bad, chunk))
+    assert out + bad.count == len(lines)
+    assert out >= sum(len(line) > 200 for line in lines)
+
+
+def test_real_rows_are_all_good(real_data: Path) -> None:
+    bad = BadRows()
+    frame = read(real_data / "criteo_kaggle/head_8000.tsv", bad, 1 << 20)
+    assert len(frame) == 8000 and bad.count == 0
+    assert frame["I2"].min() == -2
+    assert round(float(frame["click"].mean()), 3) == 0.216  # type: ignore[arg-type]
