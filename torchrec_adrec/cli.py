@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from torchrec_adrec import stages
 from torchrec_adrec.config import Config, load_config
@@ -257,14 +256,14 @@ def recommend(
 
     The file holds raw columns, as {"I1": 3, "C1": "68fd1e64"}; absent ones are missing.
     """
-    from torchrec_adrec.report import ads_table
+    from torchrec_adrec.report import ads_table, wide_console
     from torchrec_adrec.serve.recommender import Recommender
 
     features = _user(user, out)
     recommender = Recommender.load(out)
     recommender.recommend(features)  # the first call pays for allocations
     answer = recommender.recommend(features, top)
-    console = Console(width=max(Console().width, 100))
+    console = wide_console()
     console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
     spent = answer.milliseconds.items()
     console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in spent))

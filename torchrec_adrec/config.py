@@ -58,7 +58,7 @@ class DataConfig(_Settings):
     ad_features: tuple[str, ...] = ("C2", "C14", "C15", "C18", "C25")
     """The raw columns that describe the ad; every other feature is the user's side."""
     split: SplitConfig = SplitConfig()
-    min_count: Count = 2
+    min_count: Count = 5
     """Values seen less often in training become `unknown` (id 1)."""
     max_bad_rows: Fraction = 0.001
     """Share of unreadable lines above which `prepare` stops."""
@@ -79,37 +79,41 @@ class OptimizerConfig(_Settings):
 
     tables_lr: Rate = 0.02
     dense_lr: Rate = 0.001
-    weight_decay: Rate = 0.0
+    weight_decay: Rate = 1e-5
 
 
 class TowersConfig(_Settings):
     """Two towers and the loss they are trained with."""
 
     embedding_dim: Count = 16
-    hidden: tuple[Count, ...] = (256, 128)
+    hidden: tuple[Count, ...] = (256,)
     output_dim: Count = 64
-    dropout: Dropout = 0.0
+    dropout: Dropout = 0.1
     similarity: Literal["cosine", "dot"] = "cosine"
     """How a user and an ad vector become a score; the index metric follows from it."""
-    alpha: Fraction = 0.5
-    """Weight of the click's cross-entropy; the rest is the in-batch softmax."""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Divides the score inside the softmax."""
+    alpha: Fraction = 0.9
+    """Weight of the click's cross-entropy; the rest is the in-batch softmax. On Criteo
+    .7 gave AUC .748 and recall@100 .81, .98 gave .769 and .53 (validation)."""
+    temperature: Annotated[float, Field(gt=0)] = 0.02
+    """Divides the score inside the softmax. On Criteo .2 gave recall@100 .36, .02 gave
+    .77, and the better AUC (validation)."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
 class RankerConfig(_Settings):
     """The token transformer that orders the candidates."""
 
-    layers: Count = 2
-    heads: Count = 4
-    model_dim: Count = 32
-    feedforward_dim: Count = 64
-    head_dim: Count = 128
+    layers: Count = 1
+    heads: Count = 2
+    model_dim: Count = 16
+    feedforward_dim: Count = 32
+    head_dim: Count = 64
     dropout: Dropout = 0.1
     tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
     """Where the tables come from: the retrieval checkpoint, or fresh."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(tables_lr=0.05, dense_lr=0.002)
+    """A table that is warm-started and then hardly moves ranks worse than a fresh one:
+    the learning rate of the tables stays high."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,11 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-
 from torchrec_adrec.config import Config
-from torchrec_adrec.errors import StageError
-from torchrec_adrec.report import ads_table, summary_table, write_report
+from torchrec_adrec.errors import ConfigError, StageError
+from torchrec_adrec.report import ads_table, summary_table, wide_console, write_report
 from torchrec_adrec.stages import STAGES, Stage, is_done
 
 log = logging.getLogger(__name__)
@@ -27,8 +26,14 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
         job: `NODESxRANKS` as torchx takes it, `1x2` for two ranks here.
 
     Raises:
+        ConfigError: more than one machine.
         StageError: a stage ended with an error.
     """
+    if not re.fullmatch(r"1x[1-9][0-9]*", job):
+        raise ConfigError(
+            f"-j {job}: expected 1xRANKS; `adrec run` is for one machine, launch the"
+            " stages by torchx for more"
+        )
     for stage in STAGES.values():
         if is_done(stage, config, run):
             log.info("%s: skipped, its inputs have not changed", stage.name)
@@ -41,7 +46,7 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
         "serve": served["speed"]
     }
     write_report(config, metrics, run)
-    console = Console(width=max(Console().width, 100))
+    console = wide_console()
     console.print(summary_table(metrics))
     console.print(ads_table(served["ads"], "Ten ads for the first example user"))
     console.print(f"Everything of this run: {run}/report.md")
@@ -61,7 +66,10 @@ def _launch(stage: Stage, run: Path, job: str) -> None:
     log.info("%s: %s", stage.name, " ".join(words))
     # The launcher calls `torchrun` by name: it must be the one of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    code = subprocess.run(words, env=os.environ | {"PATH": path}).returncode
+    ranks = int(job.rpartition("x")[2]) if stage.distributed else 1
+    threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    environment = {"OMP_NUM_THREADS": threads} | dict(os.environ) | {"PATH": path}
+    code = subprocess.run(words, env=environment).returncode
     if code:
         raise StageError(
             f"stage {stage.name} failed with exit code {code}; its last lines above say"

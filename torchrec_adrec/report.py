@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column, Table
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.schema import AD_ID
@@ -65,10 +66,16 @@ def summary_table(metrics: Metrics) -> Table:
     return table
 
 
+def wide_console() -> Console:
+    """A console wide enough for the tables, also where the output is a file."""
+    return Console(width=max(Console().width, 120))
+
+
 def ads_table(ads: pl.DataFrame, title: str) -> Table:
     """Ranked ads for a terminal, best first."""
     raw = [name for name in ads.columns if name not in (AD_ID, "click", "score")]
-    table = Table("rank", AD_ID, "p(click)", "tower score", *raw, title=title)
+    ad_id = Column(AD_ID, no_wrap=True)
+    table = Table("rank", ad_id, "p(click)", "tower score", *raw, title=title)
     for rank, ad in enumerate(ads.iter_rows(named=True), start=1):
         table.add_row(
             str(rank),

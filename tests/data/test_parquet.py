@@ -70,7 +70,9 @@ def test_training_goes_on_exactly_at_any_world_size(
         return
     whole = steps(split, ranks, size, 7, window)
     rows = sum(whole, [])
-    assert len(rows) == len(set(rows)) == split.num_rows // (ranks * size) * ranks * size
+    assert (
+        len(rows) == len(set(rows)) == split.num_rows // (ranks * size) * ranks * size
+    )
     first = data.draw(st.integers(0, len(whole)))
     # The same global batches on one rank, from the middle of the epoch.
     assert steps(split, 1, size * ranks, 7, window, first) == whole[first:]

@@ -7,6 +7,7 @@ from torchrec_adrec.errors import GateError
 from torchrec_adrec.index.manifest import Gate
 from torchrec_adrec.index.sharded import ShardedIndex
 
+# Both relative to a score, or absolute where it is below 1 (a cosine always is).
 SCORE_TOLERANCE = 1e-5
 TIE = 1e-6
 CHUNK = 64  # queries compared at a time: 64 x 1M ads are 256 MB
@@ -90,9 +91,10 @@ def _measure(
         true = np.einsum(
             "bd,bkd->bk", queries[at], vectors[np.searchsorted(ids, found)]
         )
+        size = np.maximum(np.abs(true), 1)
         # Of ads as good as the k-th best any will do; rounding must not decide.
-        hits += int((true >= floor[at, None] - TIE).sum())
-        worst = max(worst, float(np.abs(true - scores).max()))
+        hits += int((true >= floor[at, None] - TIE * size).sum())
+        worst = max(worst, float((np.abs(true - scores) / size).max()))
     return hits / (len(queries) * k), worst
 
 

@@ -52,7 +52,8 @@ class Gate(_Manifest):
 
     Attributes:
         recall: share of the exact top `k` that the index returns, mean over `queries`.
-        score_error: largest difference of a returned score from the inner product.
+        score_error: largest difference of a returned score from the inner product,
+            relative where the score exceeds 1.
     """
 
     k: int

@@ -52,7 +52,7 @@ class Calibration(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.log_scale = nn.Parameter(torch.tensor(5.0).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
     def forward(self, scores: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Criteo-format rows from a known rule, so that the whole path runs without a download.
 
-    click ~ Bernoulli(sigmoid(bias + activity(user) + quality(ad) + 1.6 * u . v))
+    shown ad ~ popularity(ad) * exp(5 g . v), popularity by a Zipf law
+    click    ~ Bernoulli(sigmoid(-1.6 + activity(user) + quality(ad) + 2 u . v))
 
-Users belong to 40 groups and ads to 300 campaigns; u and v are unit vectors of R^8
-around the group's and the campaign's. Ads are shown by a Zipf law, independent of the
+Users belong to 40 groups and ads to 60 campaigns; u and v are unit vectors of R^8
+around the group's (g) and the campaign's, so ads are shown by group and clicked by
 user. C15 is the creative (the ad itself) and determines C2, C14, C18 and C25, as in the
-real logs; C1 is the user's group, C3 the user, C5 ... C9 the signs of u; I1 and I2 grow
-with the user's activity (I2 goes below zero); the other columns carry nothing.
+real logs. C1 is the user's group, C3 the user, C4 ... C11 the quarter of each axis of
+u; I1 and I2 grow with the user's activity (I2 goes below zero); the other columns carry
+nothing.
 """
 
 from pathlib import Path
@@ -18,8 +20,9 @@ from numpy.typing import NDArray
 from torchrec_adrec.config import SyntheticConfig
 from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
 
-GROUPS, CAMPAIGNS, LATENT_DIM = 40, 300, 8
-BIAS, AFFINITY = -1.6, 1.6
+GROUPS, CAMPAIGNS, LATENT_DIM = 40, 60, 8
+BIAS, AFFINITY, TARGETING = -1.6, 2.0, 5.0
+QUARTERS = (-0.24, 0.0, 0.24)  # of an axis of a unit vector in R^8
 CHUNK_ROWS = 100_000
 
 Ints = NDArray[np.int64]
@@ -44,18 +47,21 @@ class World:
     Attributes:
         user, ad: (users, 8) and (ads, 8), unit length.
         activity, quality: (users,) and (ads,), additive parts of the logit.
+        shown: (groups, ads), the share of impressions up to and with each ad.
     """
 
     def __init__(self, config: SyntheticConfig, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
         self.group = rng.integers(GROUPS, size=config.users)
         self.campaign = rng.integers(CAMPAIGNS, size=config.ads)
-        self.user = _around(_units(GROUPS, rng)[self.group], rng)
+        centre = _units(GROUPS, rng)
+        self.user = _around(centre[self.group], rng)
         self.ad = _around(_units(CAMPAIGNS, rng)[self.campaign], rng)
         self.activity = rng.normal(0, 0.6, config.users)
         self.quality = rng.normal(0, 0.4, config.ads)
-        zipf = 1 / (np.arange(config.ads) + 10.0)
-        self.shown = zipf / zipf.sum()
+        popularity = 1 / (np.arange(config.ads) + 10.0)
+        shown = popularity * np.exp(TARGETING * centre @ self.ad.T)
+        self.shown = np.cumsum(shown / shown.sum(axis=1, keepdims=True), axis=1)
 
     def probability(self, user: Ints, ad: Ints) -> Floats:
         """p(click) of pairs, (B,)."""
@@ -66,7 +72,7 @@ class World:
     def sample(self, rows: int, rng: np.random.Generator) -> pl.DataFrame:
         """`rows` rows in Criteo's columns, as text-ready values."""
         user = rng.integers(len(self.user), size=rows)
-        ad = rng.choice(len(self.ad), size=rows, p=self.shown)
+        ad = self._show(user, rng)
         click = rng.random(rows) < self.probability(user, ad)
         columns = {LABEL: click.astype(np.int8)}
         numbers = self._integers(user, rng)
@@ -77,6 +83,15 @@ class World:
             pl.when(~pl.Series(gone)).then(pl.col(name)).alias(name)
             for name, gone in absent.items()
         )
+
+    def _show(self, user: Ints, rng: np.random.Generator) -> Ints:
+        """The ad that each user is shown, (B,)."""
+        drawn, group = rng.random(len(user)), self.group[user]
+        ad = np.empty(len(user), dtype=np.int64)
+        for g in range(GROUPS):
+            mine = group == g
+            ad[mine] = np.searchsorted(self.shown[g], drawn[mine])
+        return ad.clip(max=len(self.ad) - 1)
 
     def _integers(self, user: Ints, rng: np.random.Generator) -> dict[str, Ints]:
         numbers = {name: rng.geometric(0.05, len(user)) for name in INTEGERS}
@@ -89,12 +104,12 @@ class World:
         self, user: Ints, ad: Ints, rng: np.random.Generator
     ) -> dict[str, pl.Series]:
         campaign = self.campaign[ad]
-        values = {name: rng.integers(200, size=len(user)) for name in HASHES}
-        values |= {"C15": ad, "C14": campaign, "C2": campaign % 60}
+        values = {name: rng.integers(20, size=len(user)) for name in HASHES}
+        values |= {"C15": ad, "C14": campaign, "C2": campaign % 20}
         values |= {"C18": campaign % 12, "C25": campaign % 5}
         values |= {"C1": self.group[user], "C3": user}
-        for axis, name in enumerate(("C5", "C6", "C7", "C8", "C9")):
-            values[name] = (self.user[user, axis] > 0).astype(np.int64)
+        for axis in range(LATENT_DIM):
+            values[f"C{4 + axis}"] = np.digitize(self.user[user, axis], QUARTERS)
         return {
             name: pl.Series(_hex(int(name[1:]), value))
             for name, value in values.items()
