@@ -96,13 +96,16 @@ def ranks_script(
 SMALL = (
     "data.adapter=synthetic",
     "data.synthetic={rows: 24000, ads: 600, users: 400}",
-    "train.batch_size=256",
-    "train.checkpoint_every=25",
+    "train.batch_size=128",
+    "train.checkpoint_every=50",
     "train.eval_batch_size=1024",
     "recommend.candidates=50",
     "towers.embedding_dim=8",
     "towers.hidden=[64]",
     "towers.output_dim=16",
+    "towers.alpha=.5",
+    "towers.temperature=.05",
+    "towers.optimizer={tables_lr: .1, dense_lr: .003}",
     "ranker.layers=1",
     "ranker.model_dim=16",
 )

@@ -34,7 +34,7 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_word_is_explained(word: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=".*") as error:
+    with pytest.raises(ConfigError) as error:
         load_config(None, [word])
     assert message in str(error.value)
 

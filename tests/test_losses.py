@@ -123,7 +123,8 @@ with process_group("cpu") as process:
         dist.all_reduce(grad)
     flat = torch.cat([g.flatten() for g in grads]) / process.world_size
     if process.is_first:
-        print("RESULT", [round(x, 5) for x in [value.item() / process.world_size, *flat.tolist()]])
+        mean = value.item() / process.world_size
+        print("RESULT", [round(x, 5) for x in [mean, *flat.tolist()]])
 """
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import SMALL, adrec, on_ranks
+from conftest import adrec, on_ranks
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.catalog import load_catalog
@@ -21,6 +21,7 @@ from torchrec_adrec.index.manifest import IndexManifest, load_vectors
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.serve.recommender import Recommender
+from torchrec_adrec.stages import record_of
 from torchrec_adrec.tasks import build_task
 
 
@@ -184,10 +185,11 @@ def test_parts_that_do_not_belong_together_are_refused(
     finished_run: Path, small_config: Config, tmp_path: Path
 ) -> None:
     run = copy_run(finished_run, tmp_path / "run")
-    manifest = IndexManifest.load(run / "index")
-    other = manifest.embeddings.model_copy(update={"step": 1})
-    manifest.model_copy(update={"embeddings": other}).save(run / "index")
-    with pytest.raises(ManifestError, match="was made from step 1"):
+    record = record_of(run / "embeddings")
+    assert record is not None
+    other = record.model_copy(update={"made_from": "0" * 16})
+    (run / "embeddings/stage.json").write_text(other.model_dump_json())
+    with pytest.raises(ManifestError, match="index was made from embeddings"):
         Recommender.load(run)
     schema = Schema.load(run / "data/schema.json")
     start = checkpoint.latest(run / "retrieval/checkpoints")
@@ -202,5 +204,7 @@ def test_parts_that_do_not_belong_together_are_refused(
 
 
 def test_inputs_made_with_other_settings_are_refused(finished_run: Path) -> None:
-    done = adrec("index", "--out", finished_run, "towers.hidden=[9]", *SMALL[:2])
+    before = (finished_run / "config.yaml").read_text()
+    done = adrec("index", "--out", finished_run, "towers.hidden=[9]")
     assert done.returncode == 2 and "was made with other settings" in done.stderr
+    assert (finished_run / "config.yaml").read_text() == before

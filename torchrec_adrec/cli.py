@@ -4,6 +4,7 @@ Nothing heavy is imported up here: importing torchrec takes seconds.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,19 +55,36 @@ class TaskName(StrEnum):
 
 
 def _open(config: Path | None, overrides: list[str] | None, out: Path) -> Config:
-    """Read the settings and keep them beside the output."""
-    saved = out / "config.yaml"
+    """Read the settings: the named file, else what the run already has."""
+    saved = out / stages.CONFIG
     if config is None and saved.exists():
         config = saved
     settings = load_config(config, overrides or [])
     if settings.data.adapter != "synthetic" and not settings.data.raw:
         raise ConfigError("data.raw is empty; name the raw files: data.raw=PATH")
-    stages.make_run(out)
-    if config != saved or overrides:
-        partial = out / "config.yaml.partial"
-        settings.save(partial)
-        partial.rename(saved)
     return settings
+
+
+def _keep(settings: Config, out: Path) -> None:
+    """Write the settings into the run; of several ranks only the first does."""
+    stages.make_run(out)
+    if os.environ.get("RANK", "0") == "0":
+        partial = out / f"{stages.CONFIG}.partial"
+        settings.save(partial)
+        partial.rename(out / stages.CONFIG)
+
+
+def _starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
+    """Check the inputs, then keep the settings; False if there is nothing to do."""
+    stages.require(stage, settings, out)
+    _keep(settings, out)
+    if stages.is_done(stage, settings, out):
+        typer.echo(
+            f"{stage.name}: skipped, its inputs have not changed; remove"
+            f" {out / stage.name} to do it again"
+        )
+        return False
+    return True
 
 
 @contextmanager
@@ -76,9 +94,7 @@ def _on_all_ranks(
     """The process group and the stage's folder, or None if there is nothing to do."""
     from torchrec_adrec.distributed.process import process_group
 
-    stages.require(stage, config, out)
-    if stages.is_done(stage, config, out):
-        _say_done(stage, out)
+    if not _starts(stage, config, out):
         yield None
         return
     with (
@@ -86,13 +102,6 @@ def _on_all_ranks(
         stages.at_work(stage, config, out, process) as folder,
     ):
         yield process, folder
-
-
-def _say_done(stage: stages.Stage, out: Path) -> None:
-    typer.echo(
-        f"{stage.name}: skipped, its inputs have not changed; remove"
-        f" {out / stage.name} to do it again"
-    )
 
 
 @app.command()
@@ -110,7 +119,9 @@ def run(
     """
     from torchrec_adrec.pipeline import run_pipeline
 
-    run_pipeline(_open(config, overrides, out), out, job)
+    settings = _open(config, overrides, out)
+    _keep(settings, out)
+    run_pipeline(settings, out, job)
 
 
 @app.command()
@@ -119,11 +130,9 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
     from torchrec_adrec.data.prepare import prepare as prepare_data
 
     settings = _open(config, overrides, out)
-    if stages.is_done(stages.DATA, settings, out):
-        return _say_done(stages.DATA, out)
-    with stages.at_work(stages.DATA, settings, out) as folder:
-        prepare_data(settings.data, _raw_files(settings, folder), folder)
-    return None
+    if _starts(stages.DATA, settings, out):
+        with stages.at_work(stages.DATA, settings, out) as folder:
+            prepare_data(settings.data, _raw_files(settings, folder), folder)
 
 
 def _raw_files(config: Config, folder: Path) -> list[Path]:
@@ -163,12 +172,9 @@ def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) 
     from torchrec_adrec.evaluation.baselines import baselines as judge
 
     settings = _open(config, overrides, out)
-    stages.require(stages.BASELINES, settings, out)
-    if stages.is_done(stages.BASELINES, settings, out):
-        return _say_done(stages.BASELINES, out)
-    with stages.at_work(stages.BASELINES, settings, out) as folder:
-        judge(out / "data", folder)
-    return None
+    if _starts(stages.BASELINES, settings, out):
+        with stages.at_work(stages.BASELINES, settings, out) as folder:
+            judge(out / "data", folder)
 
 
 @app.command()
@@ -199,6 +205,7 @@ def evaluate(
     from torchrec_adrec.train import evaluate_split, restore
 
     settings = _open(config, overrides, out)
+    stages.check(stages.STAGES[task], settings, out)
     schema = Schema.load(out / "data/schema.json")
     with process_group(settings.device) as process:
         model, start = restore(task, out, schema, settings, process)
@@ -284,6 +291,27 @@ def _user(user: str, out: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected one object of raw columns")
     return found
+
+
+@app.command()
+def serve(
+    out: Out,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Answer POST /recommend over HTTP; needs the extra `serve`.
+
+    The body is one user, as {"user": {"I1": 3, "C1": "68fd1e64"}, "top": 10}.
+    """
+    try:
+        import uvicorn
+
+        from torchrec_adrec.serve.app import build_app
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error}; pip install 'torchrec-adrec[serve]'") from None
+    from torchrec_adrec.serve.recommender import Recommender
+
+    uvicorn.run(build_app(Recommender.load(out)), host=host, port=port)
 
 
 @app.command()

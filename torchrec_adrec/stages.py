@@ -1,7 +1,7 @@
 """The stages of a run: what each is made from, and how its folder becomes whole.
 
     RUN/
-      config.yaml
+      config.yaml                       the settings, kept in every stage's folder too
       data/ baselines/ retrieval/ embeddings/ index/ ranking/   one folder a stage
       NAME.partial-<fingerprint>/                               a stage at work
 
@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, ConfigDict
+
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, ManifestError
 
 RECORD = "stage.json"
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,109 @@ class Alone:
         """Nobody to wait for."""
 
 
-def fingerprint(stage: Stage, config: Config, run: Path) -> str:
-    """Sixteen hex digits of all that goes into a stage, stages before it included."""
-    settings = config.model_dump(mode="json")
-    made_from: dict[str, Any] = {name: settings[name] for name in stage.settings}
-    made_from["needs"] = {
-        name: fingerprint(STAGES[name], config, run) for name in stage.needs
-    }
-    if stage is DATA:
-        made_from["raw"] = [_identity(Path(path)) for path in config.data.raw]
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+class Record(BaseModel):
+    """What `stage.json` says of a finished stage.
+
+    Attributes:
+        made_from: fingerprint of all that went in.
+        settings: fingerprint of its settings alone.
+        needs: `made_from` of each stage that it read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    made_from: str
+    settings: str
+    needs: dict[str, str]
+
+
+def record_of(folder: Path) -> Record | None:
+    """The record of a finished stage, or None where there is none."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def describe(stage: Stage, config: Config, run: Path) -> Record:
+    """The record that the stage would have if it were made now.
+
+    Raises:
+        ConfigError: a raw file is missing (only `data` looks).
+        ManifestError: a stage that it needs is missing.
+    """
+    dump = config.model_dump(mode="json")
+    settings = _digest([dump[name] for name in stage.settings])
+    needs = {name: _standing(run, name).made_from for name in stage.needs}
+    raw = [_identity(Path(p)) for p in config.data.raw] if stage is DATA else []
+    return Record(
+        made_from=_digest([settings, needs, raw]), settings=settings, needs=needs
+    )
+
+
+def is_done(stage: Stage, config: Config, run: Path) -> bool:
+    """Whether the stage's folder is whole and was made from just these inputs."""
+    found = record_of(run / stage.name)
+    return found is not None and found == describe(stage, config, run)
+
+
+def require(stage: Stage, config: Config, run: Path) -> None:
+    """Refuse to start on inputs that are missing or do not fit the settings.
+
+    Raises:
+        ManifestError: names the command to run first.
+    """
+    for name in stage.needs:
+        check(STAGES[name], config, run)
+
+
+def check(stage: Stage, config: Config, run: Path) -> None:
+    """Refuse a stage that is missing, has other settings, or read other stages.
+
+    Raw files are not looked at: they may be gone by now.
+
+    Raises:
+        ManifestError: names the command to run.
+    """
+    require(stage, config, run)
+    found = _standing(run, stage.name)
+    dump = config.model_dump(mode="json")
+    if found.settings != _digest([dump[name] for name in stage.settings]):
+        raise ManifestError(
+            f"{run / stage.name} was made with other settings; run {_how(stage)} first,"
+            " or give the settings it was made with"
+        )
+    check_inputs(stage, run)
+
+
+def check_inputs(stage: Stage, run: Path) -> None:
+    """Refuse a stage that was made from others than the ones that stand beside it.
+
+    Raises:
+        ManifestError: names both.
+    """
+    for name, made_from in _standing(run, stage.name).needs.items():
+        beside = _standing(run, name).made_from
+        if beside != made_from:
+            raise ManifestError(
+                f"{run / stage.name} was made from {name} {made_from}, beside it is"
+                f" {name} {beside}; run {_how(stage)} again"
+            )
+
+
+def _standing(run: Path, name: str) -> Record:
+    found = record_of(run / name)
+    if found is None:
+        raise ManifestError(f"{run / name} is missing; run {_how(STAGES[name])} first")
+    return found
+
+
+def _how(stage: Stage) -> str:
+    return f"`adrec {' '.join(stage.command)}`"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
@@ -106,25 +202,6 @@ def _identity(path: Path) -> tuple[str, int, int]:
     except OSError:
         raise ConfigError(f"data.raw: no such file: {path}") from None
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns
-
-
-def is_done(stage: Stage, config: Config, run: Path) -> bool:
-    """Whether the stage's folder is whole and made from just these inputs."""
-    return _made_from(run / stage.name) == fingerprint(stage, config, run)
-
-
-def require(stage: Stage, config: Config, run: Path) -> None:
-    """Refuse to start on inputs that are missing or were made with other settings.
-
-    Raises:
-        ManifestError: names the command to run first.
-    """
-    for name in stage.needs:
-        if not is_done(STAGES[name], config, run):
-            found = _made_from(run / name)
-            state = "was made with other settings" if found else "is missing"
-            command = " ".join(STAGES[name].command)
-            raise ManifestError(f"{run / name} {state}; run `adrec {command}` first")
 
 
 @contextmanager
@@ -137,8 +214,8 @@ def at_work(
     otherwise it is removed first.
     """
     ranks = ranks or Alone()
-    mark = fingerprint(stage, config, run)
-    partial = run / f"{stage.name}.partial-{mark}"
+    record = describe(stage, config, run)
+    partial = run / f"{stage.name}.partial-{record.made_from}"
     if ranks.is_first:
         if not stage.resumes:
             shutil.rmtree(partial, ignore_errors=True)
@@ -147,8 +224,8 @@ def at_work(
     yield partial
     ranks.barrier()
     if ranks.is_first:
-        record = {"made_from": mark, "needs": list(stage.needs)}
-        (partial / RECORD).write_text(json.dumps(record) + "\n")
+        config.save(partial / CONFIG)
+        (partial / RECORD).write_text(record.model_dump_json() + "\n")
         _publish(partial, run / stage.name)
     ranks.barrier()
 
@@ -163,13 +240,6 @@ def _publish(partial: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     for stale in final.parent.glob(f"{final.name}.partial-*"):
         shutil.rmtree(stale)
-
-
-def _made_from(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / RECORD).read_text())["made_from"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def make_run(run: Path) -> None:

@@ -98,12 +98,12 @@ def test_serving_encodes_as_prepare_did(prepared: Path, raw_file: Path) -> None:
 def test_a_changed_vocabulary_is_refused(prepared: Path) -> None:
     path = prepared / "vocabulary/C3.parquet"
     pl.read_parquet(path)[:-1].write_parquet(path)
-    with pytest.raises(ManifestError, match="C3.parquet has 12 ids, the schema 13"):
+    with pytest.raises(ManifestError, match=r"C3\.parquet has 12 ids, the schema 13"):
         Encoder.load(prepared)
 
 
 def test_real_rows_give_the_counted_figures(real_data: Path, tmp_path: Path) -> None:
-    """Shares of unknown values in the last fifth, counted independently of this code."""
+    """Shares of unknown values in the last fifth, counted independently."""
     words = ["data.split={train: .8, valid: 0, test: .2}", "data.min_count=1"]
     config: DataConfig = load_config(None, words).data
     report = prepare(

@@ -121,7 +121,7 @@ def test_an_index_that_lost_ads_is_not_published(tmp_path: Path) -> None:
     ids, vectors, queries = corpus()
     index = made("exact", 4, tmp_path)
     index.shards.pop()
-    with pytest.raises(GateError, match="below index.target_recall"):
+    with pytest.raises(GateError, match=r"below index\.target_recall"):
         tune(index, ids, vectors, queries, K, 0.9)
 
 

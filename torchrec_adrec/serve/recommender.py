@@ -18,12 +18,20 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import tower_input
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.distributed import checkpoint
-from torchrec_adrec.errors import CheckpointError, DataError, ManifestError
+from torchrec_adrec.errors import CheckpointError, DataError
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import Scorer
+from torchrec_adrec.stages import (
+    CONFIG,
+    EMBEDDINGS,
+    INDEX,
+    RANKING,
+    RETRIEVAL,
+    check_inputs,
+)
 from torchrec_adrec.tasks import build_task
 
 RawUser = Mapping[str, int | str | None]
@@ -73,12 +81,14 @@ class Recommender:
         """
         torch.set_num_threads(threads)
         set_search_threads(threads)
-        config = load_config(run / "config.yaml")
+        for stage in (RETRIEVAL, EMBEDDINGS, INDEX, RANKING):
+            check_inputs(stage, run)
+        config = load_config(run / "index" / CONFIG)
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
+        towers = _load(run / "retrieval", schema)
+        ranker = _load(run / "ranking", schema)
         manifest = IndexManifest.load(run / "index")
-        towers = _load(run, "retrieval", schema, config, manifest)
-        ranker = _load(run, "ranking", schema, config, None)
         index = ShardedIndex.load(run / "index", manifest)
         return cls(
             encoder,
@@ -155,26 +165,13 @@ def _raw(name: str, value: int | str | None, is_number: bool) -> int | None:
     raise DataError(f"{name} is {value!r}, expected {expected}, or null")
 
 
-def _load(
-    run: Path, name: str, schema: Schema, config: Config, index: IndexManifest | None
-) -> Any:
-    """A task, unsharded and ready to predict, from the run's last checkpoint."""
-    task: nn.Module = build_task(name, schema, config)
-    start = checkpoint.latest(run / name / "checkpoints")
+def _load(folder: Path, schema: Schema) -> Any:
+    """A task, unsharded and ready to predict, from a stage's last checkpoint."""
+    task: nn.Module = build_task(folder.name, schema, load_config(folder / CONFIG))
+    start = checkpoint.latest(folder / "checkpoints")
     if start is None:
-        raise CheckpointError(
-            f"{run / name} has no checkpoint; run `adrec train {name}`"
-        )
-    if index is not None:
-        made = (index.embeddings.schema_fingerprint, index.embeddings.step)
-        if made != (schema.fingerprint, start.step):
-            raise ManifestError(
-                f"{run / 'index'} was made from step {made[1]} and columns {made[0]},"
-                f" beside it are step {start.step} and {schema.fingerprint};"
-                " run `adrec export` and `adrec index`"
-            )
+        raise CheckpointError(f"{folder} has no checkpoint; run `adrec train` again")
     checkpoint.load(start, task, schema)
-    torch.set_grad_enabled(False)
     return task.eval()
 
 

@@ -1,0 +1,72 @@
+"""What sharing the user's tokens among 500 candidates saves.
+
+    python benchmarks/serving.py --run runs/demo
+
+Both ways give the same probabilities (checked); one thread; medians of interleaved
+rounds. The other way repeats the user for every candidate, as a ranker without the
+one-way mask must.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from timing import interleave, keep, ratio
+
+from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.data.collate import tower_input
+from torchrec_adrec.schema import Side
+from torchrec_adrec.serve.recommender import Recommender
+
+
+def main() -> None:
+    """Measure and keep."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--run", type=Path, required=True, help="a finished run")
+    arguments.add_argument("--rounds", type=int, default=30)
+    words = arguments.parse_args()
+    recommender = Recommender.load(words.run)
+    users = json.loads((words.run / "data/example_users.json").read_text())
+    one = recommender._user_input(users[0])
+    count = recommender.config.recommend.candidates
+    ids, _ = recommender.retriever.retrieve(one, count)
+    repeated = _repeat(recommender, one, len(ids))
+    score = recommender.scorer.score
+    assert np.allclose(score(one, ids), score(repeated, ids), atol=1e-6)
+    ways = {
+        "user once": lambda: score(one, ids),
+        "user for every ad": lambda: score(repeated, ids),
+        "whole request": lambda: recommender.recommend(users[0]),
+    }
+    seconds = interleave(ways, words.rounds)
+    keep(
+        "serving",
+        {
+            "candidates": len(ids),
+            "threads": torch.get_num_threads(),
+            "milliseconds": {n: round(median(s) * 1e3, 2) for n, s in seconds.items()},
+            "times_faster_once": round(
+                ratio(seconds, "user for every ad", "user once"), 2
+            ),
+            "seconds": seconds,
+        },
+    )
+
+
+def _repeat(recommender: Recommender, one: TowerInput, rows: int) -> TowerInput:
+    schema = recommender.encoder.schema
+    columns = {
+        f.name: np.repeat(one.sparse[f.name].values().numpy(), rows)
+        for f in schema.sparse_of(Side.USER)
+    }
+    dense = one.dense[0].numpy()
+    for i, feature in enumerate(schema.dense_of(Side.USER)):
+        columns[feature.name] = np.repeat(dense[i], rows)
+    return tower_input(columns, schema, Side.USER)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+import json
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from torchrec_adrec.serve.app import build_app
+from torchrec_adrec.serve.recommender import Recommender
+
+
+def test_it_answers_as_the_recommender_does(finished_run: Path) -> None:
+    recommender = Recommender.load(finished_run)
+    user = json.loads((finished_run / "data/example_users.json").read_text())[0]
+    client = TestClient(build_app(recommender))
+    answer = client.post("/recommend", json={"user": user, "top": 3}).json()
+    expected = recommender.recommend(user, 3).ads
+    assert [int(ad["ad_id"]) for ad in answer["ads"]] == expected["ad_id"].to_list()
+    assert [ad["click"] for ad in answer["ads"]] == expected["click"].to_list()
+    assert set(answer["milliseconds"]) == {"encode", "retrieve", "rank", "total"}
+
+
+def test_a_wrong_request_is_explained(finished_run: Path) -> None:
+    client = TestClient(build_app(Recommender.load(finished_run)))
+    wrong = client.post("/recommend", json={"user": {"C1": "x"}})
+    assert wrong.status_code == 422 and "C1 is 'x'" in wrong.json()["detail"]
+    assert client.post("/recommend", json={"usr": {}}).status_code == 422
