@@ -26,6 +26,7 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import tower_input
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.retrieval import retrieval_metrics
 from torchrec_adrec.index.manifest import EmbeddingManifest, load_vectors, sha256
 from torchrec_adrec.models.two_tower import TwoTower
@@ -121,10 +122,19 @@ def _names(schema: Schema, side: Side) -> list[str]:
 
 
 def held_out_clicks(data: Path, schema: Schema, seed: int) -> pl.DataFrame:
-    """Clicked rows of the test split in file order, at most `MAX_CLICKS` of them."""
+    """Clicked rows of the test split in file order, at most `MAX_CLICKS` of them.
+
+    Raises:
+        DataError: there are none.
+    """
     label = schema.labels[0]
     test = pl.scan_parquet(data / "test/*.parquet")
     clicks = test.filter(pl.col(label) == 1).collect()
+    if not len(clicks):
+        raise DataError(
+            f"{data / 'test'} has no row with {label} = 1: neither recall nor the index"
+            " can be measured; give more data or a larger data.split.test"
+        )
     if len(clicks) <= MAX_CLICKS:
         return clicks
     kept = np.random.default_rng(seed).choice(len(clicks), MAX_CLICKS, replace=False)

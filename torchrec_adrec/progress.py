@@ -74,11 +74,11 @@ class Progress:
         return self
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count finished units; `note` stands behind them (a loss, say)."""
+        """Count finished units; the last `note` stands behind them (a loss, say)."""
         self.done += count
-        self._note = note
+        self._note = note or self._note
         if self._bar is not None:
-            text = f"{self.rate:,.0f}/s {note}"
+            text = f"{self.rate:,.0f}/s {self._note}"
             self._bar.update(self._task, advance=count, note=text)
         elif self._speaks and time.monotonic() - self._spoken >= LINE_EVERY_S:
             self._spoken = time.monotonic()
@@ -95,7 +95,7 @@ class Progress:
             f", {(self.total - self.done) / self.rate:.0f} s left" if self.total else ""
         )
         note = f", {self._note}" if self._note else ""
-        speed = f"{self.rate:,.1f}/s"
+        speed = f"{self.rate:,.0f}/s"
         return f"{self.title}: {self.done:,}{of} {self.unit}, {speed}{note}{left}"
 
     def __exit__(

@@ -141,13 +141,13 @@ class Trainer:
         pipeline = TrainPipelineSparseDist(
             self.model, self.optimizer, self.process.device
         )
-        rows = prefetch(self._batches(first))
-        settings = self.config.train
+        rows, size = prefetch(self._batches(first)), self.reader.batch_size
+        settings, left = self.config.train, (self.steps - first) * size
         self.model.train()
         window: list[torch.Tensor] = []
         with (
             self._board() as board,
-            Progress(f"train {self.task}", self.steps - first) as progress,
+            Progress(f"train {self.task}", left, "samples") as progress,
         ):
             for step in range(first + 1, self.steps + 1):
                 self._seed(step)
@@ -155,13 +155,13 @@ class Trainer:
                 window.append(loss)
                 last = step == self.steps
                 if last or step % settings.log_every == 0:
-                    note = self._log(step, window, board)
+                    note = self._log(step, window, progress.rate, board)
                     window = []
                 if last or step % settings.checkpoint_every == 0:
                     self._save(step, self._global(loss))
-                progress.advance(1, note)
+                progress.advance(size, note)
         pipeline.detach()
-        return progress.rate * self.reader.batch_size, self._last_loss
+        return progress.rate, self._last_loss
 
     def _batches(self, first: int) -> Iterator[Batch]:
         for epoch in range(self.config.train.epochs):
@@ -181,7 +181,11 @@ class Trainer:
         return total.item() / self.process.world_size
 
     def _log(
-        self, step: int, window: list[torch.Tensor], board: SummaryWriter | None
+        self,
+        step: int,
+        window: list[torch.Tensor],
+        rate: float,
+        board: SummaryWriter | None,
     ) -> str:
         mean = self._global(torch.stack(window).mean())
         if not math.isfinite(mean):
@@ -192,6 +196,7 @@ class Trainer:
         self.curve.append((step, mean))
         if board is not None:
             board.add_scalar(f"{self.task}/loss", mean, step)
+            board.add_scalar(f"{self.task}/samples_per_second", rate, step)
         return f"loss {mean:.4f}"
 
     def _save(self, step: int, loss: float) -> None:

@@ -1,0 +1,130 @@
+"""What moves in training, and what must not. One real rank, real sharded tables."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.distributed.checkpoint import Checkpoint
+from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.errors import ConfigError, DataError
+from torchrec_adrec.train import Trainer, final_checkpoint
+
+TINY = (
+    "train.batch_size=32",
+    "towers.embedding_dim=4",
+    "towers.hidden=[8]",
+    "towers.output_dim=4",
+    "ranker.model_dim=4",
+    "ranker.heads=1",
+    "ranker.head_dim=8",
+    "ranker.feedforward_dim=8",
+)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    """A copy of every parameter; of a table, this rank's (only) shard."""
+    found = {}
+    for name, value in trainer.model.state_dict().items():
+        shards = getattr(value, "local_shards", None)
+        found[name] = (shards()[0].tensor if shards else value).detach().clone()
+    # A side without numbers has an empty parameter for them.
+    return {name: value for name, value in found.items() if value.numel()}
+
+
+def trainer_for(
+    task: str, data: Path, folder: Path, process: Process, *words: str
+) -> Trainer:
+    config: Config = load_config(None, [*TINY, *words])
+    start: Checkpoint | None = None
+    if task == "ranking" and config.ranker.tables != "scratch":
+        start = final_checkpoint(folder / "towers")
+    out = folder / ("towers" if task == "retrieval" else "ranker")
+    out.mkdir(exist_ok=True)
+    return Trainer(task, config, process, data, out, start)
+
+
+def test_every_parameter_of_both_models_moves(prepared: Path, tmp_path: Path) -> None:
+    with process_group("cpu") as process:
+        for task in ("retrieval", "ranking"):
+            trainer = trainer_for(task, prepared, tmp_path, process)
+            trainer._restore()
+            before = weights(trainer)
+            trainer.fit()
+            still = [
+                n for n, w in weights(trainer).items() if torch.equal(w, before[n])
+            ]
+            assert not still
+
+
+def test_a_run_that_only_lacks_its_metrics_is_finished(
+    prepared: Path, tmp_path: Path
+) -> None:
+    with process_group("cpu") as process:
+        first = trainer_for("retrieval", prepared, tmp_path, process).fit()
+        again = trainer_for("retrieval", prepared, tmp_path, process).fit()
+    assert again["train"]["resumed_at_step"] == first["train"]["steps"]
+    assert again["train"]["last_step_loss"] == first["train"]["last_step_loss"]
+    assert again["test"] == first["test"]
+
+
+def test_tables_start_where_the_config_says(prepared: Path, tmp_path: Path) -> None:
+    with process_group("cpu") as process:
+        towers = trainer_for("retrieval", prepared, tmp_path, process)
+        towers.fit()
+        trained = weights(towers)
+        for tables, same in (("warm_start", True), ("scratch", False)):
+            ranker = trainer_for(
+                "ranking", prepared, tmp_path, process, f"ranker.tables={tables}"
+            )
+            ranker._restore()
+            for side in ("user", "ad"):
+                name = (
+                    f"embedding_bags.{side}_{'C1' if side == 'user' else 'C15'}.weight"
+                )
+                source = trained[f"model.{side}_tower.tables.{name}"]
+                own = weights(ranker)[f"model.{side}_tables.{name}"]
+                assert torch.equal(own, source) == same
+
+
+def test_frozen_tables_stay_and_the_rest_learns(prepared: Path, tmp_path: Path) -> None:
+    with process_group("cpu") as process:
+        trainer_for("retrieval", prepared, tmp_path, process).fit()
+        ranker = trainer_for(
+            "ranking", prepared, tmp_path, process, "ranker.tables=frozen"
+        )
+        ranker._restore()
+        before = weights(ranker)
+        ranker.fit()
+        for name, after in weights(ranker).items():
+            assert torch.equal(after, before[name]) == ("_tables." in name), name
+
+
+def test_a_loss_that_is_not_finite_stops(prepared: Path, tmp_path: Path) -> None:
+    with process_group("cpu") as process:
+        trainer = trainer_for(
+            "retrieval", prepared, tmp_path, process, "train.log_every=1"
+        )
+        with torch.no_grad():
+            trainer.model.module.model.calibration.bias.fill_(torch.nan)
+        with pytest.raises(
+            DataError, match="the loss became nan between steps 1 and 1"
+        ):
+            trainer.fit()
+
+
+def test_a_batch_that_is_larger_than_the_data(prepared: Path, tmp_path: Path) -> None:
+    with (
+        process_group("cpu") as process,
+        pytest.raises(ConfigError, match=r"train\.batch_size = 4096 exceeds the 320"),
+    ):
+        trainer_for("retrieval", prepared, tmp_path, process, "train.batch_size=4096")
+
+
+def test_cuda_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="torch finds no GPU"), process_group("cuda"):
+        pass
