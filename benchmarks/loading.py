@@ -10,7 +10,8 @@ from statistics import median
 from timing import interleave, keep, ratio
 
 from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader, Split, prefetch
+from torchrec_adrec.data.parquet import Reader, Split
+from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.schema import Schema
 
 

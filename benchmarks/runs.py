@@ -1,7 +1,7 @@
 """Test figures of whole runs over seeds, with their spread.
 
     python benchmarks/runs.py --config configs/criteo_kaggle.yaml --name criteo_kaggle \
-        --seeds 0 1 2 data.raw=PATH
+        --seeds 0 1 2 --set data.raw=PATH
 
 Every run is `adrec run` on two ranks in a folder of its own below --out.
 """
@@ -24,8 +24,8 @@ def main() -> None:
     arguments.add_argument("--name", required=True, help="of the file in results/")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--out", type=Path, default=Path("runs/benchmark"))
-    arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    words = arguments.parse_intermixed_args()
+    arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    words = arguments.parse_args()
     runs = [_run(words, seed) for seed in words.seeds]
     figures = {key: [run[key] for run in runs] for key in runs[0]}
     summary = {
@@ -38,7 +38,7 @@ def main() -> None:
 def _run(words: argparse.Namespace, seed: int) -> dict[str, float]:
     out = words.out / f"{words.name}-{seed}"
     command = [sys.executable, "-m", "torchrec_adrec", "run", "--config", words.config]
-    command += ["--out", out, "-j", "1x2", f"seed={seed}", *words.overrides]
+    command += ["--out", out, "-j", "1x2", f"seed={seed}", *words.set]
     subprocess.run(list(map(str, command)), check=True)
     return _figures(json.loads((out / "metrics.json").read_text()))
 

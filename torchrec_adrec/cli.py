@@ -4,10 +4,7 @@ Nothing heavy is imported up here: importing torchrec takes seconds.
 """
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchrec_adrec import stages
-from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config import Config
 from torchrec_adrec.errors import AdRecError, ConfigError, DataError
 from torchrec_adrec.progress import setup_logging
+from torchrec_adrec.run_folder import keep, on_all_ranks, read_settings, starts
 
 if TYPE_CHECKING:
-    from torchrec_adrec.distributed.process import Process
+    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,56 +52,6 @@ class TaskName(StrEnum):
     RANKING = "ranking"
 
 
-def _open(config: Path | None, overrides: list[str] | None, out: Path) -> Config:
-    """Read the settings: the named file, else what the run already has."""
-    saved = out / stages.CONFIG
-    if config is None and saved.exists():
-        config = saved
-    settings = load_config(config, overrides or [])
-    if settings.data.adapter != "synthetic" and not settings.data.raw:
-        raise ConfigError("data.raw is empty; name the raw files: data.raw=PATH")
-    return settings
-
-
-def _keep(settings: Config, out: Path) -> None:
-    """Write the settings into the run; of several ranks only the first does."""
-    stages.make_run(out)
-    if os.environ.get("RANK", "0") == "0":
-        partial = out / f"{stages.CONFIG}.partial"
-        settings.save(partial)
-        partial.rename(out / stages.CONFIG)
-
-
-def _starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
-    """Check the inputs, then keep the settings; False if there is nothing to do."""
-    stages.require(stage, settings, out)
-    _keep(settings, out)
-    if stages.is_done(stage, settings, out):
-        typer.echo(
-            f"{stage.name}: skipped, its inputs have not changed; remove"
-            f" {out / stage.name} to do it again"
-        )
-        return False
-    return True
-
-
-@contextmanager
-def _on_all_ranks(
-    stage: stages.Stage, config: Config, out: Path
-) -> Iterator[tuple["Process", Path] | None]:
-    """The process group and the stage's folder, or None if there is nothing to do."""
-    from torchrec_adrec.distributed.process import process_group
-
-    if not _starts(stage, config, out):
-        yield None
-        return
-    with (
-        process_group(config.device) as process,
-        stages.at_work(stage, config, out, process) as folder,
-    ):
-        yield process, folder
-
-
 @app.command()
 def run(
     out: Out,
@@ -119,8 +67,8 @@ def run(
     """
     from torchrec_adrec.pipeline import run_pipeline
 
-    settings = _open(config, overrides, out)
-    _keep(settings, out)
+    settings = read_settings(config, overrides, out)
+    keep(settings, out)
     run_pipeline(settings, out, job)
 
 
@@ -129,8 +77,8 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
     """Raw files to Parquet, catalog, schema, report; fitted on training rows only."""
     from torchrec_adrec.data.prepare import prepare as prepare_data
 
-    settings = _open(config, overrides, out)
-    if _starts(stages.DATA, settings, out):
+    settings = read_settings(config, overrides, out)
+    if starts(stages.DATA, settings, out):
         with stages.at_work(stages.DATA, settings, out) as folder:
             prepare_data(settings.data, _raw_files(settings, folder), folder)
 
@@ -171,8 +119,8 @@ def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) 
     """The constant and a logistic regression on the test split: what to beat."""
     from torchrec_adrec.evaluation.baselines import baselines as judge
 
-    settings = _open(config, overrides, out)
-    if _starts(stages.BASELINES, settings, out):
+    settings = read_settings(config, overrides, out)
+    if starts(stages.BASELINES, settings, out):
         with stages.at_work(stages.BASELINES, settings, out) as folder:
             judge(out / "data", folder)
 
@@ -182,12 +130,13 @@ def train(
     task: TaskName, out: Out, config: ConfigFile = None, overrides: Overrides = None
 ) -> None:
     """Train the towers or the ranker on all ranks; resumes from its last checkpoint."""
-    settings = _open(config, overrides, out)
+    settings = read_settings(config, overrides, out)
     stage = stages.STAGES[task]
-    with _on_all_ranks(stage, settings, out) as work:
+    with on_all_ranks(stage, settings, out) as work:
         if work is None:
             return
-        from torchrec_adrec.train import Trainer, final_checkpoint
+        from torchrec_adrec.sharded_task import final_checkpoint
+        from torchrec_adrec.train import Trainer
 
         process, folder = work
         warm = task == TaskName.RANKING and settings.ranker.tables != "scratch"
@@ -201,15 +150,17 @@ def evaluate(
 ) -> None:
     """Test figures of the last checkpoint, on any number of ranks, as JSON."""
     from torchrec_adrec.distributed.process import process_group
+    from torchrec_adrec.evaluation.predict import evaluate_split
     from torchrec_adrec.schema import Schema
-    from torchrec_adrec.train import evaluate_split, restore
+    from torchrec_adrec.sharded_task import restore
 
-    settings = _open(config, overrides, out)
+    settings = read_settings(config, overrides, out)
     stages.check(stages.STAGES[task], settings, out)
     schema = Schema.load(out / "data/schema.json")
     with process_group(settings.device) as process:
         model, start = restore(task, out, schema, settings, process)
-        test = evaluate_split(model, out / "data/test", schema, settings, process)
+        size = settings.train.eval_batch_size
+        test = evaluate_split(model, out / "data/test", schema, process, size)
         if process.is_first:
             found: dict[str, Any] = {"task": task, "step": start.step}
             found |= {"world_size": process.world_size, "test": test}
@@ -219,13 +170,13 @@ def evaluate(
 @app.command()
 def export(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Encode every ad on all ranks; measure full-catalog recall of held-out clicks."""
-    settings = _open(config, overrides, out)
-    with _on_all_ranks(stages.EMBEDDINGS, settings, out) as work:
+    settings = read_settings(config, overrides, out)
+    with on_all_ranks(stages.EMBEDDINGS, settings, out) as work:
         if work is None:
             return
         from torchrec_adrec.export import export as export_ads
         from torchrec_adrec.schema import Schema
-        from torchrec_adrec.train import restore
+        from torchrec_adrec.sharded_task import restore
 
         process, folder = work
         schema = Schema.load(out / "data/schema.json")
@@ -236,8 +187,8 @@ def export(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> 
 @app.command()
 def index(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Build the FAISS shards on all ranks; publish only past the recall gate."""
-    settings = _open(config, overrides, out)
-    with _on_all_ranks(stages.INDEX, settings, out) as work:
+    settings = read_settings(config, overrides, out)
+    with on_all_ranks(stages.INDEX, settings, out) as work:
         if work is None:
             return
         from torchrec_adrec.publish import publish

@@ -16,29 +16,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader, Split, prefetch
+from torchrec_adrec.data.parquet import Reader, Split
+from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.distributed import checkpoint
-from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_optimizer
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.distributed.sharding import meta_device, shard
-from torchrec_adrec.errors import CheckpointError, DataError
+from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.metrics import click_metrics
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
-from torchrec_adrec.evaluation.predict import Predictions, batches, predict_clicks
+from torchrec_adrec.evaluation.predict import Predictions, predict_split
 from torchrec_adrec.progress import Progress
-from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.tasks import build_task
-
-CHECKPOINTS = "checkpoints"
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
 
 log = logging.getLogger(__name__)
 
@@ -233,11 +227,10 @@ class Trainer:
         for name in ("valid", "test"):
             if not any((self.data / name).glob("*.parquet")):
                 continue
-            rows = batches(
-                Split.open(self.data / name), self.schema, self.process, size
+            found = predict_split(
+                self.model, self.data / name, self.schema, self.process, size
             )
-            found = predict_clicks(self.model, rows, self.schema)
-            figures[name] = judge(found)
+            figures[name] = {label: click_metrics(*p) for label, p in found.items()}
             if self.process.is_first and name == "test":
                 self._draw_calibration(found)
         return figures
@@ -246,65 +239,3 @@ class Trainer:
         label, (probability, observed) = next(iter(found.items()))
         title = f"{self.task}: {label} on the test split"
         calibration_curve(probability, observed, title, self.folder / "calibration.png")
-
-
-def build(
-    task: str, schema: Schema, config: Config, process: Process
-) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """Model -> optimizer inside backward -> sharding -> the rest's optimizer.
-
-    The order matters: a table gets its optimizer before it is sharded, or never.
-    """
-    # Shards are made where they live, so ranks must not draw the same numbers.
-    torch.manual_seed((config.seed << 12) + process.rank)
-    model = build_task(task, schema, config, meta_device())
-    settings = config.towers if task == "retrieval" else config.ranker
-    fuse_table_optimizer(model, settings.optimizer)
-    share = config.train.batch_size // process.world_size
-    sharded = shard(model, process, config.sharding.types, share)
-    return sharded, build_optimizer(sharded, settings.optimizer)
-
-
-def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
-    """The last checkpoint of a finished training stage.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    found = checkpoint.latest(folder / CHECKPOINTS)
-    if found is None:
-        raise CheckpointError(f"{folder} has no checkpoint; run `adrec train` first")
-    return found
-
-
-def restore(
-    task: str, run: Path, schema: Schema, config: Config, process: Process
-) -> tuple[DistributedModelParallel, checkpoint.Checkpoint]:
-    """A sharded model with the weights of a finished run, at any world size."""
-    model, _ = build(task, schema, config, process)
-    start = final_checkpoint(run / task)
-    checkpoint.load(start, model, schema)
-    return model, start
-
-
-def evaluate_split(
-    model: nn.Module, folder: Path, schema: Schema, config: Config, process: Process
-) -> dict[str, Any]:
-    """Figures per label over one split, from all ranks. Collective."""
-    rows = batches(Split.open(folder), schema, process, config.train.eval_batch_size)
-    return judge(predict_clicks(model, rows, schema))
-
-
-def judge(found: Predictions) -> dict[str, Any]:
-    """Figures per label."""
-    return {name: click_metrics(*predictions) for name, predictions in found.items()}
-
-
-def warm_start_names(model: nn.Module) -> dict[str, str]:
-    """A ranker's table parameters -> the same tables in a retrieval checkpoint."""
-    return {
-        name: name.replace(f"model.{side}_tables.", f"model.{side}_tower.tables.")
-        for name in model.state_dict()
-        for side in Side
-        if name.startswith(f"model.{side}_tables.")
-    }

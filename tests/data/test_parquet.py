@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_adrec.data.parquet import Reader, Split, prefetch
+from torchrec_adrec.data.parquet import Reader, Split
+from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.errors import ConfigError, DataError
 
 Shape = st.tuples(

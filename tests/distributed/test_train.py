@@ -10,7 +10,8 @@ from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import ConfigError, DataError
-from torchrec_adrec.train import Trainer, final_checkpoint
+from torchrec_adrec.sharded_task import final_checkpoint
+from torchrec_adrec.train import Trainer
 
 TINY = (
     "train.batch_size=32",

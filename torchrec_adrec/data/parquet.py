@@ -7,13 +7,11 @@ and a run resumed at another world size goes on with exactly the rows that were 
 """
 
 import bisect
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +19,6 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.errors import ConfigError, DataError
 
-T = TypeVar("T")
 Columns = dict[str, NDArray[Any]]
 
 
@@ -219,42 +216,3 @@ def _take(pending: list[Any], rows: int) -> tuple[list[Any], list[Any]]:
         taken.append((window, order, numbers))
         rows -= len(order)
     raise AssertionError("more rows asked for than are waiting")
-
-
-def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
-    """Run an iterator in a background thread, `depth` items ahead.
-
-    An error of the thread is raised where the item would have come.
-    """
-    ahead: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry: tuple[T | None, BaseException | None, bool]) -> None:
-        while not stop.is_set():
-            try:
-                ahead.put(entry, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None, False))
-                if stop.is_set():
-                    return
-            put((None, None, True))
-        except BaseException as error:
-            put((None, error, True))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while True:
-            item, error, last = ahead.get()
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield item  # type: ignore[misc]
-    finally:
-        stop.set()

@@ -1,6 +1,7 @@
 """Predictions of a sharded model over a split, from all ranks."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,9 +10,10 @@ from torch import nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader, Split, prefetch
+from torchrec_adrec.data.parquet import Reader, Split
+from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.metrics import Floats
+from torchrec_adrec.evaluation.metrics import Floats, click_metrics
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 
@@ -19,7 +21,7 @@ from torchrec_adrec.schema import Schema
 Predictions = dict[str, tuple[Floats, Floats]]
 
 
-def batches(
+def _batches(
     split: Split, schema: Schema, process: Process, batch_size: int
 ) -> Iterator[Batch]:
     """Every row of a split once, over all ranks; the last step is filled up."""
@@ -33,17 +35,25 @@ def batches(
             progress.advance(1)
 
 
+def evaluate_split(
+    model: nn.Module, folder: Path, schema: Schema, process: Process, batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Figures per label over one split, the same on every rank. Collective."""
+    found = predict_split(model, folder, schema, process, batch_size)
+    return {name: click_metrics(*predictions) for name, predictions in found.items()}
+
+
 @torch.no_grad()
-def predict_clicks(
-    model: nn.Module, rows: Iterator[Batch], schema: Schema
+def predict_split(
+    model: nn.Module, folder: Path, schema: Schema, process: Process, batch_size: int
 ) -> Predictions:
-    """Probability and label of every row of all ranks, the same on every rank.
+    """Probability and label of every row of a split, the same on every rank.
 
     Collective. Rows of weight 0 and labels that were not observed do not count.
     """
     model.eval()
     logits, labels = [], []
-    for batch in rows:
+    for batch in _batches(Split.open(folder), schema, process, batch_size):
         _, out = model(batch)
         kept = out.weights > 0
         logits.append(out.logits[kept].double().cpu().numpy())
