@@ -30,9 +30,9 @@ def read_settings(
 
 
 def keep(settings: Config, out: Path) -> None:
-    """Write the settings into the run; of several ranks only the first does."""
-    stages.make_run(out)
+    """Make the run's folder and write its settings; of several ranks only the first."""
     if os.environ.get("RANK", "0") == "0":
+        stages.make_run(out)
         partial = out / f"{stages.CONFIG}.partial"
         settings.save(partial)
         partial.rename(out / stages.CONFIG)
