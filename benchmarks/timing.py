@@ -40,6 +40,7 @@ def keep(name: str, figures: dict[str, Any]) -> None:
         "load": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d"),
     }
+    RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine, **figures}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     shown = {key: value for key, value in figures.items() if key != "seconds"}

@@ -83,7 +83,7 @@ def mend_cpu() -> str:
     """Remove whatever lies there: two wheels share the folder `fbgemm_gpu`."""
     return (
         "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu &&"
-        f" pip install ./{STUB} fbgemm-gpu-cpu=={FBGEMM}"
+        f" pip install ./{STUB} fbgemm-gpu-cpu=={FBGEMM}   # in the repository"
     )
 
 
