@@ -41,6 +41,8 @@ def test_values_are_read(tmp_path: Path) -> None:
         (criteo_line(0, c1="abc"), "C1 is 'abc'"),
         (criteo_line(0, click=2), "click is '2', expected 0 or 1"),
         (criteo_line(0, c1="\xff\xff\xff\xff"), "C1 is"),
+        (criteo_line(0, c1="0000\r000"), "C1 is '0000?000'"),
+        (criteo_line(0).replace("0\t0", "0\t9999999999999999999", 1), "I1 is '99999"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
@@ -88,7 +90,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     lines=st.lists(
         st.one_of(
             st.integers(0, 99).map(criteo_line),
-            st.text("01\tabx\xff ", max_size=12),
+            st.text("01\tabx\xff\r\0 ", max_size=12),
         ),
         min_size=1,
         max_size=30,

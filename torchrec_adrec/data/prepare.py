@@ -94,6 +94,8 @@ def _read_raw(config: DataConfig, raw: list[Path], out: Path, bad: BadRows) -> i
             frame.write_parquet(out / f"{i:05d}.parquet", compression="lz4")
             progress.advance(len(frame))
     bad.check(config.max_bad_rows)
+    if not bad.rows_read:
+        raise DataError(f"no row can be used; first: {bad.first[0]}")
     if bad.count:
         log.warning("%d bad rows left out; first: %s", bad.count, bad.first[0])
     return bad.rows_read

@@ -99,9 +99,12 @@ class _Parsed:
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
+    try:
+        if path.suffix == ".gz":
+            return cast(BinaryIO, gzip.open(path, "rb"))
+        return path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"data.raw: cannot read {path}: {error.strerror}") from None
 
 
 def _blocks(path: Path, chunk_bytes: int, bad: BadRows) -> Iterator[bytes]:
@@ -128,12 +131,20 @@ def _blocks(path: Path, chunk_bytes: int, bad: BadRows) -> Iterator[bytes]:
         yield rest
 
 
+def _plain(text: bytes) -> bytes:
+    """The same lines without what pyarrow would trip over; such a row stays bad."""
+    if not text.isascii():
+        text = text.decode("latin-1").encode()  # pyarrow cannot pass on other bytes
+    if b"\r" in text:
+        # A carriage return inside a line would be taken for the end of the line.
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"?")
+    return text
+
+
 def _parse(text: bytes, file: str, first_line: int, bad: BadRows) -> _Parsed:
     """Parse whole lines; every line becomes a row or a bad row."""
     strange: list[int] = []
-    if not text.isascii():
-        # Such bytes can only stand in a bad row, but pyarrow cannot pass them on.
-        text = text.decode("latin-1").encode()
+    text = _plain(text)
 
     def wrong_number_of_fields(row: pa_csv.InvalidRow) -> str:
         line = first_line + row.number - 1
