@@ -26,6 +26,8 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
         ("train.batch_sise=4", "unknown key 'train.batch_sise', did you mean"),
         ("trian.batch_size=4", "did you mean 'train'"),
         ("towers.optimizer.table_lr=1", "did you mean 'towers.optimizer.tables_lr'"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("recommend={top: 20, candidates: 10}", "exceeds the 10 candidates"),
         ("train.batch_size=0", "greater than or equal to 1, found 0"),
         ("data.split={train: .9}", "must be 1, found 1.1"),
         ("ranker.heads=5", "must be a multiple of heads"),

@@ -15,7 +15,7 @@ LAYERS = (
     ("tasks", "distributed", "evaluation", "stages", "doctor"),
     ("models", "losses", "index"),
     ("modules", "data"),
-    ("schema", "batch", "errors", "config", "progress"),
+    ("schema", "batch", "errors", "config", "progress", "files", "__version__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

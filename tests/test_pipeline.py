@@ -187,7 +187,7 @@ def test_parts_that_do_not_belong_together_are_refused(
     run = copy_run(finished_run, tmp_path / "run")
     record = record_of(run / "embeddings")
     assert record is not None
-    other = record.model_copy(update={"made_from": "0" * 16})
+    other = record.model_copy(update={"made": "0" * 16})
     (run / "embeddings/stage.json").write_text(other.model_dump_json())
     with pytest.raises(ManifestError, match="index was made from embeddings"):
         Recommender.load(run)

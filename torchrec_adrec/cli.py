@@ -228,14 +228,15 @@ def recommend(
 
 
 def _user(user: str, out: Path) -> dict[str, Any]:
-    path = out / "data/example_users.json" if user.isdigit() else Path(user)
+    is_example = user.isascii() and user.isdigit()
+    path = out / "data/example_users.json" if is_example else Path(user)
     try:
         found = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"--user: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"{path} is no JSON: {error}") from None
-    if user.isdigit():
+    if is_example:
         if int(user) >= len(found):
             raise ConfigError(f"--user {user}: there are {len(found)} examples, from 0")
         found = found[int(user)]
@@ -284,6 +285,6 @@ def main() -> None:
     setup_logging()
     try:
         app()
-    except AdRecError as error:
+    except (AdRecError, OSError) as error:  # OSError: a full disk, a forbidden file
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -29,9 +29,9 @@ class _Settings(BaseModel):
 class SplitConfig(_Settings):
     """Shares of the rows, in time order."""
 
-    train: Fraction = 0.8
+    train: Annotated[float, Field(gt=0, lt=1)] = 0.8
     valid: Fraction = 0.1
-    test: Fraction = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
@@ -172,11 +172,17 @@ class RecommendConfig(_Settings):
     candidates: Count = 500
     top: Count = 10
 
+    @model_validator(mode="after")
+    def _top_of_candidates(self) -> Self:
+        if self.top > self.candidates:
+            raise ValueError(f"top {self.top} exceeds the {self.candidates} candidates")
+        return self
+
 
 class Config(_Settings):
     """One run, complete."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
     towers: TowersConfig = TowersConfig()
@@ -220,7 +226,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} is no YAML: {' '.join(str(error).split())}"
         ) from None
@@ -229,6 +235,8 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: `extends` expects one file name, found {base!r}")
     return _merge(_read_yaml(path.parent / base, (*seen, path.resolve())), values)
 
 

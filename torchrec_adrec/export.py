@@ -26,14 +26,16 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import tower_input
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.errors import DataError
+from torchrec_adrec.errors import CheckpointError, DataError
 from torchrec_adrec.evaluation.retrieval import retrieval_metrics
-from torchrec_adrec.index.manifest import EmbeddingManifest, load_vectors, sha256
+from torchrec_adrec.files import sha256
+from torchrec_adrec.index.manifest import EmbeddingManifest, load_vectors
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
 QUERIES = "queries.parquet"
+NORM_TOLERANCE = 1e-3
 MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
 
 
@@ -103,7 +105,26 @@ def encode(
             rows = tower_input(columns, schema, side).to(process.device)
             parts.append(tower(rows).cpu().numpy())
             progress.advance(min(size * process.world_size, len(frame) - progress.done))
-    return np.concatenate(parts)[: len(own)]
+    vectors = np.concatenate(parts)[: len(own)]
+    _check_vectors(vectors, side, config)
+    return vectors
+
+
+def _check_vectors(vectors: NDArray[np.float32], side: Side, config: Config) -> None:
+    """A vector that is not finite would win or lose every comparison.
+
+    Raises:
+        CheckpointError: the model gives vectors that cannot be compared.
+    """
+    norms = np.linalg.norm(vectors, axis=1)
+    wrong = ~np.isfinite(norms)
+    if config.towers.similarity == "cosine":
+        wrong |= np.abs(norms - 1) > NORM_TOLERANCE
+    if wrong.any():
+        raise CheckpointError(
+            f"{wrong.sum()} of {len(wrong)} {side} vectors are not finite, or not of"
+            f" length 1 (one has {norms[wrong][0]}); train again"
+        )
 
 
 def _padded(
@@ -164,7 +185,7 @@ def _write_manifest(
     config: Config,
     out: Path,
 ) -> None:
-    parts = sorted(out.glob("part-*.parquet"))
+    written = [*sorted(out.glob("part-*.parquet")), out / QUERIES]
     EmbeddingManifest(
         checkpoint=start.path.name,
         step=start.step,
@@ -172,7 +193,7 @@ def _write_manifest(
         similarity=config.towers.similarity,
         dim=config.towers.output_dim,
         count=len(catalog),
-        parts={p.name: sha256(p) for p in parts},
+        files={path.name: sha256(path) for path in written},
     ).save(out)
 
 

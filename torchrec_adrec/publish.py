@@ -10,15 +10,14 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.export import QUERIES
+from torchrec_adrec.files import check_files, sha256
 from torchrec_adrec.index.build import EMPTY, build_shard, shard_name, train_empty
 from torchrec_adrec.index.gate import tune
 from torchrec_adrec.index.manifest import (
     EmbeddingManifest,
     Gate,
     IndexManifest,
-    check_files,
     load_vectors,
-    sha256,
 )
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.spec import IndexSpec
@@ -34,7 +33,7 @@ def publish(embeddings: Path, config: Config, process: Process, out: Path) -> No
         GateError: the index is too far from brute force.
     """
     exported = EmbeddingManifest.load(embeddings)
-    check_files(embeddings, exported.parts)
+    check_files(embeddings, exported.files)
     ids, vectors = load_vectors(embeddings)
     if len(ids) != exported.count or len(np.unique(ids)) != exported.count:
         raise ManifestError(

@@ -40,6 +40,11 @@ def keep(settings: Config, out: Path) -> None:
 
 def starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
     """Check the inputs, then keep the settings; False if there is nothing to do."""
+    if not stage.distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"`adrec {' '.join(stage.command)}` runs in one process; start it without"
+            " the launcher"
+        )
     stages.require(stage, settings, out)
     keep(settings, out)
     if stages.is_done(stage, settings, out):

@@ -93,4 +93,5 @@ class Schema(_Part):
         try:
             return cls.model_validate_json(path.read_text())
         except (OSError, ValueError) as error:
-            raise SchemaError(f"{path} is not a readable schema: {error}") from error
+            reason = " ".join(str(error).split())
+            raise SchemaError(f"{path} is not a readable schema: {reason}") from error

@@ -10,22 +10,32 @@ is renamed when it is done: a folder without `.partial` was written whole, a res
 stage finds its own work again, and other settings can never resume it.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec import __version__
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, ManifestError
 
 RECORD = "stage.json"
 CONFIG = "config.yaml"
+# Settings of training that change how it is watched, not what it makes.
+WITHOUT_EFFECT = {
+    "eval_batch_size",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ RETRIEVAL = Stage(
     ("data",),
     resumes=True,
 )
-EMBEDDINGS = Stage("embeddings", ("export",), ("seed", "index"), ("data", "retrieval"))
+EMBEDDINGS = Stage("embeddings", ("export",), ("seed",), ("data", "retrieval"))
 INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("embeddings",))
 RANKING = Stage(
     "ranking",
@@ -94,16 +104,21 @@ class Record(BaseModel):
     """What `stage.json` says of a finished stage.
 
     Attributes:
+        made: drawn anew each time: the same inputs need not give the same bits (another
+            number of ranks sums in another order), so readers hold on to this one.
         made_from: fingerprint of all that went in.
         settings: fingerprint of its settings alone.
-        needs: `made_from` of each stage that it read.
+        needs: `made` of each stage that it read.
+        raw: path -> size and time of change of each raw file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    made: str
     made_from: str
     settings: str
     needs: dict[str, str]
+    raw: dict[str, tuple[int, int]]
 
 
 def record_of(folder: Path) -> Record | None:
@@ -118,22 +133,50 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
     """The record that the stage would have if it were made now.
 
     Raises:
-        ConfigError: a raw file is missing (only `data` looks).
+        ConfigError: a raw file is missing and was never prepared.
         ManifestError: a stage that it needs is missing.
     """
-    dump = config.model_dump(mode="json")
-    settings = _digest([dump[name] for name in stage.settings])
-    needs = {name: _standing(run, name).made_from for name in stage.needs}
-    raw = [_identity(Path(p)) for p in config.data.raw] if stage is DATA else []
+    needs = {name: _standing(run, name).made for name in stage.needs}
+    raw = _raw_files(config, record_of(run / DATA.name)) if stage is DATA else {}
+    settings = _settings(stage, config)
     return Record(
-        made_from=_digest([settings, needs, raw]), settings=settings, needs=needs
+        made=uuid4().hex[:16],
+        made_from=_digest([__version__, settings, needs, raw]),
+        settings=settings,
+        needs=needs,
+        raw=raw,
     )
+
+
+def _settings(stage: Stage, config: Config) -> str:
+    dump = config.model_dump(mode="json", exclude={"train": WITHOUT_EFFECT})
+    return _digest([dump[name] for name in stage.settings])
+
+
+def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, int]]:
+    """Size and time of change: reading 1 TB to hash it would take longer.
+
+    A file that is gone counts as it was when it was prepared.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name in config.data.raw:
+        path = Path(name).resolve()
+        if path.exists():
+            stat = path.stat()
+            found[str(path)] = (stat.st_size, stat.st_mtime_ns)
+        elif before is not None and str(path) in before.raw:
+            found[str(path)] = before.raw[str(path)]
+        else:
+            raise ConfigError(f"data.raw: no such file: {name}")
+    return found
 
 
 def is_done(stage: Stage, config: Config, run: Path) -> bool:
     """Whether the stage's folder is whole and was made from just these inputs."""
     found = record_of(run / stage.name)
-    return found is not None and found == describe(stage, config, run)
+    if found is None:
+        return False
+    return found.made_from == describe(stage, config, run).made_from
 
 
 def require(stage: Stage, config: Config, run: Path) -> None:
@@ -147,20 +190,22 @@ def require(stage: Stage, config: Config, run: Path) -> None:
 
 
 def check(stage: Stage, config: Config, run: Path) -> None:
-    """Refuse a stage that is missing, has other settings, or read other stages.
-
-    Raw files are not looked at: they may be gone by now.
+    """Refuse a stage that is missing, has other settings, or was made from others.
 
     Raises:
         ManifestError: names the command to run.
     """
     require(stage, config, run)
     found = _standing(run, stage.name)
-    dump = config.model_dump(mode="json")
-    if found.settings != _digest([dump[name] for name in stage.settings]):
+    if found.settings != _settings(stage, config):
         raise ManifestError(
             f"{run / stage.name} was made with other settings; run {_how(stage)} first,"
             " or give the settings it was made with"
+        )
+    if stage is DATA and found.raw != _raw_files(config, found):
+        raise ManifestError(
+            f"the raw files have changed since {run / stage.name} was made;"
+            f" run {_how(stage)} first"
         )
     check_inputs(stage, run)
 
@@ -171,11 +216,11 @@ def check_inputs(stage: Stage, run: Path) -> None:
     Raises:
         ManifestError: names both.
     """
-    for name, made_from in _standing(run, stage.name).needs.items():
-        beside = _standing(run, name).made_from
-        if beside != made_from:
+    for name, made in _standing(run, stage.name).needs.items():
+        beside = _standing(run, name).made
+        if beside != made:
             raise ManifestError(
-                f"{run / stage.name} was made from {name} {made_from}, beside it is"
+                f"{run / stage.name} was made from {name} {made}, beside it is"
                 f" {name} {beside}; run {_how(stage)} again"
             )
 
@@ -195,15 +240,6 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _identity(path: Path) -> tuple[str, int, int]:
-    """Name, size and time of change: reading 1 TB to hash it would take longer."""
-    try:
-        stat = path.stat()
-    except OSError:
-        raise ConfigError(f"data.raw: no such file: {path}") from None
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
-
-
 @contextmanager
 def at_work(
     stage: Stage, config: Config, run: Path, ranks: Ranks | None = None
@@ -216,6 +252,13 @@ def at_work(
     ranks = ranks or Alone()
     record = describe(stage, config, run)
     partial = run / f"{stage.name}.partial-{record.made_from}"
+    with _only_one(run) if ranks.is_first else nullcontext():
+        yield from _work(stage, config, run, ranks, record, partial)
+
+
+def _work(
+    stage: Stage, config: Config, run: Path, ranks: Ranks, record: Record, partial: Path
+) -> Iterator[Path]:
     if ranks.is_first:
         if not stage.resumes:
             shutil.rmtree(partial, ignore_errors=True)
@@ -228,6 +271,17 @@ def at_work(
         (partial / RECORD).write_text(record.model_dump_json() + "\n")
         _publish(partial, run / stage.name)
     ranks.barrier()
+
+
+@contextmanager
+def _only_one(run: Path) -> Iterator[None]:
+    """Hold the run's lock; the system frees it when the process ends, however."""
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another command is at work in {run}") from None
+        yield
 
 
 def _publish(partial: Path, final: Path) -> None:

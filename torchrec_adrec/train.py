@@ -182,18 +182,22 @@ class Trainer:
         board: SummaryWriter | None,
     ) -> str:
         mean = self._global(torch.stack(window).mean())
-        if not math.isfinite(mean):
-            raise DataError(
-                f"{self.task}: the loss became {mean} between steps"
-                f" {step - len(window) + 1} and {step}; lower the learning rates"
-            )
+        self._check_finite(mean, step - len(window) + 1, step)
         self.curve.append((step, mean))
         if board is not None:
             board.add_scalar(f"{self.task}/loss", mean, step)
             board.add_scalar(f"{self.task}/samples_per_second", rate, step)
         return f"loss {mean:.4f}"
 
+    def _check_finite(self, loss: float, first: int, last: int) -> None:
+        if not math.isfinite(loss):
+            raise DataError(
+                f"{self.task}: the loss became {loss} between steps {first} and {last};"
+                " lower the learning rates"
+            )
+
     def _save(self, step: int, loss: float) -> None:
+        self._check_finite(loss, step, step)  # never resume from a broken state
         self._last_loss = loss
         checkpoint.save(
             self.folder / CHECKPOINTS,

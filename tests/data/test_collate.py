@@ -42,7 +42,7 @@ def test_keys_stand_in_schema_order_with_their_own_ids(
 
 
 def spoil(rows: Rows, name: str, value: float) -> Rows:
-    column = rows.columns[name].copy()
+    column = rows.columns[name].astype(np.result_type(rows.columns[name], type(value)))
     column[5] = value
     return replace(rows, columns={**rows.columns, name: column})
 
@@ -52,6 +52,8 @@ def spoil(rows: Rows, name: str, value: float) -> Rows:
     [
         ("C3", 999, "C3 is 999, expected 0 to 12"),
         ("C15", -1, "C15 is -1, expected 0 to"),
+        ("C3", np.nan, "C3 is nan, expected 0 to 12"),
+        ("C3", 2.5, "C3 is 2.5, expected 0 to 12"),
         ("I4", np.nan, "I4 is nan, expected a finite number"),
         ("I4", np.inf, "I4 is inf, expected a finite number"),
         ("click", 3, "label click is 3.0, expected 0 or 1"),
@@ -63,9 +65,17 @@ def test_a_value_out_of_range_is_named_with_file_and_row(
     with pytest.raises(DataError) as error:
         collate(spoil(rows, name, value), schema)
     assert message in str(error.value)
-    assert "part-00000.parquet, row group 0, row 5" in str(error.value)
+    assert "part-000000000.parquet, row group 0, row 5" in str(error.value)
 
 
 def test_a_batch_moves_whole(rows: Rows, schema: Schema) -> None:
-    moved = collate(rows, schema).to(torch.device("cpu"))
-    assert moved.user.sparse.keys() == collate(rows, schema).user.sparse.keys()
+    batch = collate(rows, schema)
+    moved = batch.to(torch.device("cpu"))
+    for side in ("user", "ad"):
+        before, after = getattr(batch, side), getattr(moved, side)
+        assert torch.equal(before.dense, after.dense)
+        assert before.sparse.to_dict().keys() == after.sparse.to_dict().keys()
+        assert torch.equal(before.sparse.values(), after.sparse.values())
+    for name in ("labels", "weights", "ad_ids", "log_q"):
+        assert getattr(moved, name) is not None
+        assert torch.equal(getattr(batch, name), getattr(moved, name))

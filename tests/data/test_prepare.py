@@ -27,7 +27,7 @@ def test_the_splits_are_the_rows_in_time_order(prepared: Path, raw_file: Path) -
 
 
 def test_fitted_on_the_training_rows_alone(tmp_path: Path) -> None:
-    lines = [criteo_line(i) for i in range(80)]
+    lines = [criteo_line(i, i % 2) for i in range(80)]
     lines += [criteo_line(i, c1="ffffffff") for i in range(80, 100)]
     (tmp_path / "raw.tsv").write_text("\n".join(lines))
     (tmp_path / "out").mkdir()
@@ -56,7 +56,8 @@ def test_log_q_is_the_share_of_the_training_impressions(prepared: Path) -> None:
 
 
 def test_an_ad_that_training_never_saw_has_no_log_q(tmp_path: Path) -> None:
-    lines = [criteo_line(i - i % 7) for i in range(90)] + [criteo_line(5)] * 10
+    lines = [criteo_line(i - i % 7, i % 2) for i in range(90)]
+    lines += [criteo_line(5)] * 10
     (tmp_path / "raw.tsv").write_text("\n".join(lines))
     (tmp_path / "out").mkdir()
     prepare(DEFAULT, [tmp_path / "raw.tsv"], tmp_path / "out")
@@ -95,11 +96,24 @@ def test_serving_encodes_as_prepare_did(prepared: Path, raw_file: Path) -> None:
     assert {n: v[0] for n, v in encoded.items()} == {n: row[n] for n in encoded}
 
 
-def test_a_changed_vocabulary_is_refused(prepared: Path) -> None:
-    path = prepared / "vocabulary/C3.parquet"
-    pl.read_parquet(path)[:-1].write_parquet(path)
-    with pytest.raises(ManifestError, match=r"C3\.parquet has 12 ids, the schema 13"):
+def test_changed_transforms_and_catalogs_are_refused(prepared: Path) -> None:
+    Encoder.load(prepared)
+    catalog = load_catalog(prepared)
+    shifted = catalog.with_columns(pl.col(AD_ID).shift(1, fill_value=0))
+    shifted.write_parquet(prepared / "catalog.parquet")
+    with pytest.raises(ManifestError, match=r"catalog\.parquet: expected sha256"):
+        load_catalog(prepared)
+    catalog.write_parquet(prepared / "catalog.parquet")
+    (prepared / "vocabulary/C4.parquet").rename(prepared / "vocabulary/C5.parquet")
+    with pytest.raises(ManifestError, match=r"vocabulary/C[45]\.parquet: expected"):
         Encoder.load(prepared)
+
+
+def test_only_one_label_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "raw.tsv").write_text("\n".join(criteo_line(i) for i in range(50)))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="every training row has click = 0"):
+        prepare(DEFAULT, [tmp_path / "raw.tsv"], tmp_path / "out")
 
 
 def test_real_rows_give_the_counted_figures(real_data: Path, tmp_path: Path) -> None:

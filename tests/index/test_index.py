@@ -9,10 +9,10 @@ import pytest
 
 from torchrec_adrec.config import IndexConfig
 from torchrec_adrec.errors import ConfigError, GateError, ManifestError
+from torchrec_adrec.files import check_files, sha256
 from torchrec_adrec.index import build
 from torchrec_adrec.index.build import build_shard, shard_name, train_empty
 from torchrec_adrec.index.gate import tune
-from torchrec_adrec.index.manifest import check_files, sha256
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.spec import IndexSpec
 
@@ -117,10 +117,29 @@ def test_an_index_of_other_vectors_is_not_published(tmp_path: Path) -> None:
         tune(index, np.roll(ids, 1), vectors, queries, K, 0.9)
 
 
-def test_an_index_that_lost_ads_is_not_published(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_that_lost_or_doubled_ads_is_not_published(
+    kind: str, tmp_path: Path
+) -> None:
     ids, vectors, queries = corpus()
-    index = made("exact", 4, tmp_path)
-    index.shards.pop()
+    index = made(kind, 4, tmp_path)
+    lost = index.shards.pop()
+    with pytest.raises(GateError, match="hold 2250 distinct ads in 2250 entries"):
+        tune(index, ids, vectors, queries, K, 0.5)
+    # The sum is right again and so is the recall of half of the ads.
+    index.shards.append(index.shards[0])
+    with pytest.raises(GateError, match="hold 2250 distinct ads in 3000 entries"):
+        tune(index, ids, vectors, queries, K, 0.5)
+    index.shards[-1] = lost
+    tune(index, ids, vectors, queries, K, 0.5)
+
+
+def test_an_index_that_cannot_reach_the_target_is_not_published(
+    tmp_path: Path,
+) -> None:
+    ids, vectors, queries = corpus()
+    index = made("ivf_flat", 2, tmp_path)
+    index.nlist = 2  # as many lists as it may visit
     with pytest.raises(GateError, match=r"below index\.target_recall"):
         tune(index, ids, vectors, queries, K, 0.9)
 

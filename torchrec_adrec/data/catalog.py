@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from torchrec_adrec.errors import DataError, ManifestError
+from torchrec_adrec.files import check_hashes
 from torchrec_adrec.schema import AD_ID
 
 # Odd 64-bit constants of splitmix64 (Steele et al., OOPSLA 2014); the last is 2^64/phi.
@@ -71,11 +72,10 @@ def load_catalog(data: Path) -> pl.DataFrame:
     """The catalog of a prepared data set.
 
     Raises:
-        ManifestError: it is not there, or its ids are not in rising order.
+        ManifestError: it is missing or changed, or its ids are not in rising order.
     """
     path = data / "catalog.parquet"
-    if not path.exists():
-        raise ManifestError(f"{path} is missing; run `adrec prepare`")
+    check_hashes(data, "catalog")
     catalog = pl.read_parquet(path)
     if not (catalog[AD_ID].diff().drop_nulls() > 0).all():
         raise ManifestError(f"{path}: ad ids must rise, each one once")

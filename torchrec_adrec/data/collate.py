@@ -98,7 +98,9 @@ def _dense(columns: Columns, schema: Schema, side: Side, rows: int) -> Tensor:
 
 
 def _check_ids(feature: SparseFeature, ids: NDArray[Any]) -> None:
-    wrong = (ids < 0) | (ids >= feature.num_embeddings)
+    wrong = ~((ids >= 0) & (ids < feature.num_embeddings))  # a NaN is wrong too
+    if ids.dtype.kind not in "iu":
+        wrong |= ids != np.floor(ids)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise OutOfRangeError(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.data.numeric import Standardize, bucket
 from torchrec_adrec.data.vocabulary import Vocabulary
-from torchrec_adrec.errors import DataError, ManifestError, SchemaError
+from torchrec_adrec.errors import DataError, SchemaError
+from torchrec_adrec.files import check_hashes
 from torchrec_adrec.schema import Schema, Side, SparseFeature
 
 
@@ -105,25 +106,16 @@ class Encoder:
         """Read what `save` wrote.
 
         Raises:
-            ManifestError: a file is missing, or a vocabulary is not the schema's.
+            ManifestError: a file is missing or changed.
         """
+        check_hashes(folder)
         schema = Schema.load(folder / "schema.json")
-        try:
-            vocabularies = {
-                f.name: Vocabulary.from_frame(
-                    pl.read_parquet(folder / f"vocabulary/{f.name}.parquet")
-                )
-                for f in schema.sparse
-            }
-            fitted = json.loads((folder / "numeric.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ManifestError(f"{folder} lacks a fitted transform: {error}") from None
+        vocabularies = {
+            f.name: Vocabulary.from_frame(
+                pl.read_parquet(folder / f"vocabulary/{f.name}.parquet")
+            )
+            for f in schema.sparse
+        }
+        fitted = json.loads((folder / "numeric.json").read_text())
         numerics = {n["name"]: Standardize.model_validate(n) for n in fitted}
-        for f in schema.sparse:
-            if vocabularies[f.name].num_embeddings != f.num_embeddings:
-                raise ManifestError(
-                    f"{folder}/vocabulary/{f.name}.parquet has"
-                    f" {vocabularies[f.name].num_embeddings} ids, the schema"
-                    f" {f.num_embeddings}; run `adrec prepare` again"
-                )
         return cls(schema, vocabularies, numerics)

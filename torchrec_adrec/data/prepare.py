@@ -5,6 +5,7 @@ data/
   catalog.parquet         every distinct ad
   schema.json numeric.json vocabulary/    what serving encodes a request with
   example_users.json      raw requests to try `adrec recommend` with
+  hashes.json             of the fitted files and the catalog, checked when read
   report.json             what came in, what went out, what is unknown
 """
 
@@ -27,6 +28,7 @@ from torchrec_adrec.data.catalog import count_ads, hash_ads
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.vocabulary import MISSING, UNKNOWN
 from torchrec_adrec.errors import ConfigError, DataError
+from torchrec_adrec.files import write_hashes
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
 
@@ -50,7 +52,7 @@ def prepare(config: DataConfig, raw: list[Path], out: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: a raw file is missing.
-        DataError: too many bad rows, or a split without rows.
+        DataError: too many bad rows, a split without rows, or only one label.
     """
     bad = BadRows()
     schema = criteo.schema(config.ad_features)
@@ -67,6 +69,9 @@ def prepare(config: DataConfig, raw: list[Path], out: Path) -> dict[str, Any]:
     split = _SplitWriter(encoder, ads, bounds, out)
     split.write_all(sorted((out / "raw").glob("*.parquet")))
     shutil.rmtree(out / "raw")
+    fitted = [out / "schema.json", out / "numeric.json", *out.glob("vocabulary/*")]
+    write_hashes(out, [*fitted, out / "catalog.parquet"])
+    _check_labels(split.report()["train"]["label_rate"])
     report = {
         "raw": [str(path) for path in raw],
         "rows_in": rows + bad.count,
@@ -91,7 +96,7 @@ def _read_raw(config: DataConfig, raw: list[Path], out: Path, bad: BadRows) -> i
     with Progress("prepare: reading", unit="rows") as progress:
         chunks = criteo.read(raw, bad, config.chunk_megabytes << 20)
         for i, frame in enumerate(chunks):
-            frame.write_parquet(out / f"{i:05d}.parquet", compression="lz4")
+            frame.write_parquet(out / f"{i:09d}.parquet", compression="lz4")
             progress.advance(len(frame))
     bad.check(config.max_bad_rows)
     if not bad.rows_read:
@@ -115,6 +120,14 @@ def _bounds(split: SplitConfig, rows: int) -> dict[str, tuple[int, int]]:
     if bounds["train"][1] == 0:
         raise DataError("the training split has no rows")
     return bounds
+
+
+def _check_labels(rates: dict[str, float]) -> None:
+    for name, rate in rates.items():
+        if rate in (0, 1):
+            raise DataError(
+                f"every training row has {name} = {rate:g}: there is nothing to learn"
+            )
 
 
 def _write_catalog(encoder: Encoder, ads: pl.DataFrame, path: Path) -> None:
@@ -178,7 +191,7 @@ class _SplitWriter:
         frame = self._encode(raw[low:high])
         self._count(name, frame)
         frame.write_parquet(
-            self.out / name / f"part-{part:05d}.parquet",
+            self.out / name / f"part-{part:09d}.parquet",
             compression="uncompressed",  # lz4 costs the reader a third of its speed
             row_group_size=ROW_GROUP_ROWS,
             statistics=False,

@@ -7,6 +7,7 @@ is a checkpoint that was written whole.
 """
 
 import json
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,10 @@ def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:
 
 
 def _check_keys(checkpoint: Checkpoint, model: nn.Module) -> None:
-    metadata = FileSystemReader(checkpoint.path).read_metadata()
+    try:
+        metadata = FileSystemReader(checkpoint.path).read_metadata()
+    except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{checkpoint.path} is damaged: {error}") from error
     keys = metadata.state_dict_metadata
     saved = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
     wanted = set(model.state_dict())

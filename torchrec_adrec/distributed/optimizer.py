@@ -40,12 +40,25 @@ def build_optimizer(
             parameters, lr=config.dense_lr, weight_decay=config.weight_decay
         ),
     )
-    # An Adam that has not stepped has no state, and a checkpoint would silently not be
-    # restored into it.
-    dense.init_state({})
+    _make_state(dense)
     optimizer = CombinedOptimizer([model.fused_optimizer, dense])
     _check_coverage(model, optimizer, set(rest))
     return optimizer
+
+
+def _make_state(dense: KeyedOptimizerWrapper) -> None:
+    """An Adam that has not stepped has no state, and a checkpoint would silently not be
+    restored into it. `init_state` makes it by a step on zero gradients; that step must
+    neither decay the weights nor count in the bias correction.
+    """
+    rates = [group["lr"] for group in dense.param_groups]
+    for group in dense.param_groups:
+        group["lr"] = 0.0
+    dense.init_state({})
+    for group, rate in zip(dense.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in dense.state.values():
+        state["step"].zero_()
 
 
 def _check_coverage(

@@ -33,7 +33,7 @@ def ranks_by_score(users: Floats, ads: Floats, clicked: Ints) -> Ints:
         at = slice(first, first + CHUNK)
         scores = users[at] @ ads.T
         own = np.take_along_axis(scores, clicked[at, None], axis=1)
-        ranks[at] = (scores >= own).sum(axis=1)
+        ranks[at] = (~(scores < own)).sum(axis=1)  # a NaN counts against
     return ranks
 
 

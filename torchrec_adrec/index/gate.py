@@ -33,12 +33,20 @@ def tune(
         k: as many as are served.
 
     Raises:
-        GateError: no `nprobe` reaches the target recall, or a returned score is not the
-            inner product of the exported vectors.
+        GateError: the shards do not hold each exported ad once, no `nprobe` reaches
+            the target recall, or a returned score is not the inner product of the
+            exported vectors.
     """
     k = min(k, len(ids))
     order = np.argsort(ids)
     ids, vectors = ids[order], vectors[order]
+    held = np.sort(index.ids())
+    if not np.array_equal(held, ids):
+        raise GateError(
+            f"the shards hold {len(np.unique(held))} distinct ads in {len(held)}"
+            f" entries, exported were {len(ids)}: ads are lost, doubled or others;"
+            " nothing was published"
+        )
     floor = _exact_floor(queries, vectors, k)
     index.nprobe = 1
     while True:

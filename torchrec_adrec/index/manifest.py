@@ -1,6 +1,5 @@
 """What was exported and what was built, from what, with the hash of every file."""
 
-import hashlib
 from pathlib import Path
 from typing import Self
 
@@ -44,7 +43,7 @@ class EmbeddingManifest(_Manifest):
     similarity: str
     dim: int
     count: int
-    parts: dict[str, str]
+    files: dict[str, str]
 
 
 class Gate(_Manifest):
@@ -73,28 +72,6 @@ class IndexManifest(_Manifest):
     count: int
     shards: dict[str, str]
     gate: Gate
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_files(folder: Path, hashes: dict[str, str]) -> None:
-    """Compare every file with its hash.
-
-    Raises:
-        ManifestError: a file is missing, cut short or changed.
-    """
-    for name, expected in hashes.items():
-        path = folder / name
-        found = sha256(path) if path.exists() else "no file"
-        if found != expected:
-            raise ManifestError(
-                f"{path}: expected sha256 {expected[:12]}, found {found[:12]};"
-                " build it again"
-            )
 
 
 def load_vectors(

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.index.manifest import IndexManifest, check_files
+from torchrec_adrec.files import check_files
+from torchrec_adrec.index.manifest import IndexManifest
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -54,6 +55,10 @@ class ShardedIndex:
         """Vectors in all shards."""
         return int(sum(shard.ntotal for shard in self.shards))
 
+    def ids(self) -> Ints:
+        """The ids that the shards hold, in no order, (count,)."""
+        return np.concatenate([_ids_of(shard) for shard in self.shards])
+
     def search(self, queries: Floats, k: int) -> tuple[Ints, Floats]:
         """The `k` nearest by inner product, best first.
 
@@ -88,3 +93,16 @@ class ShardedIndex:
         scores[ids < 0] = -np.inf
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
+
+
+def _ids_of(shard: Any) -> Ints:
+    inverted = faiss.try_extract_index_ivf(shard)
+    if inverted is None:
+        return np.asarray(faiss.vector_to_array(shard.id_map), dtype=np.int64)
+    lists: Any = inverted.invlists
+    parts = [np.empty(0, dtype=np.int64)]
+    for number in range(inverted.nlist):
+        size = lists.list_size(number)
+        if size:
+            parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
+    return np.concatenate(parts)

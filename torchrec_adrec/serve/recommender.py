@@ -105,25 +105,27 @@ class Recommender:
             top: how many; default `recommend.top`.
 
         Raises:
-            DataError: a column that no user feature is made of, or a value of the wrong
-                kind.
+            DataError: a column that no user feature is made of, a value of the wrong
+                kind, or more ads asked for than there are candidates.
         """
+        top, candidates = top or self.config.recommend.top, self._candidates()
+        if top > candidates:
+            raise DataError(f"top {top} exceeds the {candidates} candidates")
         spent: dict[str, float] = {}
         with _clock("encode", spent):
             rows = self._user_input(user)
         with _clock("retrieve", spent):
-            ids, scores = self.retriever.retrieve(
-                rows, self.config.recommend.candidates
-            )
+            ids, scores = self.retriever.retrieve(rows, candidates)
         with _clock("rank", spent):
             click = self.scorer.score(rows, ids)
         spent["total"] = sum(spent.values())
         found = pl.DataFrame({AD_ID: ids, "click": click, "score": scores})
-        best = found.sort("click", descending=True).head(
-            top or self.config.recommend.top
-        )
+        best = found.sort("click", descending=True).head(top)
         ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), spent)
+
+    def _candidates(self) -> int:
+        return min(self.config.recommend.candidates, self.retriever.index.count)
 
     def _user_input(self, user: RawUser) -> TowerInput:
         schema = self.encoder.schema
@@ -157,11 +159,15 @@ def _raw(name: str, value: int | str | None, is_number: bool) -> int | None:
     if value is None or value == "":
         return None
     if is_number and isinstance(value, int) and not isinstance(value, bool):
-        return value
+        value = str(value)
     pattern = r"[+-]?[0-9]+" if is_number else r"[0-9a-fA-F]{8}"
     if isinstance(value, str) and re.fullmatch(pattern, value):
-        return int(value, 10 if is_number else 16)
-    expected = "an integer" if is_number else "eight hexadecimal digits as text"
+        number = int(value, 10 if is_number else 16)
+        if abs(number) < 2**63:
+            return number
+    expected = (
+        "an integer of 64 bits" if is_number else "eight hexadecimal digits as text"
+    )
     raise DataError(f"{name} is {value!r}, expected {expected}, or null")
 
 

@@ -1,0 +1,51 @@
+"""Hashes of files: what was written whole must be what is read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torchrec_adrec.errors import ManifestError
+
+HASHES = "hashes.json"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Compare every file with its hash.
+
+    Raises:
+        ManifestError: a file is missing, cut short or changed.
+    """
+    for name, expected in hashes.items():
+        path = folder / name
+        found = sha256(path) if path.exists() else "no file"
+        if found != expected:
+            raise ManifestError(
+                f"{path}: expected sha256 {expected[:12]}, found {found[:12]}; it was"
+                " damaged or changed, make it again"
+            )
+
+
+def write_hashes(folder: Path, paths: Iterable[Path]) -> None:
+    """Write `hashes.json` for some files of a folder."""
+    hashes = {str(path.relative_to(folder)): sha256(path) for path in paths}
+    (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+def check_hashes(folder: Path, prefix: str = "") -> None:
+    """Check the files of `hashes.json` whose names start with `prefix`.
+
+    Raises:
+        ManifestError: one is missing or changed, or there is no `hashes.json`.
+    """
+    try:
+        hashes: dict[str, str] = json.loads((folder / HASHES).read_text())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{folder / HASHES} cannot be read: {error}") from None
+    check_files(folder, {n: h for n, h in hashes.items() if n.startswith(prefix)})
