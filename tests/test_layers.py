@@ -12,7 +12,7 @@ LAYERS = (
     ("cli", "__main__"),
     ("pipeline", "train", "export", "publish", "run_folder"),
     ("sharded_task", "serve", "report"),
-    ("tasks", "distributed", "evaluation", "stages", "doctor"),
+    ("tasks", "distributed", "evaluation", "stages", "stage_folder", "doctor"),
     ("models", "losses", "index"),
     ("modules", "data"),
     ("schema", "batch", "errors", "config", "progress", "files", "__version__"),

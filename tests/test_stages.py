@@ -9,6 +9,7 @@ from conftest import adrec, criteo_line, on_ranks
 from torchrec_adrec import stages
 from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.stage_folder import at_work, make_run
 from torchrec_adrec.stages import DATA, EMBEDDINGS, INDEX, RANKING, RETRIEVAL
 
 
@@ -22,14 +23,14 @@ def config(tmp_path: Path) -> Config:
 def run(tmp_path: Path, config: Config) -> Path:
     """A run whose stages are all done, with nothing in them."""
     out = tmp_path / "run"
-    stages.make_run(out)
+    make_run(out)
     for stage in (DATA, RETRIEVAL, EMBEDDINGS, INDEX, RANKING):
         make(stage, config, out)
     return out
 
 
 def make(stage: stages.Stage, config: Config, run: Path) -> None:
-    with stages.at_work(stage, config, run):
+    with at_work(stage, config, run):
         pass
 
 
@@ -72,7 +73,7 @@ def test_changed_raw_files_are_seen(config: Config, run: Path) -> None:
 
 def test_a_stage_that_failed_leaves_the_old_one(config: Config, run: Path) -> None:
     before = (run / "data/stage.json").read_text()
-    with pytest.raises(KeyError), stages.at_work(DATA, config, run) as folder:
+    with pytest.raises(KeyError), at_work(DATA, config, run) as folder:
         (folder / "half").touch()
         raise KeyError
     assert (run / "data/stage.json").read_text() == before
@@ -81,9 +82,9 @@ def test_a_stage_that_failed_leaves_the_old_one(config: Config, run: Path) -> No
 
 def test_two_commands_cannot_work_in_one_run(config: Config, run: Path) -> None:
     with (
-        stages.at_work(DATA, config, run),
+        at_work(DATA, config, run),
         pytest.raises(ConfigError, match="another command is at work"),
-        stages.at_work(RETRIEVAL, config, run),
+        at_work(RETRIEVAL, config, run),
     ):
         pass
 

@@ -16,6 +16,7 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.errors import AdRecError, ConfigError, DataError
 from torchrec_adrec.progress import setup_logging
 from torchrec_adrec.run_folder import keep, on_all_ranks, read_settings, starts
+from torchrec_adrec.stage_folder import at_work
 
 if TYPE_CHECKING:
     pass
@@ -79,7 +80,7 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
 
     settings = read_settings(config, overrides, out)
     if starts(stages.DATA, settings, out):
-        with stages.at_work(stages.DATA, settings, out) as folder:
+        with at_work(stages.DATA, settings, out) as folder:
             prepare_data(settings.data, _raw_files(settings, folder), folder)
 
 
@@ -121,7 +122,7 @@ def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) 
 
     settings = read_settings(config, overrides, out)
     if starts(stages.BASELINES, settings, out):
-        with stages.at_work(stages.BASELINES, settings, out) as folder:
+        with at_work(stages.BASELINES, settings, out) as folder:
             judge(out / "data", folder)
 
 

@@ -11,6 +11,7 @@ import typer
 from torchrec_adrec import stages
 from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.stage_folder import at_work, make_run
 
 if TYPE_CHECKING:
     from torchrec_adrec.distributed.process import Process
@@ -32,7 +33,7 @@ def read_settings(
 def keep(settings: Config, out: Path) -> None:
     """Make the run's folder and write its settings; of several ranks only the first."""
     if os.environ.get("RANK", "0") == "0":
-        stages.make_run(out)
+        make_run(out)
         partial = out / f"{stages.CONFIG}.partial"
         settings.save(partial)
         partial.rename(out / stages.CONFIG)
@@ -68,6 +69,6 @@ def on_all_ranks(
         return
     with (
         process_group(config.device) as process,
-        stages.at_work(stage, config, out, process) as folder,
+        at_work(stage, config, out, process) as folder,
     ):
         yield process, folder

@@ -1,24 +1,15 @@
-"""The stages of a run: what each is made from, and how its folder becomes whole.
+"""The stages of a run: what each is made from, and when it may be skipped or used.
 
-    RUN/
-      config.yaml                       the settings, kept in every stage's folder too
-      data/ baselines/ retrieval/ embeddings/ index/ ranking/   one folder a stage
-      NAME.partial-<fingerprint>/                               a stage at work
-
-A stage works in a partial folder whose name is the fingerprint of all that goes in, and
-is renamed when it is done: a folder without `.partial` was written whole, a restarted
-stage finds its own work again, and other settings can never resume it.
+RUN/
+  config.yaml                       the settings, kept in every stage's folder too
+  data/ baselines/ retrieval/ embeddings/ index/ ranking/   one folder a stage
 """
 
-import fcntl
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
@@ -78,26 +69,6 @@ RANKING = Stage(
     resumes=True,
 )
 STAGES = {s.name: s for s in (DATA, BASELINES, RETRIEVAL, EMBEDDINGS, INDEX, RANKING)}
-
-
-class Ranks(Protocol):
-    """What a stage must know of its process group."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank renames and records."""
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-
-class Alone:
-    """A stage of one process."""
-
-    is_first = True
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
 
 
 class Record(BaseModel):
@@ -174,7 +145,9 @@ def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, in
 def is_done(stage: Stage, config: Config, run: Path) -> bool:
     """Whether the stage's folder is whole and was made from just these inputs."""
     found = record_of(run / stage.name)
-    if found is None:
+    if found is None or not all(
+        is_done(STAGES[name], config, run) for name in stage.needs
+    ):
         return False
     return found.made_from == describe(stage, config, run).made_from
 
@@ -238,74 +211,3 @@ def _how(stage: Stage) -> str:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def at_work(
-    stage: Stage, config: Config, run: Path, ranks: Ranks | None = None
-) -> Iterator[Path]:
-    """Give the stage its partial folder; on success record and rename it.
-
-    What an interrupted stage left in the folder is still there if the stage resumes,
-    otherwise it is removed first.
-    """
-    ranks = ranks or Alone()
-    record = describe(stage, config, run)
-    partial = run / f"{stage.name}.partial-{record.made_from}"
-    with _only_one(run) if ranks.is_first else nullcontext():
-        yield from _work(stage, config, run, ranks, record, partial)
-
-
-def _work(
-    stage: Stage, config: Config, run: Path, ranks: Ranks, record: Record, partial: Path
-) -> Iterator[Path]:
-    if ranks.is_first:
-        if not stage.resumes:
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(exist_ok=True)
-    ranks.barrier()
-    yield partial
-    ranks.barrier()
-    if ranks.is_first:
-        config.save(partial / CONFIG)
-        (partial / RECORD).write_text(record.model_dump_json() + "\n")
-        _publish(partial, run / stage.name)
-    ranks.barrier()
-
-
-@contextmanager
-def _only_one(run: Path) -> Iterator[None]:
-    """Hold the run's lock; the system frees it when the process ends, however."""
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another command is at work in {run}") from None
-        yield
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Put the new folder in the old one's place."""
-    old = final.with_name(final.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-    for stale in final.parent.glob(f"{final.name}.partial-*"):
-        shutil.rmtree(stale)
-
-
-def make_run(run: Path) -> None:
-    """Make the folder of a run.
-
-    Raises:
-        ConfigError: it cannot be written to.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe = run / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"cannot write to {run}: {error.strerror}") from None

@@ -39,7 +39,7 @@ def test_fifty_steps_from_one_checkpoint(
     tmp_path: Path,
     ranks_script: Callable[[int, str], subprocess.CompletedProcess[str]],
 ) -> None:
-    """Dropout off: its masks are drawn per rank. Adagrad of every sharded row counts."""
+    """Dropout is off, for its masks are drawn per rank."""
     schema = Schema.load(finished_run / "data/schema.json")
     found = []
     for ranks in (1, 2):

@@ -25,7 +25,9 @@ class OneWayLayer(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.attention_norm = nn.LayerNorm(dim)
-        self.query_key_value = nn.Linear(dim, 3 * dim)
+        # No bias: a key's bias has no gradient (the softmax is blind to it), and Adam
+        # would turn its rounding noise into steps that differ between world sizes.
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.attention_out = nn.Linear(dim, dim)
         self.feedforward = nn.Sequential(
             nn.LayerNorm(dim),
