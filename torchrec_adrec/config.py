@@ -57,6 +57,8 @@ class DataConfig(_Settings):
     """Raw files, in time order; one path may be written without a list."""
     ad_features: tuple[str, ...] = ("C2", "C14", "C15", "C18", "C25")
     """The raw columns that describe the ad; every other feature is the user's side."""
+    allow_leaky_sides: bool = False
+    """Go on although a user column determines an ad column in over 95% of its rows."""
     split: SplitConfig = SplitConfig()
     min_count: Count = 5
     """Values seen less often in training become `unknown` (id 1)."""

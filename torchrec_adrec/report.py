@@ -87,6 +87,18 @@ def ads_table(ads: pl.DataFrame, title: str) -> Table:
     return table
 
 
+def _dependencies(found: list[Metrics]) -> Iterator[str]:
+    """How far the user's side gives the ad away: recall must be read beside it."""
+    yield "## What the user's columns say of the ad's"
+    yield ""
+    yield "| user | ad | determined | base rate | rows |"
+    yield "|---|---|---|---|---|"
+    for d in found[:10]:
+        shares = f"{d['determined']:.3f} | {d['base_rate']:.3f} | {d['rows']:,}"
+        yield f"| {d['user']} | {d['ad']} | {shares} |"
+    yield ""
+
+
 def write_report(config: Config, metrics: Metrics, run: Path) -> None:
     """Write `metrics.json` and `report.md` of the whole run."""
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -103,6 +115,7 @@ def write_report(config: Config, metrics: Metrics, run: Path) -> None:
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
+    lines += list(_dependencies(metrics["data"]["side_dependencies"]))
     bad = metrics["data"]["bad_rows"]["first"]
     if bad:
         lines += ["## Bad rows", "", *(f"- `{line}`" for line in bad), ""]

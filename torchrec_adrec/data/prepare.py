@@ -26,6 +26,7 @@ from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.catalog import count_ads, hash_ads
 from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.leaks import dependencies, refuse_leaky_sides
 from torchrec_adrec.data.vocabulary import MISSING, UNKNOWN
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.files import write_hashes
@@ -34,6 +35,7 @@ from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
 
 ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by group
 EXAMPLES = 50
+DEPENDENCIES_KEPT = 20  # of the strongest, in the report
 SPLITS = ("train", "valid", "test")
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ def prepare(config: DataConfig, raw: list[Path], out: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: a raw file is missing.
-        DataError: too many bad rows, a split without rows, or only one label.
+        DataError: too many bad rows, a split without rows, only one label, or a
+            user column that gives an ad column away.
     """
     bad = BadRows()
     schema = criteo.schema(config.ad_features)
@@ -60,6 +63,9 @@ def prepare(config: DataConfig, raw: list[Path], out: Path) -> dict[str, Any]:
     bounds = _bounds(config.split, rows)
     frames = pl.scan_parquet(out / "raw/*.parquet")
     train = frames.head(bounds["train"][1])
+    found = dependencies(train, schema)
+    if not config.allow_leaky_sides:
+        refuse_leaky_sides(found)
     encoder = Encoder.fit(schema, train, config.min_count)
     encoder.save(out)
     sources = [f.source for f in schema.sparse_of(Side.AD)]
@@ -79,6 +85,7 @@ def prepare(config: DataConfig, raw: list[Path], out: Path) -> dict[str, Any]:
         "ads": {"all": len(ads), "in_train": int((ads["impressions"] > 0).sum())},
         "num_embeddings": {f.name: f.num_embeddings for f in encoder.schema.sparse},
         "schema": encoder.schema.fingerprint,
+        "side_dependencies": [d.model_dump() for d in found[:DEPENDENCIES_KEPT]],
         "splits": split.report(),
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
