@@ -28,6 +28,7 @@ setup(
         "pyyaml",
         "rich",
         "scikit-learn",
+        "scipy",
         "tensorboard",
         "typer",
     ],

@@ -90,7 +90,8 @@ def _raw_files(config: Config, folder: Path) -> list[Path]:
     from torchrec_adrec.data.adapters import synthetic
 
     made = folder / "synthetic.tsv"
-    synthetic.write(config.data.synthetic, config.seed, made)
+    truth = folder / "truth.parquet"
+    synthetic.write(config.data.synthetic, config.seed, made, truth)
     return [made]
 
 
@@ -106,13 +107,16 @@ def synthesize(
     from torchrec_adrec.config import SyntheticConfig
     from torchrec_adrec.data.adapters import synthetic
 
-    partial = path.with_name(path.name + ".partial")
+    truth = path.with_name(path.name + ".truth.parquet")
+    partial = [path.with_name(f"{path.name}.partial{i}") for i in (0, 1)]
     try:
-        synthetic.write(SyntheticConfig(rows=rows, ads=ads, users=users), seed, partial)
-        partial.rename(path)
+        settings = SyntheticConfig(rows=rows, ads=ads, users=users)
+        synthetic.write(settings, seed, *partial)
+        for made, final in zip(partial, (path, truth), strict=True):
+            made.rename(final)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-    typer.echo(f"{rows:,} rows, seed {seed}: {path}")
+    typer.echo(f"{rows:,} rows, seed {seed}: {path}; p(click) of each: {truth}")
 
 
 @app.command()

@@ -13,6 +13,11 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
+BASELINES = {
+    "constant": "constant",
+    "logistic_regression": "logistic regression",
+    "truth": "the rule itself",
+}
 
 
 def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
@@ -26,8 +31,9 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
         "ads (shown in training)",
         f"{data['ads']['all']:,} ({data['ads']['in_train']:,})",
     )
-    for name in ("constant", "logistic_regression"):
-        yield _figures(name.replace("_", " "), baselines[name]["test"])
+    for name, title in BASELINES.items():
+        if name in baselines:
+            yield _figures(title, baselines[name]["test"])
     for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)

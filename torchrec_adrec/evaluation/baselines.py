@@ -1,4 +1,7 @@
-"""What any model must beat: the constant, and a logistic regression on the same ids."""
+"""What any model must beat: the constant, and a logistic regression on the same ids.
+
+And what none can beat, where the rows come from a known rule: the rule itself.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack
 from sklearn.linear_model import LogisticRegression
 
-from torchrec_adrec.evaluation.metrics import click_metrics
+from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.evaluation.metrics import Floats, click_metrics
 from torchrec_adrec.schema import Schema
 
 INVERSE_L2 = 0.1
@@ -28,7 +32,7 @@ def baselines(data: Path, out: Path) -> dict[str, Any]:
     model = LogisticRegression(C=INVERSE_L2, max_iter=200, tol=1e-3)
     model.fit(_one_hot(train, schema), y_train)
     predicted = model.predict_proba(_one_hot(test, schema))[:, 1]
-    metrics = {
+    metrics: dict[str, Any] = {
         "constant": {"test": click_metrics(constant, y_test)},
         "logistic_regression": {
             "test": click_metrics(predicted, y_test),
@@ -36,8 +40,22 @@ def baselines(data: Path, out: Path) -> dict[str, Any]:
             "inverse_l2": INVERSE_L2,
         },
     }
+    if (data / "truth.parquet").exists():
+        metrics["truth"] = {"test": click_metrics(_truth(data, len(test)), y_test)}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
+
+
+def _truth(data: Path, rows: int) -> Floats:
+    """The known p(click) of the test rows, the last ones of all."""
+    truth = pl.read_parquet(data / "truth.parquet").to_series().to_numpy()
+    report = json.loads((data / "report.json").read_text())
+    if report["bad_rows"]["count"] or len(truth) != report["rows_in"]:
+        raise ManifestError(
+            f"{data / 'truth.parquet'} has {len(truth)} rows, the data"
+            f" {report['rows_in']}; run `adrec prepare` again"
+        )
+    return np.asarray(truth[-rows:], dtype=np.float64)
 
 
 def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:

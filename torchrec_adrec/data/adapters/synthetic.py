@@ -24,21 +24,30 @@ GROUPS, CAMPAIGNS, LATENT_DIM = 40, 60, 8
 BIAS, AFFINITY, TARGETING = -1.6, 2.0, 5.0
 QUARTERS = (-0.24, 0.0, 0.24)  # of an axis of a unit vector in R^8
 CHUNK_ROWS = 100_000
+TRUTH = "truth"
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def write(config: SyntheticConfig, seed: int, path: Path) -> None:
-    """Write `config.rows` rows as TSV; the same seed gives the same bytes."""
+def write(config: SyntheticConfig, seed: int, path: Path, truth: Path) -> None:
+    """Write `config.rows` rows; the same seed gives the same bytes.
+
+    Args:
+        path: the rows, as Criteo's TSV.
+        truth: Parquet of `truth`, the p(click) of each row, in the same order.
+    """
     world = World(config, seed)
     rng = np.random.default_rng([seed, 1])
+    known = []
     with path.open("wb") as file:
         for first in range(0, config.rows, CHUNK_ROWS):
-            rows = min(CHUNK_ROWS, config.rows - first)
-            world.sample(rows, rng).write_csv(
+            rows = world.sample(min(CHUNK_ROWS, config.rows - first), rng)
+            known.append(rows.select(TRUTH))
+            rows.drop(TRUTH).write_csv(
                 file, separator="\t", include_header=False, quote_style="never"
             )
+    pl.concat(known).write_parquet(truth)
 
 
 class World:
@@ -70,14 +79,17 @@ class World:
         return np.asarray(1 / (1 + np.exp(-logit)))
 
     def sample(self, rows: int, rng: np.random.Generator) -> pl.DataFrame:
-        """`rows` rows in Criteo's columns, as text-ready values."""
+        """`rows` rows in Criteo's columns, as text-ready values, and their `truth`."""
         user = rng.integers(len(self.user), size=rows)
         ad = self._show(user, rng)
-        click = rng.random(rows) < self.probability(user, ad)
+        truth = self.probability(user, ad)
+        click = rng.random(rows) < truth
         columns = {LABEL: click.astype(np.int8)}
         numbers = self._integers(user, rng)
         hashes = self._hashes(user, ad, rng)
-        frame = pl.DataFrame(columns | numbers | hashes).select(COLUMNS)
+        frame = pl.DataFrame(columns | numbers | hashes).select(
+            *COLUMNS, pl.Series(TRUTH, truth)
+        )
         absent = {n: rng.random(rows) < 0.2 for n in ("I3", "C10", "C20")}
         return frame.with_columns(
             pl.when(~pl.Series(gone)).then(pl.col(name)).alias(name)
