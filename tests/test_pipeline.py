@@ -173,6 +173,9 @@ def test_a_served_probability_is_the_trained_one(
 def test_a_request_of_the_wrong_kind_is_refused(finished_run: Path) -> None:
     recommender = Recommender.load(finished_run)
     assert len(recommender.recommend({}).ads) == 10
+    for top in (0, 51):
+        with pytest.raises(DataError, match=f"top is {top}, expected 1 to 50"):
+            recommender.recommend({}, top)
     for user, message in (
         ({"C99": "00000000"}, r"unknown user columns \['C99'\]"),
         ({"C15": "00000000"}, r"unknown user columns \['C15'\]"),

@@ -102,15 +102,19 @@ class Recommender:
 
         Args:
             user: raw columns; a column that is absent or None is a missing value.
-            top: how many; default `recommend.top`.
+            top: how many; default `recommend.top`, or all of a smaller catalog.
 
         Raises:
             DataError: a column that no user feature is made of, a value of the wrong
-                kind, or more ads asked for than there are candidates.
+                kind, or a `top` below 1 or above the number of candidates.
         """
-        top, candidates = top or self.config.recommend.top, self._candidates()
-        if top > candidates:
-            raise DataError(f"top {top} exceeds the {candidates} candidates")
+        candidates = self._candidates()
+        if top is None:  # a catalog may hold fewer ads than the setting asks for
+            top = min(self.config.recommend.top, candidates)
+        if not 1 <= top <= candidates:
+            raise DataError(
+                f"top is {top}, expected 1 to {candidates} (the candidates)"
+            )
         spent: dict[str, float] = {}
         with _clock("encode", spent):
             rows = self._user_input(user)
