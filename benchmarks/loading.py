@@ -1,53 +1,183 @@
 """Parquet -> `Batch` against reading the same columns and doing nothing with them.
 
-python benchmarks/loading.py --data runs/demo/data
+Writes rows of its own: 13 numbers, 26 ids with tables of 4 to a million rows.
+
+python benchmarks/loading.py           rows/s, beside a bare read of the row groups
+python benchmarks/loading.py --train   what training loses to loading
 """
 
 import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count, cycle, islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
 from timing import interleave, keep, ratio
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.config import Config
 from torchrec_adrec.data.collate import batch_columns, collate
 from torchrec_adrec.data.parquet import Reader, Split
 from torchrec_adrec.data.prefetch import prefetch
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.schema import (
+    AD_ID,
+    LOG_Q,
+    DenseFeature,
+    Label,
+    Schema,
+    Side,
+    SparseFeature,
+)
+from torchrec_adrec.sharded_task import build
+
+SIZES = np.geomspace(4, 1_000_000, 26).astype(int).tolist()
+AD = {2, 14, 15, 18, 25}
+FILE_ROWS, GROUP_ROWS = 262_144, 65_536  # about what `prepare` writes
+STEPS = 100  # of one block of training
 
 
 def main() -> None:
     """Measure and keep."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--data", type=Path, required=True, help="prepared data")
-    arguments.add_argument("--batch-size", type=int, default=8192)
+    arguments.add_argument("--rows", type=int, default=3_000_000)
     arguments.add_argument("--rounds", type=int, default=9)
+    arguments.add_argument("--train", action="store_true")
     words = arguments.parse_args()
-    schema = Schema.load(words.data / "schema.json")
-    split, columns = Split.open(words.data / "train"), batch_columns(schema)
-    reader = Reader(split, columns, words.batch_size, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        split = write(Path(folder), words.rows)
+        if words.train:
+            keep("loading_train", train(split, words.rounds))
+        else:
+            keep("loading", load(split, words.rounds))
+
+
+def make_schema() -> Schema:
+    """Criteo's columns."""
+    numbers, ids = [f"I{i}" for i in range(1, 14)], range(1, 27)
+    return Schema(
+        dense=tuple(DenseFeature(name=n, side=Side.USER, source=n) for n in numbers),
+        sparse=tuple(
+            SparseFeature(
+                name=f"C{i}",
+                side=Side.AD if i in AD else Side.USER,
+                source=f"C{i}",
+                num_embeddings=SIZES[i - 1],
+            )
+            for i in ids
+        ),
+        labels=(Label(name="click"),),
+    )
+
+
+def write(folder: Path, rows: int) -> Split:
+    """Seeded rows as `prepare` writes them; small ids are frequent, as by Zipf."""
+    rng = np.random.default_rng(0)
+    for part, first in enumerate(range(0, rows, FILE_ROWS)):
+        n = min(FILE_ROWS, rows - first)
+        columns = {f"I{i}": rng.standard_normal(n, np.float32) for i in range(1, 14)}
+        for i, size in enumerate(SIZES, 1):
+            columns[f"C{i}"] = (size ** rng.random(n) - 1).astype(np.int32)
+        columns["click"] = (rng.random(n) < 0.25).astype(np.float32)
+        columns[AD_ID] = (50_000 ** rng.random(n)).astype(np.int64)
+        columns[LOG_Q] = np.log(rng.random(n) + 1e-6).astype(np.float32)
+        pl.DataFrame(columns).write_parquet(
+            folder / f"part-{part:05d}.parquet",
+            compression="uncompressed",
+            row_group_size=GROUP_ROWS,
+            statistics=False,
+        )
+    return Split.open(folder)
+
+
+def batches(split: Split, batch_size: int) -> Iterator[Batch]:
+    """Epoch after epoch, as `train.py` reads them."""
+    schema = make_schema()
+    reader = Reader(split, batch_columns(schema), batch_size, seed=0)
+    epochs = (rows for epoch in count() for rows in reader.epoch(epoch))
+    return prefetch(collate(rows, schema) for rows in epochs)
+
+
+def load(split: Split, rounds: int) -> dict[str, Any]:
+    """One epoch, shuffled, in one process."""
+    columns = list(batch_columns(make_schema()))
 
     def bare() -> None:
-        for group in range(len(split.groups)):
-            split.read([group], columns)
+        for path in dict.fromkeys(path for path, *_ in split.groups):
+            file = pq.ParquetFile(path, memory_map=True)
+            for group in range(file.num_row_groups):
+                file.read_row_group(group, columns=columns)
 
-    def batches() -> None:
-        for _ in prefetch(collate(rows, schema) for rows in reader.epoch()):
-            pass
+    def epoch_of(batch_size: int) -> Callable[[], None]:
+        steps = split.num_rows // batch_size
+        return lambda: drain(islice(batches(split, batch_size), steps))
 
-    seconds = interleave({"bare read": bare, "batches": batches}, words.rounds)
-    rows = {"bare read": split.num_rows, "batches": reader.steps * words.batch_size}
-    keep(
-        "loading",
-        {
-            "batch_size": words.batch_size,
-            "columns": len(columns),
-            "rows_per_second": {
-                n: round(rows[n] / median(s)) for n, s in seconds.items()
-            },
-            "bare_read_times_faster": round(ratio(seconds, "batches", "bare read"), 2),
-            "seconds": seconds,
+    ways = {"bare read": bare, "2048": epoch_of(2048), "8192": epoch_of(8192)}
+    seconds = interleave(ways, rounds)
+    return {
+        "columns": len(columns),
+        "rows": split.num_rows,
+        "rows_per_second": {
+            n: round(split.num_rows / median(s)) for n, s in seconds.items()
         },
-    )
+        "best_rows_per_second": {
+            n: round(split.num_rows / min(s)) for n, s in seconds.items()
+        },
+        "bare_read_times_faster": {
+            n: round(ratio(seconds, n, "bare read"), 2) for n in ("2048", "8192")
+        },
+        "seconds": seconds,
+    }
+
+
+def train(split: Split, rounds: int) -> dict[str, Any]:
+    """Steps of the towers on rows that are read against rows that lie in memory."""
+    config = Config()
+    size = config.train.batch_size
+    with process_group("cpu") as process:
+        model, optimizer = build("retrieval", make_schema(), config, process)
+        pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
+        read = batches(split, size)
+        ready = cycle(list(islice(read, STEPS)))
+
+        def steps_on(source: Iterator[Batch]) -> Callable[[], None]:
+            return lambda: drain(progress(pipeline, islice(source, STEPS)))
+
+        ways = {"read": steps_on(read), "in memory": steps_on(ready)}
+        seconds = interleave(ways, rounds)
+        pipeline.detach()
+    return {
+        "batch_size": size,
+        "steps_a_block": STEPS,
+        "samples_per_second": {
+            n: round(STEPS * size / median(s)) for n, s in seconds.items()
+        },
+        "lost_to_loading": round(ratio(seconds, "read", "in memory") - 1, 4),
+        "seconds": seconds,
+    }
+
+
+def progress(
+    pipeline: TrainPipelineSparseDist[Batch, Any], source: Iterator[Batch]
+) -> Iterator[Any]:
+    """Steps until the source is empty."""
+    while True:
+        try:
+            yield pipeline.progress(source)
+        except StopIteration:
+            return
+
+
+def drain(items: Iterator[Any]) -> None:
+    """Take all."""
+    for _ in items:
+        pass
 
 
 if __name__ == "__main__":

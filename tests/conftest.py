@@ -1,14 +1,17 @@
 """Small known data, real rows where they are, and one finished run for all tests."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config import Config, DataConfig, load_config
+from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.adapters.criteo import HASHES, INTEGERS
 from torchrec_adrec.data.prepare import prepare
 
@@ -42,12 +45,19 @@ def raw_file(tmp_path: Path) -> Path:
     return path
 
 
+def prepare_criteo(out: Path, *raw: Path, **settings: object) -> dict[str, Any]:
+    """Prepare Criteo rows into a new folder; returns the report."""
+    out.mkdir(exist_ok=True)
+    files = tuple(map(str, raw))
+    config = DataConfig.model_validate({"raw": files, **settings})
+    prepare(config, criteo.open_data(config), out)
+    return dict(json.loads((out / "report.json").read_text()))
+
+
 @pytest.fixture
 def prepared(raw_file: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "data"
-    out.mkdir()
-    prepare(Config().data, [raw_file], out)
-    return out
+    prepare_criteo(tmp_path / "data", raw_file)
+    return tmp_path / "data"
 
 
 def adrec(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -34,6 +34,22 @@ def test_unwritable_output(tmp_path: Path) -> None:
     assert "cannot write to" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_synthesize_ends_with_what_can_be_reached(tmp_path: Path) -> None:
+    words = ("--rows", 2000, "--ads", 50, "--users", 40, "drift=0")
+    done = adrec("synthesize", tmp_path / "a.tsv", *words)
+    assert done.returncode == 0, done.stderr
+    assert "Bayes, expected: auc 0." in done.stdout
+    assert "Bayes, drawn: auc 0." in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tsv", "a.tsv.truth"}
+    assert '"drift": 0.0' in (tmp_path / "a.tsv.truth/world.json").read_text()
+    for path, word, message in (
+        (tmp_path / "a.tsv", "drfit=0", "did you mean 'data.synthetic.drift'?"),
+        (tmp_path / "no/a.tsv", "drift=0", f"cannot write {tmp_path / 'no/a.tsv'}"),
+    ):
+        done = adrec("synthesize", path, "--rows", 10, word)
+        assert done.returncode == 2 and message in done.stderr
+
+
 def test_help_teaches() -> None:
     text = adrec("run", "--help", COLUMNS="120").stdout
     assert "skipping those whose inputs have not changed" in text

@@ -15,7 +15,10 @@ LAYERS = (
     ("tasks", "distributed", "evaluation", "stages", "stage_folder", "doctor"),
     ("models", "losses", "index"),
     ("modules", "data"),
-    ("schema", "batch", "errors", "config", "progress", "files", "__version__"),
+    (
+        *("schema", "table_config", "config", "batch", "errors"),
+        *("files", "progress", "ranks", "__version__"),
+    ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -89,8 +89,8 @@ def test_two_commands_cannot_work_in_one_run(config: Config, run: Path) -> None:
         pass
 
 
-def test_prepare_is_not_for_the_launcher(tmp_path: Path) -> None:
-    launched = on_ranks(2, "prepare", "data.adapter=synthetic", "--out", tmp_path)
+def test_baselines_are_not_for_the_launcher(tmp_path: Path) -> None:
+    launched = on_ranks(2, "baselines", "data.adapter=synthetic", "--out", tmp_path)
     assert launched.returncode != 0
     assert "start it without the launcher" in launched.stderr
 

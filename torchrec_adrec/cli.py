@@ -4,22 +4,25 @@ Nothing heavy is imported up here: importing torchrec takes seconds.
 """
 
 import json
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from torchrec_adrec import stages
-from torchrec_adrec.config import Config
 from torchrec_adrec.errors import AdRecError, ConfigError, DataError
 from torchrec_adrec.progress import setup_logging
-from torchrec_adrec.run_folder import keep, on_all_ranks, read_settings, starts
+from torchrec_adrec.run_folder import (
+    keep,
+    on_all_ranks,
+    ranks_of_launcher,
+    read_settings,
+    starts,
+)
 from torchrec_adrec.stage_folder import at_work
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,24 +78,22 @@ def run(
 
 @app.command()
 def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Raw files to Parquet, catalog, schema, report; fitted on training rows only."""
+    """Raw files to Parquet, catalog, schema, report; fitted on training rows only.
+
+    Several raw files: any number of ranks shares them, started as `torchx run ... --
+    prepare`; what is written does not depend on how many they are.
+    """
+    from torchrec_adrec.data.adapters import open_data
     from torchrec_adrec.data.prepare import prepare as prepare_data
 
     settings = read_settings(config, overrides, out)
     if starts(stages.DATA, settings, out):
-        with at_work(stages.DATA, settings, out) as folder:
-            prepare_data(settings.data, _raw_files(settings, folder), folder)
-
-
-def _raw_files(config: Config, folder: Path) -> list[Path]:
-    if config.data.adapter != "synthetic":
-        return [Path(path) for path in config.data.raw]
-    from torchrec_adrec.data.adapters import synthetic
-
-    made = folder / "synthetic.tsv"
-    truth = folder / "truth.parquet"
-    synthetic.write(config.data.synthetic, config.seed, made, truth)
-    return [made]
+        with (
+            ranks_of_launcher() as ranks,
+            at_work(stages.DATA, settings, out, ranks) as folder,
+        ):
+            data = open_data(settings.data, settings.seed, folder, ranks)
+            prepare_data(settings.data, data, folder, settings.seed, ranks)
 
 
 @app.command()
@@ -101,22 +102,37 @@ def synthesize(
     rows: Annotated[int, typer.Option(min=1)] = 200_000,
     ads: Annotated[int, typer.Option(min=1)] = 2_000,
     users: Annotated[int, typer.Option(min=1)] = 20_000,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    law: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="The rest of data.synthetic, as drift=0."
+        ),
+    ] = None,
 ) -> None:
-    """Write Criteo-format rows from a known rule (see data/adapters/synthetic.py)."""
-    from torchrec_adrec.config import SyntheticConfig
-    from torchrec_adrec.data.adapters import synthetic
+    """Write Criteo-format rows of a known world, and its truth to PATH.truth/.
 
-    truth = path.with_name(path.name + ".truth.parquet")
-    partial = [path.with_name(f"{path.name}.partial{i}") for i in (0, 1)]
+    Ends with the figures that no model can beat (see docs/known_world.md).
+    """
+    from torchrec_adrec.config import load_config
+    from torchrec_adrec.data.adapters import synthetic
+    from torchrec_adrec.evaluation.known_world import judge_rows
+
+    words = [f"rows={rows}", f"ads={ads}", f"users={users}", *(law or [])]
+    config = load_config(None, [f"data.synthetic.{word}" for word in words])
+    truth = path.with_name(path.name + ".truth")
+    partial = [final.with_name(final.name + ".partial") for final in (path, truth)]
     try:
-        settings = SyntheticConfig(rows=rows, ads=ads, users=users)
-        synthetic.write(settings, seed, *partial)
+        synthetic.write(config.data.synthetic, seed, *partial)
+        shutil.rmtree(truth, ignore_errors=True)
         for made, final in zip(partial, (path, truth), strict=True):
             made.rename(final)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-    typer.echo(f"{rows:,} rows, seed {seed}: {path}; p(click) of each: {truth}")
+    typer.echo(f"{rows:,} rows, seed {seed}: {path}; their truth: {truth}")
+    for name, found in judge_rows(truth / synthetic.ROWS).items():
+        figures = ", ".join(f"{k} {v:.4f}" for k, v in found.items() if k != "rows")
+        typer.echo(f"Bayes, {name}: {figures}")
 
 
 @app.command()
@@ -165,7 +181,9 @@ def evaluate(
     with process_group(settings.device) as process:
         model, start = restore(task, out, schema, settings, process)
         size = settings.train.eval_batch_size
-        test = evaluate_split(model, out / "data/test", schema, process, size)
+        test = evaluate_split(
+            model, out / "data/test", schema, process, size, settings.data.bounds
+        )
         if process.is_first:
             found: dict[str, Any] = {"task": task, "step": start.step}
             found |= {"world_size": process.world_size, "test": test}

@@ -7,17 +7,19 @@ saves beside its output (`config.yaml`) holds every setting, defaults included.
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.table_config import TableConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+Bounds = Literal["raise", "clamp", "unknown"]
 
 
 class _Settings(BaseModel):
@@ -27,8 +29,11 @@ class _Settings(BaseModel):
 
 
 class SplitConfig(_Settings):
-    """Shares of the rows, in time order."""
+    """Which rows are trained on, and which are held out."""
 
+    by: Literal["time", "user", "random"] = "time"
+    """time: the latest rows are held out, as a live system meets them. user: all rows
+    of a user stand in one split. random: row by row, which lets the future in."""
     train: Annotated[float, Field(gt=0, lt=1)] = 0.8
     valid: Fraction = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -42,31 +47,66 @@ class SplitConfig(_Settings):
 
 
 class SyntheticConfig(_Settings):
-    """A world with a known rule, for a demo that needs no download."""
+    """An ad world whose law is known (docs/known_world.md); needs no download."""
 
     rows: Count = 200_000
     ads: Count = 2_000
     users: Count = 20_000
+    days: Count = 14
+    """Length of the log."""
+    cold_share: Fraction = 0.3
+    """Share of the ads that are not there on the first day."""
+    cohorts: Count = 13
+    """Times, evenly spread over the days, at which the cold ads are born."""
+    affinity: Rate = 6.0
+    """Weight of user . ad in the click's logit; 0: one ranking is best for everyone."""
+    drift: Rate = 0.5
+    """Angle in radians by which tastes turn from the first day to the last."""
+    position_bias: Rate = 0.5
+    """Power by which examination falls with the position; 0: all are examined."""
+
+
+class NumbersConfig(_Settings):
+    """How the integers of Criteo rows become inputs."""
+
+    transform: Literal["log_standard", "standard", "log"] = "log_standard"
+    buckets: Literal["log_square", "quantile"] | None = "log_square"
+    """Each number is also an id, made discrete like this; null: a number only."""
 
 
 class DataConfig(_Settings):
     """Raw files and how they become ids and floats."""
 
-    adapter: Literal["criteo", "synthetic"] = "criteo"
+    adapter: Literal["criteo", "synthetic", "kuairand", "table"] = "criteo"
     raw: tuple[str, ...] = ()
-    """Raw files, in time order; one path may be written without a list."""
+    """Raw files, in time order; one path may be written without a list. A pattern, as
+    day_*.gz, stands for its files in name order, day_2 before day_10."""
+    labelled: bool = True
+    """Whether Criteo files without a header have the label in front."""
     ad_features: tuple[str, ...] = ("C2", "C14", "C15", "C18", "C25")
     """The raw columns that describe the ad; every other feature is the user's side."""
     allow_leaky_sides: bool = False
     """Go on although a user column determines an ad column in over 95% of its rows."""
     split: SplitConfig = SplitConfig()
+    numbers: NumbersConfig = NumbersConfig()
+    ids: Literal["frequency", "hash"] = "frequency"
+    """frequency: a vocabulary of the training rows. hash: no vocabulary is held, no
+    value is unknown, and some values share a row."""
     min_count: Count = 5
     """Values seen less often in training become `unknown` (id 1)."""
+    hash_size: Annotated[int, Field(ge=3)] = 100_000
+    """Rows of every table with `ids: hash`."""
+    bounds: Bounds = "raise"
+    """What to do with an id outside its table, a number that is not finite or a label
+    outside its range: stop and name it; take the nearest valid value; or take the
+    unknown id, the mean, and a label that was not observed. Counted and logged."""
     max_bad_rows: Fraction = 0.001
     """Share of unreadable lines above which `prepare` stops."""
     chunk_megabytes: Count = 64
     """Raw text held in memory at a time."""
     synthetic: SyntheticConfig = SyntheticConfig()
+    table: TableConfig | None = None
+    """What the columns mean, for the adapter `table`: docs/own_data.md."""
 
     @model_validator(mode="before")
     @classmethod
@@ -288,7 +328,19 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
 
 
 def _fields_under(parts: list[str]) -> list[str]:
-    model: Any = Config
+    models: list[type[BaseModel]] = [Config]
     for part in parts:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
+        under = [m.model_fields[part].annotation for m in models if _has(m, part)]
+        # A key that a user made up (`user.AGE`) or the kind of a feature is no field.
+        models = [inner for one in under for inner in _models_in(one)] or models
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _has(model: type[BaseModel], field: str) -> bool:
+    return field in model.model_fields
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -101,7 +101,7 @@ def encode(
     parts = []
     with Progress(f"encoding {side}s", len(frame), "rows") as progress:
         for part in _padded(own, frame, share, size):
-            columns = {name: part[name].to_numpy() for name in _names(schema, side)}
+            columns = {name: part[name].to_numpy() for name in schema.columns_of(side)}
             rows = tower_input(columns, schema, side).to(process.device)
             parts.append(tower(rows).cpu().numpy())
             progress.advance(min(size * process.world_size, len(frame) - progress.done))
@@ -138,17 +138,13 @@ def _padded(
         yield own[first : first + size]
 
 
-def _names(schema: Schema, side: Side) -> list[str]:
-    return [f.name for f in (*schema.sparse_of(side), *schema.dense_of(side))]
-
-
 def held_out_clicks(data: Path, schema: Schema, seed: int) -> pl.DataFrame:
     """Clicked rows of the test split in file order, at most `MAX_CLICKS` of them.
 
     Raises:
         DataError: there are none.
     """
-    label = schema.labels[0]
+    label = schema.labels[0].name
     test = pl.scan_parquet(data / "test/*.parquet")
     clicks = test.filter(pl.col(label) == 1).collect()
     if not len(clicks):

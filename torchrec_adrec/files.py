@@ -10,6 +10,12 @@ from torchrec_adrec.errors import ManifestError
 HASHES = "hashes.json"
 
 
+def matching(pattern: str) -> list[Path]:
+    """The paths that a pattern stands for; one without signs stands for itself."""
+    path = Path(pattern)
+    return list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
 def sha256(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as file:

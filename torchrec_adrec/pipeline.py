@@ -55,7 +55,7 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
 def command(stage: Stage, run: Path, job: str) -> list[str]:
     """The command line of a stage, the same one that a user types."""
     words = [*stage.command, "--out", str(run)]
-    if not stage.distributed:
+    if stage.ranks != "all":
         return [sys.executable, "-m", "torchrec_adrec", *words]
     torchx = [str(Path(sys.executable).with_name("torchx")), "run", "-s", "local_cwd"]
     return [*torchx, "dist.ddp", "-j", job, "-m", "torchrec_adrec", "--", *words]
@@ -66,7 +66,7 @@ def _launch(stage: Stage, run: Path, job: str) -> None:
     log.info("%s: %s", stage.name, " ".join(words))
     # The launcher calls `torchrun` by name: it must be the one of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    ranks = int(job.rpartition("x")[2]) if stage.distributed else 1
+    ranks = int(job.rpartition("x")[2]) if stage.ranks == "all" else 1
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     environment = {"OMP_NUM_THREADS": threads} | dict(os.environ) | {"PATH": path}
     code = subprocess.run(words, env=environment).returncode

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from torchrec_adrec.config import Config
+from torchrec_adrec.data.data_report import dependency_table
 from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
@@ -49,10 +50,11 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
 
 
 def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
-    return (
-        f"{title}: test AUC / log loss",
-        f"{figures['auc']:.4f} / {figures['log_loss']:.4f}",
-    )
+    """A binary label has an AUC, a value has not."""
+    names = ("auc", "log_loss") if "auc" in figures else ("spearman", "calibration")
+    shown = {"auc": "AUC", "log_loss": "log loss"}
+    what = " / ".join(shown.get(name, name) for name in names)
+    return f"{title}: test {what}", " / ".join(f"{figures[n]:.4f}" for n in names)
 
 
 def _recalls(judged: Metrics) -> Iterator[tuple[str, str]]:
@@ -79,30 +81,17 @@ def wide_console() -> Console:
 
 def ads_table(ads: pl.DataFrame, title: str) -> Table:
     """Ranked ads for a terminal, best first."""
-    raw = [name for name in ads.columns if name not in (AD_ID, "click", "score")]
-    ad_id = Column(AD_ID, no_wrap=True)
-    table = Table("rank", ad_id, "p(click)", "tower score", *raw, title=title)
+    names = [name for name in ads.columns if name != AD_ID]
+    table = Table("rank", Column(AD_ID, no_wrap=True), *names, title=title)
     for rank, ad in enumerate(ads.iter_rows(named=True), start=1):
-        table.add_row(
-            str(rank),
-            str(ad[AD_ID]),
-            f"{ad['click']:.4f}",
-            f"{ad['score']:.4f}",
-            *(ad[name] or "missing" for name in raw),
-        )
+        table.add_row(str(rank), str(ad[AD_ID]), *(_shown(ad[n]) for n in names))
     return table
 
 
-def _dependencies(found: list[Metrics]) -> Iterator[str]:
-    """How far the user's side gives the ad away: recall must be read beside it."""
-    yield "## What the user's columns say of the ad's"
-    yield ""
-    yield "| user | ad | determined | base rate | rows |"
-    yield "|---|---|---|---|---|"
-    for d in found[:10]:
-        shares = f"{d['determined']:.3f} | {d['base_rate']:.3f} | {d['rows']:,}"
-        yield f"| {d['user']} | {d['ad']} | {shares} |"
-    yield ""
+def _shown(value: float | str | None) -> str:
+    if value is None:
+        return "missing"
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def write_report(config: Config, metrics: Metrics, run: Path) -> None:
@@ -121,7 +110,8 @@ def write_report(config: Config, metrics: Metrics, run: Path) -> None:
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
-    lines += list(_dependencies(metrics["data"]["side_dependencies"]))
+    lines += ["The data: [report](data/report.md)", ""]
+    lines += dependency_table(metrics["data"]["side_dependencies"])
     bad = metrics["data"]["bad_rows"]["first"]
     if bad:
         lines += ["## Bad rows", "", *(f"- `{line}`" for line in bad), ""]

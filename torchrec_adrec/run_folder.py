@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import typer
 from torchrec_adrec import stages
 from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.ranks import Alone, Ranks
 from torchrec_adrec.stage_folder import at_work, make_run
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def keep(settings: Config, out: Path) -> None:
 
 def starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
     """Check the inputs, then keep the settings; False if there is nothing to do."""
-    if not stage.distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if stage.ranks == "one" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"`adrec {' '.join(stage.command)}` runs in one process; start it without"
             " the launcher"
@@ -72,3 +74,16 @@ def on_all_ranks(
         at_work(stage, config, out, process) as folder,
     ):
         yield process, folder
+
+
+@contextmanager
+def ranks_of_launcher() -> Iterator[Ranks]:
+    """The ranks that a launcher started, or this process alone, without torch."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Alone()
+        return
+    from torchrec_adrec.distributed.process import process_group
+
+    # Ranks wait for the one with the most rows: hours, of a terabyte.
+    with process_group("cpu", timeout=timedelta(days=7)) as process:
+        yield process

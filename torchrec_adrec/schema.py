@@ -8,14 +8,17 @@ import hashlib
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from torchrec_adrec.errors import SchemaError
 
 AD_ID = "ad_id"
 LOG_Q = "log_q"
+SCORE = "score"
+# Feature names are file names and parts of column names.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Side(StrEnum):
@@ -30,40 +33,107 @@ class _Part(BaseModel):
 
 
 class _Feature(_Part):
-    name: str
+    name: Name
     side: Side
 
 
 class DenseFeature(_Feature):
-    """A number per row: float32, finite, standardised by `data.numeric`."""
+    """A number per row, float32 and finite, made from the raw column `source`.
+
+    `transform`: see `data.numeric`.
+    """
+
+    source: str
+    transform: Literal["log_standard", "standard", "log"] = "log_standard"
 
 
 class SparseFeature(_Feature):
     """An id per row, looked up in a table of `num_embeddings` rows of its own.
 
-    `source` is the raw column that the id is made of; `bucketed` says that the column
-    is a number which `data.numeric.bucket` makes discrete first. `num_embeddings` is 0
-    until `adrec prepare` has fitted the vocabulary.
+    `source` is the raw column that the id is made of and `kind` how its values are
+    read: eight hexadecimal digits, any text, or a number, which `buckets` make discrete
+    first. `num_embeddings` is 0 until `adrec prepare` has fitted the vocabulary.
     """
 
     source: str
-    bucketed: bool = False
+    kind: Literal["hex", "text", "number"] = "hex"
+    buckets: Literal["log_square", "quantile"] | None = None
     num_embeddings: int = 0
+
+    @model_validator(mode="after")
+    def _numbers_have_buckets(self) -> Self:
+        if (self.kind == "number") != (self.buckets is not None):
+            raise ValueError(f"{self.name}: a number needs buckets, nothing else may")
+        return self
+
+
+class SequenceFeature(_Feature):
+    """Up to `max_length` ids per row, the latest last: a history.
+
+    Its vectors are averaged by the table itself (`PoolingType.MEAN`); a row without
+    history has the zero vector. In Parquet it is `max_length` plain columns, because a
+    list column reads three to five times slower; -1 stands behind the last id.
+    """
+
+    source: str
+    kind: Literal["hex", "text"] = "text"
+    max_length: int = 20
+    num_embeddings: int = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Its Parquet columns."""
+        return tuple(f"{self.name}:{i}" for i in range(self.max_length))
+
+
+Bag = SparseFeature | SequenceFeature
+
+
+class Label(_Part):
+    """What was observed of a row, or NaN where it was not.
+
+    A `binary` label is 0 or 1; a `value` lies between 0 and `high`. `mean` is that of
+    the training rows, fitted by `adrec prepare`: models predict a value as a multiple
+    of it, so that no unit outweighs another label.
+    """
+
+    name: Name
+    kind: Literal["binary", "value"] = "binary"
+    high: float | None = None
+    mean: float = 1.0
 
 
 class Schema(_Part):
-    """All columns of a data set; the order of `sparse` is every KJT's key order."""
+    """All columns of a data set.
+
+    The order of `sparse`, then `sequences`, is every KJT's key order. The first label
+    is the click.
+    """
 
     dense: tuple[DenseFeature, ...]
     sparse: tuple[SparseFeature, ...]
-    labels: tuple[str, ...]
+    sequences: tuple[SequenceFeature, ...] = ()
+    labels: tuple[Label, ...]
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [f.name for f in (*self.dense, *self.sparse)] + list(self.labels)
-        twice = [name for name, count in Counter(names).items() if count > 1]
+        names = [f.name for f in (*self.dense, *self.bags)]
+        counts = Counter((*names, *self.label_names))
+        counts.update((AD_ID, LOG_Q, SCORE))  # columns of our own
+        twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"column names must be unique, found twice: {twice}")
+        return self
+
+    @model_validator(mode="after")
+    def _both_sides_have_ids(self) -> Self:
+        for side in Side:
+            if not self.sparse_of(side):
+                raise ValueError(f"the {side}'s side needs a sparse feature")
+        if any(f.side == Side.AD for f in self.sequences):
+            raise ValueError("a sequence describes a user; the ad's side takes none")
+        if not self.labels or self.labels[0].kind != "binary":
+            raise ValueError("the first label must be binary: the click")
         return self
 
     def dense_of(self, side: Side) -> tuple[DenseFeature, ...]:
@@ -73,6 +143,35 @@ class Schema(_Part):
     def sparse_of(self, side: Side) -> tuple[SparseFeature, ...]:
         """The sparse features of one side, in key order."""
         return tuple(f for f in self.sparse if f.side == side)
+
+    def sequences_of(self, side: Side) -> tuple[SequenceFeature, ...]:
+        """The sequences of one side, in key order."""
+        return tuple(f for f in self.sequences if f.side == side)
+
+    @property
+    def bags(self) -> tuple[Bag, ...]:
+        """All that has a table, in key order."""
+        return (*self.sparse, *self.sequences)
+
+    def bags_of(self, side: Side) -> tuple[Bag, ...]:
+        """All that has a table on one side, in key order."""
+        return (*self.sparse_of(side), *self.sequences_of(side))
+
+    def sources_of(self, side: Side) -> tuple[str, ...]:
+        """The raw columns that a side is made of, each once."""
+        features = (*self.dense_of(side), *self.bags_of(side))
+        return tuple(dict.fromkeys(f.source for f in features))
+
+    def columns_of(self, side: Side) -> tuple[str, ...]:
+        """The Parquet columns of a side, labels and ids left out."""
+        plain = (*self.dense_of(side), *self.sparse_of(side))
+        lists = [name for f in self.sequences_of(side) for name in f.columns]
+        return (*(f.name for f in plain), *lists)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels' Parquet columns."""
+        return tuple(label.name for label in self.labels)
 
     @property
     def fingerprint(self) -> str:

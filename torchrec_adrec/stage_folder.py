@@ -10,31 +10,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.ranks import Alone, Ranks
 from torchrec_adrec.stages import CONFIG, RECORD, Record, Stage, describe
-
-
-class Ranks(Protocol):
-    """What a stage must know of its process group."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank renames and records."""
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-
-class Alone:
-    """A stage of one process."""
-
-    is_first = True
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
 
 
 @contextmanager

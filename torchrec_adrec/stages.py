@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torchrec_adrec import __version__
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.files import matching
 
 RECORD = "stage.json"
 CONFIG = "config.yaml"
@@ -38,7 +39,8 @@ class Stage:
         command: the words after `adrec` that run it.
         settings: the sections of the config that change what it makes.
         needs: the stages it reads.
-        distributed: whether it runs on all ranks.
+        ranks: how many processes may run it: `one`, `all` that there are, or `any`
+            number, but one unless it is launched on its own.
         resumes: whether it goes on from what it left when it was interrupted.
     """
 
@@ -46,12 +48,12 @@ class Stage:
     command: tuple[str, ...]
     settings: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    distributed: bool = True
+    ranks: Literal["one", "any", "all"] = "all"
     resumes: bool = False
 
 
-DATA = Stage("data", ("prepare",), ("seed", "data"), distributed=False)
-BASELINES = Stage("baselines", ("baselines",), ("seed",), ("data",), distributed=False)
+DATA = Stage("data", ("prepare",), ("seed", "data"), ranks="any")
+BASELINES = Stage("baselines", ("baselines",), ("seed",), ("data",), ranks="one")
 RETRIEVAL = Stage(
     "retrieval",
     ("train", "retrieval"),
@@ -131,14 +133,14 @@ def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, in
     """
     found: dict[str, tuple[int, int]] = {}
     for name in config.data.raw:
-        path = Path(name).resolve()
-        if path.exists():
-            stat = path.stat()
-            found[str(path)] = (stat.st_size, stat.st_mtime_ns)
-        elif before is not None and str(path) in before.raw:
-            found[str(path)] = before.raw[str(path)]
-        else:
-            raise ConfigError(f"data.raw: no such file: {name}")
+        for path in [p.resolve() for p in matching(name) or [Path(name)]]:
+            if path.exists():
+                stat = path.stat()
+                found[str(path)] = (stat.st_size, stat.st_mtime_ns)
+            elif before is not None and str(path) in before.raw:
+                found[str(path)] = before.raw[str(path)]
+            else:
+                raise ConfigError(f"data.raw: no such file: {name}")
     return found
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config, RankerConfig, TowersConfig
-from torchrec_adrec.losses import click_loss, in_batch_softmax
+from torchrec_adrec.losses import click_loss, in_batch_softmax, value_loss
 from torchrec_adrec.models.ranker import Ranker
 from torchrec_adrec.models.two_tower import TwoTower
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import Label, Schema
 
 
 class Outputs(NamedTuple):
@@ -42,6 +42,13 @@ def build_task(
     if name == "retrieval":
         return RetrievalTask(schema, config.towers, device)
     return RankingTask(schema, config.ranker, config.towers.embedding_dim, device)
+
+
+def prediction(label: Label, logits: Tensor) -> Tensor:
+    """What a logit says: the probability of a binary label, or the expected value."""
+    if label.kind == "binary":
+        return torch.sigmoid(logits)
+    return label.mean * torch.exp(logits)
 
 
 class RetrievalTask(nn.Module):
@@ -95,7 +102,7 @@ class RetrievalLoss(nn.Module):
 
 
 class RankingTask(nn.Module):
-    """The sum of the labels' cross-entropies, each over the rows that observe it."""
+    """The sum of the labels' losses, each over the rows that observe it."""
 
     def __init__(
         self,
@@ -106,7 +113,7 @@ class RankingTask(nn.Module):
     ) -> None:
         super().__init__()
         self.model = Ranker(schema, config, embedding_dim, device)
-        self.loss = RankingLoss()
+        self.loss = RankingLoss(schema.labels)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Loss and logits of a batch."""
@@ -115,7 +122,11 @@ class RankingTask(nn.Module):
 
 
 class RankingLoss(nn.Module):
-    """See `losses.click_loss`."""
+    """See `losses.click_loss` and `losses.value_loss`."""
+
+    def __init__(self, labels: tuple[Label, ...]) -> None:
+        super().__init__()
+        self.labels = labels
 
     def forward(
         self, logits: Tensor, labels: Tensor, weights: Tensor
@@ -123,7 +134,9 @@ class RankingLoss(nn.Module):
         """(B, T) logits and labels."""
         losses = [
             click_loss(logits[:, t], labels[:, t], weights)
-            for t in range(logits.shape[1])
+            if label.kind == "binary"
+            else value_loss(logits[:, t], labels[:, t] / label.mean, weights)
+            for t, label in enumerate(self.labels)
         ]
         loss = torch.stack(losses).sum()
         return loss, Outputs(loss.detach(), logits.detach(), labels, weights)

@@ -21,15 +21,15 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
+from torchrec_adrec.data.bounds import Mended
 from torchrec_adrec.data.collate import batch_columns, collate
 from torchrec_adrec.data.parquet import Reader, Split
 from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.evaluation.metrics import click_metrics
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
-from torchrec_adrec.evaluation.predict import Predictions, predict_split
+from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
@@ -56,6 +56,7 @@ class Trainer:
     folder: Path
     warm_start: checkpoint.Checkpoint | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
+    mended: Mended = field(default_factory=Mended)
 
     def __post_init__(self) -> None:
         self.schema = Schema.load(self.data / "schema.json")
@@ -155,6 +156,7 @@ class Trainer:
                     self._save(step, self._global(loss))
                 progress.advance(size, note)
         pipeline.detach()
+        self.mended.report()
         return progress.rate, self._last_loss
 
     def _batches(self, first: int) -> Iterator[Batch]:
@@ -162,7 +164,9 @@ class Trainer:
             skip = max(first - epoch * self.reader.steps, 0)
             if skip < self.reader.steps:
                 for rows in self.reader.epoch(epoch, skip):
-                    yield collate(rows, self.schema)
+                    yield collate(
+                        rows, self.schema, self.config.data.bounds, self.mended
+                    )
 
     def _seed(self, step: int) -> None:
         """Dropout of a step depends on seed, step and rank alone."""
@@ -228,13 +232,14 @@ class Trainer:
     def _held_out(self) -> dict[str, Any]:
         """Figures on the splits that training never read, and their calibration."""
         size, figures = self.config.train.eval_batch_size, {}
+        bounds = self.config.data.bounds
         for name in ("valid", "test"):
             if not any((self.data / name).glob("*.parquet")):
                 continue
             found = predict_split(
-                self.model, self.data / name, self.schema, self.process, size
+                self.model, self.data / name, self.schema, self.process, size, bounds
             )
-            figures[name] = {label: click_metrics(*p) for label, p in found.items()}
+            figures[name] = label_metrics(self.schema, found)
             if self.process.is_first and name == "test":
                 self._draw_calibration(found)
         return figures

@@ -21,6 +21,12 @@ class BadRows:
         if len(self.first) < KEPT:
             self.first.append(f"{file}:{line}: {reason}")
 
+    def extend(self, other: "BadRows") -> None:
+        """Add the rows of another file."""
+        self.rows_read += other.rows_read
+        self.count += other.count
+        self.first = (self.first + other.first)[:KEPT]
+
     def check(self, max_share: float) -> None:
         """Raise if too many rows were bad.
 

@@ -5,67 +5,111 @@ training rows, one encoded column per ad feature, one `raw_*` column per raw val
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from torchrec_adrec.data.column import Chunk, Column, RawColumns
+from torchrec_adrec.data.keys import keys, splitmix
 from torchrec_adrec.errors import DataError, ManifestError
 from torchrec_adrec.files import check_hashes
 from torchrec_adrec.schema import AD_ID
 
-# Odd 64-bit constants of splitmix64 (Steele et al., OOPSLA 2014); the last is 2^64/phi.
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+COUNTED = ("impressions", "clicks")
+MISSING_KEY = np.int64(-1)
+KEPT = 2_000_000  # ads of all chunks that wait before equal ones are joined
 
 
-def hash_ads(raw: pl.DataFrame, sources: Sequence[str]) -> NDArray[np.int64]:
-    """A 63-bit id of the raw values of an ad, (B,) int64, never negative.
+def ad_ids(raw: RawColumns, sources: Sequence[str]) -> NDArray[np.int64]:
+    """A 63-bit id of the raw values of each row's ad, (B,) int64, never negative.
 
-    Written out rather than taken from a library because it must never change: ids stand
-    in saved data and in indexes. FAISS keeps -1 for "nothing found".
+    FAISS keeps -1 for "nothing found".
     """
-    mixed = np.zeros(len(raw), dtype=np.uint64)
+    mixed: NDArray[np.uint64] | None = None
     for name in sources:
-        value = raw[name].cast(pl.Int64).fill_null(-1).to_numpy().view(np.uint64)
-        mixed = _splitmix(mixed ^ _splitmix(value))
+        column = _scalar(raw, name)
+        hashed = splitmix(np.append(keys(column.values), MISSING_KEY).view(np.uint64))
+        value = hashed[column.codes]
+        mixed = splitmix(value if mixed is None else mixed ^ value)
+    assert mixed is not None, "the ad's side has no columns"
     return (mixed >> np.uint64(1)).view(np.int64)
 
 
-def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * _MIX[0]
-    x = (x ^ (x >> np.uint64(27))) * _MIX[1]
-    return x ^ (x >> np.uint64(31))
+@dataclass
+class AdCounter:
+    """Collects the ads of many chunks.
+
+    Args:
+        sources: the ad side's raw columns.
+        label: the click.
+    """
+
+    sources: Sequence[str]
+    label: str
+    _parts: list[pl.DataFrame] = field(default_factory=list)
+
+    def count(self, chunk: Chunk, train: NDArray[np.bool_]) -> pl.DataFrame:
+        """Every ad of a chunk, with the training rows as impressions and clicks.
+
+        Raises:
+            DataError: two ads share an id.
+        """
+        ads = Column.of(pl.Series(ad_ids(chunk.columns, self.sources)))
+        first = np.empty(len(ads.values), dtype=np.int64)
+        first[ads.codes[::-1]] = np.arange(chunk.num_rows)[::-1]
+        clicked = train & (chunk.labels[self.label] == 1)
+        counted = {
+            name: ads.count(rows)
+            for name, rows in zip(COUNTED, (train, clicked), strict=True)
+        }
+        raw = {}
+        for name in self.sources:
+            column = _scalar(chunk.columns, name)
+            if (column.codes[first][ads.codes] != column.codes).any():
+                raise _clash()
+            raw[name] = values_of(column.rows(first))
+        return pl.DataFrame({AD_ID: ads.values} | raw | counted)
+
+    def add(self, ads: pl.DataFrame) -> None:
+        """Add the ads of one chunk."""
+        self._parts.append(ads)
+        if sum(map(len, self._parts)) > KEPT:
+            self._parts = [_join(self._parts, self.sources)]
+
+    def save(self, path: Path) -> None:
+        """Write this rank's ads."""
+        if self._parts:
+            _join(self._parts, self.sources).write_ipc(path)
 
 
-def count_ads(
-    raw: pl.LazyFrame, sources: Sequence[str], train_rows: int, label: str
-) -> pl.DataFrame:
-    """One row per distinct ad of *all* rows, with the training rows' counts.
+def load_ads(paths: list[Path], sources: Sequence[str]) -> pl.DataFrame:
+    """The ads of all ranks in rising order of `ad_id`, each one once.
 
     Raises:
         DataError: two ads share an id.
     """
-    in_train = pl.col("row") < train_rows
-    ads = (
-        raw.select(*sources, label)
-        .with_row_index("row")
-        .group_by(sources)
-        .agg(
-            impressions=in_train.sum().cast(pl.Int64),
-            clicks=((pl.col(label) == 1) & in_train).sum().cast(pl.Int64),
-        )
-        .collect(engine="streaming")
+    return _join([pl.read_ipc(path) for path in paths if path.exists()], sources)
+
+
+def values_of(column: Column) -> pl.Series:
+    """The raw value of each row, null where missing."""
+    codes = pl.Series(column.codes)
+    at = pl.DataFrame({"at": codes}).select(
+        pl.when(pl.col("at") >= 0).then(pl.col("at"))
     )
-    ads = ads.with_columns(pl.Series(AD_ID, hash_ads(ads, sources))).sort(AD_ID)
-    if ads[AD_ID].n_unique() != len(ads):
-        raise DataError(
-            f"two of {len(ads)} ads share a 63-bit id; leave one column out of"
-            " data.ad_features"
-        )
-    return ads
+    return column.values.gather(at.to_series())
+
+
+def log_q(ads: pl.DataFrame, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Log of each ad's share of the training impressions; NaN if it had none."""
+    impressions = ads["impressions"].to_numpy().astype(np.float64)
+    share = impressions / impressions.sum()
+    share[share == 0] = np.nan
+    logs = np.log(share).astype(np.float32)
+    return np.asarray(logs[np.searchsorted(ads[AD_ID].to_numpy(), ids)])
 
 
 def load_catalog(data: Path) -> pl.DataFrame:
@@ -80,3 +124,22 @@ def load_catalog(data: Path) -> pl.DataFrame:
     if not (catalog[AD_ID].diff().drop_nulls() > 0).all():
         raise ManifestError(f"{path}: ad ids must rise, each one once")
     return catalog
+
+
+def _join(parts: list[pl.DataFrame], sources: Sequence[str]) -> pl.DataFrame:
+    """One row per ad. Grouped by the raw values too, so a clash of ids is seen."""
+    sums = [pl.col(name).sum().cast(pl.Int64) for name in COUNTED]
+    ads = pl.concat(parts).group_by(AD_ID, *sources).agg(sums).sort(AD_ID)
+    if ads[AD_ID].n_unique() != len(ads):
+        raise _clash()
+    return ads
+
+
+def _clash() -> DataError:
+    return DataError("two ads share a 63-bit id; leave one column out of the ad's side")
+
+
+def _scalar(raw: RawColumns, name: str) -> Column:
+    column = raw[name]
+    assert isinstance(column, Column), name
+    return column

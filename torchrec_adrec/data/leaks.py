@@ -1,18 +1,31 @@
-"""How well each user-side column determines each ad-side column.
+"""What would make a result too good to be true, measured before anything is trained.
 
-Where a user column names the ad, the in-batch softmax is solved by matching ids: the
-loss falls, recall looks perfect, and nothing was learned that a request could use.
+A user column that names the ad: the in-batch softmax is then solved by matching ids,
+recall looks perfect, and nothing was learned that a request could use. A column that
+alone tells the label, or that tells the time: it carries the future. Rows that stand in
+two splits: the test was trained on.
 """
 
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.keys import keys, salt, splitmix
+from torchrec_adrec.data.tally import Tally
+from torchrec_adrec.data.vocabulary import UNKNOWN
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, Side
 
 MIN_SEEN = 5  # a value seen once determines everything
 LIMIT = 0.95
-MAX_ROWS = 1_000_000  # enough for shares to two digits; keeps 5 x 34 pairs in memory
+SAMPLE_ROWS = 200_000  # shares to two digits; 5 x 34 pairs of columns take a second
+TELLS_LABEL = 0.9  # AUC of one column alone; real columns stay below .75
+COMPARED_ROWS = 20_000_000  # hashes held to find rows that stand in two splits
 
 
 class Dependency(BaseModel):
@@ -39,33 +52,72 @@ class Dependency(BaseModel):
         return self.determined > LIMIT and self.base_rate <= LIMIT
 
 
-def dependencies(train: pl.LazyFrame, schema: Schema) -> list[Dependency]:
+class FutureColumn(BaseModel):
+    """A column that seems to know what a request cannot.
+
+    Attributes:
+        why: `tells the label`: its AUC alone is above `TELLS_LABEL`; `tells the time`:
+            in training nearly every value is known, in the test nearly none.
+        figure: the AUC, or the share of unknown values in the test.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    why: Literal["tells the label", "tells the time"]
+    figure: float
+
+
+def dependencies(
+    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], schema: Schema
+) -> list[Dependency]:
     """Every user column against every ad column, the strongest first.
 
     Args:
-        train: raw rows; the first `MAX_ROWS` are looked at.
+        chunks: chunks with their training rows, of which `SAMPLE_ROWS` are looked at.
     """
-    users = list(dict.fromkeys(f.source for f in schema.sparse_of(Side.USER)))
-    ads = list(dict.fromkeys(f.source for f in schema.sparse_of(Side.AD)))
-    rows = train.select(*users, *ads).head(MAX_ROWS).collect()
-    found = [_measure(rows, user, ad) for user in users for ad in ads]
+    users, ads = ([f.source for f in schema.sparse_of(s)] for s in (Side.USER, Side.AD))
+    sample = _sample(chunks, [*users, *ads])
+    found = [_measure(sample, user, ad) for user in users for ad in ads]
     return sorted(found, key=lambda d: d.determined - d.base_rate, reverse=True)
 
 
-def _measure(rows: pl.DataFrame, user: str, ad: str) -> Dependency:
-    pairs = (
-        rows.select(user=user, ad=ad).drop_nulls("user").group_by("user", "ad").len()
-    )
-    seen = pl.col("len").sum().over("user")
-    pairs = pairs.filter(seen >= MIN_SEEN)
+def _sample(
+    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], names: list[str]
+) -> pl.DataFrame:
+    """The first training rows, every value as a small number; null where missing."""
+    parts, rows = [], 0
+    for chunk, train in chunks:
+        chosen = np.flatnonzero(train)[: SAMPLE_ROWS - rows]
+        parts.append(
+            pl.DataFrame({name: _sampled(chunk, name, chosen) for name in names})
+        )
+        rows += len(chosen)
+        if rows == SAMPLE_ROWS:
+            break
+    return pl.concat(parts).select(pl.all().rank("dense"))
+
+
+def _sampled(chunk: Chunk, name: str, rows: NDArray[np.int64]) -> pl.Series:
+    column = chunk.columns[name]
+    assert isinstance(column, Column)
+    found = column.rows(rows)
+    values = pl.Series(found.spread(keys(found.values), 0))
+    return values.set(pl.Series(found.codes < 0), None)
+
+
+def _measure(sample: pl.DataFrame, user: str, ad: str) -> Dependency:
+    pairs = sample.select(user=user, ad=ad).drop_nulls("user")
+    pairs = pairs.group_by("user", "ad").len()
+    pairs = pairs.filter(pl.col("len").sum().over("user") >= MIN_SEEN)
     total = int(pairs["len"].sum())
     best = int(pairs.group_by("user").agg(pl.col("len").max())["len"].sum())
-    one = int(pairs.group_by("ad").agg(pl.col("len").sum())["len"].max() or 0)  # type: ignore[arg-type]
+    most = pairs.group_by("ad").agg(pl.col("len").sum())["len"].to_numpy()
     return Dependency(
         user=user,
         ad=ad,
         determined=best / max(total, 1),
-        base_rate=one / max(total, 1),
+        base_rate=int(most.max(initial=0)) / max(total, 1),
         rows=total,
     )
 
@@ -83,3 +135,87 @@ def refuse_leaky_sides(found: list[Dependency]) -> None:
             f"{len(leaks)} user columns give an ad column away: {named}; put both ends"
             " on one side (data.ad_features), or set data.allow_leaky_sides=true"
         )
+
+
+def column_aucs(tally: Tally) -> dict[str, float]:
+    """How well each column alone tells the click, by feature.
+
+    The click rates of its values in training, as scores of the held-out rows.
+    """
+    return {
+        name: _auc(*_of(tally, "train", name), *_held_out(tally, name))
+        for name in _features(tally)
+    }
+
+
+def _features(tally: Tally) -> Iterator[str]:
+    return (n.split(":", 2)[2] for n in tally.counts if n.startswith("rows:train:"))
+
+
+def _of(tally: Tally, split: str, name: str) -> tuple[Any, Any]:
+    empty = np.zeros_like(tally.counts[f"rows:train:{name}"])
+    rows = tally.counts.get(f"rows:{split}:{name}", empty)
+    return rows, tally.counts.get(f"clicks:{split}:{name}", empty)
+
+
+def _held_out(tally: Tally, name: str) -> tuple[Any, Any]:
+    valid, test = (_of(tally, split, name) for split in ("valid", "test"))
+    return valid[0] + test[0], valid[1] + test[1]
+
+
+def _auc(rows: Any, clicks: Any, held_rows: Any, held_clicks: Any) -> float:
+    """AUC of per-value click rates, shrunk by 20 rows of the mean; ties count half."""
+    mean = clicks.sum() / max(rows.sum(), 1)
+    scores = (clicks + 20 * mean) / (rows + 20)
+    _, group = np.unique(scores, return_inverse=True)
+    positive = np.bincount(group, weights=held_clicks)
+    negative = np.bincount(group, weights=held_rows - held_clicks)
+    below = np.cumsum(negative) - negative / 2
+    pairs = positive.sum() * negative.sum()
+    return float((positive * below).sum() / pairs) if pairs else float("nan")
+
+
+def future_columns(tally: Tally, aucs: dict[str, float]) -> list[FutureColumn]:
+    """The columns that seem to know what a request cannot."""
+    found = [
+        FutureColumn(name=name, why="tells the label", figure=auc)
+        for name, auc in aucs.items()
+        if auc > TELLS_LABEL
+    ]
+    for feature in tally.schema.sparse:
+        train, test = (_of(tally, s, feature.name)[0] for s in ("train", "test"))
+        if test.sum() and train.sum():
+            known = 1 - train[UNKNOWN] / train.sum()
+            unknown = float(test[UNKNOWN] / test.sum())
+            if known > LIMIT and unknown > LIMIT:
+                why: Literal["tells the time"] = "tells the time"
+                found.append(FutureColumn(name=feature.name, why=why, figure=unknown))
+    return found
+
+
+def row_hashes(chunk: Chunk) -> NDArray[np.uint64]:
+    """One hash per row over all raw columns and labels, (B,): equal rows, equal hashes.
+
+    The sum over columns of a random number per value (Zobrist hashing), mixed.
+    """
+    total = np.zeros(chunk.num_rows, dtype=np.uint64)
+    for name, column in chunk.columns.items():
+        if isinstance(column, Column):  # a history follows from its user
+            mixed = splitmix(keys(column.values).view(np.uint64) ^ salt(name))
+            total += column.spread(mixed, salt(name))
+    for name, values in chunk.labels.items():
+        bits = values.view(np.uint32).astype(np.uint64)
+        total += splitmix(bits ^ salt(name))
+    return splitmix(total)
+
+
+def kept_hashes(hashes: NDArray[np.uint64], rows: int) -> NDArray[np.uint64]:
+    """The ones to compare, chosen by the hash itself: all of up to COMPARED_ROWS."""
+    every = np.uint64(rows // COMPARED_ROWS + 1)
+    return hashes if every == 1 else hashes[hashes % every == 0]
+
+
+def repeated(train: NDArray[np.uint64], held_out: NDArray[np.uint64]) -> dict[str, int]:
+    """How many held-out rows are equal to a training row in every column."""
+    seen = pl.Series(held_out).is_in(pl.Series(train).implode())
+    return {"compared": len(held_out), "also_in_train": int(seen.sum())}

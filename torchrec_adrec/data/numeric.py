@@ -1,48 +1,97 @@
-"""Dense columns: a fitted transform that is finite for every integer, and buckets."""
+"""Numbers: fitted transforms that are finite for every finite value, and buckets.
 
-import math
+All work on distinct values (`data.column`), so a fit is exact and costs little.
+"""
 
-import polars as pl
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.schema import DenseFeature, SparseFeature
 
-def signed_log(column: pl.Expr) -> pl.Expr:
+QUANTILES = 64
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+def signed_log(values: Floats) -> Floats:
     """sign(x) * log(1 + |x|): Criteo's I2 goes down to -2, where a plain log is NaN."""
-    value = column.cast(pl.Float64)
-    return value.sign() * (value.abs() + 1).log()
+    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
-def bucket(column: pl.Expr) -> pl.Expr:
-    """floor(log(x)^2) above 2, the value itself below, null where missing.
+def log_square(values: Floats) -> NDArray[np.int64]:
+    """floor(log(x)^2) above 2, floor(x) below.
 
     Source: the winners of the Kaggle challenge (https://github.com/ycjuan/kaggle-2014-criteo).
     """
-    value = column.cast(pl.Float64)
-    coarse = (value.clip(lower_bound=1).log() ** 2).floor().cast(pl.Int64)
-    return pl.when(column > 2).then(coarse).otherwise(column)
+    # Limits, so that every float has a bucket: far outside anything that is counted.
+    x = np.nan_to_num(values).clip(-1e9, 1e300)
+    coarse = np.floor(np.log(np.maximum(x, 1)) ** 2)
+    return np.asarray(np.where(x > 2, coarse, np.floor(x)), dtype=np.int64)
 
 
-class Standardize(BaseModel):
-    """signed_log, then minus the mean, over the deviation of the training rows.
+class _Fitted(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+
+
+class Transform(_Fitted):
+    """One dense feature: maybe signed_log, then minus `mean`, over `std`.
 
     A missing value becomes 0, the mean; that it was missing is in the bucketed id.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    name: str
+    log: bool
     mean: float
     std: float
 
     @classmethod
-    def fit(cls, name: str, train: pl.LazyFrame) -> "Standardize":
-        """Fit on the training rows; a constant column keeps a deviation of 1."""
-        value = signed_log(pl.col(name))
-        row = train.select(mean=value.mean(), std=value.std()).collect().row(0)
-        mean, std = (0.0 if x is None or not math.isfinite(x) else x for x in row)
-        return cls(name=name, mean=mean, std=std if std > 0 else 1.0)
+    def fit(cls, feature: DenseFeature, values: Floats, counts: Counts) -> "Transform":
+        """Fit on the training rows; a constant column keeps a deviation of 1.
 
-    def expression(self) -> pl.Expr:
-        """The raw column -> the standardised one, missing values 0."""
-        z = (signed_log(pl.col(self.name)) - self.mean) / self.std
-        return z.fill_null(0.0).cast(pl.Float32)
+        Args:
+            values: (V,) distinct raw values; what is not finite is left out.
+            counts: (V,) training rows with each.
+        """
+        log = feature.transform != "standard"
+        finite = np.isfinite(values)
+        x, weight = values[finite], counts[finite]
+        x, total = (signed_log(x) if log else x), weight.sum()
+        mean = float((x * weight).sum() / max(total, 1))
+        square = float((((x - mean) ** 2) * weight).sum() / max(total - 1, 1))
+        if feature.transform == "log":
+            mean, square = 0.0, 1.0
+        return cls(name=feature.name, log=log, mean=mean, std=square**0.5 or 1.0)
+
+    def apply(self, values: Floats) -> NDArray[np.float32]:
+        """Raw values -> standardised ones; what is not finite stays so."""
+        x = signed_log(values) if self.log else values
+        with np.errstate(over="ignore"):  # the caller looks at what is not finite
+            return ((x - self.mean) / self.std).astype(np.float32)
+
+
+class Quantiles(_Fitted):
+    """Buckets that hold about equally many training rows each.
+
+    Attributes:
+        edges: rising; bucket i is edges[i - 1] <= x < edges[i].
+    """
+
+    edges: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, feature: SparseFeature, values: Floats, counts: Counts) -> "Quantiles":
+        """Cut the training rows into at most `QUANTILES` buckets."""
+        order = np.argsort(values)
+        share = np.cumsum(counts[order]) / max(counts.sum(), 1)
+        at = np.searchsorted(share, np.arange(1, QUANTILES) / QUANTILES)
+        if not len(values):
+            return cls(name=feature.name, edges=())
+        edges: list[float] = np.unique(values[order][at]).tolist()
+        return cls(name=feature.name, edges=tuple(edges))
+
+    def bucket(self, values: Floats) -> NDArray[np.int64]:
+        """(V,) -> bucket numbers from 0."""
+        return np.searchsorted(np.array(self.edges), values, side="right")

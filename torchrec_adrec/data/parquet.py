@@ -4,12 +4,15 @@ Every epoch has one global order (row groups drawn at random, rows shuffled in a
 of them); step s takes the global rows [s * B, (s + 1) * B) of it and rank r the r-th
 slice of those. So all ranks take the same number of steps, a position is two numbers,
 and a run resumed at another world size goes on with exactly the rows that were left.
+
+A window is decoded while the one before it is consumed; the two exchange their memory,
+because new pages cost a third of the time. So two windows are held, whatever the split.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from torchrec_adrec.data.matrices import Columns, Matrices
+from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.errors import ConfigError, DataError
 
-Columns = dict[str, NDArray[Any]]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -29,31 +34,35 @@ class Split:
     Attributes:
         groups: (file, row group, rows), in order.
         firsts: the global row that each group starts with.
+        types: of the columns, as the first file has them; the others must be like it.
     """
 
     groups: tuple[tuple[Path, int, int], ...]
     firsts: tuple[int, ...]
     num_rows: int
+    types: Mapping[str, np.dtype[Any]]
 
     @classmethod
     def open(cls, folder: Path) -> "Split":
         """Read the row counts of all files.
 
         Raises:
-            DataError: no Parquet files, or a damaged one.
+            DataError: no Parquet files, no rows, or a damaged file.
         """
+        paths = sorted(folder.glob("part-*.parquet"))
         groups = []
-        for path in sorted(folder.glob("part-*.parquet")):
-            try:
-                meta = pq.ParquetFile(path).metadata
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path} cannot be read: {error}") from None
-            for i in range(meta.num_row_groups):
-                groups.append((path, i, meta.row_group(i).num_rows))
+        for path in paths:
+            meta = _open(path).metadata
+            sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+            groups += [(path, i, rows) for i, rows in enumerate(sizes) if rows]
         if not groups:
-            raise DataError(f"{folder} has no part-*.parquet; run `adrec prepare`")
+            raise DataError(
+                f"{folder} has no rows in part-*.parquet; run `adrec prepare`"
+            )
+        schema = _open(paths[0]).schema_arrow
+        types = {field.name: np.dtype(field.type.to_pandas_dtype()) for field in schema}
         ends = list(accumulate(rows for *_, rows in groups))
-        return cls(tuple(groups), (0, *ends[:-1]), ends[-1])
+        return cls(tuple(groups), (0, *ends[:-1]), ends[-1], types)
 
     def locate(self, row: int) -> str:
         """File, row group and row within it, for messages."""
@@ -61,16 +70,52 @@ class Split:
         path, group, _ = self.groups[at]
         return f"{path}, row group {group}, row {row - self.firsts[at]}"
 
-    def read(self, groups: Sequence[int], columns: Sequence[str]) -> Columns:
-        """Some row groups, one after the other, as arrays; nulls become NaN."""
-        parts = []
-        for at in groups:
-            path, group, _ = self.groups[at]
-            parts.append(pq.ParquetFile(path).read_row_group(group, columns=columns))
-        return {
-            name: np.concatenate([part[name].to_numpy() for part in parts])
-            for name in columns
-        }
+    def numbers(self, groups: Sequence[int]) -> Integers:
+        """The rows of some row groups, as `locate` takes them."""
+        spans = [(self.firsts[at], self.groups[at][2]) for at in groups]
+        return np.concatenate([np.arange(first, first + n) for first, n in spans])
+
+    def read(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Columns]:
+        """Row groups as arrays, one after the other; a null float becomes NaN.
+
+        Raises:
+            DataError: a file is damaged, or a column is missing or of another type.
+        """
+        for path, run in groupby(groups, key=lambda at: self.groups[at][0]):
+            file = _open(path)
+            for group in (self.groups[at][1] for at in run):
+                try:
+                    table = file.read_row_group(group, columns=list(columns))
+                except (OSError, ValueError) as error:
+                    raise _unreadable(path, error) from None
+                arrays = zip(table.column_names, table.combine_chunks(), strict=True)
+                found = {
+                    n: a.chunk(0).to_numpy(zero_copy_only=False) for n, a in arrays
+                }
+                self._check(found, columns, f"{path}, row group {group}")
+                yield found
+
+    def _check(self, found: Columns, columns: Sequence[str], where: str) -> None:
+        for name in columns:
+            if name not in found:
+                raise DataError(f"{where} has no column {name}; prepare again")
+            if found[name].dtype != self.types[name]:  # nulls make floats of integers
+                raise DataError(
+                    f"{where}: {name} is {found[name].dtype}, expected"
+                    f" {self.types[name]} as in the first file and no null id;"
+                    " prepare again"
+                )
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read, prepare again: {error}")
 
 
 @dataclass(frozen=True)
@@ -78,16 +123,42 @@ class Rows:
     """One rank's rows of one step.
 
     Attributes:
-        columns: (B,) arrays by name.
+        columns: (B,) arrays by name, not contiguous in memory.
         numbers: (B,) int64, the row's number in the split.
         weights: (B,) float32, 0 for rows that only fill up.
         split: where a row's number leads back to its file.
     """
 
     columns: Columns
-    numbers: NDArray[np.int64]
+    numbers: Integers
     weights: NDArray[np.float32]
     split: Split
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Some of an epoch's global order.
+
+    Attributes:
+        first, end: its positions in the order, `end` not among them.
+        order: row of `decoded` at each position; the last one fills up the positions
+            behind the split's last row.
+        numbers: row of the split for each row of `decoded`.
+        decoded: the columns; written over when the window after next is read.
+    """
+
+    first: int
+    end: int
+    order: Integers
+    numbers: Integers
+    decoded: Matrices
+
+    def rows(self, first: int, end: int, split: Split) -> Rows:
+        """The rows at the positions from `first` to before `end`."""
+        positions = np.arange(first - self.first, end - self.first)
+        at = self.order.take(positions, mode="clip")  # the last row fills up
+        weights = (np.arange(first, end) < split.num_rows).astype(np.float32)
+        return Rows(self.decoded.take(at), self.numbers[at], weights, split)
 
 
 @dataclass(frozen=True)
@@ -120,6 +191,10 @@ class Reader:
                 f"train.batch_size = {self.batch_size} exceeds the"
                 f" {self.split.num_rows} training rows"
             )
+        lacking = sorted(set(self.columns) - set(self.split.types))
+        if lacking:
+            path = self.split.groups[0][0]
+            raise DataError(f"{path} has no columns {lacking}; prepare again")
 
     @property
     def steps(self) -> int:
@@ -127,46 +202,71 @@ class Reader:
         full, rest = divmod(self.split.num_rows, self.batch_size)
         return full + (1 if rest and self.seed is None else 0)
 
-    def epoch(self, epoch: int = 0, first_step: int = 0) -> Iterator[Rows]:
-        """This rank's rows of the steps `first_step`, ... of one epoch."""
-        share = self.batch_size // self.world_size
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        pending: list[tuple[Columns, NDArray[np.int64], NDArray[np.int64]]] = []
-        waiting, emitted = 0, first_step
-        skip = first_step * self.batch_size
-        for window, order, numbers in self._windows(epoch, skip):
-            pending.append((window, order, numbers))
-            waiting += len(order)
-            while waiting >= self.batch_size:
-                taken, pending = _take(pending, self.batch_size)
-                waiting -= self.batch_size
-                emitted += 1
-                yield self._rows(taken, mine)
-        if emitted < self.steps:
-            taken, _ = _take(pending, waiting)
-            yield self._filled_up(taken, waiting, mine)
+    @property
+    def share(self) -> int:
+        """Rows of one step on one rank."""
+        return self.batch_size // self.world_size
 
-    def _windows(
-        self, epoch: int, skip: int
-    ) -> Iterator[tuple[Columns, NDArray[np.int64], NDArray[np.int64]]]:
-        """Windows of rows with their order; the first `skip` rows are left out."""
-        for number, groups in enumerate(self._grouped(epoch)):
-            sizes = [self.split.groups[at][2] for at in groups]
-            order = np.arange(sum(sizes))
-            if self.seed is not None:
-                np.random.default_rng([self.seed, epoch, number]).shuffle(order)
-            order, skip = order[skip:], max(skip - len(order), 0)
-            if not len(order):
-                continue
-            numbers = np.concatenate(
-                [
-                    self.split.firsts[at] + np.arange(self.split.groups[at][2])
-                    for at in groups
-                ]
-            )
-            yield self.split.read(groups, self.columns), order, numbers
+    def epoch(self, epoch: int = 0, first_step: int = 0) -> Iterator[Rows]:
+        """This rank's rows of the steps `first_step`, ... of one epoch.
+
+        Raises:
+            DataError: a file is damaged, or a column is missing or of another type.
+        """
+        parts: list[Rows] = []
+        start = first_step * self.batch_size
+        for window in prefetch(self._windows(epoch, start), depth=1):
+            at = self._own(max(window.first, start))
+            while at < window.end:
+                end = at - at % self.share + self.share  # of this step's slice
+                parts.append(window.rows(at, min(end, window.end), self.split))
+                if end <= window.end:
+                    yield _join(parts)
+                    parts = []
+                at = self._own(min(end, window.end))
+
+    def _own(self, position: int) -> int:
+        """The first position of the order, from this one on, that this rank takes."""
+        step = position // self.batch_size
+        slice_start = step * self.batch_size + self.rank * self.share
+        if position >= slice_start + self.share:
+            return slice_start + self.batch_size
+        return max(position, slice_start)
+
+    def _windows(self, epoch: int, start: int) -> Iterator[_Window]:
+        """Windows in order; one that this rank takes nothing of is not decoded."""
+        windows = [(groups, self._size(groups)) for groups in self._grouped(epoch)]
+        room = max(size for _, size in windows)
+        free = [Matrices(self.split.types, self.columns, room) for _ in range(2)]
+        first, last = 0, self.steps * self.batch_size
+        for number, (groups, size) in enumerate(windows):
+            is_last = first + size == self.split.num_rows
+            end = last if is_last else min(first + size, last)
+            if self._own(max(first, start)) < end:
+                self._decode(groups, free[0])
+                order = self._order(epoch, number, size)
+                numbers = self.split.numbers(groups)
+                yield _Window(first, end, order, numbers, free[0])
+                free.reverse()
+            first += size
+
+    def _order(self, epoch: int, window: int, size: int) -> Integers:
+        order = np.arange(size)
+        if self.seed is not None:
+            np.random.default_rng([self.seed, epoch, window]).shuffle(order)
+        return order
+
+    def _size(self, groups: list[int]) -> int:
+        return sum(self.split.groups[at][2] for at in groups)
+
+    def _decode(self, groups: list[int], into: Matrices) -> None:
+        first = 0
+        for columns in self.split.read(groups, self.columns):
+            into.put(first, columns)
+            first += len(columns[self.columns[0]])
 
     def _grouped(self, epoch: int) -> Iterator[list[int]]:
+        """The row groups of each window, in file order: a file is opened once."""
         order = np.arange(len(self.split.groups))
         limit = 1
         if self.seed is not None:
@@ -178,41 +278,20 @@ class Reader:
             window.append(at)
             rows += self.split.groups[at][2]
             if rows >= limit:
-                yield window
+                yield sorted(window)
                 window, rows = [], 0
         if window:
-            yield window
-
-    def _rows(self, taken: list[Any], mine: slice) -> Rows:
-        low, high = mine.start, mine.stop
-        parts, numbers, seen = [], [], 0
-        for window, order, number in taken:
-            cut = order[max(low - seen, 0) : max(high - seen, 0)]
-            seen += len(order)
-            parts.append({name: column[cut] for name, column in window.items()})
-            numbers.append(number[cut])
-        columns = {n: np.concatenate([p[n] for p in parts]) for n in self.columns}
-        weights = np.ones(high - low, dtype=np.float32)
-        return Rows(columns, np.concatenate(numbers), weights, self.split)
-
-    def _filled_up(self, taken: list[Any], rows: int, mine: slice) -> Rows:
-        """The last evaluation step, filled up with its first row at weight 0."""
-        window, order, numbers = taken[0]
-        filler = np.full(self.batch_size - rows, order[0])
-        full = self._rows([*taken, (window, filler, numbers)], mine)
-        weights = (np.arange(mine.start, mine.stop) < rows).astype(np.float32)
-        return Rows(full.columns, full.numbers, weights, self.split)
+            yield sorted(window)
 
 
-def _take(pending: list[Any], rows: int) -> tuple[list[Any], list[Any]]:
-    """Split a list of windows after `rows` rows of their order."""
-    taken: list[Any] = []
-    for at, (window, order, numbers) in enumerate(pending):
-        if rows <= len(order):
-            taken.append((window, order[:rows], numbers))
-            rest = order[rows:]
-            left = [(window, rest, numbers)] if len(rest) else []
-            return taken, left + pending[at + 1 :]
-        taken.append((window, order, numbers))
-        rows -= len(order)
-    raise AssertionError("more rows asked for than are waiting")
+def _join(parts: list[Rows]) -> Rows:
+    """Parts, one after the other; one alone is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {
+        name: np.concatenate([part.columns[name] for part in parts])
+        for name in parts[0].columns
+    }
+    numbers = np.concatenate([part.numbers for part in parts])
+    weights = np.concatenate([part.weights for part in parts])
+    return Rows(columns, numbers, weights, parts[0].split)

@@ -1,47 +1,27 @@
 """Work ahead of the consumer, in a thread."""
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+_END = object()
 
 
 def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
-    """Run an iterator in a background thread, `depth` items ahead.
+    """Run an iterator in a background thread, never more than `depth` items ahead.
 
-    An error of the thread is raised where the item would have come.
+    An error of the thread is raised where the item would have come. A consumer that
+    stops early (`close`, or the last reference goes) ends the thread and the iterator.
     """
-    ahead: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry: tuple[T | None, BaseException | None, bool]) -> None:
-        while not stop.is_set():
-            try:
-                ahead.put(entry, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None, False))
-                if stop.is_set():
-                    return
-            put((None, None, True))
-        except BaseException as error:
-            put((None, error, True))
-
-    threading.Thread(target=work, daemon=True).start()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
-        while True:
-            item, error, last = ahead.get()
-            if error is not None:
-                raise error
-            if last:
-                return
+        ahead = deque(thread.submit(next, items, _END) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(thread.submit(next, items, _END))
             yield item  # type: ignore[misc]
     finally:
-        stop.set()
+        thread.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):  # it may run a thread of its own
+            items.close()

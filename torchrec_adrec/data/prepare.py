@@ -1,19 +1,24 @@
 """Raw files to Parquet, catalog, schema and report. Fitted on the training rows only.
 
 data/
-  train/ valid/ test/     part-*.parquet: label, one column per feature, ad_id, log_q
+  train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q
   catalog.parquet         every distinct ad
-  schema.json numeric.json vocabulary/    what serving encodes a request with
+  schema.json transforms.json vocabulary/   what serving encodes a request with
   example_users.json      raw requests to try `adrec recommend` with
   hashes.json             of the fitted files and the catalog, checked when read
-  report.json             what came in, what went out, what is unknown
+  report.json report.md report.png    what came in, what went out, what to look at
+
+Three passes: parse the text once (`spill`), count the training rows (`count`), encode
+and write (`write`). Each rank takes whole files; the ranks meet in the folder between
+the passes, and what they write does not depend on how many they are.
 """
 
 import json
 import logging
 import shutil
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,221 +26,200 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from torchrec_adrec.config import DataConfig, SplitConfig
-from torchrec_adrec.data.adapters import criteo
-from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.catalog import count_ads, hash_ads
+from torchrec_adrec.config import DataConfig
+from torchrec_adrec.data.catalog import AdCounter, load_ads, values_of
+from torchrec_adrec.data.column import Bags, Chunk, Column, RawColumns
+from torchrec_adrec.data.counts import Counter, Counts, count, load_counts
+from torchrec_adrec.data.data_report import report_of, write_report
+from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.leaks import dependencies, refuse_leaky_sides
-from torchrec_adrec.data.vocabulary import MISSING, UNKNOWN
-from torchrec_adrec.errors import ConfigError, DataError
+from torchrec_adrec.data.spill import Place, Spilled, each, spill
+from torchrec_adrec.data.splits import TEST, TRAIN, Splitter, splitter
+from torchrec_adrec.data.tally import Tally
+from torchrec_adrec.data.write import SplitWriter, merged_tally
+from torchrec_adrec.errors import DataError
 from torchrec_adrec.files import write_hashes
 from torchrec_adrec.progress import Progress
-from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
+from torchrec_adrec.ranks import Alone, Ranks
+from torchrec_adrec.schema import Schema, Side
 
-ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by group
 EXAMPLES = 50
-DEPENDENCIES_KEPT = 20  # of the strongest, in the report
-SPLITS = ("train", "valid", "test")
 
 log = logging.getLogger(__name__)
 
 
-def prepare(config: DataConfig, raw: list[Path], out: Path) -> dict[str, Any]:
-    """Turn raw files into a prepared data set.
+def prepare(
+    config: DataConfig,
+    data: DataSet,
+    out: Path,
+    seed: int = 0,
+    ranks: Ranks | None = None,
+) -> None:
+    """Turn raw files into a prepared data set. All ranks call it.
 
     Args:
-        config: columns, split, limits.
-        raw: files in time order.
-        out: an existing, empty folder.
-
-    Returns:
-        The report, as written to `report.json`.
+        config: splits, ids, limits.
+        out: an existing, empty folder, the same for all ranks.
+        seed: draws the rows or users of a random split.
 
     Raises:
-        ConfigError: a raw file is missing.
-        DataError: too many bad rows, a split without rows, only one label, or a
-            user column that gives an ad column away.
+        ConfigError: a raw file is missing, or the data cannot be split as asked.
+        DataError: too many bad rows, a split without rows, only one label, or a user
+            column that gives an ad column away.
     """
-    bad = BadRows()
-    schema = criteo.schema(config.ad_features)
-    rows = _read_raw(config, raw, out / "raw", bad)
-    bounds = _bounds(config.split, rows)
-    frames = pl.scan_parquet(out / "raw/*.parquet")
-    train = frames.head(bounds["train"][1])
-    found = dependencies(train, schema)
+    ranks = ranks or Alone()
+    raw = out / "raw"
+    spill(data, raw, ranks)
+    spilled = Spilled.open(raw)
+    _check_bad(spilled, config)
+    split = splitter(config.split, data, spilled, seed)
+    found = dependencies(_training(spilled, split), data.schema)
     if not config.allow_leaky_sides:
         refuse_leaky_sides(found)
-    encoder = Encoder.fit(schema, train, config.min_count)
-    encoder.save(out)
-    sources = [f.source for f in schema.sparse_of(Side.AD)]
-    ads = count_ads(frames, sources, bounds["train"][1], schema.labels[0])
-    _write_catalog(encoder, ads, out / "catalog.parquet")
-    _write_examples(frames, schema, bounds["test"][0], out / "example_users.json")
-    split = _SplitWriter(encoder, ads, bounds, out)
-    split.write_all(sorted((out / "raw").glob("*.parquet")))
-    shutil.rmtree(out / "raw")
-    fitted = [out / "schema.json", out / "numeric.json", *out.glob("vocabulary/*")]
-    write_hashes(out, [*fitted, out / "catalog.parquet"])
-    _check_labels(split.report()["train"]["label_rate"])
-    report = {
-        "raw": [str(path) for path in raw],
-        "rows_in": rows + bad.count,
-        "bad_rows": {"count": bad.count, "first": bad.first},
-        "ads": {"all": len(ads), "in_train": int((ads["impressions"] > 0).sum())},
-        "num_embeddings": {f.name: f.num_embeddings for f in encoder.schema.sparse},
-        "schema": encoder.schema.fingerprint,
-        "side_dependencies": [d.model_dump() for d in found[:DEPENDENCIES_KEPT]],
-        "splits": split.report(),
-    }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    return report
-
-
-def _read_raw(config: DataConfig, raw: list[Path], out: Path, bad: BadRows) -> int:
-    """Parse the text once, into typed Parquet that the fits below can scan."""
-    missing = [str(path) for path in raw if not path.is_file()]
-    if missing or not raw:
-        raise ConfigError(
-            f"data.raw: no such file: {', '.join(missing) or 'none given'}"
+    encoder, ads = _fit(config, data, spilled, split, ranks)
+    writer = SplitWriter(data, encoder, ads, spilled, split, out)
+    writer.write(ranks)
+    if ranks.is_first:
+        tally, repeats = merged_tally(raw, encoder.schema, ranks.world_size)
+        encoder = _with_label_means(encoder, tally)
+        report = report_of(
+            data, spilled, encoder, ads, tally, found, repeats, config.split.by, seed
         )
-    out.mkdir()
-    with Progress("prepare: reading", unit="rows") as progress:
-        chunks = criteo.read(raw, bad, config.chunk_megabytes << 20)
-        for i, frame in enumerate(chunks):
-            frame.write_parquet(out / f"{i:09d}.parquet", compression="lz4")
-            progress.advance(len(frame))
-    bad.check(config.max_bad_rows)
-    if not bad.rows_read:
-        raise DataError(f"no row can be used; first: {bad.first[0]}")
-    if bad.count:
-        log.warning("%d bad rows left out; first: %s", bad.count, bad.first[0])
-    return bad.rows_read
+        _check_learnable(report, data.schema)
+        write_report(report, out)
+        _write_examples(spilled, split, data.schema, out / "example_users.json")
+        _write_fitted(encoder, ads, out)
+        shutil.rmtree(raw)
+    ranks.barrier()
 
 
-def _bounds(split: SplitConfig, rows: int) -> dict[str, tuple[int, int]]:
-    """First and past-the-last row of each split; the test takes exactly its share."""
-    test = rows - int(split.test * rows)
-    valid = test - int(split.valid * rows)
-    bounds = {"train": (0, valid), "valid": (valid, test), "test": (test, rows)}
-    for name, (first, end) in bounds.items():
-        if first == end and getattr(split, name) > 0:
+def _check_bad(spilled: Spilled, config: DataConfig) -> None:
+    spilled.bad.check(config.max_bad_rows)
+    if not spilled.num_rows:
+        raise DataError(f"no row can be used; first: {spilled.bad.first[:1]}")
+    if spilled.bad.count:
+        first = spilled.bad.first[0]
+        log.warning("%d bad rows left out; first: %s", spilled.bad.count, first)
+
+
+def _training(
+    spilled: Spilled, split: Splitter
+) -> Iterator[tuple[Chunk, NDArray[np.bool_]]]:
+    for place in spilled.places:
+        chunk = place.load()
+        yield chunk, split.assign(chunk, place) == TRAIN
+
+
+def _fit(
+    config: DataConfig, data: DataSet, spilled: Spilled, split: Splitter, ranks: Ranks
+) -> tuple[Encoder, pl.DataFrame]:
+    """Count this rank's rows, then fit on the counts of all ranks."""
+    schema, raw = data.schema, spilled.places[0].path.parent
+    names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
+    counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name)
+
+    def look(place: Place) -> tuple[Counts, pl.DataFrame, int]:
+        chunk = place.load()
+        train = split.assign(chunk, place) == TRAIN
+        found = count(chunk.columns, names, None if train.all() else train)
+        return found, ads.count(chunk, train), chunk.num_rows
+
+    with Progress("prepare: counting", unit="rows") as progress:
+        for values, seen, rows in each(spilled.of(ranks), look):
+            counter.add(values)
+            ads.add(seen)
+            progress.advance(rows)
+    counter.save(raw / f"counts-{ranks.rank:05d}")
+    ads.save(raw / f"ads-{ranks.rank:05d}.ipc")
+    ranks.barrier()
+    folders = sorted(raw.glob("counts-*"))
+    encoder = Encoder.fit(schema, load_counts(folders, names), config)
+    return encoder, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
+
+
+def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
+    """The raw columns whose values are counted: hashed ids need no counts."""
+    names = {f.source for f in schema.dense}
+    names |= {f.source for f in schema.sparse if f.buckets == "quantile"}
+    if config.ids == "frequency":
+        names |= {f.source for side in Side for f in schema.bags_of(side)}
+    return sorted(names)
+
+
+def _with_label_means(encoder: Encoder, tally: Tally) -> Encoder:
+    labels = []
+    for label in encoder.schema.labels:
+        seen, total = tally.counts[f"labels:train:{label.name}"]
+        mean = float(total / seen) if seen and total else 1.0
+        update = {"mean": mean} if label.kind == "value" else {}
+        labels.append(label.model_copy(update=update))
+    schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
+    return replace(encoder, schema=schema)
+
+
+def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
+    train = report["splits"]["train"]
+    for label in schema.labels:
+        rate, rows = train["label_rate"][label.name], train["observed"][label.name]
+        if rate == 0 or (rate == 1 and label.kind == "binary"):
             raise DataError(
-                f"data.split.{name} = {getattr(split, name):g} of {rows} rows is none;"
-                " give more data or a larger share"
-            )
-    if bounds["train"][1] == 0:
-        raise DataError("the training split has no rows")
-    return bounds
-
-
-def _check_labels(rates: dict[str, float]) -> None:
-    for name, rate in rates.items():
-        if rate in (0, 1):
-            raise DataError(
-                f"every training row has {name} = {rate:g}: there is nothing to learn"
+                f"every training row has {label.name} = {rate:g} ({rows} observed):"
+                " there is nothing to learn"
             )
 
 
-def _write_catalog(encoder: Encoder, ads: pl.DataFrame, path: Path) -> None:
-    encoded = encoder.encode(ads, Side.AD)
-    sources = [f.source for f in encoder.schema.sparse_of(Side.AD)]
-    raw = {f"raw_{name}": criteo.as_text(ads[name]) for name in sources}
-    features = {name: pl.Series(column) for name, column in encoded.items()}
-    ads.drop(sources).with_columns(**features, **raw).write_parquet(path)
+def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
+    """What serving needs: the transforms and the catalog, with their hashes."""
+    encoder.save(out)
+    schema = encoder.schema
+    raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
+    encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
+    kinds = {f.source: f.kind for f in schema.sparse_of(Side.AD)}
+    texts = {f"raw_{n}": as_text(ads[n], kinds.get(n, "number")) for n in raw}
+    catalog = ads.drop(list(raw)).with_columns(**encoded, **texts)
+    catalog.write_parquet(out / "catalog.parquet")
+    fitted = [out / "schema.json", out / "transforms.json", *out.glob("vocabulary/*")]
+    write_hashes(out, [*fitted, out / "catalog.parquet"])
+
+
+def as_text(column: pl.Series, kind: str) -> pl.Series:
+    """Raw values as they stand in the raw file."""
+    if kind != "hex":
+        return column.cast(pl.String)
+    text = [None if value is None else f"{value:08x}" for value in column]
+    return pl.Series(column.name, text, dtype=pl.String)
 
 
 def _write_examples(
-    frames: pl.LazyFrame, schema: Schema, first: int, path: Path
+    spilled: Spilled, split: Splitter, schema: Schema, path: Path
 ) -> None:
-    """The user's side of some test rows, raw, as a request would bring it."""
-    users = frames.slice(first, EXAMPLES).collect()
-    hashes = {f.source for f in schema.sparse_of(Side.USER) if not f.bucketed}
-    names = [*(f.name for f in schema.dense_of(Side.USER)), *sorted(hashes)]
-    shown = users.with_columns(criteo.as_text(users[n]) for n in hashes).select(names)
-    path.write_text(json.dumps(shown.to_dicts(), indent=1) + "\n")
+    """The user's side of the first test rows, raw, as a request would bring it."""
+    users = list(islice(_test_users(spilled, split, schema), EXAMPLES))
+    path.write_text(json.dumps(users, indent=1) + "\n")
 
 
-def _log_q(ads: pl.DataFrame, ad_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Log of each ad's share of the training impressions; NaN if it had none."""
-    impressions = ads["impressions"].to_numpy().astype(np.float64)
-    at = np.searchsorted(ads[AD_ID].to_numpy(), ad_ids)
-    share = impressions[at] / impressions.sum()
-    share[share == 0] = np.nan
-    return np.asarray(np.log(share), dtype=np.float32)
+def _test_users(
+    spilled: Spilled, split: Splitter, schema: Schema
+) -> Iterator[dict[str, Any]]:
+    kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
+    for place in spilled.places:
+        chunk = place.load()
+        rows = np.flatnonzero(split.assign(chunk, place) == TEST)[:EXAMPLES]
+        columns = {}
+        for name in schema.sources_of(Side.USER):
+            column = chunk.columns[name]
+            if isinstance(column, Bags):
+                columns[name] = lists_of(column.rows(rows))
+            else:
+                found = values_of(column.rows(rows))
+                is_hex = kinds.get(name) == "hex"
+                columns[name] = as_text(found, "hex") if is_hex else found
+        yield from pl.DataFrame(columns).iter_rows(named=True)
 
 
-@dataclass
-class _SplitWriter:
-    encoder: Encoder
-    ads: pl.DataFrame
-    bounds: dict[str, tuple[int, int]]
-    out: Path
-    _tally: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {name: defaultdict(float) for name in SPLITS}
-    )
-
-    @property
-    def schema(self) -> Schema:
-        return self.encoder.schema
-
-    def write_all(self, parts: list[Path]) -> None:
-        for name in SPLITS:
-            (self.out / name).mkdir()
-        first = 0
-        with Progress("prepare: encoding", self.bounds["test"][1], "rows") as progress:
-            for part, path in enumerate(parts):
-                raw = pl.read_parquet(path)
-                for name in SPLITS:
-                    self._write(name, part, raw, first)
-                first += len(raw)
-                progress.advance(len(raw))
-
-    def _write(self, name: str, part: int, raw: pl.DataFrame, first: int) -> None:
-        low, high = (min(max(b - first, 0), len(raw)) for b in self.bounds[name])
-        if low == high:
-            return
-        frame = self._encode(raw[low:high])
-        self._count(name, frame)
-        frame.write_parquet(
-            self.out / name / f"part-{part:09d}.parquet",
-            compression="uncompressed",  # lz4 costs the reader a third of its speed
-            row_group_size=ROW_GROUP_ROWS,
-            statistics=False,
-        )
-
-    def _encode(self, raw: pl.DataFrame) -> pl.DataFrame:
-        sources = [f.source for f in self.schema.sparse_of(Side.AD)]
-        ad_ids = hash_ads(raw, sources)
-        columns = self.encoder.encode(raw, Side.USER) | self.encoder.encode(
-            raw, Side.AD
-        )
-        labels = {name: raw[name].cast(pl.Float32) for name in self.schema.labels}
-        extra = {AD_ID: ad_ids, LOG_Q: _log_q(self.ads, ad_ids)}
-        return pl.DataFrame(labels | columns | extra)
-
-    def _count(self, name: str, frame: pl.DataFrame) -> None:
-        tally = self._tally[name]
-        tally["rows"] += len(frame)
-        for label in self.schema.labels:
-            tally[f"sum:{label}"] += float(frame[label].sum())
-        for f in self.schema.sparse:
-            tally[f"missing:{f.name}"] += int((frame[f.name] == MISSING).sum())
-            tally[f"unknown:{f.name}"] += int((frame[f.name] == UNKNOWN).sum())
-
-    def report(self) -> dict[str, Any]:
-        """Rows, label rates, and the shares of missing and unknown ids, per split."""
-        result: dict[str, Any] = {}
-        for name, tally in self._tally.items():
-            rows = max(tally["rows"], 1)
-            shares = {
-                kind: {
-                    f.name: tally[f"{kind}:{f.name}"] / rows for f in self.schema.sparse
-                }
-                for kind in ("missing", "unknown")
-            }
-            rates = {
-                label: tally[f"sum:{label}"] / rows for label in self.schema.labels
-            }
-            result[name] = {"rows": int(tally["rows"]), "label_rate": rates, **shares}
-        return result
+def lists_of(bags: Bags) -> pl.Series:
+    """The items of each row as a list."""
+    items = values_of(bags.items).to_list()
+    edges = zip(bags.offsets[:-1], bags.offsets[1:], strict=True)
+    return pl.Series([items[a:b] for a, b in edges], dtype=pl.List(pl.String))

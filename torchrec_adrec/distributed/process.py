@@ -33,11 +33,14 @@ class Process:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Process]:
+def process_group(
+    device: str, timeout: timedelta = timedelta(minutes=10)
+) -> Iterator[Process]:
     """Join the group that the launcher describes, or make one of a single process.
 
     Args:
         device: `auto`, `cpu` (gloo) or `cuda` (nccl).
+        timeout: how long a rank waits for the others.
 
     Raises:
         ConfigError: `cuda` asked for and not there.
@@ -65,7 +68,7 @@ def process_group(device: str) -> Iterator[Process]:
         "nccl" if cuda else "gloo",
         rank=rank,
         world_size=size,
-        timeout=timedelta(minutes=10),
+        timeout=timeout,
         store=alone,
     )
     try:

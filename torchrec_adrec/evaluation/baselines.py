@@ -19,14 +19,14 @@ from torchrec_adrec.schema import Schema
 
 INVERSE_L2 = 0.1
 MAX_ROWS = 1_000_000  # the latest training rows; more would not fit a laptop's memory
+TRUTH = "truth/rows.parquet"  # there if the rows come from a known world
 
 
 def baselines(data: Path, out: Path) -> dict[str, Any]:
     """Fit on the training split, judge on the test split, write `metrics.json`."""
     schema = Schema.load(data / "schema.json")
-    train = pl.scan_parquet(data / "train/*.parquet").tail(MAX_ROWS).collect()
-    test = pl.read_parquet(data / "test/*.parquet")
-    label = schema.labels[0]
+    label = schema.labels[0].name
+    train, test = _observed(data, "train", label), _observed(data, "test", label)
     y_train, y_test = (f[label].to_numpy().astype(np.float64) for f in (train, test))
     constant = np.full(len(y_test), y_train.mean())
     model = LogisticRegression(C=INVERSE_L2, max_iter=200, tol=1e-3)
@@ -40,19 +40,27 @@ def baselines(data: Path, out: Path) -> dict[str, Any]:
             "inverse_l2": INVERSE_L2,
         },
     }
-    if (data / "truth.parquet").exists():
-        metrics["truth"] = {"test": click_metrics(_truth(data, len(test)), y_test)}
+    report = json.loads((data / "report.json").read_text())
+    if (data / TRUTH).exists() and report["split_by"] == "time":
+        metrics["truth"] = {
+            "test": click_metrics(_truth(data, report, len(test)), y_test)
+        }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 
-def _truth(data: Path, rows: int) -> Floats:
+def _observed(data: Path, split: str, label: str) -> pl.DataFrame:
+    """The latest rows of a split whose label was observed."""
+    rows = pl.scan_parquet(data / f"{split}/*.parquet")
+    return rows.filter(pl.col(label).is_not_nan()).tail(MAX_ROWS).collect()
+
+
+def _truth(data: Path, report: dict[str, Any], rows: int) -> Floats:
     """The known p(click) of the test rows, the last ones of all."""
-    truth = pl.read_parquet(data / "truth.parquet").to_series().to_numpy()
-    report = json.loads((data / "report.json").read_text())
+    truth = pl.read_parquet(data / TRUTH, columns=["p_click"])["p_click"].to_numpy()
     if report["bad_rows"]["count"] or len(truth) != report["rows_in"]:
         raise ManifestError(
-            f"{data / 'truth.parquet'} has {len(truth)} rows, the data"
+            f"{data / TRUTH} has {len(truth)} rows, the data"
             f" {report['rows_in']}; run `adrec prepare` again"
         )
     return np.asarray(truth[-rows:], dtype=np.float64)

@@ -1,7 +1,8 @@
-"""Figures of click predictions, from scikit-learn's reference implementations."""
+"""Figures of predictions, from scikit-learn's and scipy's implementations."""
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from sklearn.metrics import log_loss, roc_auc_score
 
 Floats = NDArray[np.float64]
@@ -30,4 +31,22 @@ def click_metrics(probability: Floats, label: Floats) -> dict[str, float]:
         "calibration": float(probability.mean() / rate) if rate else float("nan"),
         "rows": len(label),
         "label_rate": rate,
+    }
+
+
+def value_metrics(predicted: Floats, observed: Floats) -> dict[str, float]:
+    """Errors and order of predicted values of observed rows.
+
+    Returns:
+        `rmse`, `mae`, `spearman` (rank correlation), `calibration` (mean prediction
+        over mean value), `rows`, `mean`.
+    """
+    error, mean = predicted - observed, float(observed.mean())
+    return {
+        "rmse": float(np.sqrt((error**2).mean())),
+        "mae": float(np.abs(error).mean()),
+        "spearman": float(spearmanr(predicted, observed).statistic),
+        "calibration": float(predicted.mean() / mean) if mean else float("nan"),
+        "rows": len(observed),
+        "mean": mean,
     }

@@ -9,61 +9,85 @@ import torch.distributed as dist
 from torch import nn
 
 from torchrec_adrec.batch import Batch
+from torchrec_adrec.config import Bounds
+from torchrec_adrec.data.bounds import Mended
 from torchrec_adrec.data.collate import batch_columns, collate
 from torchrec_adrec.data.parquet import Reader, Split
 from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.metrics import Floats, click_metrics
+from torchrec_adrec.evaluation.metrics import Floats, click_metrics, value_metrics
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks import prediction
 
-# Per label: predicted probability and observed label, both (N,).
+# Per label: what was predicted and what was observed, both (N,).
 Predictions = dict[str, tuple[Floats, Floats]]
 
 
 def _batches(
-    split: Split, schema: Schema, process: Process, batch_size: int
+    split: Split, schema: Schema, process: Process, batch_size: int, bounds: Bounds
 ) -> Iterator[Batch]:
     """Every row of a split once, over all ranks; the last step is filled up."""
     size = -(-batch_size // process.world_size) * process.world_size
     reader = Reader(
         split, batch_columns(schema), size, process.rank, process.world_size
     )
+    mended = Mended()
+    batches = (collate(rows, schema, bounds, mended) for rows in reader.epoch())
     with Progress("evaluating", reader.steps) as progress:
-        for batch in prefetch(collate(rows, schema) for rows in reader.epoch()):
+        for batch in prefetch(batches):
             yield batch.to(process.device)
             progress.advance(1)
+    mended.report()
 
 
 def evaluate_split(
-    model: nn.Module, folder: Path, schema: Schema, process: Process, batch_size: int
+    model: nn.Module,
+    folder: Path,
+    schema: Schema,
+    process: Process,
+    batch_size: int,
+    bounds: Bounds = "raise",
 ) -> dict[str, dict[str, float]]:
     """Figures per label over one split, the same on every rank. Collective."""
-    found = predict_split(model, folder, schema, process, batch_size)
-    return {name: click_metrics(*predictions) for name, predictions in found.items()}
+    found = predict_split(model, folder, schema, process, batch_size, bounds)
+    return label_metrics(schema, found)
+
+
+def label_metrics(schema: Schema, found: Predictions) -> dict[str, dict[str, float]]:
+    """The figures that fit each label's kind."""
+    ways = {"binary": click_metrics, "value": value_metrics}
+    kinds = {label.name: label.kind for label in schema.labels}
+    return {name: ways[kinds[name]](*pair) for name, pair in found.items()}
 
 
 @torch.no_grad()
 def predict_split(
-    model: nn.Module, folder: Path, schema: Schema, process: Process, batch_size: int
+    model: nn.Module,
+    folder: Path,
+    schema: Schema,
+    process: Process,
+    batch_size: int,
+    bounds: Bounds = "raise",
 ) -> Predictions:
-    """Probability and label of every row of a split, the same on every rank.
+    """Prediction and label of every row of a split, the same on every rank.
 
     Collective. Rows of weight 0 and labels that were not observed do not count.
     """
     model.eval()
-    logits, labels = [], []
-    for batch in _batches(Split.open(folder), schema, process, batch_size):
+    split, parts, labels = Split.open(folder), [], []
+    for batch in _batches(split, schema, process, batch_size, bounds):
         _, out = model(batch)
         kept = out.weights > 0
-        logits.append(out.logits[kept].double().cpu().numpy())
+        parts.append(out.logits[kept].double().cpu().numpy())
         labels.append(out.labels[kept].double().cpu().numpy())
-    all_logits, all_labels = _from_all(logits), _from_all(labels)
+    all_logits, all_labels = _from_all(parts), _from_all(labels)
     result = {}
-    for t, name in enumerate(schema.labels[: all_logits.shape[1]]):
+    for t, label in enumerate(schema.labels[: all_logits.shape[1]]):
         observed = ~np.isnan(all_labels[:, t])
-        probability = 1 / (1 + np.exp(-all_logits[observed, t]))
-        result[name] = (probability, all_labels[observed, t])
+        logits = torch.from_numpy(all_logits[observed, t])
+        predicted = prediction(label, logits).numpy()
+        result[label.name] = (predicted, all_labels[observed, t])
     return result
 
 

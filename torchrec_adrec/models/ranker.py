@@ -104,11 +104,11 @@ class Tokens(nn.Module):
         self, schema: Schema, side: Side, embedding_dim: int, dim: int, frozen: bool
     ) -> None:
         super().__init__()
-        sparse, dense = schema.sparse_of(side), schema.dense_of(side)
-        columns = [f.source for f in sparse]
-        columns += [f.name for f in dense if f.name not in columns]
+        bags, dense = schema.bags_of(side), schema.dense_of(side)
+        columns = [f.source for f in bags]
+        columns += [f.source for f in dense if f.source not in columns]
         self.names, self.count, self.frozen = (
-            [f.name for f in sparse],
+            [f.name for f in bags],
             len(columns),
             frozen,
         )
@@ -116,7 +116,7 @@ class Tokens(nn.Module):
         self.project = nn.Linear(embedding_dim, dim, bias=False)
         self.column = nn.Parameter(torch.randn(len(columns), dim) * 0.02)
         self.number = nn.Parameter(torch.randn(len(dense), dim) * 0.02)
-        at = torch.tensor([columns.index(f.name) for f in dense], dtype=torch.long)
+        at = torch.tensor([columns.index(f.source) for f in dense], dtype=torch.long)
         self.register_buffer("positions", at, persistent=False)
 
     def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:

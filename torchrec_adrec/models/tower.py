@@ -49,7 +49,7 @@ class Tower(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        names = [f.name for f in schema.sparse_of(side)]
+        names = [f.name for f in schema.bags_of(side)]
         width = len(names) * embedding_dim + len(schema.dense_of(side))
         self.tables = embedding_tables(schema, side, embedding_dim, device)
         self.head = TowerHead(names, (width, *hidden, output_dim), dropout, normalize)

@@ -6,7 +6,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from torchrec_adrec.schema import Schema, Side
+from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
 
 def embedding_tables(
@@ -15,7 +15,7 @@ def embedding_tables(
     embedding_dim: int,
     device: torch.device | None = None,
 ) -> EmbeddingBagCollection:
-    """The tables of one side, sum-pooled, in key order.
+    """The tables of one side, in key order: ids summed, histories averaged.
 
     Args:
         embedding_dim: D, the width of every vector.
@@ -29,9 +29,13 @@ def embedding_tables(
                 embedding_dim=embedding_dim,
                 num_embeddings=feature.num_embeddings,
                 feature_names=[feature.name],
-                pooling=PoolingType.SUM,
+                pooling=(
+                    PoolingType.MEAN
+                    if isinstance(feature, SequenceFeature)
+                    else PoolingType.SUM
+                ),
             )
-            for feature in schema.sparse_of(side)
+            for feature in schema.bags_of(side)
         ],
         device=device,
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.serve.recommender import Recommender
@@ -14,7 +14,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    user: dict[str, StrictInt | StrictStr | None]
+    user: dict[str, StrictInt | StrictFloat | StrictStr | list[StrictStr] | None]
     top: int | None = Field(default=None, ge=1)
 
 

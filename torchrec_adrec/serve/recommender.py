@@ -1,8 +1,7 @@
 """User features -> 500 candidates -> 10 ads, with milliseconds per stage."""
 
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import tower_input
 from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.errors import CheckpointError, DataError
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
-from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.schema import AD_ID, SCORE, Schema, Side
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import Scorer
 from torchrec_adrec.stages import (
@@ -34,16 +34,14 @@ from torchrec_adrec.stages import (
 )
 from torchrec_adrec.tasks import build_task
 
-RawUser = Mapping[str, int | str | None]
-
 
 @dataclass(frozen=True)
 class Recommendation:
     """What one request gets.
 
     Attributes:
-        ads: best first: `ad_id`, `click` (the ranker's probability), `score` (the
-            towers' inner product) and the ad's raw columns.
+        ads: highest click probability first: `ad_id`, the ranker's prediction of each
+            label, `score` (the towers' inner product) and the ad's raw columns.
         candidates: ads that the ranker saw.
         milliseconds: per stage, and `total`.
     """
@@ -121,10 +119,11 @@ class Recommender:
         with _clock("retrieve", spent):
             ids, scores = self.retriever.retrieve(rows, candidates)
         with _clock("rank", spent):
-            click = self.scorer.score(rows, ids)
+            predicted = self.scorer.score(rows, ids)
         spent["total"] = sum(spent.values())
-        found = pl.DataFrame({AD_ID: ids, "click": click, "score": scores})
-        best = found.sort("click", descending=True).head(top)
+        found = pl.DataFrame({AD_ID: ids} | predicted | {SCORE: scores})
+        click = self.encoder.schema.labels[0].name
+        best = found.sort(click, descending=True).head(top)
         ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), spent)
 
@@ -132,47 +131,8 @@ class Recommender:
         return min(self.config.recommend.candidates, self.retriever.index.count)
 
     def _user_input(self, user: RawUser) -> TowerInput:
-        schema = self.encoder.schema
-        columns = raw_columns(schema, Side.USER)
-        strange = sorted(set(user) - set(columns))
-        if strange:
-            raise DataError(
-                f"unknown user columns {strange}; expected some of {list(columns)}"
-            )
-        numbers = {f.name for f in schema.dense_of(Side.USER)}
-        values = {
-            name: pl.Series(
-                [_raw(name, user.get(name), name in numbers)], dtype=pl.Int64
-            )
-            for name in columns
-        }
-        encoded = self.encoder.encode(pl.DataFrame(values), Side.USER)
-        return tower_input(encoded, schema, Side.USER)
-
-
-def raw_columns(schema: Schema, side: Side) -> tuple[str, ...]:
-    """The raw columns that a side is made of, each once."""
-    names = [f.name for f in schema.dense_of(side)]
-    return tuple(dict.fromkeys([*names, *(f.source for f in schema.sparse_of(side))]))
-
-
-def _raw(name: str, value: int | str | None, is_number: bool) -> int | None:
-    """A raw value as `prepare` reads it. A hash must be text: as a number, 12345678
-    could be meant in either base, and guessing would be silently wrong.
-    """
-    if value is None or value == "":
-        return None
-    if is_number and isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    pattern = r"[+-]?[0-9]+" if is_number else r"[0-9a-fA-F]{8}"
-    if isinstance(value, str) and re.fullmatch(pattern, value):
-        number = int(value, 10 if is_number else 16)
-        if abs(number) < 2**63:
-            return number
-    expected = (
-        "an integer of 64 bits" if is_number else "eight hexadecimal digits as text"
-    )
-    raise DataError(f"{name} is {value!r}, expected {expected}, or null")
+        encoded = self.encoder.encode(raw_user(user, self.encoder.schema), Side.USER)
+        return tower_input(encoded, self.encoder.schema, Side.USER)
 
 
 def _load(folder: Path, schema: Schema) -> Any:

@@ -10,6 +10,9 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.collate import tower_input
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.tasks import prediction
+
+Scores = dict[str, NDArray[np.float64]]
 
 
 class Scorer:
@@ -24,18 +27,16 @@ class Scorer:
     ) -> None:
         self.ranker, self.schema = ranker, schema
         self.ids = catalog[AD_ID].to_numpy()
-        names = [
-            f.name for f in (*schema.sparse_of(Side.AD), *schema.dense_of(Side.AD))
-        ]
+        names = schema.columns_of(Side.AD)
         self.columns = {name: catalog[name].to_numpy() for name in names}
-        raw = [f"raw_{f.source}" for f in schema.sparse_of(Side.AD)]
+        raw = [f"raw_{name}" for name in schema.sources_of(Side.AD)]
         self.shown = catalog.select(AD_ID, *raw).rename(
             lambda n: n.removeprefix("raw_")
         )
 
     @torch.inference_mode()
-    def score(self, user: TowerInput, ad_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """p(click) of each ad for a user of one row, (N,).
+    def score(self, user: TowerInput, ad_ids: NDArray[np.int64]) -> Scores:
+        """Each label's prediction of each ad for a user of one row: (N,) by label.
 
         Raises:
             ManifestError: an ad that the catalog does not hold.
@@ -50,4 +51,7 @@ class Scorer:
         columns = {name: column[at] for name, column in self.columns.items()}
         ads = tower_input(columns, self.schema, Side.AD)
         logits = self.ranker(user, ads)
-        return np.asarray(torch.sigmoid(logits[:, 0].double()).numpy())
+        return {
+            label.name: prediction(label, logits[:, t].double()).numpy()
+            for t, label in enumerate(self.schema.labels)
+        }

@@ -1,1 +1,29 @@
-"""One file per data set: raw files to frames of raw columns, and their schema."""
+"""One file per data set: raw files to typed rows and a schema."""
+
+from pathlib import Path
+
+from torchrec_adrec.config import DataConfig
+from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
+from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.ranks import Ranks
+
+ADAPTERS = {
+    "criteo": criteo.open_data,
+    "kuairand": kuairand.open_data,
+    "table": table.open_data,
+}
+
+
+def open_data(config: DataConfig, seed: int, folder: Path, ranks: Ranks) -> DataSet:
+    """The data set that the settings name.
+
+    Args:
+        folder: where the synthetic adapter makes its files, once for all ranks.
+    """
+    if config.adapter != "synthetic":
+        return ADAPTERS[config.adapter](config)
+    if ranks.is_first:
+        rows, truth = folder / synthetic.TSV, folder / synthetic.TRUTH
+        synthetic.write(config.synthetic, seed, rows, truth)
+    ranks.barrier()
+    return synthetic.open_data(config, folder)

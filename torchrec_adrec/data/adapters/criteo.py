@@ -1,206 +1,239 @@
-"""Criteo display logs: label, 13 integers, 26 hashes, tab separated, no header.
+"""Criteo display logs: label, 13 integers, 26 hashes, a line each.
 
-Format: https://ailab.criteo.com/ressources/ (Kaggle Display Advertising Challenge and
-the 1TB click logs share it). Rows stand in time order; nothing is said of users or ads,
-so which columns describe the ad is a setting (`data.ad_features`).
+Format: https://ailab.criteo.com/ressources/ (the Kaggle Display Advertising Challenge
+and the 1TB click logs share it). Also read: files without a label (the challenge's test
+file), files with a header and maybe an Id, with tabs or commas, and `.gz` of all these.
+Rows stand in time order; nothing is said of users or ads, so which columns describe the
+ad is a setting (`data.ad_features`).
 """
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Literal
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-from numpy.typing import NDArray
 
+from torchrec_adrec.config import DataConfig
+from torchrec_adrec.data.adapters.text_blocks import (
+    Block,
+    blocks,
+    count,
+    first_line,
+    split_fields,
+)
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.errors import ConfigError, DataError
-from torchrec_adrec.schema import DenseFeature, Schema, Side, SparseFeature
+from torchrec_adrec.data.dataset import DataSet, raw_files
+from torchrec_adrec.errors import ConfigError, SchemaError
+from torchrec_adrec.schema import DenseFeature, Label, Schema, Side, SparseFeature
 
 LABEL = "click"
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 HASHES = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = (LABEL, *INTEGERS, *HASHES)
+ID = "Id"
 
 
-def schema(ad_features: Sequence[str]) -> Schema:
+def open_data(config: DataConfig) -> DataSet:
+    """The files of `data.raw`, in time order.
+
+    Raises:
+        ConfigError: `data.ad_features` names a column that is no hash column, or a file
+            is missing.
+        SchemaError: a header that does not name the columns.
+    """
+    files = raw_files(config)
+    layouts = {path: Layout.of(path, config.labelled) for path in files}
+
+    def read(path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
+        return read_file(path, layouts[path], bad, config.chunk_megabytes << 20)
+
+    return DataSet(schema(config), files, read)
+
+
+def schema(config: DataConfig) -> Schema:
     """The columns and their sides; table sizes are filled in by `prepare`.
 
     Every integer is there twice: as a number, and bucketed as an id, so that models can
     tell a missing value from a zero.
 
     Raises:
-        ConfigError: `ad_features` names a column that is no hash column.
+        ConfigError: `data.ad_features` names a column that is no hash column.
     """
-    strange = [name for name in ad_features if name not in HASHES]
-    if strange or not ad_features:
+    ad = config.ad_features
+    if not ad or not set(ad) <= set(HASHES):
         raise ConfigError(
-            f"data.ad_features: expected some of C1 ... C26, found {list(ad_features)}"
+            f"data.ad_features: expected some of C1 ... C26, found {list(ad)}"
         )
-    sides = {name: Side.AD if name in ad_features else Side.USER for name in HASHES}
+    numbers, user = config.numbers, Side.USER
     buckets = [
-        SparseFeature(name=f"{name}_bucket", side=Side.USER, source=name, bucketed=True)
+        SparseFeature(
+            name=f"{name}_bucket",
+            side=user,
+            source=name,
+            kind="number",
+            buckets=numbers.buckets,
+        )
         for name in INTEGERS
+        if numbers.buckets is not None
     ]
-    hashes = [SparseFeature(name=n, side=sides[n], source=n) for n in HASHES]
+    hashes = [
+        SparseFeature(name=n, side=Side.AD if n in ad else user, source=n)
+        for n in HASHES
+    ]
+    dense = [
+        DenseFeature(name=n, side=user, source=n, transform=numbers.transform)
+        for n in INTEGERS
+    ]
     return Schema(
-        dense=tuple(DenseFeature(name=name, side=Side.USER) for name in INTEGERS),
+        dense=tuple(dense),
         sparse=(*buckets, *hashes),
-        labels=(LABEL,),
+        labels=(Label(name=LABEL),),
     )
-
-
-def read(
-    paths: Sequence[Path], bad: BadRows, chunk_bytes: int
-) -> Iterator[pl.DataFrame]:
-    """Yield the good rows of raw files, in order, and count the bad ones.
-
-    Args:
-        paths: text or `.gz` files, read one after the other.
-        bad: collects every line that cannot be used, by file and line.
-        chunk_bytes: raw text held at a time.
-
-    Yields:
-        Frames of `click` Int8, `I1..I13` Int64 and `C1..C26` Int64 (the hash as a
-        number); null where the field is empty.
-
-    Raises:
-        DataError: a file is empty or ends inside a gzip stream: how many rows are lost
-            is unknown, so no share of bad rows can excuse it.
-    """
-    for path in paths:
-        first_line = 1
-        for text in _blocks(path, chunk_bytes, bad):
-            parsed = _parse(text, str(path), first_line, bad)
-            first_line = parsed.next_line
-            bad.rows_read += len(parsed.frame)
-            if len(parsed.frame):
-                yield parsed.frame
-        if first_line == 1:
-            bad.add(str(path), 1, "the file is empty")
-            raise DataError(f"{path}:1: the file is empty; remove it or restore it")
-
-
-def as_text(column: pl.Series) -> pl.Series:
-    """A hash column as it stands in the raw file."""
-    text = [None if value is None else f"{value:08x}" for value in column]
-    return pl.Series(column.name, text, dtype=pl.String)
 
 
 @dataclass(frozen=True)
-class _Parsed:
-    frame: pl.DataFrame
-    next_line: int
+class Layout:
+    """How the lines of one file are made.
+
+    Attributes:
+        columns: in the file's order.
+        header: whether the first line names them.
+    """
+
+    columns: tuple[str, ...]
+    separator: Literal["\t", ","]
+    header: bool
+
+    @classmethod
+    def of(cls, path: Path, labelled: bool) -> "Layout":
+        """Look at the first line for a header and the separator.
+
+        Args:
+            labelled: whether a file without a header has the label; one with a header
+                says so itself.
+
+        Raises:
+            SchemaError: a header that lacks a column or names a strange one.
+        """
+        text = first_line(path).decode("latin-1")
+        separator: Literal["\t", ","] = "\t" if "\t" in text or "," not in text else ","
+        names = [_known(name) for name in text.split(separator)]
+        if not {"I1", "C1"} & set(names):
+            return cls(COLUMNS if labelled else COLUMNS[1:], separator, header=False)
+        features = [name for name in names if name not in (ID, LABEL)]
+        if sorted(features) != sorted(COLUMNS[1:]) or len(set(names)) < len(names):
+            raise SchemaError(
+                f"{path}:1: expected a header of I1 ... I13 and C1 ... C26, perhaps"
+                f" with a label and an Id, found {names}"
+            )
+        return cls(tuple(names), separator, header=True)
 
 
-def _open(path: Path) -> BinaryIO:
+def _known(name: str) -> str:
+    """A column of a header by the name that is used here."""
+    plain = name.strip().strip('"').lower()
+    if plain in ("label", "click"):
+        return LABEL
+    return ID if plain == "id" else plain.upper()
+
+
+def read_file(
+    path: Path, layout: Layout, bad: BadRows, block_bytes: int
+) -> Iterator[pl.DataFrame]:
+    """The good rows of one file, in order; see `DataSet.read`.
+
+    Args:
+        block_bytes: raw text held at a time.
+    """
+    for block in blocks(path, block_bytes, bad):
+        if layout.header and block.first_line == 1:
+            block = block.without_first_line()
+        if block.text:
+            yield parse(block, layout, bad)
+
+
+def parse(block: Block, layout: Layout, bad: BadRows) -> pl.DataFrame:
+    """Every line becomes a row or a bad row.
+
+    Whole blocks go the fast way. Where one has anything odd, it is read again the exact
+    way, which names the lines; both give the same rows (a test holds it).
+    """
+    rows = fast(block, layout)
+    return exact(block, layout, bad) if rows is None else rows
+
+
+def fast(block: Block, layout: Layout) -> pl.DataFrame | None:
+    """The rows of a block in which every line is good, else None.
+
+    polars fills up short lines and skips empty ones without a word, so the separators
+    and the lines are counted.
+    """
+    text = block.text
+    separators = count(text, layout.separator)
+    if separators != block.lines * (len(layout.columns) - 1):
+        return None
+    if b"\r" in text or b"+" in text:
+        return None
     try:
-        if path.suffix == ".gz":
-            return cast(BinaryIO, gzip.open(path, "rb"))
-        return path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"data.raw: cannot read {path}: {error.strerror}") from None
+        raw = pl.read_csv(
+            text,
+            separator=layout.separator,
+            has_header=False,
+            schema={
+                n: pl.Int64 if n in INTEGERS else pl.String for n in layout.columns
+            },
+            quote_char=None,
+        )
+    except (pl.exceptions.PolarsError, UnicodeDecodeError):
+        return None
+    typed = raw.select(_typed(layout))
+    eight = raw.select((pl.col(n).str.len_bytes() == 8).all() for n in HASHES)
+    good = all(eight.row(0)) and len(raw) == block.lines
+    good &= all(raw[n].null_count() == typed[n].null_count() for n in HASHES)
+    if LABEL in layout.columns:
+        good &= typed[LABEL].null_count() == 0
+    return typed if good else None
 
 
-def _blocks(path: Path, chunk_bytes: int, bad: BadRows) -> Iterator[bytes]:
-    """Cut a file into blocks of whole lines."""
-    rest, lines = b"", 0
-    with _open(path) as file:
-        while True:
-            try:
-                read = file.read(chunk_bytes)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                reason = f"the gzip stream is damaged or cut off here ({error})"
-                bad.add(str(path), lines + 1, reason)
-                raise DataError(
-                    f"{path}:{lines + 1}: {reason}; restore the file: how many rows are"
-                    " missing is unknown"
-                ) from None
-            if not read:
-                break
-            text, newline, rest = (rest + read).rpartition(b"\n")
-            lines += text.count(b"\n") + len(newline)
-            if newline:
-                yield text + newline
-    if rest:
-        yield rest
-
-
-def _plain(text: bytes) -> bytes:
-    """The same lines without what pyarrow would trip over; such a row stays bad."""
-    if not text.isascii():
-        text = text.decode("latin-1").encode()  # pyarrow cannot pass on other bytes
-    if b"\r" in text:
-        # A carriage return inside a line would be taken for the end of the line.
-        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"?")
-    return text
-
-
-def _parse(text: bytes, file: str, first_line: int, bad: BadRows) -> _Parsed:
-    """Parse whole lines; every line becomes a row or a bad row."""
-    strange: list[int] = []
-    text = _plain(text)
-
-    def wrong_number_of_fields(row: pa_csv.InvalidRow) -> str:
-        line = first_line + row.number - 1
-        strange.append(line)
-        reason = f"{row.actual_columns} fields, expected {row.expected_columns}"
-        bad.add(file, line, reason)
-        return "skip"
-
-    table = pa_csv.read_csv(
-        pa.BufferReader(text),
-        read_options=pa_csv.ReadOptions(
-            # Row numbers reach the handler only without threads.
-            use_threads=False,
-            column_names=COLUMNS,
-            block_size=len(text) + 1,
-        ),
-        parse_options=pa_csv.ParseOptions(
-            delimiter="\t",
-            quote_char=False,
-            ignore_empty_lines=False,
-            invalid_row_handler=wrong_number_of_fields,
-        ),
-        convert_options=pa_csv.ConvertOptions(
-            column_types={name: pa.string() for name in COLUMNS},
-        ),
-    )
-    total = table.num_rows + len(strange)
-    lines = np.setdiff1d(np.arange(first_line, first_line + total), strange)
-    frame = _convert(cast(pl.DataFrame, pl.from_arrow(table)), file, lines, bad)
-    return _Parsed(frame, first_line + total)
-
-
-def _convert(
-    raw: pl.DataFrame, file: str, lines: NDArray[np.int64], bad: BadRows
-) -> pl.DataFrame:
-    label = pl.when(pl.col(LABEL).is_in(["0", "1"])).then(pl.col(LABEL))
+def _typed(layout: Layout) -> list[pl.Expr]:
+    """Text columns to the types of `dataset.raw_types`; what cannot be read is null."""
+    if LABEL in layout.columns:
+        text = pl.col(LABEL)
+        label = pl.when(text.is_in(["0", "1"])).then(text == "1").cast(pl.Float32)
+    else:
+        label = pl.lit(None, dtype=pl.Float32)
     integers = [pl.col(name).cast(pl.Int64, strict=False) for name in INTEGERS]
-    hashes = [_hash(name) for name in HASHES]
-    typed = raw.select(label.cast(pl.Int8), *integers, *hashes)
+    hashes = [
+        pl.col(name).str.to_integer(base=16, strict=False, dtype=pl.UInt32)
+        for name in HASHES
+    ]
+    return [label.alias(LABEL), *integers, *hashes]
+
+
+def exact(block: Block, layout: Layout, bad: BadRows) -> pl.DataFrame:
+    """The good rows; every other line is told to `bad`."""
+    raw, lines = split_fields(block, layout.columns, layout.separator, bad)
+    hashes = [
+        pl.when(pl.col(n).str.contains(r"^[0-9a-fA-F]{8}$")).then(pl.col(n)).alias(n)
+        for n in HASHES
+    ]
+    typed = raw.with_columns(hashes).select(_typed(layout))
     # A field that is not empty and still became null could not be read.
-    filled = raw.select(pl.all().str.len_bytes() > 0)
-    broken = [typed[name].is_null() & filled[name] for name in COLUMNS[1:]]
-    broken.insert(0, typed[LABEL].is_null())
+    broken = {
+        name: typed[name].is_null() & (raw[name].str.len_bytes() > 0)
+        for name in (*INTEGERS, *HASHES)
+    }
+    if LABEL in layout.columns:
+        broken = {LABEL: typed[LABEL].is_null()} | broken
     faulty = pl.DataFrame(broken).select(pl.any_horizontal(pl.all())).to_series()
     for i in faulty.arg_true().to_list():
-        column = next(n for n, b in zip(COLUMNS, broken, strict=True) if b[i])
+        column = next(name for name, wrong in broken.items() if wrong[i])
         value = raw[column][i][:40]
-        bad.add(file, int(lines[i]), f"{column} is {value!r}, {_expected(column)}")
+        bad.add(
+            block.file, int(lines[i]), f"{column} is {value!r}, {_expected(column)}"
+        )
     return typed.filter(~faulty)
-
-
-def _hash(name: str) -> pl.Expr:
-    text = pl.col(name)
-    hexadecimal = text.str.contains(r"^[0-9a-fA-F]{8}$")
-    value = text.str.to_integer(base=16, strict=False, dtype=pl.Int64)
-    return pl.when(hexadecimal).then(value).alias(name)
 
 
 def _expected(column: str) -> str:

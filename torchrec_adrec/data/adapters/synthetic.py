@@ -1,144 +1,200 @@
-"""Criteo-format rows from a known rule, so that the whole path runs without a download.
+"""A known world's log as Criteo's TSV, and the truth of it beside: docs/known_world.md.
 
-    shown ad ~ popularity(ad) * exp(5 g . v), popularity by a Zipf law
-    click    ~ Bernoulli(sigmoid(-1.6 + activity(user) + quality(ad) + 2 u . v))
-
-Users belong to 40 groups and ads to 60 campaigns; u and v are unit vectors of R^8
-around the group's (g) and the campaign's, so ads are shown by group and clicked by
-user. C15 is the creative (the ad itself) and determines C2, C14, C18 and C25, as in the
-real logs. C1 is the user's group, C3 the user, C4 ... C11 the quarter of each axis of
-u; I1 and I2 grow with the user's activity (I2 goes below zero); the other columns carry
-nothing.
+truth/
+  rows.parquet    one row per line of the TSV: see `known_log.Log.block`
+  users.parquet   segment, vectors, activity; row i is user i
+  ads.parquet     campaign, vector, additive terms, birth, and C2, C14, C15, C18, C25
+  world.json      the config and the seed, from which all of it follows
 """
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from torchrec_adrec.config import SyntheticConfig
+from torchrec_adrec.config import DataConfig, SyntheticConfig
+from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
+from torchrec_adrec.data.bad_rows import BadRows
+from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.known_log import Log
+from torchrec_adrec.data.known_world import FORMATS, LATENT_DIM, Ints, World, hour
+from torchrec_adrec.progress import Progress
+from torchrec_adrec.schema import Label
 
-GROUPS, CAMPAIGNS, LATENT_DIM = 40, 60, 8
-BIAS, AFFINITY, TARGETING = -1.6, 2.0, 5.0
+TSV, TRUTH = "synthetic.tsv", "truth"
+ROWS, USERS, ADS, WORLD = "rows.parquet", "users.parquet", "ads.parquet", "world.json"
+ADVERTISERS, CATEGORIES = 12, 5
 QUARTERS = (-0.24, 0.0, 0.24)  # of an axis of a unit vector in R^8
-CHUNK_ROWS = 100_000
-TRUTH = "truth"
+# Columns that carry nothing: how many values each has.
+NOISE = {"C12": 60, "C16": 40, "C19": 20, "C20": 4, "C21": 60}
+NOISE |= {"C22": 13, "C24": 40, "C26": 20}
+# Shares of missing values, and which columns miss them together, as in the real rows.
+MISSING = {
+    ("I1", "I10"): 0.45,
+    ("I3",): 0.21,
+    ("I4", "I13"): 0.21,
+    ("I5",): 0.03,
+    ("I6",): 0.22,
+    ("I7", "I9", "I11"): 0.04,
+    ("I12",): 0.77,
+    ("C3", "C4", "C12", "C16", "C21", "C24"): 0.04,
+    ("C6",): 0.12,
+    ("C19", "C20", "C26"): 0.44,
+    ("C22",): 0.76,
+}
+# The two digits of every byte, as they stand in memory.
+DIGITS = np.frombuffer(bytes(range(256)).hex().encode(), dtype=np.uint16)
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Codes = NDArray[np.uint32]
 
 
 def write(config: SyntheticConfig, seed: int, path: Path, truth: Path) -> None:
-    """Write `config.rows` rows; the same seed gives the same bytes.
+    """Write `config.rows` rows; the same config and seed give the same bytes.
 
     Args:
         path: the rows, as Criteo's TSV.
-        truth: Parquet of `truth`, the p(click) of each row, in the same order.
+        truth: folder of the truth, made if it is not there.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     world = World(config, seed)
-    rng = np.random.default_rng([seed, 1])
-    known = []
-    with path.open("wb") as file:
-        for first in range(0, config.rows, CHUNK_ROWS):
-            rows = world.sample(min(CHUNK_ROWS, config.rows - first), rng)
-            known.append(rows.select(TRUTH))
-            rows.drop(TRUTH).write_csv(
-                file, separator="\t", include_header=False, quote_style="never"
+    log = Log(world, seed)
+    truth.mkdir(exist_ok=True)
+    _write_world(world, seed, truth)
+    with (
+        path.open("wb") as tsv,
+        pq.ParquetWriter(truth / ROWS, _arrow(log.block(0)).schema) as parquet,
+        Progress("synthesize", config.rows, "rows") as progress,
+    ):
+        for number in range(log.blocks):
+            rows = log.block(number)
+            parquet.write_table(_arrow(rows))
+            rng = np.random.default_rng([seed, 4, number])
+            to_criteo(world, rows, rng).write_csv(
+                tsv, separator="\t", include_header=False, quote_style="never"
             )
-    pl.concat(known).write_parquet(truth)
+            progress.advance(len(rows))
 
 
-class World:
-    """Users and ads with latent vectors.
+def _arrow(rows: pl.DataFrame) -> pa.Table:
+    return rows.to_arrow()
 
-    Attributes:
-        user, ad: (users, 8) and (ads, 8), unit length.
-        activity, quality: (users,) and (ads,), additive parts of the logit.
-        shown: (groups, ads), the share of impressions up to and with each ad.
+
+def _write_world(world: World, seed: int, truth: Path) -> None:
+    users = world.users._asdict()
+    pl.DataFrame({"user": np.arange(len(world.users.group))} | users).write_parquet(
+        truth / USERS
+    )
+    number = np.arange(len(world.ads.campaign))
+    columns = {"ad": number} | world.ads._asdict() | ad_codes(world, number)
+    pl.DataFrame(columns).write_parquet(truth / ADS)
+    law = {"config": world.config.model_dump(mode="json"), "seed": seed}
+    (truth / WORLD).write_text(json.dumps(law, indent=1) + "\n")
+
+
+def open_data(config: DataConfig, folder: Path) -> DataSet:
+    """What `write` wrote to a folder: Criteo's columns, and two more labels.
+
+    Engagement and value were observed where a click was.
     """
+    tsv, truth = folder / TSV, folder / TRUTH / ROWS
+    labels = (Label(name="engagement"), Label(name="value", kind="value"))
+    schema = criteo.schema(config)
+    schema = schema.model_copy(update={"labels": (*schema.labels, *labels)})
+    layout = criteo.Layout(COLUMNS, "\t", header=False)
 
-    def __init__(self, config: SyntheticConfig, seed: int) -> None:
-        rng = np.random.default_rng([seed, 0])
-        self.group = rng.integers(GROUPS, size=config.users)
-        self.campaign = rng.integers(CAMPAIGNS, size=config.ads)
-        centre = _units(GROUPS, rng)
-        self.user = _around(centre[self.group], rng)
-        self.ad = _around(_units(CAMPAIGNS, rng)[self.campaign], rng)
-        self.activity = rng.normal(0, 0.6, config.users)
-        self.quality = rng.normal(0, 0.4, config.ads)
-        popularity = 1 / (np.arange(config.ads) + 10.0)
-        shown = popularity * np.exp(TARGETING * centre @ self.ad.T)
-        self.shown = np.cumsum(shown / shown.sum(axis=1, keepdims=True), axis=1)
+    def read(path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
+        outcomes, first = pl.scan_parquet(truth).select("engagement", "value"), 0
+        for frame in criteo.read_file(path, layout, bad, config.chunk_megabytes << 20):
+            # `hstack` refuses a truth that ends before the rows do.
+            yield frame.hstack(outcomes.slice(first, len(frame)).collect())
+            first += len(frame)
 
-    def probability(self, user: Ints, ad: Ints) -> Floats:
-        """p(click) of pairs, (B,)."""
-        affinity = (self.user[user] * self.ad[ad]).sum(axis=1)
-        logit = BIAS + self.activity[user] + self.quality[ad] + AFFINITY * affinity
-        return np.asarray(1 / (1 + np.exp(-logit)))
-
-    def sample(self, rows: int, rng: np.random.Generator) -> pl.DataFrame:
-        """`rows` rows in Criteo's columns, as text-ready values, and their `truth`."""
-        user = rng.integers(len(self.user), size=rows)
-        ad = self._show(user, rng)
-        truth = self.probability(user, ad)
-        click = rng.random(rows) < truth
-        columns = {LABEL: click.astype(np.int8)}
-        numbers = self._integers(user, rng)
-        hashes = self._hashes(user, ad, rng)
-        frame = pl.DataFrame(columns | numbers | hashes).select(
-            *COLUMNS, pl.Series(TRUTH, truth)
-        )
-        absent = {n: rng.random(rows) < 0.2 for n in ("I3", "C10", "C20")}
-        return frame.with_columns(
-            pl.when(~pl.Series(gone)).then(pl.col(name)).alias(name)
-            for name, gone in absent.items()
-        )
-
-    def _show(self, user: Ints, rng: np.random.Generator) -> Ints:
-        """The ad that each user is shown, (B,)."""
-        drawn, group = rng.random(len(user)), self.group[user]
-        ad = np.empty(len(user), dtype=np.int64)
-        for g in range(GROUPS):
-            mine = group == g
-            ad[mine] = np.searchsorted(self.shown[g], drawn[mine])
-        return ad.clip(max=len(self.ad) - 1)
-
-    def _integers(self, user: Ints, rng: np.random.Generator) -> dict[str, Ints]:
-        numbers = {name: rng.geometric(0.05, len(user)) for name in INTEGERS}
-        rate = np.exp(1.0 + 1.5 * self.activity[user])
-        numbers["I1"] = rng.poisson(rate)
-        numbers["I2"] = rng.poisson(2 * rate) - 2
-        return numbers
-
-    def _hashes(
-        self, user: Ints, ad: Ints, rng: np.random.Generator
-    ) -> dict[str, pl.Series]:
-        campaign = self.campaign[ad]
-        values = {name: rng.integers(20, size=len(user)) for name in HASHES}
-        values |= {"C15": ad, "C14": campaign, "C2": campaign % 20}
-        values |= {"C18": campaign % 12, "C25": campaign % 5}
-        values |= {"C1": self.group[user], "C3": user}
-        for axis in range(LATENT_DIM):
-            values[f"C{4 + axis}"] = np.digitize(self.user[user, axis], QUARTERS)
-        return {
-            name: pl.Series(_hex(int(name[1:]), value))
-            for name, value in values.items()
-        }
+    return DataSet(schema, (tsv,), read)
 
 
-def _units(count: int, rng: np.random.Generator) -> Floats:
-    vectors = rng.normal(size=(count, LATENT_DIM))
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+def read_world(truth: Path) -> World:
+    """The world of a truth folder."""
+    law = json.loads((truth / WORLD).read_text())
+    return World(SyntheticConfig.model_validate(law["config"]), law["seed"])
 
 
-def _around(centre: Floats, rng: np.random.Generator) -> Floats:
-    vectors = centre + rng.normal(0, 0.15, centre.shape)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+def ad_codes(world: World, ad: Ints) -> dict[str, Codes]:
+    """The raw columns of ads, (B,) each; C15, the creative, determines the others."""
+    campaign = world.ads.campaign[ad]
+    values = {"C2": campaign % FORMATS, "C14": campaign, "C15": ad}
+    values |= {"C18": campaign % ADVERTISERS, "C25": campaign % CATEGORIES}
+    return {name: _code(name, value) for name, value in values.items()}
 
 
-def _hex(column: int, value: Ints) -> list[str]:
-    """Eight hex digits; an odd factor is a bijection of 32 bits, so none collide."""
-    mixed = (value + column * 10_000_019) * 2_654_435_761 % 2**32
-    return [f"{x:08x}" for x in mixed.tolist()]
+def to_criteo(
+    world: World, rows: pl.DataFrame, rng: np.random.Generator
+) -> pl.DataFrame:
+    """Rows of a log in Criteo's 40 columns, hashes as text.
+
+    Args:
+        rows: of `Log.block`.
+        rng: draws what carries nothing, and what is missing.
+    """
+    user, ad = (rows[n].cast(pl.Int64).to_numpy() for n in ("user", "ad"))
+    codes = _user_codes(world, user) | _context_codes(rows)
+    codes |= {n: _code(n, rng.integers(v, size=len(rows))) for n, v in NOISE.items()}
+    codes |= ad_codes(world, ad)
+    columns = {LABEL: rows["engagement"].is_not_null().cast(pl.Int8)}
+    columns |= _integers(world.users.activity[user], rng)
+    columns |= {name: _text(code) for name, code in codes.items()}
+    return _with_gaps(pl.DataFrame(columns).select(COLUMNS), rng)
+
+
+def _user_codes(world: World, user: Ints) -> dict[str, Codes]:
+    values = {"C1": world.users.group[user], "C3": user}
+    for axis in range(LATENT_DIM):
+        taste = world.users.vector[:, axis]
+        values[f"C{4 + axis}"] = np.digitize(taste, QUARTERS)[user]
+    return {name: _code(name, value) for name, value in values.items()}
+
+
+def _context_codes(rows: pl.DataFrame) -> dict[str, Codes]:
+    values = {"C13": rows["position"].to_numpy(), "C17": hour(rows["time"].to_numpy())}
+    values |= {"C23": rows["device"].to_numpy()}
+    return {name: _code(name, value) for name, value in values.items()}
+
+
+def _integers(
+    activity: NDArray[np.float64], rng: np.random.Generator
+) -> Mapping[str, pl.Series]:
+    """I1, I2 and I6 grow with the user's activity; the others carry nothing."""
+    numbers = {name: rng.geometric(0.05, len(activity)) for name in INTEGERS}
+    rate = np.exp(1.0 + 1.5 * activity)
+    numbers["I1"] = rng.poisson(rate)
+    numbers["I2"] = rng.poisson(2 * rate) - 2
+    numbers["I6"] = rng.poisson(5 * rate)
+    return {name: pl.Series(name, number) for name, number in numbers.items()}
+
+
+def _with_gaps(frame: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
+    kept = {names: rng.random(len(frame)) >= share for names, share in MISSING.items()}
+    return frame.with_columns(
+        pl.when(pl.Series(there)).then(pl.col(*names)) for names, there in kept.items()
+    )
+
+
+def _code(column: str, value: NDArray[np.integer]) -> Codes:
+    """An odd factor is a bijection of 32 bits: no two values of a column collide."""
+    shifted = value.astype(np.uint32) + np.uint32(HASHES.index(column) * 10_000_019)
+    return shifted * np.uint32(2_654_435_761)
+
+
+def _text(code: Codes) -> pl.Series:
+    """Eight hex digits each, (B,); from a table, all at once."""
+    digits = DIGITS[code.byteswap().view(np.uint8)]
+    offsets = np.arange(0, 8 * len(code) + 1, 8, dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(digits)]
+    return pl.Series(pa.Array.from_buffers(pa.string(), len(code), buffers))

@@ -1,0 +1,179 @@
+"""Small known raw files for every adapter, each with one missing value, one bad row."""
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from conftest import criteo_line
+
+from torchrec_adrec.config import DataConfig, SyntheticConfig
+from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
+from torchrec_adrec.data.dataset import DataSet
+
+FIRST_MS = 1_650_812_741_436
+MISSING = 2  # the row (from 0) that lacks a value
+BAD = 4_321  # the row (from 0) that cannot be used
+ROWS = 12_000  # more than 1 MB in every form: data.chunk_megabytes = 1 cuts it
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Files on disk, and what is known of them.
+
+    Attributes:
+        missing: a raw column that is null in row MISSING.
+        bad: start of the message on row BAD; None: there is none.
+    """
+
+    config: DataConfig
+    open_data: Callable[[DataConfig], DataSet]
+    rows: int
+    missing: str
+    bad: str | None
+
+
+def write_criteo(folder: Path) -> Raw:
+    lines = [criteo_line(i, i % 3 == 0) for i in range(ROWS)]
+    fields = lines[MISSING].split("\t")
+    lines[MISSING] = "\t".join([*fields[:14], "", *fields[15:]])  # C1
+    lines[BAD] = lines[BAD].replace("\t", "\tx", 1)
+    path = folder / "raw.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    config = DataConfig(adapter="criteo", raw=(str(path),))
+    return Raw(config, criteo.open_data, ROWS, "C1", f"{path}:{BAD + 1}: I1 is 'x")
+
+
+def write_synthetic(folder: Path) -> Raw:
+    world = SyntheticConfig(rows=ROWS, ads=200, users=100)
+    config = DataConfig(adapter="synthetic", synthetic=world)
+    synthetic.write(world, 0, folder / synthetic.TSV, folder / synthetic.TRUTH)
+    return Raw(config, lambda c: synthetic.open_data(c, folder), ROWS, "", None)
+
+
+def impression(i: int) -> dict[str, Any]:
+    return {
+        "user_id": i % 50,
+        "video_id": i % 40,
+        "hourmin": 100 * (i % 24),
+        "time_ms": FIRST_MS + 1_000 * i,
+        "is_click": int(i % 3 == 0),
+        "long_view": int(i % 5 == 0),
+        "play_time_ms": 100 * (i % 4_000),
+        "tab": i % 4,
+        "watch_ratio": 0.5,
+    }
+
+
+def write_kuairand(folder: Path, rows: int = ROWS, late_user: int = -1) -> Raw:
+    log = pl.DataFrame([impression(i) for i in range(rows)])
+    negative = pl.when(pl.int_range(pl.len()) == BAD).then(-1)
+    path = folder / "log_a.parquet"
+    log.with_columns(
+        negative.otherwise(pl.col("play_time_ms")).alias("play_time_ms")
+    ).write_parquet(path)
+    write_lookups(folder, late_user)
+    config = DataConfig(adapter="kuairand", raw=(str(path),))
+    bad = f"{path}:{BAD + 1}: row {BAD + 1}: play_time_ms is -1"
+    return Raw(config, kuairand.open_data, rows, "watch_seq", bad)
+
+
+def write_lookups(folder: Path, late_user: int = -1) -> None:
+    """Users 0..48 (49 is unknown), videos 0..39, histories of all users but 2."""
+    users = ["user_id,user_active_degree,is_live_streamer,is_video_author"]
+    users[0] += "".join(f",{n},{n}_range" for n in kuairand.known.USER_NUMBERS)
+    users[0] += "".join(f",onehot_feat{i}" for i in range(18))
+    users += [
+        f"{u},high,-124,1" + f',{u},"(0,10]"' * 4 + f",{u % 3}" * 17 + ","
+        for u in range(49)
+    ]
+    videos = ["video_id,author_id,video_type,upload_dt,upload_type"]
+    videos[0] += ",video_duration,music_id,music_type,tag"
+    videos += [
+        f'{v},{v % 9},NORMAL,2022-04-10,Web,{v}000.0,77,9.0,"20,43"' for v in range(40)
+    ]
+    _gzip(folder / kuairand.known.USERS, users)
+    _gzip(folder / kuairand.known.VIDEOS, videos)
+    known = [u for u in range(50) if u != 2]
+    pl.DataFrame(
+        {
+            "user_id": known,
+            "last_time_ms": [
+                FIRST_MS + 57_000 if u == late_user else FIRST_MS - 1 for u in known
+            ],
+            "watch_seq": [list(range(u + 5)) for u in known],
+        }
+    ).write_parquet(folder / kuairand.known.SEQUENCES)
+
+
+def _gzip(path: Path, lines: list[str]) -> None:
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+
+
+MAPPING: dict[str, Any] = {
+    "labels": {
+        "click": {"column": "clicked"},
+        "value": {"column": "revenue", "kind": "value", "high": 100},
+    },
+    "time": {"column": "ts", "kind": "number"},
+    "user_id": "uid",
+    "user": {
+        "uid": "text",
+        "country": "text",
+        "age": {"kind": "number", "buckets": "log_square"},
+        "history": {"column": "seen", "kind": "sequence", "max_length": 3},
+    },
+    "ad": {"creative": {"column": "ad_id", "kind": "text"}, "price": "number"},
+    "ignore": ["note*"],
+}
+
+
+def click(i: int) -> dict[str, Any]:
+    return {
+        "uid": f"user {i % 50}",
+        "country": None if i == MISSING else "NL",
+        "age": i % 80,
+        "seen": [f"a{j}" for j in range(i % 6)],
+        "ad_id": i % 40,
+        "price": i % 100 + 0.5,
+        "clicked": int(i % 3 == 0),
+        "revenue": 2.0 * (i % 90) if i % 3 == 0 else None,
+        "ts": FIRST_MS + i,
+        "notes": "," * 60,
+    }
+
+
+def table_config(path: Path, **more: object) -> DataConfig:
+    values = {"adapter": "table", "raw": str(path), "table": {**MAPPING, **more}}
+    return DataConfig.model_validate(values)
+
+
+def write_table_parquet(folder: Path) -> Raw:
+    rows = [click(i) for i in range(ROWS)]
+    rows[BAD]["clicked"] = 2
+    path = folder / "clicks.parquet"
+    pl.DataFrame(rows).write_parquet(path)
+    bad = f"{path}:{BAD + 1}: row {BAD + 1}: clicked is 2, expected 0 or 1"
+    return Raw(table_config(path), table.open_data, ROWS, "country", bad)
+
+
+def write_table_csv(folder: Path) -> Raw:
+    rows = [click(i) for i in range(ROWS)]
+    rows[BAD]["clicked"] = 2
+    path = folder / "clicks.csv.gz"
+    seen = pl.col("seen").list.join(" ")
+    text = pl.DataFrame(rows).with_columns(seen).write_csv()
+    path.write_bytes(gzip.compress(text.encode(), 1))
+    bad = f"{path}:{BAD + 2}: clicked is '2', expected 0 or 1"  # line 1: the header
+    return Raw(table_config(path), table.open_data, ROWS, "country", bad)
+
+
+ADAPTERS = {
+    "criteo": write_criteo,
+    "synthetic": write_synthetic,
+    "kuairand": write_kuairand,
+    "table-csv": write_table_csv,
+    "table-parquet": write_table_parquet,
+}

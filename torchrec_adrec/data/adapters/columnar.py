@@ -1,0 +1,71 @@
+"""Parquet as raw data: its column types, and its rows in bounded memory."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_adrec.data.adapters.rows import Rows
+from torchrec_adrec.errors import ConfigError, DataError, SchemaError
+
+VALUE_BYTES = 64  # of a decoded value, texts and lists included; an id takes 8
+
+
+def types(path: Path) -> pl.Schema:
+    """Names and types of the columns.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        DataError: it is no Parquet.
+    """
+    with _open(path) as file:
+        empty = file.schema_arrow.empty_table()
+    return cast(pl.DataFrame, pl.from_arrow(empty)).schema
+
+
+def batches(path: Path, names: Sequence[str], chunk_bytes: int) -> Iterator[Rows]:
+    """The rows in order, about `chunk_bytes` of decoded values at a time.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    first = 1
+    with _open(path) as file:
+        count = max(1, chunk_bytes // (VALUE_BYTES * len(names)))
+        try:
+            for batch in file.iter_batches(batch_size=count, columns=list(names)):
+                frame = cast(pl.DataFrame, pl.from_arrow(batch)).select(names)
+                numbers = np.arange(first, first + len(frame))
+                yield Rows(frame, path, numbers, "row")
+                first += len(frame)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}: damaged after row {first - 1}, restore the file: {error}"
+            ) from None
+
+
+def require(path: Path, found: Collection[str], names: Collection[str]) -> None:
+    """Refuse a file without a column.
+
+    Raises:
+        SchemaError: names the file, the columns that it lacks and those it has.
+    """
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        raise SchemaError(
+            f"{path}: no column {', '.join(lacking)}; found {', '.join(found)}"
+        )
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is no Parquet file: {error}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"data.raw: cannot read {path}: {reason}") from None

@@ -1,0 +1,182 @@
+"""CSV and TSV with a header, plain or .gz: every line becomes a row or a bad row.
+
+Fields may be quoted (RFC 4180), but a quoted field ends on its line: a file can then
+be cut at any line, and one lost quote costs one line, not the rest of the file.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.adapters.rows import Rows
+from torchrec_adrec.data.adapters.text_blocks import blocks, first_line
+from torchrec_adrec.data.bad_rows import BadRows
+from torchrec_adrec.errors import DataError, SchemaError
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FEW = 10_000  # lines that plain Python parses in .3 s, one by one
+BROKEN = "\0"  # stands for bytes that are no UTF-8 and for a CR within a line
+
+
+def is_text(path: Path) -> bool:
+    """Whether the file's ending is that of CSV or TSV, `.gz` aside."""
+    return _kind(path) in SEPARATORS
+
+
+def header(path: Path) -> tuple[str, ...]:
+    """The column names in the first line.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        DataError: it is empty, or its first line is no UTF-8.
+        SchemaError: two columns share a name.
+    """
+    text = _utf8(first_line(path).removeprefix(b"\xef\xbb\xbf"))
+    line = text.decode()
+    if not line.strip() or BROKEN in line:
+        raise DataError(f"{path}:1: expected the columns' names, found {line[:40]!r}")
+    names = next(csv.reader([line], delimiter=SEPARATORS[_kind(path)]))
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SchemaError(f"{path}:1: columns {twice} stand there twice")
+    return tuple(names)
+
+
+def batches(
+    path: Path, names: Sequence[str], chunk_bytes: int, bad: BadRows
+) -> Iterator[Rows]:
+    """The rows in order, as columns of text; about `chunk_bytes` at a time.
+
+    Args:
+        path: a file with a header.
+        names: the columns that are read.
+        chunk_bytes: text held at a time.
+        bad: is told of every line with a wrong number of fields, a quoted field that
+            does not close, or bytes that are no UTF-8.
+
+    Raises:
+        DataError: a gzip stream is damaged; how many rows are lost is unknown.
+    """
+    layout = _Layout(header(path), tuple(names), SEPARATORS[_kind(path)])
+    for block in blocks(path, chunk_bytes, bad):
+        lines = block.without_first_line() if block.first_line == 1 else block
+        if lines.text:
+            text = lines.text.removesuffix(b"\n") + b"\n"
+            for parsed in _parse(_utf8(text), lines.first_line, layout):
+                yield _told(parsed, path, bad)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    columns: tuple[str, ...]
+    names: tuple[str, ...]
+    separator: str
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    frame: pl.DataFrame
+    numbers: NDArray[np.int64]
+    faults: list[tuple[int, str]]
+
+
+def _kind(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
+def _utf8(text: bytes) -> bytes:
+    """The same lines in UTF-8; what is none, and a CR within a line, becomes a NUL."""
+    text = text.replace(b"\r\n", b"\n").replace(b"\r", BROKEN.encode())
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        marked = text.decode(errors="surrogateescape")
+        return re.sub("[\udc80-\udcff]", BROKEN, marked).encode()
+    return text
+
+
+def _parse(text: bytes, first: int, layout: _Layout) -> Iterator[_Parsed]:
+    """Parse whole lines, the first of number `first`.
+
+    A quote that does not close swallows the lines below it: rows and faults are then
+    fewer than lines. The halves are parsed alone, a few lines at last one by one.
+    """
+    parsed, count = _together(text, first, layout), text.count(b"\n")
+    if len(parsed.frame) + len(parsed.faults) == count:
+        yield parsed
+    elif count <= FEW:
+        yield _one_by_one(text, first, layout)
+    else:
+        half = len(text) // 2
+        cut = text.rfind(b"\n", 0, half) + 1 or text.find(b"\n", half) + 1
+        yield from _parse(text[:cut], first, layout)
+        yield from _parse(text[cut:], first + text.count(b"\n", 0, cut), layout)
+
+
+def _one_by_one(text: bytes, first: int, layout: _Layout) -> _Parsed:
+    width = len(layout.columns)
+    rows, numbers, faults = [], [], []
+    for number, line in enumerate(text.decode().split("\n")[:-1], first):
+        one = csv.reader([line + "\n"], delimiter=layout.separator)
+        fields = next(one) or [""] * width
+        if len(fields) == width:
+            rows.append(fields)
+            numbers.append(number)
+        else:
+            faults.append((number, f"{len(fields)} fields, expected {width}"))
+    types = dict.fromkeys(layout.columns, pl.String)
+    frame = pl.DataFrame(rows, schema=types, orient="row").select(layout.names)
+    return _Parsed(frame, np.asarray(numbers, dtype=np.int64), faults)
+
+
+def _together(text: bytes, first: int, layout: _Layout) -> _Parsed:
+    faults: list[tuple[int, str]] = []
+
+    def wrong_number_of_fields(row: pa_csv.InvalidRow) -> str:
+        reason = f"{row.actual_columns} fields, expected {row.expected_columns}"
+        faults.append((first + row.number - 1, reason))
+        return "skip"
+
+    table = pa_csv.read_csv(
+        pa.BufferReader(text),
+        read_options=pa_csv.ReadOptions(
+            use_threads=False,  # with threads the handler is not told row numbers
+            column_names=layout.columns,
+            block_size=len(text) + 1,
+        ),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=layout.separator,
+            ignore_empty_lines=False,
+            invalid_row_handler=wrong_number_of_fields,
+        ),
+        convert_options=pa_csv.ConvertOptions(
+            column_types={name: pa.string() for name in layout.names},
+            include_columns=layout.names,
+        ),
+    )
+    lines = np.arange(first, first + table.num_rows + len(faults))
+    numbers = np.delete(lines, [line - first for line, _ in faults])
+    return _Parsed(cast(pl.DataFrame, pl.from_arrow(table)), numbers, faults)
+
+
+def _told(parsed: _Parsed, path: Path, bad: BadRows) -> Rows:
+    """The rows whose text is whole; all other lines are told, in order."""
+    torn = pl.any_horizontal(pl.all().str.contains(f"[\n{BROKEN}]"))
+    broken = parsed.frame.select(torn).to_series()
+    reason = "a quoted field does not close on its line, or bytes are no UTF-8"
+    faults = [(int(line), reason) for line in parsed.numbers[broken.to_numpy()]]
+    for line, why in sorted(parsed.faults + faults):
+        bad.add(str(path), line, why)
+    whole = ~broken
+    return Rows(
+        parsed.frame.filter(whole), path, parsed.numbers[whole.to_numpy()], "line"
+    )

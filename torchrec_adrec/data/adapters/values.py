@@ -1,0 +1,160 @@
+"""A raw column of any type -> a column of `dataset.raw_types`, with its faults."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from torchrec_adrec.data.adapters.rows import Column
+from torchrec_adrec.errors import SchemaError
+from torchrec_adrec.table_config import (
+    FeatureColumn,
+    HexColumn,
+    LabelColumn,
+    NumberColumn,
+    SequenceColumn,
+    TimeColumn,
+)
+
+HEX = r"^[0-9a-fA-F]{8}$"
+DAY, SECOND, OFFSET = "%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A column of a file and its type; `missing` texts mean no value."""
+
+    path: Path
+    source: str
+    type: pl.DataType
+    missing: tuple[str, ...]
+
+    def value(self) -> pl.Expr:
+        """The column, null where there is no value."""
+        column = pl.col(self.source)
+        if self.type == pl.String():
+            return pl.when(~column.is_in(self.missing)).then(column)
+        return column.fill_nan(None) if self.type.is_float() else column
+
+    def refused(self, expected: str) -> SchemaError:
+        """The error of a type that has no reading."""
+        return SchemaError(
+            f"{self.path}: column {self.source} is {self.type}, expected {expected}"
+        )
+
+
+def feature(name: str, given: Given, settings: FeatureColumn) -> Column:
+    """A feature of any kind.
+
+    Raises:
+        SchemaError: the column's type cannot be read as that kind.
+    """
+    if isinstance(settings, NumberColumn):
+        return _number(name, given)
+    if isinstance(settings, SequenceColumn):
+        return _sequence(name, given, settings)
+    return _hex(name, given) if isinstance(settings, HexColumn) else _text(name, given)
+
+
+def label(name: str, given: Given, settings: LabelColumn, needed: bool) -> Column:
+    """Float32; a value above `high` is cut to it, a negative one is a fault.
+
+    Args:
+        name: of the label.
+        given: its column.
+        settings: its kind.
+        needed: a row without it is a fault.
+    """
+    number = _float(given, "0 and 1" if settings.high is None else "numbers")
+    high = settings.high
+    from_zero = number.is_finite() & (number >= 0)
+    good = number.is_in([0.0, 1.0]) if high is None else from_zero
+    fault = given.value().is_not_null() & ~good.fill_null(False)
+    if needed:
+        fault = fault | given.value().is_null()
+    cut = number.clip(upper_bound=high) if high is not None else number
+    expected = "0 or 1" if high is None else "a number from 0"
+    return Column(name, given.source, cut.cast(pl.Float32), fault, expected)
+
+
+def needed_text(name: str, given: Given) -> Column:
+    """Text that must be there in every row."""
+    column = _text(name, given)
+    return Column(name, given.source, column.value, given.value().is_null(), "an id")
+
+
+def time(name: str, given: Given, settings: TimeColumn) -> Column:
+    """Int64: milliseconds since 1970 of dates, times and ISO text; integers as such."""
+    value = _integers(given) if settings.kind == "number" else _moment(given)
+    expected = "an integer" if settings.kind == "number" else "a date and time (ISO)"
+    return Column(name, given.source, value, value.is_null(), expected)
+
+
+def _text(name: str, given: Given) -> Column:
+    kind = given.type
+    simple = kind.is_integer() or kind in (pl.Boolean(), pl.Date())
+    if not (simple or isinstance(kind, pl.String | pl.Categorical | pl.Enum)):
+        raise given.refused("text or integers: 7.0 would be another id than 7")
+    value = given.value().cast(pl.String)
+    return Column(name, given.source, value, pl.lit(False), "text")
+
+
+def _hex(name: str, given: Given) -> Column:
+    if given.type != pl.String():
+        raise given.refused("text of eight hexadecimal digits")
+    text = given.value()
+    number = text.str.to_integer(base=16, strict=False, dtype=pl.UInt32)
+    value = pl.when(text.str.contains(HEX)).then(number)
+    fault = text.is_not_null() & value.is_null()
+    return Column(name, given.source, value, fault, "eight hexadecimal digits")
+
+
+def _number(name: str, given: Given) -> Column:
+    value = _float(given, "numbers")
+    fault = given.value().is_not_null() & ~value.is_finite().fill_null(False)
+    return Column(name, given.source, value, fault, "a finite number or nothing")
+
+
+def _float(given: Given, expected: str) -> pl.Expr:
+    kind = given.type
+    if not (kind.is_numeric() or isinstance(kind, pl.Boolean | pl.String | pl.Null)):
+        raise given.refused(expected)
+    return given.value().cast(pl.Float64, strict=False)
+
+
+def _sequence(name: str, given: Given, settings: SequenceColumn) -> Column:
+    kind = given.type
+    ids = given.value()
+    if kind == pl.String():
+        ids = ids.str.split(settings.separator)
+    elif not isinstance(kind, pl.List) or not (
+        pl.List(pl.String) == kind or kind.inner.is_integer()
+    ):
+        raise given.refused("a list of text or of integers, or divided text")
+    # Between two separators stands no id; a list of none is no history.
+    there = pl.element().drop_nulls().cast(pl.String)
+    ids = ids.list.eval(there.filter(there != "")).list.tail(settings.max_length)
+    value = pl.when(ids.list.len() > 0).then(ids)
+    return Column(name, given.source, value, pl.lit(False), "ids")
+
+
+def _integers(given: Given) -> pl.Expr:
+    if not (given.type.is_integer() or given.type == pl.String()):
+        raise given.refused("integers (time.kind: number)")
+    return given.value().cast(pl.Int64, strict=False)
+
+
+def _moment(given: Given) -> pl.Expr:
+    if isinstance(given.type, pl.Date | pl.Datetime):
+        return given.value().cast(pl.Datetime("ms")).dt.epoch("ms")
+    if given.type != pl.String():
+        raise given.refused("dates, times or ISO text; or set time.kind: number")
+    text = given.value().str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
+    local = [
+        text.str.to_datetime(form, strict=False, time_unit="ms").dt.epoch("ms")
+        for form in (SECOND, DAY)
+    ]
+    offset = text.str.to_datetime(
+        OFFSET, strict=False, time_unit="ms", time_zone="UTC"
+    ).dt.epoch("ms")
+    return pl.coalesce(offset, *local)

@@ -1,0 +1,197 @@
+"""A raw column as its distinct values and a code per row.
+
+All that costs (reading hexadecimals, hashing, logarithms, looking up) is done once per
+distinct value of a chunk and then spread over the rows by one gather.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.dataset import DataSet
+
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Scalars of one raw column.
+
+    Attributes:
+        codes: (B,) int32, position in `values`; -1 where missing.
+        values: (V,), distinct, no nulls.
+    """
+
+    codes: NDArray[np.int32]
+    values: pl.Series
+
+    @classmethod
+    def of(cls, series: pl.Series) -> "Column":
+        """Number the distinct values by first appearance."""
+        return cls.from_arrow(_arrow(series).dictionary_encode())
+
+    @classmethod
+    def from_arrow(cls, array: Any) -> "Column":
+        """From an Arrow dictionary array."""
+        codes = array.indices
+        if codes.null_count:
+            codes = codes.fill_null(-1)
+        values = cast(pl.Series, pl.from_arrow(array.dictionary))
+        return cls(codes.to_numpy(zero_copy_only=False), values)
+
+    def spread(self, per_value: NDArray[T], missing: Any) -> NDArray[T]:
+        """What belongs to each value, given to each row, (B,); `missing` if none."""
+        # Code -1 is the last entry.
+        table = np.append(per_value, np.asarray(missing, dtype=per_value.dtype))
+        return cast(NDArray[T], table.take(self.codes, mode="wrap"))
+
+    def count(self, rows: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """How often each value stands in some rows, (V,)."""
+        codes = self.codes if rows is None else self.codes[rows]
+        return np.bincount(codes + 1, minlength=len(self.values) + 1)[1:]
+
+    def rows(self, chosen: Any) -> "Column":
+        """Some rows of it; the values stay."""
+        return Column(self.codes[chosen], self.values)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Lists of one raw column: the items of all rows, one after the other.
+
+    Attributes:
+        items: (N,) over all rows.
+        offsets: (B + 1,) int32, where each row's items start.
+    """
+
+    items: Column
+    offsets: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, series: pl.Series) -> "Bags":
+        """From a column of lists; a null is an empty list."""
+        filled = series.fill_null([])
+        lengths = filled.list.len().to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        items = filled.list.explode(empty_as_null=False, keep_nulls=True)
+        return cls(Column.of(items), offsets)
+
+    def last(self, per_item: NDArray[T], length: int, fill: int) -> NDArray[T]:
+        """The last `length` items of each row, (B, length), `fill` behind the last."""
+        ends = self.offsets[1:]
+        kept = np.minimum(np.diff(self.offsets), length)
+        at = (ends - kept)[:, None] + np.arange(length)
+        inside = np.arange(length) < kept[:, None]
+        if not len(per_item):
+            return np.full(at.shape, fill, dtype=per_item.dtype)
+        found = per_item.take(at, mode="clip")
+        return np.where(inside, found, np.asarray(fill, dtype=per_item.dtype))
+
+    def count(self, rows: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """How often each item stands in some rows, (V,)."""
+        if rows is None:
+            return self.items.count()
+        return self.items.count(np.repeat(rows, np.diff(self.offsets)))
+
+    def rows(self, chosen: Any) -> "Bags":
+        """Some rows of it."""
+        rows = np.arange(len(self.offsets) - 1)[chosen]
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        at = np.repeat(self.offsets[:-1][rows], lengths) + within
+        return Bags(self.items.rows(at), offsets)
+
+
+RawColumns = dict[str, Column | Bags]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive rows of one raw file.
+
+    Attributes:
+        columns: the sources of all features, and the user's.
+        labels: (B,) float32 by name, NaN where not observed.
+        time: (B,) int64, if the data set has a time column.
+    """
+
+    columns: RawColumns
+    labels: dict[str, NDArray[np.float32]]
+    time: NDArray[np.int64] | None
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(next(iter(self.labels.values())))
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, data: DataSet, pool: ThreadPoolExecutor) -> "Chunk":
+        """Number the values of every column."""
+        labels = {name: _floats(rows[name]) for name in data.schema.label_names}
+        time = None if data.time is None else rows[data.time].to_numpy()
+        names = [n for n in rows.columns if n not in labels and n != data.time]
+        columns = pool.map(lambda name: _column(rows[name]), names)
+        return cls(dict(zip(names, columns, strict=True)), labels, time)
+
+    def save(self, path: Path) -> None:
+        """Write as Arrow IPC, to be mapped into memory again."""
+        arrays: dict[str, Any] = {}
+        for name, column in self.columns.items():
+            arrays[f"column:{name}"] = _to_arrow(column)
+        arrays |= {f"label:{n}": pa.array(v) for n, v in self.labels.items()}
+        if self.time is not None:
+            arrays["time:"] = pa.array(self.time)
+        batch = pa.RecordBatch.from_pydict(arrays)
+        with (
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_file(file, batch.schema) as w,
+        ):
+            w.write_batch(batch)
+
+    @classmethod
+    def load(cls, path: Path) -> "Chunk":
+        """Read what `save` wrote, without copying."""
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        found: dict[str, dict[str, Any]] = {"column": {}, "label": {}, "time": {}}
+        for name in batch.schema.names:
+            kind, _, key = name.partition(":")
+            found[kind][key] = batch[name]
+        return cls(
+            {name: _from_arrow(array) for name, array in found["column"].items()},
+            {name: array.to_numpy() for name, array in found["label"].items()},
+            found["time"][""].to_numpy() if found["time"] else None,
+        )
+
+
+def _arrow(series: pl.Series) -> Any:
+    return series.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _floats(labels: pl.Series) -> NDArray[np.float32]:
+    return labels.fill_null(float("nan")).to_numpy()
+
+
+def _column(series: pl.Series) -> Column | Bags:
+    return Bags.of(series) if series.dtype == pl.List else Column.of(series)
+
+
+def _to_arrow(column: Column | Bags) -> Any:
+    if isinstance(column, Bags):
+        return pa.ListArray.from_arrays(column.offsets, _to_arrow(column.items))
+    codes = column.codes
+    missing = codes < 0
+    indices = pa.array(codes, mask=missing if missing.any() else None)
+    return pa.DictionaryArray.from_arrays(indices, _arrow(column.values))
+
+
+def _from_arrow(array: Any) -> Column | Bags:
+    if pa.types.is_list(array.type):
+        return Bags(Column.from_arrow(array.values), array.offsets.to_numpy())
+    return Column.from_arrow(array)

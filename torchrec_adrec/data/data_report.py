@@ -1,0 +1,235 @@
+"""What `prepare` says of the data: `report.json` for programs, `report.md` with a
+picture for people.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.leaks import Dependency, column_aucs, future_columns
+from torchrec_adrec.data.spill import Spilled
+from torchrec_adrec.data.splits import SPLITS
+from torchrec_adrec.data.tally import Tally
+from torchrec_adrec.data.vocabulary import FIRST, MISSING, UNKNOWN
+
+DEPENDENCIES_KEPT = 20  # of the strongest
+DRIFT_VALUES = 50  # the most frequent values have a share of their own, the rest one
+DRIFTS = 0.25  # a stability index above this is commonly called a shift
+
+Report = dict[str, Any]
+
+
+def report_of(
+    data: DataSet,
+    spilled: Spilled,
+    encoder: Encoder,
+    ads: pl.DataFrame,
+    tally: Tally,
+    found: list[Dependency],
+    repeats: dict[str, int],
+    split_by: str,
+    seed: int,
+) -> Report:
+    """Everything that was counted, ready for JSON."""
+    schema, bad = encoder.schema, spilled.bad
+    aucs = column_aucs(tally)
+    periods = {
+        label: tally.counts[f"periods:{label}"].tolist() for label in schema.label_names
+    }
+    return {
+        "raw": [str(path) for path in data.files],
+        "split_by": split_by,
+        "seed": seed,
+        "rows_in": spilled.num_rows + bad.count,
+        "bad_rows": {"count": bad.count, "first": bad.first},
+        "mended": tally.mended(),
+        "ads": {"all": len(ads), "in_train": int((ads["impressions"] > 0).sum())},
+        "num_embeddings": {f.name: f.num_embeddings for f in schema.bags},
+        "schema": schema.fingerprint,
+        "splits": {name: _split(tally, name) for name in SPLITS},
+        "side_dependencies": [d.model_dump() for d in found[:DEPENDENCIES_KEPT]],
+        "column_auc": aucs,
+        "drift": {name: _drift(tally, name) for name in aucs},
+        "future_columns": [f.model_dump() for f in future_columns(tally, aucs)],
+        "rows_in_two_splits": repeats,
+        "label_periods": periods,
+    }
+
+
+def _split(tally: Tally, split: str) -> Report:
+    rows, mixed = tally.counts.get(f"size:{split}", (0, 0))
+    labels = {
+        label: tally.counts.get(f"labels:{split}:{label}", (0, 0.0))
+        for label in tally.schema.label_names
+    }
+    return {
+        "rows": int(rows),
+        "hash": f"{int(mixed):016x}",
+        "observed": {name: int(seen) for name, (seen, _) in labels.items()},
+        "label_rate": {
+            name: float(total / max(seen, 1)) for name, (seen, total) in labels.items()
+        },
+        "missing": _shares(tally, split, MISSING),
+        "unknown": _shares(tally, split, UNKNOWN),
+    }
+
+
+def _shares(tally: Tally, split: str, number: int) -> dict[str, float]:
+    """Share of rows with one id; of a sequence, of rows whose first id is that one.
+
+    A sequence's counts stand one place further on, behind the empty rows.
+    """
+    at = {f.name: number for f in tally.schema.sparse}
+    at |= {f.name: 0 if number == MISSING else 2 for f in tally.schema.sequences}
+    shares = {}
+    for name, place in at.items():
+        rows = tally.counts.get(f"rows:{split}:{name}")
+        shares[name] = 0.0 if rows is None else float(rows[place] / max(rows.sum(), 1))
+    return shares
+
+
+def _drift(tally: Tally, name: str) -> float:
+    """Population stability index between train and test: sum (p - q) log(p / q)."""
+    train = tally.counts[f"rows:train:{name}"]
+    test = tally.counts.get(f"rows:test:{name}", np.zeros_like(train))
+    p, q = _coarse(train, train), _coarse(test, train)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+def _coarse(rows: NDArray[np.int64], by: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Shares of missing, the values most frequent in `by`, and all other known ones.
+
+    Unknown values are left out: training has none of them but the rare ones, so they
+    would outweigh all else; their shares stand beside.
+    """
+    often = np.argsort(-by[FIRST:], kind="stable")[:DRIFT_VALUES] + FIRST
+    kept = rows[np.concatenate([[MISSING], often])]
+    rest = rows.sum() - rows[UNKNOWN] - kept.sum()
+    # Half a row each, so that a value that is gone does not make it infinite.
+    full = np.append(kept, rest) + 0.5
+    return np.asarray(full / full.sum())
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write `report.json`, `report.md` and the picture."""
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "report.md").write_text("\n".join(_lines(report)) + "\n")
+    draw(report, out / "report.png")
+
+
+def _lines(report: Report) -> Iterator[str]:
+    bad, repeats = report["bad_rows"], report["rows_in_two_splits"]
+    sizes = {name: report["splits"][name] for name in SPLITS}
+    yield from (
+        "# The data",
+        "",
+        f"Split by {report['split_by']}, seed {report['seed']}.",
+        "",
+    )
+    yield f"{report['rows_in']:,} rows in, {bad['count']:,} of them bad; "
+    yield f"{repeats['also_in_train']:,} of {repeats['compared']:,} held-out rows are"
+    yield "equal to a training row in every column.\n"
+    labels = list(sizes["train"]["label_rate"])
+    yield f"| split | rows | {' | '.join(labels)} | hash |"
+    yield "|---" * (len(labels) + 3) + "|"
+    for name, about in sizes.items():
+        rates = " | ".join(f"{about['label_rate'][label]:.4f}" for label in labels)
+        yield f"| {name} | {about['rows']:,} | {rates} | `{about['hash']}` |"
+    yield from ("", "![the data](report.png)", "")
+    yield from _warnings(report)
+    yield from _columns(report)
+    yield from dependency_table(report["side_dependencies"])
+    if bad["first"]:
+        yield from ("## Bad rows", "", *(f"- `{line}`" for line in bad["first"]), "")
+
+
+def _warnings(report: Report) -> Iterator[str]:
+    found = [
+        f"- **{f['name']} {f['why']}** ({f['figure']:.3f}): is it known when the ad is"
+        " asked for?"
+        for f in report["future_columns"]
+    ]
+    found += [
+        f"- {name} has shifted between train and test: {value:.2f}"
+        for name, value in report["drift"].items()
+        if value > DRIFTS
+    ]
+    found += [f"- {n}: {c:,} rows mended" for n, c in report["mended"].items()]
+    if found:
+        yield from ("## Look at these", "", *found, "")
+
+
+def _columns(report: Report) -> Iterator[str]:
+    yield from ("## Columns", "")
+    yield "Shares of the training and the test rows; AUC of the column alone on the"
+    yield "held-out rows; drift as population stability index."
+    yield ""
+    yield "| column | table rows | missing | unknown | AUC alone | drift |"
+    yield "|---|---|---|---|---|---|"
+    train, test = report["splits"]["train"], report["splits"]["test"]
+    for name, auc in report["column_auc"].items():
+        size = f"{report['num_embeddings'].get(name, 0):,}"
+        shares = [
+            f"{train[kind].get(name, 0):.4f} / {test[kind].get(name, 0):.4f}"
+            for kind in ("missing", "unknown")
+        ]
+        yield f"| {name} | {size} | {' | '.join(shares)} | {auc:.3f} |" + (
+            f" {report['drift'][name]:.3f} |"
+        )
+    yield ""
+
+
+def dependency_table(found: list[Report], kept: int = 10) -> Iterator[str]:
+    """How far the user's side gives the ad away: recall must be read beside it."""
+    yield from ("## What the user's columns say of the ad's", "")
+    yield "| user | ad | determined | base rate | rows |"
+    yield "|---|---|---|---|---|"
+    for d in found[:kept]:
+        shares = f"{d['determined']:.3f} | {d['base_rate']:.3f} | {d['rows']:,}"
+        yield f"| {d['user']} | {d['ad']} | {shares} |"
+    yield ""
+
+
+def draw(report: Report, path: Path) -> None:
+    """Label rates over time, and what to know of each column, as one picture."""
+    from matplotlib.figure import Figure
+
+    # Fixed margins: a layout that measures all labels takes seconds.
+    figure = Figure(figsize=(12, 10))
+    figure.subplots_adjust(0.09, 0.09, 0.98, 0.95, wspace=0.15, hspace=0.5)
+    grid = figure.subplot_mosaic("AA;BC;BD", height_ratios=(1.2, 1, 1))
+    for label, (rows, sums) in report["label_periods"].items():
+        rate = np.array(sums) / np.maximum(rows, 1)
+        rate[np.array(rows) == 0] = np.nan
+        mean = max(sum(sums) / max(sum(rows), 1), 1e-12)
+        grid["A"].plot(rate / mean, marker=".", label=label)
+    grid["A"].set_title("labels over time, over their mean (first row to last)")
+    grid["A"].legend()
+    test = report["splits"]["test"]
+    names = list(test["missing"])
+    at = np.arange(len(names))
+    missing = np.array([test["missing"][n] for n in names])
+    unknown = np.array([test["unknown"][n] for n in names])
+    grid["B"].barh(at, missing, label="missing", color="lightgray")
+    grid["B"].barh(at, unknown, left=missing, label="unknown", color="tab:red")
+    grid["B"].set_yticks(at, names, fontsize=6)
+    grid["B"].set_title("test rows without a known value")
+    grid["B"].legend()
+    _bars(grid["C"], report["column_auc"], "AUC of one column alone", 0.5)
+    _bars(grid["D"], report["drift"], "drift from train to test", DRIFTS)
+    figure.savefig(path, dpi=110)
+
+
+def _bars(axes: Any, values: dict[str, float], title: str, line: float) -> None:
+    best = sorted(values.items(), key=lambda item: -np.nan_to_num(item[1]))[:12]
+    axes.bar([name for name, _ in best], [value for _, value in best])
+    axes.axhline(line, color="gray", linestyle=":")
+    axes.tick_params(axis="x", rotation=60, labelsize=7)
+    axes.set_title(title)

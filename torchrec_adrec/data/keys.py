@@ -1,0 +1,43 @@
+"""Raw values as 64-bit keys: what vocabularies, ad ids and split hashes are made of.
+
+Written out rather than taken from a library because it must never change: ids stand in
+saved data, checkpoints and indexes, and polars' own hash differs between versions.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+# Odd 64-bit constants of splitmix64 (Steele et al., OOPSLA 2014); the last is 2^64/phi.
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One step of splitmix64: a bijection of 64 bits that looks random."""
+    x = x + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * _MIX[0]
+    x = (x ^ (x >> np.uint64(27))) * _MIX[1]
+    return x ^ (x >> np.uint64(31))
+
+
+def keys(values: pl.Series) -> NDArray[np.int64]:
+    """One key per value, (V,) int64: integers themselves, floats by their bits.
+
+    A text is its BLAKE2b of 63 bits: among a million texts two share a key with a
+    probability of 5e-8.
+    """
+    if values.dtype == pl.String:
+        hashed = [blake2b(text.encode(), digest_size=8).digest() for text in values]
+        joined = np.frombuffer(b"".join(hashed), dtype="<u8")
+        return (joined >> np.uint64(1)).view(np.int64)
+    if values.dtype == pl.Float64:
+        return values.to_numpy().view(np.int64)
+    return values.cast(pl.Int64).to_numpy()
+
+
+def salt(text: str) -> np.uint64:
+    """A constant that sets the hashes of one column, or one seed, apart."""
+    return np.uint64(splitmix(keys(pl.Series([text])).view(np.uint64))[0])

@@ -1,0 +1,89 @@
+"""One user as a request brings it: raw values by column, checked, never guessed."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from torchrec_adrec.data.column import Bags, Column, RawColumns
+from torchrec_adrec.errors import DataError
+from torchrec_adrec.schema import Schema, SequenceFeature, Side
+
+RawUser = Mapping[str, int | float | str | Sequence[str] | None]
+
+
+def raw_user(user: RawUser, schema: Schema) -> RawColumns:
+    """The user's raw columns, of one row.
+
+    Args:
+        user: a column that is absent or None is a missing value.
+
+    Raises:
+        DataError: a column that no user feature is made of, or a value of the wrong
+            kind.
+    """
+    kinds = {f.source: "number" for f in schema.dense_of(Side.USER)}
+    kinds |= {f.source: f.kind for f in schema.sparse_of(Side.USER)}
+    lists = {f.source: f for f in schema.sequences_of(Side.USER)}
+    strange = sorted(set(user) - set(kinds) - set(lists))
+    if strange:
+        raise DataError(
+            f"unknown user columns {strange}; expected some of {[*kinds, *lists]}"
+        )
+    scalars: RawColumns = {
+        name: _READERS[kind](name, user.get(name)) for name, kind in kinds.items()
+    }
+    return scalars | {n: _list(f, user.get(n)) for n, f in lists.items()}
+
+
+def _hex(name: str, value: Any) -> Column:
+    """A hash must be text: as a number, 12345678 could be meant in either base, and
+    guessing would be silently wrong.
+    """
+    if value in (None, ""):
+        return _one(None, pl.UInt32())
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{8}", value):
+        return _one(int(value, 16), pl.UInt32())
+    raise _wrong(name, value, "eight hexadecimal digits as text")
+
+
+def _text(name: str, value: Any) -> Column:
+    """Likewise: 7 and 7.0 are one number and two texts."""
+    if value is None or isinstance(value, str):
+        return _one(value or None, pl.String())
+    raise _wrong(name, value, "text")
+
+
+def _number(name: str, value: Any) -> Column:
+    if value in (None, ""):
+        return _one(None, pl.Float64())
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _wrong(name, value, "a number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(name, value, "a number")
+    if not math.isfinite(value):
+        raise _wrong(name, value, "a finite number")
+    return _one(float(value), pl.Float64())
+
+
+_READERS = {"hex": _hex, "text": _text, "number": _number}
+
+
+def _list(feature: SequenceFeature, value: Any) -> Bags:
+    items = [] if value is None else value
+    if not isinstance(items, list) or not all(isinstance(x, str) for x in items):
+        raise _wrong(feature.source, value, "a list of texts, the latest last")
+    return Bags.of(pl.Series([items], dtype=pl.List(pl.String())))
+
+
+def _one(value: Any, dtype: pl.DataType) -> Column:
+    return Column.of(pl.Series([value], dtype=dtype))
+
+
+def _wrong(name: str, value: Any, expected: str) -> DataError:
+    return DataError(f"{name} is {value!r}, expected {expected}, or null")

@@ -1,0 +1,127 @@
+"""What stands in each split: counted while the rows are written.
+
+Per split and feature, the rows and clicks of every id. All that the report says of a
+column follows from these counts: missing and unknown shares, drift, and how well the
+column alone tells the label.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.encoder import PAD
+from torchrec_adrec.data.keys import splitmix
+from torchrec_adrec.data.splits import SPLITS
+from torchrec_adrec.schema import Schema
+
+BINS = 64  # of a number that has no id of its own
+SPREAD = 5.0  # standard deviations that the bins cover on each side
+PERIODS = 60  # points of the label rates over time
+
+Array = NDArray[Any]
+
+
+def bins(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Standardised numbers to `BINS` equal bins; the ends go on for ever."""
+    at = (numbers.astype(np.float64) + SPREAD) * (BINS / (2 * SPREAD))
+    return at.clip(0, BINS - 1).astype(np.int64)
+
+
+@dataclass
+class Tally:
+    """Counts of one or all ranks, by a name that says what is counted.
+
+    `rows:SPLIT:FEATURE` and `clicks:SPLIT:FEATURE` (num_embeddings,), over the rows
+    with an observed click. `labels:SPLIT:LABEL` (2,): observed rows, their sum.
+    `mended:FEATURE` (1,).
+    `periods:LABEL` (2, PERIODS). `size:SPLIT`: rows, and the sum of their hashes.
+    """
+
+    schema: Schema
+    counts: dict[str, Array] = field(default_factory=dict)
+
+    def add(self, split: int, columns: dict[str, Array], hashes: Array) -> None:
+        """Count rows of one split.
+
+        Args:
+            columns: encoded, with the labels.
+            hashes: (B,) uint64, one per row (see `row_hashes`).
+        """
+        name = SPLITS[split]
+        mixed = splitmix(hashes).sum(dtype=np.uint64)
+        self._add(f"size:{name}", np.array([len(hashes), mixed], dtype=np.uint64))
+        for label in self.schema.label_names:
+            seen = columns[label][~np.isnan(columns[label])]
+            total = np.array([len(seen), seen.sum(dtype=np.float64)])
+            self._add(f"labels:{name}:{label}", total)
+        click = columns[self.schema.labels[0].name]
+        observed = ~np.isnan(click)
+        clicked = click[observed] == 1
+        for feature, ids, size in self._ids(columns):
+            if not observed.all():
+                ids = ids[observed]
+            # One pass for both: the second half counts the clicks.
+            both = np.bincount(ids + clicked * np.int32(size), minlength=2 * size)
+            self._add(f"rows:{name}:{feature}", both[:size] + both[size:])
+            self._add(f"clicks:{name}:{feature}", both[size:])
+
+    def _ids(self, columns: dict[str, Array]) -> list[tuple[str, Array, int]]:
+        found = [
+            (f.name, columns[f.name], f.num_embeddings) for f in self.schema.sparse
+        ]
+        found += [
+            (f.name, columns[f.columns[0]] - PAD, f.num_embeddings - PAD)
+            for f in self.schema.sequences
+        ]
+        with_ids = {f.source for f in self.schema.sparse}
+        found += [
+            (f.name, bins(columns[f.name]), BINS)
+            for f in self.schema.dense
+            if f.source not in with_ids
+        ]
+        return found
+
+    def add_period(self, label: str, values: Array, periods: Array) -> None:
+        """Count a label over time: `periods` (B,) from 0 to PERIODS - 1."""
+        seen = ~np.isnan(values)
+        at, kept = periods[seen], values[seen].astype(np.float64)
+        rows = np.bincount(at, minlength=PERIODS)
+        sums = np.bincount(at, weights=kept, minlength=PERIODS)
+        self._add(f"periods:{label}", np.stack([rows.astype(np.float64), sums]))
+
+    def add_mended(self, rows: dict[str, int]) -> None:
+        """Count the rows that `data.bounds` let pass, by feature."""
+        for feature, count in rows.items():
+            self._add(f"mended:{feature}", np.array([count]))
+
+    def mended(self) -> dict[str, int]:
+        """Rows that `data.bounds` let pass, by feature."""
+        found = {n.partition(":"): c for n, c in self.counts.items()}
+        return {f: int(c[0]) for (kind, _, f), c in found.items() if kind == "mended"}
+
+    def _add(self, name: str, values: Array) -> None:
+        before = self.counts.get(name)
+        self.counts[name] = values if before is None else before + values
+
+    def join(self, other: "Tally") -> None:
+        """Add the counts of other rows."""
+        for name, values in other.counts.items():
+            self._add(name, values)
+
+    def save(self, path: Path) -> None:
+        """Write this rank's counts."""
+        with path.open("wb") as file:
+            np.savez(file, **self.counts)  # type: ignore[arg-type]
+
+    def merge(self, path: Path) -> None:
+        """Add what another rank wrote."""
+        with np.load(path) as counts:
+            for name in counts.files:
+                self._add(name, counts[name])
+
+    def sizes(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {s: int(self.counts.get(f"size:{s}", [0])[0]) for s in SPLITS}

@@ -1,0 +1,142 @@
+"""The last pass: every row encoded, counted, and written into its split."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.catalog import ad_ids, log_q
+from torchrec_adrec.data.column import Chunk
+from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.encoder import Encoder, NotFiniteError
+from torchrec_adrec.data.leaks import kept_hashes, repeated, row_hashes
+from torchrec_adrec.data.spill import Place, Spilled, each, time_of
+from torchrec_adrec.data.splits import SPLITS, TRAIN, Splits, Splitter
+from torchrec_adrec.data.tally import PERIODS, Tally
+from torchrec_adrec.errors import DataError
+from torchrec_adrec.progress import Progress
+from torchrec_adrec.ranks import Ranks
+from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
+
+ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by group
+
+Columns = dict[str, NDArray[Any]]
+Hashes = NDArray[np.uint64]
+
+
+@dataclass
+class SplitWriter:
+    """Writes the rows of this rank's files."""
+
+    data: DataSet
+    encoder: Encoder
+    ads: pl.DataFrame
+    spilled: Spilled
+    splitter: Splitter
+    out: Path
+    _hashes: dict[bool, list[NDArray[np.uint64]]] = field(
+        default_factory=lambda: {True: [], False: []}
+    )
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.encoder.schema)
+        times = None if self.data.time is None else time_of(self.spilled).to_numpy()
+        self._span = None if times is None else (int(times.min()), int(times.max()))
+
+    def write(self, ranks: Ranks) -> None:
+        """Write Parquet files, and beside the raw chunks what was counted."""
+        for name in SPLITS:
+            (self.out / name).mkdir(exist_ok=True)
+        with Progress("prepare: encoding", unit="rows") as progress:
+            for tally, hashes, rows in each(self.spilled.of(ranks), self._write):
+                self.tally.join(tally)
+                for is_train, kept in hashes:
+                    self._hashes[is_train].append(kept)
+                progress.advance(rows)
+        raw = self.out / "raw"
+        self.tally.save(raw / f"tally-{ranks.rank:05d}.npz")
+        joined = {str(k): np.concatenate([_NONE, *v]) for k, v in self._hashes.items()}
+        np.savez(raw / f"hashes-{ranks.rank:05d}.npz", **joined)  # type: ignore[arg-type]
+        ranks.barrier()
+
+    def _write(self, place: Place) -> tuple[Tally, list[tuple[bool, Hashes]], int]:
+        """Write one chunk; what was counted, and row hashes of training or not."""
+        chunk, tally = place.load(), Tally(self.encoder.schema)
+        splits, hashes = self.splitter.assign(chunk, place), row_hashes(chunk)
+        encoder = replace(self.encoder, mended={})
+        columns = self._columns(encoder, chunk, place)
+        tally.add_mended(encoder.mended)
+        periods, compared = self._periods(chunk, place), []
+        for label in self.encoder.schema.label_names:
+            tally.add_period(label, columns[label], periods)
+        for split in np.unique(splits).tolist():
+            mine, own = _rows_of(split, splits, columns, hashes)
+            tally.add(split, mine, own)
+            kept = kept_hashes(own, self.spilled.num_rows)
+            compared.append((split == TRAIN, kept))
+            part = f"part-{place.file:05d}-{place.number:06d}.parquet"
+            _write(self.out / SPLITS[split] / part, mine)
+        return tally, compared, chunk.num_rows
+
+    def _columns(self, encoder: Encoder, chunk: Chunk, place: Place) -> Columns:
+        columns: Columns = dict(chunk.labels)
+        try:
+            for side in Side:
+                columns |= encoder.encode(chunk.columns, side)
+        except NotFiniteError as error:
+            file = self.data.files[place.file]
+            row = place.row_in_file + error.row + 1
+            raise DataError(f"{file}, row {row}: {error}") from None
+        ids = ad_ids(chunk.columns, encoder.schema.sources_of(Side.AD))
+        return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
+
+    def _periods(self, chunk: Chunk, place: Place) -> NDArray[np.int64]:
+        """The period of each row: by time, or by row where rows stand in time order."""
+        if chunk.time is None or self._span is None:
+            rows = np.arange(place.row, place.row + chunk.num_rows)
+            return rows * PERIODS // self.spilled.num_rows
+        first, last = self._span
+        return (chunk.time - first) * PERIODS // (last - first + 1)
+
+
+_NONE = np.zeros(0, dtype=np.uint64)
+
+
+def _rows_of(
+    split: int, splits: Splits, columns: Columns, hashes: NDArray[np.uint64]
+) -> tuple[Columns, NDArray[np.uint64]]:
+    rows = splits == split
+    if rows.all():
+        return columns, hashes
+    return {name: column[rows] for name, column in columns.items()}, hashes[rows]
+
+
+def _write(path: Path, columns: Columns) -> None:
+    pq.write_table(
+        pa.table(columns),
+        path,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="none",  # lz4 costs the reader a third of its speed
+        use_dictionary=False,
+        write_statistics=False,
+    )
+
+
+def merged_tally(
+    raw: Path, schema: Schema, world_size: int
+) -> tuple[Tally, dict[str, int]]:
+    """What all ranks counted, and the held-out rows that stand in training too."""
+    tally = Tally(schema)
+    hashes: dict[str, list[NDArray[np.uint64]]] = {"True": [], "False": []}
+    for rank in range(world_size):
+        tally.merge(raw / f"tally-{rank:05d}.npz")
+        with np.load(raw / f"hashes-{rank:05d}.npz") as kept:
+            for name, parts in hashes.items():
+                parts.append(kept[name])
+    train, held_out = (np.concatenate(hashes[k]) for k in ("True", "False"))
+    return tally, repeated(train, held_out)

@@ -1,0 +1,49 @@
+"""What the best possible model reaches on a known world's rows."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy.special import entr
+from sklearn.metrics import roc_auc_score
+
+from torchrec_adrec.evaluation.metrics import Floats, click_metrics
+
+
+def bayes(truth: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Figures of p(click) itself: no prediction has a better expectation.
+
+    Args:
+        truth: rows of a known world: `p_click`, and `engagement`, null without a click.
+
+    Returns:
+        `expected`: the exact `auc` and `log_loss` over all clicks that could have been
+        drawn, `base_entropy` (the constant's log loss) and `click_rate`. `drawn`: of
+        the clicks that were, as `click_metrics`.
+    """
+    p = truth["p_click"].to_numpy()
+    clicked = truth["engagement"].is_not_null().to_numpy().astype(np.float64)
+    return {"expected": expected_metrics(p), "drawn": click_metrics(p, clicked)}
+
+
+def expected_metrics(p: Floats) -> dict[str, float]:
+    """See `bayes`; each row counts as a click with weight p, as none with 1 - p.
+
+    Args:
+        p: (N,) true p(click), neither all 0 nor all 1.
+    """
+    label = np.repeat([1, 0], len(p))
+    weight = np.concatenate([p, 1 - p])
+    auc = roc_auc_score(label, np.tile(p, 2), sample_weight=weight)
+    rate = p.mean()
+    return {
+        "auc": float(auc),
+        "log_loss": float((entr(p) + entr(1 - p)).mean()),
+        "base_entropy": float(entr(rate) + entr(1 - rate)),
+        "click_rate": float(rate),
+    }
+
+
+def judge_rows(rows: Path) -> dict[str, dict[str, float]]:
+    """`bayes` of a `rows.parquet`, reading only what it needs."""
+    return bayes(pl.read_parquet(rows, columns=["p_click", "engagement"]))
