@@ -14,6 +14,7 @@ from torchrec_adrec.data.data_report import dependency_table
 from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
+SHOWN_COLUMNS = 9  # of an ad on a terminal: predictions first, then raw columns
 BASELINES = {
     "constant": "constant",
     "logistic_regression": "logistic regression",
@@ -80,8 +81,8 @@ def wide_console() -> Console:
 
 
 def ads_table(ads: pl.DataFrame, title: str) -> Table:
-    """Ranked ads for a terminal, best first."""
-    names = [name for name in ads.columns if name != AD_ID]
+    """Ranked ads for a terminal, best first; of many columns the first ones."""
+    names = [name for name in ads.columns if name != AD_ID][:SHOWN_COLUMNS]
     table = Table("rank", Column(AD_ID, no_wrap=True), *names, title=title)
     for rank, ad in enumerate(ads.iter_rows(named=True), start=1):
         table.add_row(str(rank), str(ad[AD_ID]), *(_shown(ad[n]) for n in names))

@@ -142,7 +142,9 @@ def split_fields(
     )
     total = table.num_rows + len(strange)
     numbers = np.arange(block.first_line, block.first_line + total)
-    return cast(pl.DataFrame, pl.from_arrow(table)), np.setdiff1d(numbers, strange)
+    return cast(pl.DataFrame, pl.from_arrow(table)), np.delete(
+        numbers, np.array(strange, dtype=np.int64) - block.first_line
+    )
 
 
 def _plain(text: bytes) -> bytes:
