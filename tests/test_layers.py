@@ -16,7 +16,7 @@ LAYERS = (
     ("models", "losses", "index"),
     ("modules", "data"),
     (
-        *("schema", "table_config", "config", "batch", "errors"),
+        *("schema", "table_config", "config", "config_errors", "batch", "errors"),
         *("files", "progress", "ranks", "__version__"),
     ),
 )

@@ -4,7 +4,6 @@ Nothing heavy is imported up here: importing torchrec takes seconds.
 """
 
 import json
-import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -110,23 +109,15 @@ def synthesize(
         ),
     ] = None,
 ) -> None:
-    """Write Criteo-format rows of a known world, and its truth to PATH.truth/.
-
-    Ends with the figures that no model can beat (see docs/known_world.md).
-    """
+    """Criteo-format rows of a known world, their truth and what can be reached."""
     from torchrec_adrec.config import load_config
     from torchrec_adrec.data.adapters import synthetic
     from torchrec_adrec.evaluation.known_world import judge_rows
 
     words = [f"rows={rows}", f"ads={ads}", f"users={users}", *(law or [])]
     config = load_config(None, [f"data.synthetic.{word}" for word in words])
-    truth = path.with_name(path.name + ".truth")
-    partial = [final.with_name(final.name + ".partial") for final in (path, truth)]
     try:
-        synthetic.write(config.data.synthetic, seed, *partial)
-        shutil.rmtree(truth, ignore_errors=True)
-        for made, final in zip(partial, (path, truth), strict=True):
-            made.rename(final)
+        truth = synthetic.write_beside(config.data.synthetic, seed, path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
     typer.echo(f"{rows:,} rows, seed {seed}: {path}; their truth: {truth}")

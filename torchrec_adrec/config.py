@@ -4,14 +4,14 @@ Holds no torch, so that reading a configuration costs milliseconds. The file tha
 saves beside its output (`config.yaml`) holds every setting, defaults included.
 """
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from torchrec_adrec.config_errors import explain
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.table_config import TableConfig
 
@@ -258,7 +258,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
-        raise ConfigError(where + "; ".join(_explain(error))) from None
+        raise ConfigError(where + "; ".join(explain(error, Config))) from None
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -304,43 +304,3 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(old, dict) and isinstance(value, dict)
         merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
-
-
-def _explain(error: ValidationError) -> list[str]:
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key!r}{_nearest(fault['loc'])}")
-        else:
-            found = "" if fault["type"] == "missing" else f", found {fault['input']!r}"
-            lines.append(f"{key or 'config'}: {fault['msg']}{found}")
-    return lines
-
-
-def _nearest(loc: tuple[int | str, ...]) -> str:
-    fields = _fields_under([str(part) for part in loc[:-1]])
-    close = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
-    prefix = "".join(f"{part}." for part in loc[:-1])
-    if close:
-        return f", did you mean {prefix + close[0]!r}?"
-    return f", expected one of {', '.join(sorted(fields))}"
-
-
-def _fields_under(parts: list[str]) -> list[str]:
-    models: list[type[BaseModel]] = [Config]
-    for part in parts:
-        under = [m.model_fields[part].annotation for m in models if _has(m, part)]
-        # A key that a user made up (`user.AGE`) or the kind of a feature is no field.
-        models = [inner for one in under for inner in _models_in(one)] or models
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
-
-
-def _has(model: type[BaseModel], field: str) -> bool:
-    return field in model.model_fields
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]

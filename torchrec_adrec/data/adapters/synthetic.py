@@ -8,6 +8,7 @@ truth/
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def write(config: SyntheticConfig, seed: int, path: Path, truth: Path) -> None:
                 tsv, separator="\t", include_header=False, quote_style="never"
             )
             progress.advance(len(rows))
+
+
+def write_beside(config: SyntheticConfig, seed: int, path: Path) -> Path:
+    """`write` to partial names, then rename: `path` is there whole or not at all.
+
+    Returns:
+        The truth's folder, `path` with `.truth` behind; one that was there is replaced.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    truth = path.with_name(path.name + ".truth")
+    partial = [final.with_name(final.name + ".partial") for final in (path, truth)]
+    write(config, seed, *partial)
+    shutil.rmtree(truth, ignore_errors=True)
+    partial[0].rename(path)
+    partial[1].rename(truth)
+    return truth
 
 
 def _arrow(rows: pl.DataFrame) -> pa.Table:
