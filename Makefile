@@ -30,7 +30,8 @@ check: $(STAMP)
 
 bench: demo  ## speed as ratios; raw figures go to benchmarks/results
 	$(BIN)/python benchmarks/serving.py --run $(DEMO)
-	$(BIN)/python benchmarks/loading.py --data $(DEMO)/data
+	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/prepare.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -58,6 +58,8 @@ def main() -> None:
 
 def _repeat(recommender: Recommender, one: TowerInput, rows: int) -> TowerInput:
     schema = recommender.encoder.schema
+    if schema.sequences:
+        raise SystemExit("this benchmark repeats a user without a history")
     columns = {
         f.name: np.repeat(one.sparse[f.name].values().numpy(), rows)
         for f in schema.sparse_of(Side.USER)

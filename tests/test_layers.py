@@ -17,7 +17,7 @@ LAYERS = (
     ("modules", "data"),
     (
         *("schema", "table_config", "config", "config_errors", "batch", "errors"),
-        *("files", "progress", "ranks", "__version__"),
+        *("files", "memory", "progress", "ranks", "__version__"),
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

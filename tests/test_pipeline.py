@@ -179,7 +179,7 @@ def test_a_request_of_the_wrong_kind_is_refused(finished_run: Path) -> None:
     for user, message in (
         ({"C99": "00000000"}, r"unknown user columns \['C99'\]"),
         ({"C15": "00000000"}, r"unknown user columns \['C15'\]"),
-        ({"I1": "many"}, "I1 is 'many', expected an integer"),
+        ({"I1": "many"}, "I1 is 'many', expected a number"),
         ({"C1": 12345678}, "C1 is 12345678, expected eight hexadecimal digits"),
     ):
         with pytest.raises(DataError, match=message):

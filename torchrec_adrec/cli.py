@@ -13,6 +13,7 @@ import typer
 
 from torchrec_adrec import stages
 from torchrec_adrec.errors import AdRecError, ConfigError, DataError
+from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.progress import setup_logging
 from torchrec_adrec.run_folder import (
     keep,
@@ -297,6 +298,7 @@ def doctor() -> None:
 def main() -> None:
     """Entry point: what the user caused is one line and exit code 2, no traceback."""
     setup_logging()
+    keep_freed_memory()
     try:
         app()
     except (AdRecError, OSError) as error:  # OSError: a full disk, a forbidden file

@@ -102,7 +102,7 @@ class DataConfig(_Settings):
     unknown id, the mean, and a label that was not observed. Counted and logged."""
     max_bad_rows: Fraction = 0.001
     """Share of unreadable lines above which `prepare` stops."""
-    chunk_megabytes: Count = 64
+    chunk_megabytes: Count = 32
     """Raw text held in memory at a time."""
     synthetic: SyntheticConfig = SyntheticConfig()
     table: TableConfig | None = None

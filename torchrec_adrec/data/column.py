@@ -24,11 +24,11 @@ class Column:
     """Scalars of one raw column.
 
     Attributes:
-        codes: (B,) int32, position in `values`; -1 where missing.
+        codes: (B,) int8 to int32, position in `values`; -1 where missing.
         values: (V,), distinct, no nulls.
     """
 
-    codes: NDArray[np.int32]
+    codes: NDArray[np.signedinteger]
     values: pl.Series
 
     @classmethod
@@ -187,7 +187,9 @@ def _to_arrow(column: Column | Bags) -> Any:
         return pa.ListArray.from_arrays(column.offsets, _to_arrow(column.items))
     codes = column.codes
     missing = codes < 0
-    indices = pa.array(codes, mask=missing if missing.any() else None)
+    # Most columns have few values: a byte a row to write, read and keep in the cache.
+    small = np.min_scalar_type(-max(len(column.values), 1))
+    indices = pa.array(codes.astype(small), mask=missing if missing.any() else None)
     return pa.DictionaryArray.from_arrays(indices, _arrow(column.values))
 
 

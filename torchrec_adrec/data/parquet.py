@@ -11,7 +11,8 @@ because new pages cost a third of the time. So two windows are held, whatever th
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,12 @@ class Split:
         path, group, _ = self.groups[at]
         return f"{path}, row group {group}, row {row - self.firsts[at]}"
 
-    def numbers(self, groups: Sequence[int]) -> Integers:
-        """The rows of some row groups, as `locate` takes them."""
-        spans = [(self.firsts[at], self.groups[at][2]) for at in groups]
-        return np.concatenate([np.arange(first, first + n) for first, n in spans])
+    def numbers(self, groups: Sequence[int], rows: Integers) -> Integers:
+        """Rows counted over some row groups, as `locate` takes them."""
+        ends = np.cumsum([self.groups[at][2] for at in groups])
+        group = np.searchsorted(ends, rows, side="right")
+        shift = np.array([self.firsts[at] for at in groups]) - np.append(0, ends[:-1])
+        return np.asarray(rows + shift[group])
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Columns]:
         """Row groups as arrays, one after the other; a null float becomes NaN.
@@ -85,7 +88,9 @@ class Split:
             file = _open(path)
             for group in (self.groups[at][1] for at in run):
                 try:
-                    table = file.read_row_group(group, columns=list(columns))
+                    table = file.read_row_group(
+                        group, columns=list(columns), use_threads=False
+                    )
                 except (OSError, ValueError) as error:
                     raise _unreadable(path, error) from None
                 arrays = zip(table.column_names, table.combine_chunks(), strict=True)
@@ -124,15 +129,21 @@ class Rows:
 
     Attributes:
         columns: (B,) arrays by name, not contiguous in memory.
-        numbers: (B,) int64, the row's number in the split.
         weights: (B,) float32, 0 for rows that only fill up.
         split: where a row's number leads back to its file.
+        places: where the rows come from: row groups, and rows counted over these.
     """
 
     columns: Columns
-    numbers: Integers
     weights: NDArray[np.float32]
     split: Split
+    places: tuple[tuple[Sequence[int], Integers], ...]
+
+    @cached_property
+    def numbers(self) -> Integers:
+        """(B,) int64, the row's number in the split; for messages, so made late."""
+        parts = [self.split.numbers(groups, rows) for groups, rows in self.places]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -143,22 +154,25 @@ class _Window:
         first, end: its positions in the order, `end` not among them.
         order: row of `decoded` at each position; the last one fills up the positions
             behind the split's last row.
-        numbers: row of the split for each row of `decoded`.
+        groups: the row groups in `decoded`.
         decoded: the columns; written over when the window after next is read.
     """
 
     first: int
     end: int
     order: Integers
-    numbers: Integers
+    groups: Sequence[int]
     decoded: Matrices
 
     def rows(self, first: int, end: int, split: Split) -> Rows:
         """The rows at the positions from `first` to before `end`."""
-        positions = np.arange(first - self.first, end - self.first)
-        at = self.order.take(positions, mode="clip")  # the last row fills up
-        weights = (np.arange(first, end) < split.num_rows).astype(np.float32)
-        return Rows(self.decoded.take(at), self.numbers[at], weights, split)
+        at = self.order[first - self.first : end - self.first]
+        weights = np.ones(end - first, dtype=np.float32)
+        lacking = end - first - len(at)
+        if lacking:
+            at = np.append(at, np.repeat(self.order[-1:], lacking))
+            weights[-lacking:] = 0
+        return Rows(self.decoded.take(at), weights, split, ((self.groups, at),))
 
 
 @dataclass(frozen=True)
@@ -179,6 +193,7 @@ class Reader:
     world_size: int = 1
     seed: int | None = None
     shuffle_window: int = 1_000_000
+    _spare: list[Matrices] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
@@ -215,7 +230,10 @@ class Reader:
         """
         parts: list[Rows] = []
         start = first_step * self.batch_size
-        for window in prefetch(self._windows(epoch, start), depth=1):
+        windows = [(groups, self._size(groups)) for groups in self._grouped(epoch)]
+        room = [self._memory(max(size for _, size in windows)) for _ in range(2)]
+        decoded = self._windows(windows, epoch, start, list(room))
+        for window in prefetch(decoded, depth=1):
             at = self._own(max(window.first, start))
             while at < window.end:
                 end = at - at % self.share + self.share  # of this step's slice
@@ -224,6 +242,7 @@ class Reader:
                     yield _join(parts)
                     parts = []
                 at = self._own(min(end, window.end))
+        self._spare.extend(room)  # only now is nothing of it in use
 
     def _own(self, position: int) -> int:
         """The first position of the order, from this one on, that this rank takes."""
@@ -233,11 +252,14 @@ class Reader:
             return slice_start + self.batch_size
         return max(position, slice_start)
 
-    def _windows(self, epoch: int, start: int) -> Iterator[_Window]:
+    def _windows(
+        self,
+        windows: list[tuple[list[int], int]],
+        epoch: int,
+        start: int,
+        free: list[Matrices],
+    ) -> Iterator[_Window]:
         """Windows in order; one that this rank takes nothing of is not decoded."""
-        windows = [(groups, self._size(groups)) for groups in self._grouped(epoch)]
-        room = max(size for _, size in windows)
-        free = [Matrices(self.split.types, self.columns, room) for _ in range(2)]
         first, last = 0, self.steps * self.batch_size
         for number, (groups, size) in enumerate(windows):
             is_last = first + size == self.split.num_rows
@@ -245,10 +267,16 @@ class Reader:
             if self._own(max(first, start)) < end:
                 self._decode(groups, free[0])
                 order = self._order(epoch, number, size)
-                numbers = self.split.numbers(groups)
-                yield _Window(first, end, order, numbers, free[0])
+                yield _Window(first, end, order, groups, free[0])
                 free.reverse()
             first += size
+
+    def _memory(self, rows: int) -> Matrices:
+        """Room for a window: that of an epoch that is over, or new."""
+        while self._spare:
+            if (matrices := self._spare.pop()).rows >= rows:
+                return matrices
+        return Matrices(self.split.types, self.columns, rows)
 
     def _order(self, epoch: int, window: int, size: int) -> Integers:
         order = np.arange(size)
@@ -292,6 +320,6 @@ def _join(parts: list[Rows]) -> Rows:
         name: np.concatenate([part.columns[name] for part in parts])
         for name in parts[0].columns
     }
-    numbers = np.concatenate([part.numbers for part in parts])
     weights = np.concatenate([part.weights for part in parts])
-    return Rows(columns, numbers, weights, parts[0].split)
+    places = tuple(place for part in parts for place in part.places)
+    return Rows(columns, weights, parts[0].split, places)

@@ -194,7 +194,7 @@ def as_text(column: pl.Series, kind: str) -> pl.Series:
 def _write_examples(
     spilled: Spilled, split: Splitter, schema: Schema, path: Path
 ) -> None:
-    """The user's side of the first test rows, raw, as a request would bring it."""
+    """The user's side of some test rows, raw, as a request would bring it."""
     users = list(islice(_test_users(spilled, split, schema), EXAMPLES))
     path.write_text(json.dumps(users, indent=1) + "\n")
 
@@ -203,7 +203,7 @@ def _test_users(
     spilled: Spilled, split: Splitter, schema: Schema
 ) -> Iterator[dict[str, Any]]:
     kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
-    for place in spilled.places:
+    for place in reversed(spilled.places):  # most often the test rows are the last
         chunk = place.load()
         rows = np.flatnonzero(split.assign(chunk, place) == TEST)[:EXAMPLES]
         columns = {}

@@ -66,8 +66,8 @@ def _number(name: str, value: Any) -> Column:
             raise _wrong(name, value, "a number") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, value, "a number")
-    if not math.isfinite(value):
-        raise _wrong(name, value, "a finite number")
+    if not math.isfinite(value) or abs(value) >= 2**63:
+        raise _wrong(name, value, "a finite number of 64 bits")
     return _one(float(value), pl.Float64())
 
 

@@ -74,9 +74,11 @@ def blocks(path: Path, block_bytes: int, bad: BadRows) -> Iterator[Block]:
     rest, line = b"", 1
     with _open(path) as file:
         while read := _read(file, path, block_bytes, line, bad):
-            text, newline, rest = (rest + read).rpartition(b"\n")
-            if newline:
-                block = Block.of(text + newline, str(path), line)
+            end = read.rfind(b"\n") + 1
+            parts = rest, memoryview(read)[:end]  # one copy, not three
+            rest = read[end:] if end else rest + read
+            if end:
+                block = Block.of(b"".join(parts), str(path), line)
                 line += block.lines
                 yield block
     if rest:
