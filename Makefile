@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench fuzz clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,9 @@ bench: demo  ## speed as ratios; raw figures go to benchmarks/results
 	$(BIN)/python benchmarks/serving.py --run $(DEMO)
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/prepare.py
+
+fuzz: $(STAMP)  ## ten minutes of broken text at the readers
+	$(BIN)/python tests/fuzz_readers.py --minutes 10
 
 clean:
 	rm -rf $(VENV) runs
