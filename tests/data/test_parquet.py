@@ -145,9 +145,20 @@ def test_rows_outlive_the_memory_of_their_window(tmp_path: Path) -> None:
 
 def test_the_next_window_leaves_the_present_one_alone(tmp_path: Path) -> None:
     split = write(tmp_path, [400], 10)
-    windows = Reader(split, COLUMNS, 12, seed=0, shuffle_window=20)._windows(0, 0)
+    reader = Reader(split, COLUMNS, 12, seed=0, shuffle_window=20)
+    windows = reader._windows(0, 0, reader._room(0))
     present, _ = next(windows), next(windows)
     check(present.rows(present.first, present.end, split))
+
+
+def test_epochs_that_run_together_share_no_memory(tmp_path: Path) -> None:
+    split = write(tmp_path, [400], 10)
+    reader = Reader(split, COLUMNS, 12, seed=0, shuffle_window=20)
+    for _ in reader.epoch(0):  # leaves its memory for the next one
+        pass
+    for pair in zip(reader.epoch(1), reader.epoch(2), strict=True):
+        for rows in pair:
+            check(rows)
 
 
 def test_a_row_is_located(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from torchrec_adrec.config import SyntheticConfig
+from torchrec_adrec.config import DataConfig, SyntheticConfig
 from torchrec_adrec.data import known_log
 from torchrec_adrec.data.adapters import criteo, synthetic
 from torchrec_adrec.data.bad_rows import BadRows
+from torchrec_adrec.data.column import Chunk
+from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.known_world import Shown
 from torchrec_adrec.data.leaks import dependencies, refuse_leaky_sides
 
@@ -17,7 +20,8 @@ AD_COLUMNS = ("C2", "C14", "C15", "C18", "C25")
 
 def read(path: Path) -> pl.DataFrame:
     bad = BadRows()
-    frame = pl.concat(criteo.read([path], bad, 1 << 20))
+    layout = criteo.Layout.of(path, labelled=True)
+    frame = pl.concat(criteo.read_file(path, layout, bad, 1 << 20))
     assert bad.count == 0
     return frame
 
@@ -95,7 +99,10 @@ def test_the_world_can_be_made_again_from_its_file(
 
 
 def test_no_user_column_gives_the_ad_away(lines: pl.DataFrame) -> None:
-    found = dependencies(lines.lazy(), criteo.schema(AD_COLUMNS))
+    data = DataSet(criteo.schema(DataConfig()), (), lambda path, bad: iter(()))
+    chunk = Chunk.of(lines, data, ThreadPoolExecutor(1))
+    every = np.ones(chunk.num_rows, dtype=bool)
+    found = dependencies([(chunk, every)], data.schema)
     refuse_leaky_sides(found)
     assert max(d.determined for d in found) < 0.6
 

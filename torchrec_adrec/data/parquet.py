@@ -230,10 +230,8 @@ class Reader:
         """
         parts: list[Rows] = []
         start = first_step * self.batch_size
-        windows = [(groups, self._size(groups)) for groups in self._grouped(epoch)]
-        room = [self._memory(max(size for _, size in windows)) for _ in range(2)]
-        decoded = self._windows(windows, epoch, start, list(room))
-        for window in prefetch(decoded, depth=1):
+        room = self._room(epoch)
+        for window in prefetch(self._windows(epoch, start, room), depth=1):
             at = self._own(max(window.first, start))
             while at < window.end:
                 end = at - at % self.share + self.share  # of this step's slice
@@ -253,30 +251,29 @@ class Reader:
         return max(position, slice_start)
 
     def _windows(
-        self,
-        windows: list[tuple[list[int], int]],
-        epoch: int,
-        start: int,
-        free: list[Matrices],
+        self, epoch: int, start: int, room: list[Matrices]
     ) -> Iterator[_Window]:
         """Windows in order; one that this rank takes nothing of is not decoded."""
         first, last = 0, self.steps * self.batch_size
-        for number, (groups, size) in enumerate(windows):
+        for number, groups in enumerate(self._grouped(epoch)):
+            size = self._size(groups)
             is_last = first + size == self.split.num_rows
             end = last if is_last else min(first + size, last)
             if self._own(max(first, start)) < end:
-                self._decode(groups, free[0])
+                self._decode(groups, room[0])
                 order = self._order(epoch, number, size)
-                yield _Window(first, end, order, groups, free[0])
-                free.reverse()
+                yield _Window(first, end, order, groups, room[0])
+                room.reverse()
             first += size
 
-    def _memory(self, rows: int) -> Matrices:
-        """Room for a window: that of an epoch that is over, or new."""
-        while self._spare:
-            if (matrices := self._spare.pop()).rows >= rows:
-                return matrices
-        return Matrices(self.split.types, self.columns, rows)
+    def _room(self, epoch: int) -> list[Matrices]:
+        """Memory for two windows: that of an epoch that is over, or new."""
+        rows = max(self._size(groups) for groups in self._grouped(epoch))
+        fit = [m for m in self._spare if m.rows >= rows]
+        self._spare.clear()
+        lacking = 2 - len(fit)
+        new = (Matrices(self.split.types, self.columns, rows) for _ in range(lacking))
+        return [*fit, *new][:2]
 
     def _order(self, epoch: int, window: int, size: int) -> Integers:
         order = np.arange(size)
