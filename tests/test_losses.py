@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from torchrec_adrec.distributed.process import process_group
-from torchrec_adrec.losses import click_loss, in_batch_softmax
+from torchrec_adrec.losses import click_loss, in_batch_softmax, value_loss
+from torchrec_adrec.schema import Label
+from torchrec_adrec.tasks import RankingLoss, prediction
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,33 @@ def test_a_label_that_was_not_observed_does_not_count() -> None:
 def test_nothing_observed_is_zero() -> None:
     nan = torch.full((3,), torch.nan)
     assert click_loss(torch.zeros(3), nan, torch.ones(3)).item() == 0
+
+
+def test_the_best_predicted_value_is_the_mean_of_the_observed_ones() -> None:
+    values = torch.tensor([0.0, 1.0, 50.0, torch.nan, 9.0])
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    logit = torch.tensor(17.0).log().requires_grad_()
+    value_loss(logit.expand(5), values, weights).backward()
+    assert logit.grad is not None and abs(logit.grad.item()) < 1e-5
+    every = torch.zeros(5, requires_grad=True)
+    value_loss(every, values, weights).backward()
+    assert every.grad is not None and every.grad[3:].tolist() == [0, 0]
+    # exp(0) - y, over the three rows that count
+    assert every.grad[:3].tolist() == pytest.approx([1 / 3, 0, -49 / 3])
+
+
+def test_a_value_is_learnt_and_told_as_a_multiple_of_its_mean() -> None:
+    """Fails when training and prediction do not speak of the same unit."""
+    click, value = Label(name="click"), Label(name="v", kind="value", mean=20.0)
+    loss = RankingLoss((click, value))
+    labels = torch.tensor([[1.0, 30.0], [0.0, torch.nan]])
+    logits = torch.zeros(2, 2)
+    logits[:, 1] = torch.tensor(30.0 / 20.0).log()
+    logits.requires_grad_()
+    loss(logits, labels, torch.ones(2))[0].backward()
+    assert logits.grad is not None and logits.grad[:, 1].abs().max() < 1e-6
+    assert prediction(value, logits[:1, 1]).item() == pytest.approx(30.0)
+    assert prediction(click, torch.zeros(1)).item() == 0.5
 
 
 def test_softmax_masks_other_rows_of_the_same_ad_and_subtracts_log_q() -> None:
