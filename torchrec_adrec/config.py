@@ -99,7 +99,8 @@ class DataConfig(_Settings):
     bounds: Bounds = "raise"
     """What to do with an id outside its table, a number that is not finite or a label
     outside its range: stop and name it; take the nearest valid value; or take the
-    unknown id, the mean, and a label that was not observed. Counted and logged."""
+    unknown id, the mean, and a label that was not observed. Counted and logged. In
+    `prepare` a number that is not finite becomes the mean either way."""
     max_bad_rows: Fraction = 0.001
     """Share of unreadable lines above which `prepare` stops."""
     chunk_megabytes: Count = 32

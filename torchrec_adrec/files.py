@@ -13,6 +13,8 @@ HASHES = "hashes.json"
 def matching(pattern: str) -> list[Path]:
     """The paths that a pattern stands for; one without signs stands for itself."""
     path = Path(pattern)
+    if not any(sign in pattern for sign in "*?["):
+        return [path] if path.exists() else []
     return list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 

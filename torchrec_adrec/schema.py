@@ -17,6 +17,7 @@ from torchrec_adrec.errors import SchemaError
 AD_ID = "ad_id"
 LOG_Q = "log_q"
 SCORE = "score"
+RESERVED = (AD_ID, LOG_Q, SCORE, "impressions", "clicks")
 # Feature names are file names and parts of column names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -119,7 +120,9 @@ class Schema(_Part):
     def _names_are_unique(self) -> Self:
         names = [f.name for f in (*self.dense, *self.bags)]
         counts = Counter((*names, *self.label_names))
-        counts.update((AD_ID, LOG_Q, SCORE))  # columns of our own
+        taken = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
+        if taken:
+            raise ValueError(f"{taken} are columns that `prepare` writes; rename them")
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"column names must be unique, found twice: {twice}")

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict
 from torchrec_adrec import __version__
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, ManifestError
-from torchrec_adrec.files import matching
 
 RECORD = "stage.json"
 CONFIG = "config.yaml"
@@ -129,19 +128,18 @@ def _settings(stage: Stage, config: Config) -> str:
 def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, int]]:
     """Size and time of change: reading 1 TB to hash it would take longer.
 
-    A file that is gone counts as it was when it was prepared.
+    Where a file is gone, all count as they were when they were prepared.
     """
-    found: dict[str, tuple[int, int]] = {}
-    for name in config.data.raw:
-        for path in [p.resolve() for p in matching(name) or [Path(name)]]:
-            if path.exists():
-                stat = path.stat()
-                found[str(path)] = (stat.st_size, stat.st_mtime_ns)
-            elif before is not None and str(path) in before.raw:
-                found[str(path)] = before.raw[str(path)]
-            else:
-                raise ConfigError(f"data.raw: no such file: {name}")
-    return found
+    from torchrec_adrec.data.adapters import files_read
+
+    try:
+        paths = [path.resolve() for path in files_read(config.data)]
+    except ConfigError:
+        if before is None:
+            raise
+        return before.raw
+    stats = {str(path): path.stat() for path in paths if path.exists()}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 def is_done(stage: Stage, config: Config, run: Path) -> bool:

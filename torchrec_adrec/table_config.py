@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from torchrec_adrec.schema import AD_ID, LOG_Q, SCORE
-
-RESERVED = (AD_ID, LOG_Q, SCORE)
+from torchrec_adrec.schema import RESERVED
 
 
 class _Settings(BaseModel):

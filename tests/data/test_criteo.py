@@ -137,6 +137,14 @@ def test_the_fast_way_reads_what_the_exact_way_reads(lines: list[str]) -> None:
         assert bad.count == 0 and quick.equals(exact)
 
 
+def test_a_number_behind_a_space_is_bad_whatever_stands_beside_it() -> None:
+    line = criteo_line(3).replace("3\t", " 3\t", 1)
+    block = Block.of(whole([line, criteo_line(4)]), "a.tsv")
+    layout, bad = criteo.Layout(criteo.COLUMNS, "\t", header=False), BadRows()
+    assert len(criteo.parse(block, layout, bad)) == 1
+    assert bad.first == ["a.tsv:1: I1 is ' 3', expected an integer or nothing"]
+
+
 def test_good_rows_go_the_fast_way() -> None:
     block = Block.of(whole([criteo_line(i) for i in range(50)]), "a.tsv")
     layout = criteo.Layout(criteo.COLUMNS, "\t", header=False)

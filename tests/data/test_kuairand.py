@@ -10,7 +10,7 @@ import pytest
 from raw_data import FIRST_MS, impression, write_kuairand, write_lookups
 
 from torchrec_adrec.config import DataConfig
-from torchrec_adrec.data.adapters import kuairand
+from torchrec_adrec.data.adapters import files_read, kuairand
 from torchrec_adrec.data.adapters import kuairand_lookups as known
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import check_rows
@@ -104,6 +104,17 @@ def test_a_history_that_holds_the_row_itself_is_left_out(
         found = read(few, BadRows())
     assert found["watch_seq"].is_null().arg_true().to_list() == [2, 7, 52, 57]
     assert "left out, in 2 rows, as of users [7, 7]" in caplog.text
+
+
+def test_a_changed_lookup_is_a_changed_data_set(tmp_path: Path) -> None:
+    config = write_kuairand(tmp_path, rows=60).config
+    folder = config.model_copy(update={"raw": (str(tmp_path),)})
+    for raw in (config, folder):
+        names = {path.name for path in files_read(raw)}
+        assert names == {path.name for path in tmp_path.iterdir()}
+    twice = config.model_copy(update={"raw": (str(tmp_path), *config.raw)})
+    with pytest.raises(ConfigError, match="named twice"):
+        kuairand.open_data(twice)
 
 
 def test_the_ad_is_the_video() -> None:

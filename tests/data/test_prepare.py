@@ -124,6 +124,20 @@ def test_each_row_stands_in_one_split(tmp_path: Path, by: str) -> None:
     assert len(hashes) == 3
 
 
+@pytest.mark.parametrize("by", ["time", "random"])
+def test_a_split_without_rows_is_refused(tmp_path: Path, by: str) -> None:
+    raw = write_rows(tmp_path / "a.tsv", range(8))
+    with pytest.raises(DataError, match=r"data\.split\..* = 0\.1 of 8 rows is none"):
+        prepare_criteo(tmp_path / "out", raw, split={"by": by})
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+    raw = write_rows(tmp_path / "a.tsv", range(50))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ConfigError, match=r"a\.tsv named twice"):
+        prepare_criteo(tmp_path / "out", raw, raw.parent / "b/../a.tsv")
+
+
 def test_a_split_by_user_needs_a_user(tmp_path: Path, raw_file: Path) -> None:
     with pytest.raises(ConfigError, match="but the data names no user"):
         prepare_criteo(tmp_path / "out", raw_file, split={"by": "user"})

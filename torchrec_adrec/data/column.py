@@ -54,7 +54,9 @@ class Column:
     def count(self, rows: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """How often each value stands in some rows, (V,)."""
         codes = self.codes if rows is None else self.codes[rows]
-        return np.bincount(codes + 1, minlength=len(self.values) + 1)[1:]
+        # Wide first: 127 + 1 is -128 in a byte.
+        shifted = codes.astype(np.int64) + 1
+        return np.bincount(shifted, minlength=len(self.values) + 1)[1:]
 
     def rows(self, chosen: Any) -> "Column":
         """Some rows of it; the values stay."""

@@ -16,7 +16,7 @@ from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.leaks import Dependency, column_aucs, future_columns
 from torchrec_adrec.data.spill import Spilled
 from torchrec_adrec.data.splits import SPLITS
-from torchrec_adrec.data.tally import Tally
+from torchrec_adrec.data.tally import Tally, total
 from torchrec_adrec.data.vocabulary import FIRST, MISSING, UNKNOWN
 
 DEPENDENCIES_KEPT = 20  # of the strongest
@@ -41,7 +41,11 @@ def report_of(
     schema, bad = encoder.schema, spilled.bad
     aucs = column_aucs(tally)
     periods = {
-        label: tally.counts[f"periods:{label}"].tolist() for label in schema.label_names
+        label: [
+            tally.counts[f"period_rows:{label}"].tolist(),
+            total(tally.counts[f"period_labels:{label}"]),
+        ]
+        for label in schema.label_names
     }
     return {
         "raw": [str(path) for path in data.files],
@@ -65,17 +69,12 @@ def report_of(
 
 def _split(tally: Tally, split: str) -> Report:
     rows, mixed = tally.counts.get(f"size:{split}", (0, 0))
-    labels = {
-        label: tally.counts.get(f"labels:{split}:{label}", (0, 0.0))
-        for label in tally.schema.label_names
-    }
+    labels = {name: tally.label(split, name) for name in tally.schema.label_names}
     return {
         "rows": int(rows),
         "hash": f"{int(mixed):016x}",
-        "observed": {name: int(seen) for name, (seen, _) in labels.items()},
-        "label_rate": {
-            name: float(total / max(seen, 1)) for name, (seen, total) in labels.items()
-        },
+        "observed": {name: rows for name, (rows, _) in labels.items()},
+        "label_rate": {name: mean for name, (_, mean) in labels.items()},
         "missing": _shares(tally, split, MISSING),
         "unknown": _shares(tally, split, UNKNOWN),
     }
@@ -97,23 +96,32 @@ def _shares(tally: Tally, split: str, number: int) -> dict[str, float]:
 
 def _drift(tally: Tally, name: str) -> float:
     """Population stability index between train and test: sum (p - q) log(p / q)."""
-    train = tally.counts[f"rows:train:{name}"]
-    test = tally.counts.get(f"rows:test:{name}", np.zeros_like(train))
-    p, q = _coarse(train, train), _coarse(test, train)
+    train = _known(tally, "train", name)
+    p, q = _coarse(train, train), _coarse(_known(tally, "test", name), train)
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def _coarse(rows: NDArray[np.int64], by: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Shares of missing, the values most frequent in `by`, and all other known ones.
+def _known(tally: Tally, split: str, name: str) -> NDArray[np.int64]:
+    """Rows without a value, then of every known one.
 
     Unknown values are left out: training has none of them but the rare ones, so they
     would outweigh all else; their shares stand beside.
     """
-    often = np.argsort(-by[FIRST:], kind="stable")[:DRIFT_VALUES] + FIRST
-    kept = rows[np.concatenate([[MISSING], often])]
-    rest = rows.sum() - rows[UNKNOWN] - kept.sum()
+    empty = np.zeros_like(tally.counts[f"rows:train:{name}"])
+    rows = tally.counts.get(f"rows:{split}:{name}", empty)
+    if name in {f.name for f in tally.schema.sparse}:
+        return np.append(rows[MISSING], rows[FIRST:])
+    if name in {f.name for f in tally.schema.sequences}:  # one further on
+        return np.append(rows[: MISSING + 2].sum(), rows[FIRST + 1 :])
+    return np.append(0, rows)  # a number without ids: bins
+
+
+def _coarse(rows: NDArray[np.int64], by: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Shares of missing, of the values most frequent in `by`, and of the others."""
+    often = np.argsort(-by[1:], kind="stable")[:DRIFT_VALUES] + 1
+    kept = rows[np.append(0, often)]
     # Half a row each, so that a value that is gone does not make it infinite.
-    full = np.append(kept, rest) + 0.5
+    full = np.append(kept, rows.sum() - kept.sum()) + 0.5
     return np.asarray(full / full.sum())
 
 

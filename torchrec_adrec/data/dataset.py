@@ -6,7 +6,7 @@ An adapter is a module with one function, `open_data(config) -> DataSet`. All el
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,13 +99,23 @@ def raw_files(config: DataConfig) -> tuple[Path, ...]:
         if not all(path.is_file() for path in found):
             raise ConfigError(f"data.raw: no such file: {word}")
         files += sorted(found, key=_name_order)
-    twice = [str(path) for path, times in Counter(files).items() if times > 1]
-    if twice or not files:
+    return each_once(files)
+
+
+def each_once(files: Sequence[Path]) -> tuple[Path, ...]:
+    """The files, if there are some and none stands there twice.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    counts = Counter(path.resolve() for path in files)
+    twice = [str(path) for path, times in counts.items() if times > 1]
+    if twice:
         raise ConfigError(
             f"data.raw: {', '.join(twice)} named twice: their rows would count twice"
-            if twice
-            else "data.raw: none given; name the raw files: data.raw=PATH"
         )
+    if not files:
+        raise ConfigError("data.raw: none given; name the raw files: data.raw=PATH")
     return tuple(files)
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.column import Bags, Chunk, Column
 from torchrec_adrec.data.keys import keys, salt, splitmix
 from torchrec_adrec.data.tally import Tally
 from torchrec_adrec.data.vocabulary import UNKNOWN
@@ -207,19 +207,37 @@ def future_columns(tally: Tally, aucs: dict[str, float]) -> list[FutureColumn]:
 
 
 def row_hashes(chunk: Chunk) -> NDArray[np.uint64]:
-    """One hash per row over all raw columns and labels, (B,): equal rows, equal hashes.
+    """One hash per row over all raw columns, labels and the time, (B,).
 
-    The sum over columns of a random number per value (Zobrist hashing), mixed.
+    Equal rows have equal hashes: the sum over columns of a random number per value
+    (Zobrist hashing), mixed. In a list the place counts too.
     """
     total = np.zeros(chunk.num_rows, dtype=np.uint64)
     for name, column in chunk.columns.items():
-        if isinstance(column, Column):  # a history follows from its user
-            mixed = splitmix(keys(column.values).view(np.uint64) ^ salt(name))
-            total += column.spread(mixed, salt(name))
+        if isinstance(column, Column):
+            total += _value_hashes(column, name)
+        else:
+            total += splitmix(_list_hashes(column, name))
     for name, values in chunk.labels.items():
         bits = values.view(np.uint32).astype(np.uint64)
         total += splitmix(bits ^ salt(name))
+    if chunk.time is not None:
+        total += splitmix(chunk.time.view(np.uint64) ^ salt("time"))
     return splitmix(total)
+
+
+def _value_hashes(column: Column, name: str) -> NDArray[np.uint64]:
+    mixed = splitmix(keys(column.values).view(np.uint64) ^ salt(name))
+    return column.spread(mixed, salt(name))
+
+
+def _list_hashes(bags: Bags, name: str) -> NDArray[np.uint64]:
+    """The sum of each row's items, each mixed with its place."""
+    lengths = np.diff(bags.offsets)
+    place = np.arange(bags.offsets[-1]) - np.repeat(bags.offsets[:-1], lengths)
+    mixed = splitmix(_value_hashes(bags.items, name) + place.astype(np.uint64))
+    sums = np.append(np.uint64(0), np.cumsum(mixed, dtype=np.uint64))
+    return np.asarray(sums[bags.offsets[1:]] - sums[bags.offsets[:-1]])
 
 
 def kept_hashes(hashes: NDArray[np.uint64], rows: int) -> NDArray[np.uint64]:

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import DenseFeature, SparseFeature
 
 QUANTILES = 64
+CONSTANT = 1e-9  # a deviation below this share of the mean is rounding
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -21,13 +23,14 @@ def signed_log(values: Floats) -> Floats:
 
 
 def log_square(values: Floats) -> NDArray[np.int64]:
-    """floor(log(x)^2) above 2, floor(x) below.
+    """floor(log(x)^2) + 2 above 2, floor(x) below: 3 and 4 share a bucket, 2 does not.
 
-    Source: the winners of the Kaggle challenge (https://github.com/ycjuan/kaggle-2014-criteo).
+    Source: the winners of the Kaggle challenge (https://github.com/ycjuan/kaggle-2014-criteo),
+    who set the small values apart by a prefix.
     """
     # Limits, so that every float has a bucket: far outside anything that is counted.
     x = np.nan_to_num(values).clip(-1e9, 1e300)
-    coarse = np.floor(np.log(np.maximum(x, 1)) ** 2)
+    coarse = np.floor(np.log(np.maximum(x, 1)) ** 2) + 2
     return np.asarray(np.where(x > 2, coarse, np.floor(x)), dtype=np.int64)
 
 
@@ -54,16 +57,27 @@ class Transform(_Fitted):
         Args:
             values: (V,) distinct raw values; what is not finite is left out.
             counts: (V,) training rows with each.
+
+        Raises:
+            DataError: values so large that their mean or deviation is not finite.
         """
         log = feature.transform != "standard"
         finite = np.isfinite(values)
         x, weight = values[finite], counts[finite]
         x, total = (signed_log(x) if log else x), weight.sum()
-        mean = float((x * weight).sum() / max(total, 1))
-        square = float((((x - mean) ** 2) * weight).sum() / max(total - 1, 1))
+        with np.errstate(over="ignore"):
+            mean = float((x * weight).sum() / max(total, 1))
+            square = float((((x - mean) ** 2) * weight).sum() / max(total - 1, 1))
         if feature.transform == "log":
             mean, square = 0.0, 1.0
-        return cls(name=feature.name, log=log, mean=mean, std=square**0.5 or 1.0)
+        if not np.isfinite([mean, square]).all():
+            raise DataError(
+                f"{feature.source} goes up to {x.max():g}: its mean or deviation is not"
+                " finite; use the transform log_standard, or leave it out"
+            )
+        # Of a constant column rounding leaves a deviation of some 1e-16.
+        std = square**0.5 if square**0.5 > CONSTANT * max(1.0, abs(mean)) else 1.0
+        return cls(name=feature.name, log=log, mean=mean, std=std)
 
     def apply(self, values: Floats) -> NDArray[np.float32]:
         """Raw values -> standardised ones; what is not finite stays so."""
@@ -76,7 +90,7 @@ class Quantiles(_Fitted):
     """Buckets that hold about equally many training rows each.
 
     Attributes:
-        edges: rising; bucket i is edges[i - 1] <= x < edges[i].
+        edges: rising; bucket i is edges[i - 1] < x <= edges[i].
     """
 
     edges: tuple[float, ...]
@@ -94,4 +108,4 @@ class Quantiles(_Fitted):
 
     def bucket(self, values: Floats) -> NDArray[np.int64]:
         """(V,) -> bucket numbers from 0."""
-        return np.searchsorted(np.array(self.edges), values, side="right")
+        return np.searchsorted(np.array(self.edges), values, side="left")

@@ -35,7 +35,7 @@ from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.leaks import dependencies, refuse_leaky_sides
 from torchrec_adrec.data.spill import Place, Spilled, each, spill
-from torchrec_adrec.data.splits import TEST, TRAIN, Splitter, splitter
+from torchrec_adrec.data.splits import TEST, TRAIN, Splitter, check_sizes, splitter
 from torchrec_adrec.data.tally import Tally
 from torchrec_adrec.data.write import SplitWriter, merged_tally
 from torchrec_adrec.errors import DataError
@@ -82,6 +82,7 @@ def prepare(
     writer.write(ranks)
     if ranks.is_first:
         tally, repeats = merged_tally(raw, encoder.schema, ranks.world_size)
+        check_sizes(config.split, tally.sizes())
         encoder = _with_label_means(encoder, tally)
         report = report_of(
             data, spilled, encoder, ads, tally, found, repeats, config.split.by, seed
@@ -150,9 +151,8 @@ def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
 def _with_label_means(encoder: Encoder, tally: Tally) -> Encoder:
     labels = []
     for label in encoder.schema.labels:
-        seen, total = tally.counts[f"labels:train:{label.name}"]
-        mean = float(total / seen) if seen and total else 1.0
-        update = {"mean": mean} if label.kind == "value" else {}
+        _, mean = tally.label("train", label.name)
+        update = {"mean": mean or 1.0} if label.kind == "value" else {}
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
     return replace(encoder, schema=schema)

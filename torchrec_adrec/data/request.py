@@ -11,6 +11,7 @@ from torchrec_adrec.data.column import Bags, Column, RawColumns
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
+NUMBER = r"[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?"
 RawUser = Mapping[str, int | float | str | Sequence[str] | None]
 
 
@@ -59,15 +60,12 @@ def _text(name: str, value: Any) -> Column:
 def _number(name: str, value: Any) -> Column:
     if value in (None, ""):
         return _one(None, pl.Float64())
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise _wrong(name, value, "a number") from None
+    if isinstance(value, str) and re.fullmatch(NUMBER, value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, value, "a number")
-    if not math.isfinite(value) or abs(value) >= 2**63:
-        raise _wrong(name, value, "a finite number of 64 bits")
+    if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise _wrong(name, value, "a finite number, an integer of 64 bits")
     return _one(float(value), pl.Float64())
 
 
@@ -78,7 +76,8 @@ def _list(feature: SequenceFeature, value: Any) -> Bags:
     items = [] if value is None else value
     if not isinstance(items, list) or not all(isinstance(x, str) for x in items):
         raise _wrong(feature.source, value, "a list of texts, the latest last")
-    return Bags.of(pl.Series([items], dtype=pl.List(pl.String())))
+    there = [x for x in items if x]  # as in a file, nothing is no id
+    return Bags.of(pl.Series([there], dtype=pl.List(pl.String())))
 
 
 def _one(value: Any, dtype: pl.DataType) -> Column:

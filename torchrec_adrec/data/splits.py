@@ -115,10 +115,10 @@ class ByHash:
         column = chunk.columns[self.user]
         assert isinstance(column, Column)
         if (column.codes < 0).any():
-            row = place.row_in_file + int(np.argmin(column.codes))
+            row = place.row_in_file + int(np.argmin(column.codes)) + 1
             raise DataError(
-                f"raw file {place.file}, row {row}: no {self.user}; a split by user"
-                " needs one in every row"
+                f"raw file {place.file + 1}, good row {row}: no {self.user}; a split by"
+                " user needs one in every row"
             )
         hashed = splitmix(keys(column.values).view(np.uint64) ^ self.salt)
         return column.spread(self._of(hashed), 0)

@@ -5,6 +5,7 @@ column follows from these counts: missing and unknown shares, drift, and how wel
 column alone tells the label.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchrec_adrec.schema import Schema
 BINS = 64  # of a number that has no id of its own
 SPREAD = 5.0  # standard deviations that the bins cover on each side
 PERIODS = 60  # points of the label rates over time
+EXPONENTS, LOWEST = 278, 149  # of float32: -149 to 128
 
 Array = NDArray[Any]
 
@@ -30,14 +32,35 @@ def bins(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
     return at.clip(0, BINS - 1).astype(np.int64)
 
 
+def exact_sums(values: Array, groups: Array, count: int) -> Array:
+    """Sums of float32 values by group that no order of adding changes.
+
+    Returns:
+        (count, EXPONENTS) whole numbers below 2^53: per group and exponent the sum of
+        the mantissas. Such arrays are added up; `total` makes numbers of them.
+    """
+    mantissa, exponent = np.frexp(values.astype(np.float32))
+    at = groups * EXPONENTS + (exponent + LOWEST)
+    whole = mantissa.astype(np.float64) * 2**24
+    return np.bincount(at, weights=whole, minlength=count * EXPONENTS).reshape(
+        count, EXPONENTS
+    )
+
+
+def total(sums: Array) -> list[float]:
+    """The numbers that `exact_sums` stand for, one per group."""
+    powers = np.arange(EXPONENTS) - LOWEST - 24
+    return [math.fsum(np.ldexp(row, powers)) for row in sums]
+
+
 @dataclass
 class Tally:
     """Counts of one or all ranks, by a name that says what is counted.
 
     `rows:SPLIT:FEATURE` and `clicks:SPLIT:FEATURE` (num_embeddings,), over the rows
-    with an observed click. `labels:SPLIT:LABEL` (2,): observed rows, their sum.
-    `mended:FEATURE` (1,).
-    `periods:LABEL` (2, PERIODS). `size:SPLIT`: rows, and the sum of their hashes.
+    with an observed click. `observed:SPLIT:LABEL` (1,) and `labels:SPLIT:LABEL`: rows
+    with the label, its sum. `mended:FEATURE` (1,). `period_rows:LABEL` (PERIODS,) and
+    `period_labels:LABEL`. `size:SPLIT`: rows, and the sum of their hashes.
     """
 
     schema: Schema
@@ -55,8 +78,9 @@ class Tally:
         self._add(f"size:{name}", np.array([len(hashes), mixed], dtype=np.uint64))
         for label in self.schema.label_names:
             seen = columns[label][~np.isnan(columns[label])]
-            total = np.array([len(seen), seen.sum(dtype=np.float64)])
-            self._add(f"labels:{name}:{label}", total)
+            one = np.zeros(len(seen), dtype=np.int64)
+            self._add(f"observed:{name}:{label}", np.array([len(seen)]))
+            self._add(f"labels:{name}:{label}", exact_sums(seen, one, 1))
         click = columns[self.schema.labels[0].name]
         observed = ~np.isnan(click)
         clicked = click[observed] == 1
@@ -87,10 +111,10 @@ class Tally:
     def add_period(self, label: str, values: Array, periods: Array) -> None:
         """Count a label over time: `periods` (B,) from 0 to PERIODS - 1."""
         seen = ~np.isnan(values)
-        at, kept = periods[seen], values[seen].astype(np.float64)
-        rows = np.bincount(at, minlength=PERIODS)
-        sums = np.bincount(at, weights=kept, minlength=PERIODS)
-        self._add(f"periods:{label}", np.stack([rows.astype(np.float64), sums]))
+        rows = np.bincount(periods[seen], minlength=PERIODS)
+        self._add(f"period_rows:{label}", rows)
+        sums = exact_sums(values[seen], periods[seen], PERIODS)
+        self._add(f"period_labels:{label}", sums)
 
     def add_mended(self, rows: dict[str, int]) -> None:
         """Count the rows that `data.bounds` let pass, by feature."""
@@ -121,6 +145,12 @@ class Tally:
         with np.load(path) as counts:
             for name in counts.files:
                 self._add(name, counts[name])
+
+    def label(self, split: str, label: str) -> tuple[int, float]:
+        """Rows of a split in which a label was observed, and its mean there."""
+        rows = int(self.counts.get(f"observed:{split}:{label}", [0])[0])
+        sums = self.counts.get(f"labels:{split}:{label}")
+        return rows, total(sums)[0] / rows if sums is not None and rows else 0.0
 
     def sizes(self) -> dict[str, int]:
         """Rows of each split."""

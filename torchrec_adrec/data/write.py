@@ -91,7 +91,7 @@ class SplitWriter:
         except NotFiniteError as error:
             file = self.data.files[place.file]
             row = place.row_in_file + error.row + 1
-            raise DataError(f"{file}, row {row}: {error}") from None
+            raise DataError(f"{file}, good row {row}: {error}") from None
         ids = ad_ids(chunk.columns, encoder.schema.sources_of(Side.AD))
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
 
@@ -101,7 +101,7 @@ class SplitWriter:
             rows = np.arange(place.row, place.row + chunk.num_rows)
             return rows * PERIODS // self.spilled.num_rows
         first, last = self._span
-        return (chunk.time - first) * PERIODS // (last - first + 1)
+        return (chunk.time - first) // ((last - first) // PERIODS + 1)
 
 
 _NONE = np.zeros(0, dtype=np.uint64)

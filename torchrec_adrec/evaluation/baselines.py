@@ -78,5 +78,7 @@ def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
     pointers = np.arange(0, rows * width + 1, width)
     ones = np.ones(ids.size, dtype=np.float32)
     hot = csr_matrix((ones, ids.ravel(), pointers), shape=(rows, int(starts[-1])))
+    if not schema.dense:
+        return hot
     dense = frame.select(f.name for f in schema.dense).to_numpy()
     return hstack([hot, csr_matrix(dense)], format="csr")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torchrec_adrec.config import DataConfig
 from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
-from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.dataset import DataSet, raw_files
 from torchrec_adrec.ranks import Ranks
 
 ADAPTERS = {
@@ -12,6 +12,19 @@ ADAPTERS = {
     "kuairand": kuairand.open_data,
     "table": table.open_data,
 }
+
+
+def files_read(config: DataConfig) -> tuple[Path, ...]:
+    """Every file of which the rows are made; none for the synthetic adapter.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if config.adapter == "synthetic":
+        return ()
+    if config.adapter == "kuairand":
+        return kuairand.files_read(config)
+    return raw_files(config)
 
 
 def open_data(config: DataConfig, seed: int, folder: Path, ranks: Ranks) -> DataSet:

@@ -27,7 +27,7 @@ from torchrec_adrec.data.adapters import kuairand_lookups as known
 from torchrec_adrec.data.adapters.kuairand_lookups import Lookups, Unknown
 from torchrec_adrec.data.adapters.rows import Column, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.dataset import DataSet, each_once
 from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -71,7 +71,7 @@ def open_data(config: DataConfig) -> DataSet:
         SchemaError: a file lacks a column.
         DataError: features or histories that cannot be used.
     """
-    files = tuple(_logs(config.raw))
+    files = each_once(list(_logs(config.raw)))
     for path in files:
         _check_log(path)
     folders = {path.parent for path in files}
@@ -79,6 +79,13 @@ def open_data(config: DataConfig) -> DataSet:
         raise ConfigError(f"data.raw: expected logs of one folder, found {folders}")
     reader = _Reader(Lookups.load(folders.pop(), HISTORY_LENGTH), config)
     return DataSet(schema(), files, reader.read, time="time_ms", user="user_id")
+
+
+def files_read(config: DataConfig) -> tuple[Path, ...]:
+    """The logs, and the files that are found beside them."""
+    logs = each_once(list(_logs(config.raw)))
+    beside = [logs[0].parent / n for n in (known.USERS, known.VIDEOS, known.SEQUENCES)]
+    return (*logs, *beside)
 
 
 def schema() -> Schema:

@@ -32,7 +32,8 @@ class Given:
     def value(self) -> pl.Expr:
         """The column, null where there is no value."""
         column = pl.col(self.source)
-        if self.type == pl.String():
+        if isinstance(self.type, pl.String | pl.Categorical | pl.Enum):
+            column = column.cast(pl.String)
             return pl.when(~column.is_in(self.missing)).then(column)
         return column.fill_nan(None) if self.type.is_float() else column
 
