@@ -16,6 +16,12 @@ def raw(request: pytest.FixtureRequest, tmp_path: Path) -> Raw:
     return ADAPTERS[request.param](tmp_path)
 
 
+@pytest.fixture(params=[name for name in ADAPTERS if name != "synthetic"])
+def raw_file(request: pytest.FixtureRequest, tmp_path: Path) -> Raw:
+    """Of the adapters that read files; the other one makes its rows."""
+    return ADAPTERS[request.param](tmp_path)
+
+
 def frames(raw: Raw, bad: BadRows, megabytes: int = 64) -> list[pl.DataFrame]:
     config = raw.config.model_copy(update={"chunk_megabytes": megabytes})
     data = raw.open_data(config)
@@ -35,13 +41,11 @@ def test_rows_in_are_rows_out_and_bad_rows(raw: Raw) -> None:
     assert bad.count == (raw.bad is not None)
 
 
-def test_a_bad_row_is_named_with_file_and_line(raw: Raw) -> None:
-    if raw.bad is None:
-        pytest.skip("makes its own rows")
+def test_a_bad_row_is_named_with_file_and_line(raw_file: Raw) -> None:
     for megabytes in (1, 64):
         bad = BadRows()
-        frames(raw, bad, megabytes)
-        assert bad.first[0].startswith(raw.bad)
+        frames(raw_file, bad, megabytes)
+        assert bad.first[0].startswith(raw_file.bad)
 
 
 def test_the_cut_into_frames_changes_nothing(raw: Raw) -> None:
@@ -52,10 +56,8 @@ def test_the_cut_into_frames_changes_nothing(raw: Raw) -> None:
     assert pl.concat(whole).equals(pl.concat(pieces), null_equal=True)
 
 
-def test_a_missing_value_is_null(raw: Raw) -> None:
-    if not raw.missing:
-        pytest.skip("makes its own rows")
-    column = pl.concat(frames(raw, BadRows()))[raw.missing]
+def test_a_missing_value_is_null(raw_file: Raw) -> None:
+    column = pl.concat(frames(raw_file, BadRows()))[raw_file.missing]
     assert column[MISSING] is None and column[MISSING + 1] is not None
 
 
@@ -76,12 +78,10 @@ def test_no_label_is_a_feature(raw: Raw) -> None:
     assert not sources & set(schema.label_names)
 
 
-def test_a_missing_file_is_named(raw: Raw, tmp_path: Path) -> None:
-    if raw.bad is None:
-        pytest.skip("makes its own rows")
+def test_a_missing_file_is_named(raw_file: Raw, tmp_path: Path) -> None:
     gone = tmp_path / "gone.csv"
-    config = raw.config.model_copy(update={"raw": (str(gone),)})
+    config = raw_file.config.model_copy(update={"raw": (str(gone),)})
     with pytest.raises(ConfigError, match=str(gone)):
-        raw.open_data(config)
+        raw_file.open_data(config)
     with pytest.raises(ConfigError, match=r"data\.raw"):
-        raw.open_data(raw.config.model_copy(update={"raw": ()}))
+        raw_file.open_data(raw_file.config.model_copy(update={"raw": ()}))

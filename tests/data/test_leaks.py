@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torchrec_adrec.config import load_config
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.column import Chunk
+from torchrec_adrec.data.column import Bags, Chunk
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.leaks import (
     Dependency,
@@ -76,12 +76,15 @@ def test_the_auc_of_a_column_is_that_of_its_training_rates() -> None:
     rng = np.random.default_rng(0)
     tally = Tally(SCHEMA)
     rates = np.array([0.2, 0.5, 0.1, 0.4, 0.8, 0.3])
+    shares = np.array(
+        [0.4, 0.05, 0.25, 0.1, 0.05, 0.15]
+    )  # the frequent ones click less
     parts = []
     for split in (0, 2):
-        ids = rng.integers(6, size=3000).astype(np.int32)
-        click = (rng.random(3000) < rates[ids]).astype(np.float32)
+        ids = rng.choice(6, 30_000, p=shares).astype(np.int32)
+        click = (rng.random(30_000) < rates[ids]).astype(np.float32)
         columns = {"u": ids, "a": np.zeros_like(ids), "click": click}
-        tally.add(split, columns, np.arange(3000, dtype=np.uint64))
+        tally.add(split, columns, np.arange(30_000, dtype=np.uint64))
         parts.append((ids, click))
     (train, clicked), (test, label) = parts
     fitted = np.bincount(train, weights=clicked) / np.bincount(train)
@@ -113,6 +116,16 @@ def test_equal_rows_have_equal_hashes_and_others_not() -> None:
     assert len({hashes[0], swapped, clicked}) == 3
     # In another chunk the same values have other codes.
     assert row_hashes(chunk({"u": [2, 1], "a": [4, 3]}))[1] == hashes[0]
+
+
+def test_histories_and_times_count_in_the_hash() -> None:
+    seen = [["a", "b"], ["b", "a"], ["a", "b"], ["a"], []]
+    column = Bags.of(pl.Series(seen, dtype=pl.List(pl.String)))
+    clicks = {"click": np.zeros(5, dtype=np.float32)}
+    hashes = row_hashes(Chunk({"h": column}, clicks, None)).tolist()
+    assert hashes[0] == hashes[2] and len(set(hashes)) == 4
+    times = row_hashes(Chunk({"h": column}, clicks, np.arange(5)))
+    assert len(set(times.tolist())) == 5
 
 
 def test_rows_in_two_splits_are_counted(tmp_path: Path) -> None:
