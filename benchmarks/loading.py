@@ -40,7 +40,7 @@ from torchrec_adrec.sharded_task import build
 SIZES = np.geomspace(4, 1_000_000, 26).astype(int).tolist()
 AD = {2, 14, 15, 18, 25}
 FILE_ROWS = 262_144  # about what `prepare` writes
-STEPS = 100  # of one block of training
+STEPS = 50  # of one block of training
 
 
 def main() -> None:
@@ -49,11 +49,12 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=5_000_000)
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--train", action="store_true")
+    arguments.add_argument("--batch-size", type=int, default=2048, help="of --train")
     words = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         split = write(Path(folder), words.rows)
         if words.train:
-            keep("loading_train", train(split, words.rounds))
+            keep("loading_train", train(split, words.rounds, words.batch_size))
         else:
             keep("loading", load(split, words.rounds))
 
@@ -135,10 +136,9 @@ def load(split: Split, rounds: int) -> dict[str, Any]:
     }
 
 
-def train(split: Split, rounds: int) -> dict[str, Any]:
+def train(split: Split, rounds: int, size: int) -> dict[str, Any]:
     """Steps of the towers on rows that are read against rows that lie in memory."""
     config = Config()
-    size = config.train.batch_size
     with process_group("cpu") as process:
         model, optimizer = build("retrieval", make_schema(), config, process)
         pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
