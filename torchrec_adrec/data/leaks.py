@@ -26,6 +26,7 @@ from torchrec_adrec.schema import Schema, Side
 MIN_SEEN = 5  # a value seen once determines everything
 LIMIT = 0.95
 SAMPLE_ROWS = 200_000  # shares to two digits; 5 x 34 pairs of columns take a second
+MIN_ROWS = 100  # held out; of fewer an AUC may be anything
 TELLS_LABEL = 0.9  # AUC of one column alone; real columns stay below .75
 COMPARED_ROWS = 2_000_000  # of more, every second, third ... by hash: a fair sample
 
@@ -193,11 +194,11 @@ def future_columns(tally: Tally, aucs: dict[str, float]) -> list[FutureColumn]:
     found = [
         FutureColumn(name=name, why="tells the label", figure=auc)
         for name, auc in aucs.items()
-        if auc > TELLS_LABEL
+        if auc > TELLS_LABEL and _held_out(tally, name)[0].sum() >= MIN_ROWS
     ]
     for feature in tally.schema.sparse:
         train, test = (_of(tally, s, feature.name)[0] for s in ("train", "test"))
-        if test.sum() and train.sum():
+        if test.sum() >= MIN_ROWS and train.sum():
             known = 1 - train[UNKNOWN] / train.sum()
             unknown = float(test[UNKNOWN] / test.sum())
             if known > LIMIT and unknown > LIMIT:
