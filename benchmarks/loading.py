@@ -22,8 +22,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader, Split
+from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.prefetch import prefetch
+from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.data.write import write_rows
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.schema import (

@@ -14,7 +14,8 @@ from conftest import adrec, on_ranks
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader, Split
+from torchrec_adrec.data.parquet import Reader
+from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.errors import CheckpointError, DataError, ManifestError
 from torchrec_adrec.index.manifest import IndexManifest, load_vectors

@@ -23,8 +23,9 @@ from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.bounds import Mended
 from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader, Split
+from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.prefetch import prefetch
+from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import DataError

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from torchrec_adrec.data.bounds import Mended
 from torchrec_adrec.data.collate import batch_columns, collate, tower_input
-from torchrec_adrec.data.parquet import Reader, Rows, Split
+from torchrec_adrec.data.parquet import Reader, Rows
+from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import (
     DenseFeature,

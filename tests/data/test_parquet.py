@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_adrec.data.parquet import Reader, Rows, Split
+from torchrec_adrec.data.parquet import Reader, Rows
 from torchrec_adrec.data.prefetch import prefetch
+from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.errors import ConfigError, DataError
 
 COLUMNS = ("x", "small", "half", "h:0", "h:1")
