@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 from conftest import adrec, on_ranks
 
+from torchrec_adrec.config import load_config
+from torchrec_adrec.data.collate import batch_columns, collate
 from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.request import raw_user
+from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.data.tally import exact_sums, total
+from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.baselines import baselines
+from torchrec_adrec.evaluation.metrics import click_metrics
 from torchrec_adrec.schema import RESERVED, Label, Schema, Side, SparseFeature
+from torchrec_adrec.tasks import build_task
 
 ROWS = 1500
 TABLE: dict[str, Any] = {
@@ -122,6 +130,27 @@ def test_a_history_is_no_drift_where_its_items_are_none(made: Path) -> None:
 def test_ids_alone_have_a_baseline(made: Path, tmp_path: Path) -> None:
     found = baselines(made / "one/data", tmp_path)
     assert 0.3 < found["logistic_regression"]["test"]["auc"] < 0.7
+
+
+def test_histories_of_sharded_tables_are_those_of_whole_ones(made: Path) -> None:
+    """Whole tables on two ranks: on CPUs the planner offers no cut by rows."""
+    words = ["train.batch_size=100", "--out", made / "one"]
+    done = on_ranks(2, "train", "retrieval", *words)
+    assert done.returncode == 0, done.stderr
+    stage, data = made / "one/retrieval", made / "one/data"
+    sharded = json.loads((stage / "metrics.json").read_text())["test"]["click"]
+    schema = Schema.load(data / "schema.json")
+    task = build_task("retrieval", schema, load_config(stage / "config.yaml")).eval()
+    last = checkpoint.latest(stage / "checkpoints")
+    assert last is not None
+    checkpoint.load(last, task, schema)
+    reader = Reader(Split.open(data / "test"), batch_columns(schema), 150)
+    batch = collate(next(reader.epoch()), schema)
+    with torch.no_grad():
+        logits = task(batch)[1].logits[:, 0]
+    whole = click_metrics(logits.double().sigmoid().numpy(), batch.labels[:, 0].numpy())
+    assert sharded["rows"] == whole["rows"] == 150
+    assert sharded["log_loss"] == pytest.approx(whole["log_loss"], abs=1e-6)
 
 
 def test_sums_do_not_depend_on_the_order() -> None:
