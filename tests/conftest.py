@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from torchrec_adrec.config import Config, DataConfig, load_config
+from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.adapters.criteo import HASHES, INTEGERS
 from torchrec_adrec.data.prepare import prepare
+from torchrec_adrec.data_config import DataConfig
 
 REPOSITORY = Path(__file__).parents[1]
 

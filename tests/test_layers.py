@@ -16,8 +16,9 @@ LAYERS = (
     ("models", "losses", "index"),
     ("modules", "data"),
     (
-        *("schema", "table_config", "config", "config_errors", "batch", "errors"),
-        *("files", "memory", "progress", "ranks", "__version__"),
+        *("schema", "batch", "errors", "files", "memory", "progress", "ranks"),
+        *("config", "config_errors", "settings", "__version__"),
+        *("data_config", "table_config", "train_config"),
     ),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -8,18 +8,13 @@ is another one. Holds no torch and reads no data, as all settings.
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from torchrec_adrec.schema import RESERVED
+from torchrec_adrec.settings import Settings
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
-
-
-class _Column(_Settings):
+class _Column(Settings):
     column: str | None = None
     """Its name in the file; default: the feature's own."""
 
@@ -68,7 +63,7 @@ class LabelColumn(_Column):
         return self
 
 
-class TimeColumn(_Settings):
+class TimeColumn(Settings):
     """When the row happened, for a split by time."""
 
     column: str
@@ -96,7 +91,7 @@ FeatureColumn = Annotated[
 ]
 
 
-class TableConfig(_Settings):
+class TableConfig(Settings):
     """Columns of one's own Parquet, CSV or TSV files."""
 
     labels: Annotated[dict[Name, LabelColumn], Field(min_length=1)]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import Config, RankerConfig, TowersConfig
+from torchrec_adrec.config import Config
 from torchrec_adrec.losses import click_loss, in_batch_softmax, value_loss
 from torchrec_adrec.models.ranker import Ranker
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.schema import Label, Schema
+from torchrec_adrec.train_config import RankerConfig, TowersConfig
 
 
 class Outputs(NamedTuple):

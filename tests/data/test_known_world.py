@@ -8,10 +8,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from torchrec_adrec.config import SyntheticConfig
 from torchrec_adrec.data import known_log, known_world
 from torchrec_adrec.data.known_log import Log
 from torchrec_adrec.data.known_world import World
+from torchrec_adrec.data_config import SyntheticConfig
 from torchrec_adrec.errors import DataError
 
 SMALL = SyntheticConfig(rows=5000, ads=120, users=60)

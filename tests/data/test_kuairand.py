@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from raw_data import FIRST_MS, impression, write_kuairand, write_lookups
 
-from torchrec_adrec.config import DataConfig
 from torchrec_adrec.data.adapters import files_read, kuairand
 from torchrec_adrec.data.adapters import kuairand_lookups as known
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import check_rows
+from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, DataError, SchemaError
 from torchrec_adrec.schema import SequenceFeature, Side
 

@@ -5,7 +5,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from torchrec_adrec.config import DataConfig, SyntheticConfig
 from torchrec_adrec.data import known_log
 from torchrec_adrec.data.adapters import criteo, synthetic
 from torchrec_adrec.data.bad_rows import BadRows
@@ -13,6 +12,7 @@ from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.known_world import Shown
 from torchrec_adrec.data.leaks import dependencies, refuse_leaky_sides
+from torchrec_adrec.data_config import DataConfig, SyntheticConfig
 
 SMALL = SyntheticConfig(rows=5000, ads=200, users=300)
 AD_COLUMNS = ("C2", "C14", "C15", "C18", "C25")

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_data import MAPPING, click, table_config
 
-from torchrec_adrec.config import DataConfig, load_config
+from torchrec_adrec.config import load_config
 from torchrec_adrec.data.adapters import delimited, table
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import check_rows
+from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, DataError, SchemaError
 from torchrec_adrec.schema import Side
 

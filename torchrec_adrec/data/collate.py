@@ -17,7 +17,6 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_adrec.batch import Batch, TowerInput
-from torchrec_adrec.config import Bounds
 from torchrec_adrec.data.bounds import (
     Mended,
     OutOfRangeError,
@@ -27,6 +26,7 @@ from torchrec_adrec.data.bounds import (
     side_limits,
 )
 from torchrec_adrec.data.parquet import Rows
+from torchrec_adrec.data_config import Bounds
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import (
     AD_ID,

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from torchrec_adrec.config import Bounds, DataConfig
 from torchrec_adrec.data.column import Bags, Column, RawColumns
 from torchrec_adrec.data.counts import Counts
 from torchrec_adrec.data.keys import keys
@@ -22,6 +21,7 @@ from torchrec_adrec.data.vocabulary import (
     Hashed,
     Vocabulary,
 )
+from torchrec_adrec.data_config import Bounds, DataConfig
 from torchrec_adrec.errors import DataError, SchemaError
 from torchrec_adrec.files import check_hashes
 from torchrec_adrec.schema import (

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from torchrec_adrec.config import SyntheticConfig
+from torchrec_adrec.data_config import SyntheticConfig
 from torchrec_adrec.errors import DataError
 
 GROUPS, CAMPAIGNS, LATENT_DIM = 20, 30, 8

@@ -26,7 +26,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from torchrec_adrec.config import DataConfig
 from torchrec_adrec.data.catalog import AdCounter, load_ads, values_of
 from torchrec_adrec.data.column import Bags, Chunk, Column, RawColumns
 from torchrec_adrec.data.counts import Counter, Counts, count, load_counts
@@ -38,6 +37,7 @@ from torchrec_adrec.data.spill import Place, Spilled, each, spill
 from torchrec_adrec.data.splits import TEST, TRAIN, Splitter, check_sizes, splitter
 from torchrec_adrec.data.tally import Tally
 from torchrec_adrec.data.write import SplitWriter, merged_tally
+from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.files import write_hashes
 from torchrec_adrec.progress import Progress

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_adrec.config import SplitConfig
 from torchrec_adrec.data.column import Chunk, Column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.keys import keys, salt, splitmix
 from torchrec_adrec.data.spill import Place, Spilled, time_of
+from torchrec_adrec.data_config import SplitConfig
 from torchrec_adrec.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")

@@ -10,7 +10,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from torchrec_adrec.config import OptimizerConfig
+from torchrec_adrec.train_config import OptimizerConfig
 
 
 def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:

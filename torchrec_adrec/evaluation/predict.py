@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch import nn
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import Bounds
 from torchrec_adrec.data.bounds import Mended
 from torchrec_adrec.data.collate import batch_columns, collate
 from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.data_config import Bounds
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.metrics import Floats, click_metrics, value_metrics
 from torchrec_adrec.progress import Progress

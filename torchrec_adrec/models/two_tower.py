@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config import TowersConfig
 from torchrec_adrec.models.tower import Tower
 from torchrec_adrec.schema import Schema, Side
+from torchrec_adrec.train_config import TowersConfig
 
 
 class TwoTower(nn.Module):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from torchrec_adrec.config import DataConfig
 from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
 from torchrec_adrec.data.dataset import DataSet, raw_files
+from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.ranks import Ranks
 
 ADAPTERS = {

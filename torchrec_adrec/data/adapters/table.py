@@ -12,11 +12,11 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from torchrec_adrec.config import DataConfig
 from torchrec_adrec.data.adapters import columnar, delimited, values
 from torchrec_adrec.data.adapters.rows import Column, Rows, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, raw_files
+from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.schema import (
     DenseFeature,
