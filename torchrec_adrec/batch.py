@@ -1,6 +1,6 @@
 """What flows through the models. Only `data.collate` makes these.
 
-Shape letters: B batch, F features, T tasks.
+Shape letters: B batch, N ads, F features, T tasks.
 """
 
 from dataclasses import dataclass, fields
@@ -48,12 +48,13 @@ class Batch(_Moves):
     """Rows of a log.
 
     Attributes:
-        user: the user's side.
-        ad: the ad's side.
+        user: the user's side, B rows.
+        ad: the ad's side, N >= B rows; those behind the first B are negatives only.
         labels: (B, T) float32; NaN where not observed.
         weights: (B,) float32; 0 for the rows that only fill up an evaluation batch.
-        ad_ids: (B,) int64.
-        log_q: (B,) float32, log of the ad's share of the training impressions; NaN for
+        ad_ids: (N,) int64.
+        log_q: (N,) float32, log of the ad's share of the training impressions (with
+            negatives beside the rows: of the mixture that ads are drawn from); NaN for
             an ad that training never saw, so that it cannot be used by mistake.
     """
 

@@ -6,6 +6,8 @@ AdRecError
 ├── DataError         rows that cannot be used
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
 ├── ManifestError     an artefact that is damaged, or was made from something else
+├── TrainingError     a model that cannot be trained on: not finite, or dead
+│   └── NonFiniteLossError
 ├── GateError         an index that was measured and found too bad to publish
 └── StageError        a launched stage that did not end well
 """
@@ -33,6 +35,14 @@ class CheckpointError(AdRecError):
 
 class ManifestError(AdRecError):
     """An artefact that is damaged, or was made from something else."""
+
+
+class TrainingError(AdRecError):
+    """A model that it makes no sense to train on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """A loss that is NaN or infinite, raised before any weight has changed."""
 
 
 class GateError(AdRecError):

@@ -187,7 +187,7 @@ def _write_manifest(
         step=start.step,
         schema_fingerprint=schema.fingerprint,
         similarity=config.towers.similarity,
-        dim=config.towers.output_dim,
+        dim=config.towers.vector_dim,
         count=len(catalog),
         files={path.name: sha256(path) for path in written},
     ).save(out)

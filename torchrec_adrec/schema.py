@@ -74,12 +74,16 @@ class SequenceFeature(_Feature):
     Its vectors are averaged by the table itself (`PoolingType.MEAN`); a row without
     history has the zero vector. In Parquet it is `max_length` plain columns, because a
     list column reads three to five times slower; -1 stands behind the last id.
+
+    `shares` names an ad's sparse feature whose values these are: the sequence then has
+    that feature's ids, and the ads in it are never negatives of their user.
     """
 
     source: str
     kind: Literal["hex", "text"] = "text"
     max_length: int = 20
     num_embeddings: int = 0
+    shares: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -135,6 +139,10 @@ class Schema(_Part):
                 raise ValueError(f"the {side}'s side needs a sparse feature")
         if any(f.side == Side.AD for f in self.sequences):
             raise ValueError("a sequence describes a user; the ad's side takes none")
+        ads = {f.name for f in self.sparse_of(Side.AD) if f.kind != "number"}
+        lost = {str(f.shares) for f in self.sequences if f.shares is not None} - ads
+        if lost:
+            raise ValueError(f"{sorted(lost)}: shared ids must be those of an ad")
         if not self.labels or self.labels[0].kind != "binary":
             raise ValueError("the first label must be binary: the click")
         return self

@@ -47,6 +47,9 @@ class SequenceColumn(_Column):
     """The last so many are kept."""
     separator: Annotated[str, Field(min_length=1)] = " "
     """Between two ids, where the column is text."""
+    shares: str | None = None
+    """The ad's feature whose values these are: what the user clicked before. It then
+    has that feature's ids, and these ads are no negatives of the user."""
 
 
 class LabelColumn(_Column):

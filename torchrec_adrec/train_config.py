@@ -15,6 +15,16 @@ class OptimizerConfig(Settings):
     tables_lr: Rate = 0.02
     dense_lr: Rate = 0.001
     weight_decay: Rate = 1e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which both learning rates rise from 0."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How both fall to 0 from there to the last step."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the dense gradient. Tables are updated inside backward, before it
+    is known: row-wise Adagrad scales them by their own history."""
+    accumulate: Count = 1
+    """Steps whose dense gradients are averaged to one dense update; tables are updated
+    in every step."""
 
 
 class TowersConfig(Settings):
@@ -24,15 +34,35 @@ class TowersConfig(Settings):
     hidden: tuple[Count, ...] = (256,)
     output_dim: Count = 64
     dropout: Dropout = 0.1
-    similarity: Literal["cosine", "dot"] = "cosine"
-    """How a user and an ad vector become a score; the index metric follows from it."""
+    similarity: Literal["cosine", "dot", "additive"] = "cosine"
+    """How a user and an ad vector become a score; the index metric follows from it.
+    additive: the user's number plus the ad's, one order of ads for all (a baseline)."""
+    user_bias: bool = False
+    """Adds a number of the user's tower to the click's logit: how often this user
+    clicks at all. No order of ads depends on it, so the score need not carry it."""
     alpha: Fraction = 0.9
-    """Weight of the click's cross-entropy; the rest is the in-batch softmax. On Criteo
-    .7 gave AUC .748 and recall@100 .81, .98 gave .769 and .53 (validation)."""
+    """Weight of the click's cross-entropy; the rest is the contrast. On Criteo .7 gave
+    AUC .748 and recall@100 .81, .98 gave .769 and .53 (validation)."""
+    contrast: Literal["softmax", "bpr", "triplet"] = "softmax"
+    """What clicked ads are set apart from others with: the in-batch softmax, or losses
+    of pairs (for comparison)."""
     temperature: Annotated[float, Field(gt=0)] = 0.02
-    """Divides the score inside the softmax. On Criteo .2 gave recall@100 .36, .02 gave
+    """Divides the score inside the contrast. On Criteo .2 gave recall@100 .36, .02 gave
     .77, and the better AUC (validation)."""
+    learn_temperature: bool = False
+    """Start at `temperature` and learn it."""
+    log_q: bool = True
+    """Correct the softmax for how often each ad is drawn. Without it popular ads are
+    pushed down."""
+    uniform_negatives: Annotated[int, Field(ge=0)] = 0
+    """Ads of a step (over all ranks) drawn uniformly from those that training showed,
+    beside the batch's own; log_q is then that of the mixture."""
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @property
+    def vector_dim(self) -> int:
+        """D, the width of the vectors that are exported and searched."""
+        return 2 if self.similarity == "additive" else self.output_dim
 
 
 class RankerConfig(Settings):
@@ -71,8 +101,29 @@ class TrainConfig(Settings):
     keep_checkpoints: Count = 2
     log_every: Count = 20
     """Steps between two points of the loss curve."""
+    health_every: Annotated[int, Field(ge=0)] = 200
+    """Steps between two looks at norms, touched rows and the ads' effective rank, for
+    TensorBoard; 0: never."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the dense products. auto: bfloat16 where a measurement at the start finds it
+    faster. Tables, logits and the optimizers stay float32."""
+    compile: bool = False
+    """torch.compile of the towers' dense parts; costs half a minute at the start."""
+    dead_model: Literal["raise", "warn"] = "raise"
+    """What a model does that learns nothing: constant logits, or an AUC of .5."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between two evaluations on the validation split; 0: only at the end."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many evaluations without a better validation log loss, and go back
+    to the best checkpoint. Needs `evaluate_every`."""
     shuffle_window: Count = 1_000_000
     """Rows that are shuffled together, within row groups drawn in random order."""
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.patience is not None and not self.evaluate_every:
+            raise ValueError("`patience` counts evaluations: set `evaluate_every` too")
+        return self
 
 
 class ShardingConfig(Settings):

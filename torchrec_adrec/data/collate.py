@@ -52,37 +52,42 @@ def collate(
     schema: Schema,
     bounds: Bounds = "raise",
     mended: Mended | None = None,
+    extra: Columns | None = None,
 ) -> Batch:
     """One rank's rows as a `Batch`.
 
     Args:
         bounds: what becomes of values out of range, see `data.bounds`.
         mended: counts them, over all batches of a caller that wants totals.
+        extra: the ad's columns of further ads, which belong to no row's user.
 
     Raises:
         DataError: a value out of range, naming column, value, file and row; or an id
             behind the end of its sequence, whatever `bounds` says.
     """
     try:
-        return _batch(rows, schema)
+        return _batch(rows, schema, extra)
     except OutOfRangeError as error:
         if bounds == "raise":
             where = rows.split.locate(int(rows.numbers[error.row]))
             raise DataError(f"{where}: {error}") from None
     counter = Mended() if mended is None else mended
-    return collate(mend(rows, schema, bounds, counter), schema)
+    return collate(mend(rows, schema, bounds, counter), schema, extra=extra)
 
 
-def _batch(rows: Rows, schema: Schema) -> Batch:
+def _batch(rows: Rows, schema: Schema, extra: Columns | None) -> Batch:
     refuse(rows.columns, map(label_limit, schema.labels))
     labels = [rows.columns[name] for name in schema.label_names]
+    ads = rows.columns
+    if extra is not None:
+        ads = {name: np.append(ads[name], values) for name, values in extra.items()}
     return Batch(
         user=tower_input(rows.columns, schema, Side.USER),
-        ad=tower_input(rows.columns, schema, Side.AD),
+        ad=tower_input(ads, schema, Side.AD),
         labels=torch.from_numpy(np.stack(labels, axis=1).astype(np.float32)),
         weights=torch.from_numpy(rows.weights),
-        ad_ids=torch.from_numpy(np.ascontiguousarray(rows.columns[AD_ID])),
-        log_q=torch.from_numpy(np.ascontiguousarray(rows.columns[LOG_Q])),
+        ad_ids=torch.from_numpy(np.ascontiguousarray(ads[AD_ID])),
+        log_q=torch.from_numpy(np.ascontiguousarray(ads[LOG_Q])),
     )
 
 

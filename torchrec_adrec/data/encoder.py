@@ -80,6 +80,9 @@ class Encoder:
                 found = _keys(f, seen["value"], quantiles)
                 total = seen["count"].to_numpy()
                 vocabularies[f.name] = Frequent.fit(found, total, config.min_count)
+        for sequence in schema.sequences:
+            if sequence.shares is not None:
+                vocabularies[sequence.name] = vocabularies[sequence.shares]
         sized = _with_sizes(schema, vocabularies)
         return cls(sized, vocabularies, transforms, quantiles, config.bounds)
 
@@ -184,7 +187,8 @@ def _load_vocabulary(folder: Path, feature: Bag) -> Vocabulary:
     path = folder / f"vocabulary/{feature.name}.parquet"
     if path.exists():
         return Frequent.from_frame(pl.read_parquet(path))
-    return Hashed(feature.name, feature.num_embeddings)
+    shared = feature.shares if isinstance(feature, SequenceFeature) else None
+    return Hashed(shared or feature.name, feature.num_embeddings)
 
 
 def _with_sizes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> Schema:

@@ -1,5 +1,8 @@
 """Row-wise Adagrad inside backward for the tables, AdamW for every other parameter."""
 
+import math
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -7,7 +10,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import (
+    CombinedOptimizer,
+    KeyedOptimizer,
+    KeyedOptimizerWrapper,
+)
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from torchrec_adrec.train_config import OptimizerConfig
@@ -27,7 +35,7 @@ def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
 
 def build_optimizer(
     model: DistributedModelParallel, config: OptimizerConfig
-) -> CombinedOptimizer:
+) -> "StepOptimizer":
     """The tables' fused optimizer and AdamW for the rest, as one.
 
     Raises:
@@ -37,13 +45,70 @@ def build_optimizer(
     dense = KeyedOptimizerWrapper(
         rest,
         lambda parameters: torch.optim.AdamW(
-            parameters, lr=config.dense_lr, weight_decay=config.weight_decay
+            parameters, lr=config.dense_lr, weight_decay=config.weight_decay, fused=True
         ),
     )
     _make_state(dense)
-    optimizer = CombinedOptimizer([model.fused_optimizer, dense])
+    optimizer = StepOptimizer(model.fused_optimizer, dense, config)
     _check_coverage(model, optimizer, set(rest))
     return optimizer
+
+
+class StepOptimizer(CombinedOptimizer):  # type: ignore[misc]
+    """Both optimizers, told which step it is: rates, accumulation and clipping.
+
+    What a step does follows from its number alone, so nothing of it is saved.
+    """
+
+    def __init__(
+        self, tables: KeyedOptimizer, dense: KeyedOptimizer, config: OptimizerConfig
+    ) -> None:
+        if config.clip_norm is not None:
+            dense = GradientClippingOptimizer(
+                dense, GradientClipping.NORM, config.clip_norm
+            )
+        super().__init__([tables, dense])
+        self.tables, self.dense, self.config = tables, dense, config
+        self.at(1, 1)
+
+    def at(self, step: int, steps: int) -> None:
+        """Prepare for step `step` (from 1) of `steps`."""
+        self._waiting = (step - 1) % self.config.accumulate + 1
+        self._first = self._waiting == 1
+        self._updates = step == steps or self._waiting == self.config.accumulate
+        share = rate(step, steps, self.config)
+        for optimizer, full in (
+            (self.tables, self.config.tables_lr),
+            (self.dense, self.config.dense_lr),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = full * share
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Clear what was used up. For tables this hands the new rate to the kernel."""
+        self.tables.zero_grad(set_to_none)
+        if self._first:
+            self.dense.zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> None:
+        """Update the dense part, if its gradients are complete."""
+        if not self._updates:
+            return
+        if self._waiting > 1:
+            parameters = self.dense.params.values()
+            grads = [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_div_(grads, self._waiting)
+        self.dense.step()
+
+
+def rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Share of the full learning rate at a step (from 1): it rises, then falls."""
+    if step <= config.warmup_steps:
+        return step / config.warmup_steps
+    if config.decay == "none":
+        return 1.0
+    left = (steps - step + 1) / max(steps - config.warmup_steps, 1)
+    return left if config.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def _make_state(dense: KeyedOptimizerWrapper) -> None:

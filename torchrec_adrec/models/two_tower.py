@@ -21,29 +21,20 @@ class TwoTower(nn.Module):
         self, schema: Schema, config: TowersConfig, device: torch.device | None = None
     ) -> None:
         super().__init__()
-
-        def tower(side: Side) -> Tower:
-            return Tower(
-                schema,
-                side,
-                config.embedding_dim,
-                config.hidden,
-                config.output_dim,
-                config.dropout,
-                normalize=config.similarity == "cosine",
-                device=device,
-            )
-
-        self.user_tower = tower(Side.USER)
-        self.ad_tower = tower(Side.AD)
+        self.user_tower = Tower(schema, Side.USER, config, device)
+        self.ad_tower = Tower(schema, Side.AD, config, device)
         self.calibration = Calibration()
 
     def forward(
         self, user: TowerInput, ad: TowerInput
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Both sides of B pairs -> user (B, D), ad (B, D), click logit (B,)."""
-        user_vectors, ad_vectors = self.user_tower(user), self.ad_tower(ad)
-        logits = self.calibration((user_vectors * ad_vectors).sum(dim=1))
+        """Both sides of B pairs -> user (B, D), ad (N, D), click logit (B,).
+
+        The ad's side may have more rows, N >= B: negatives, which belong to no user.
+        """
+        user_vectors, user_bias = self.user_tower.outputs(user)
+        ad_vectors = self.ad_tower(ad)
+        logits = self.calibration(user_vectors, ad_vectors) + user_bias
         return user_vectors, ad_vectors, logits
 
 
@@ -55,6 +46,7 @@ class Calibration(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(5.0).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
-    def forward(self, scores: Tensor) -> Tensor:
-        """(B,) -> (B,)."""
+    def forward(self, user: Tensor, ad: Tensor) -> Tensor:
+        """(B, D) and (N, D), N >= B -> (B,)."""
+        scores = (user * ad[: len(user)]).sum(dim=1)
         return self.log_scale.exp() * scores + self.bias

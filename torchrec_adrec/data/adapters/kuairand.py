@@ -109,6 +109,7 @@ def schema() -> Schema:
                 side=Side.USER,
                 source=known.WATCHED,
                 max_length=HISTORY_LENGTH,
+                shares="video_id",
             ),
         ),
         labels=(

@@ -91,7 +91,11 @@ def _features(
 ) -> Iterator[DenseFeature | SparseFeature | SequenceFeature]:
     if isinstance(column, SequenceColumn):
         yield SequenceFeature(
-            name=name, side=side, source=name, max_length=column.max_length
+            name=name,
+            side=side,
+            source=name,
+            max_length=column.max_length,
+            shares=column.shares,
         )
     elif isinstance(column, NumberColumn):
         yield DenseFeature(

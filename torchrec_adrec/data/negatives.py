@@ -1,0 +1,74 @@
+"""Ads drawn uniformly from those that training showed, as negatives beside the batch's.
+
+Ads of a log come as often as they were shown, so rare ones are hardly ever negatives,
+and a tower may score them as it likes. Ads that only the held-out rows show are never
+drawn: training must not know of them.
+
+Source: Yang et al., Mixed negative sampling, WWW 2020.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.catalog import load_catalog, log_q
+from torchrec_adrec.data.collate import Columns
+from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
+
+
+class UniformNegatives:
+    """Draws the same ads for a step whatever the number of ranks, and deals them.
+
+    Args:
+        data: a prepared data set.
+        count: ads of one step over all ranks.
+        batch_size: rows of one step over all ranks.
+
+    Raises:
+        ConfigError: the ranks do not divide `count`.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        schema: Schema,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if count % world_size:
+            raise ConfigError(
+                f"towers.uniform_negatives = {count} must be a multiple of the"
+                f" {world_size} ranks"
+            )
+        catalog = load_catalog(data)
+        shown = catalog.filter(pl.col("impressions") > 0)
+        names = schema.columns_of(Side.AD)
+        self.columns = {name: shown[name].to_numpy() for name in (*names, AD_ID)}
+        self.columns[LOG_Q] = log_q(shown, self.columns[AD_ID])
+        self.ads, self.count, self.batch_size = len(shown), count, batch_size
+        self.seed, self.rank, self.share = seed, rank, count // world_size
+
+    def of_step(self, step: int) -> dict[str, NDArray[np.generic]]:
+        """The ad's columns of this rank's ads of a step, (count / W,) each."""
+        drawn = np.random.default_rng([self.seed, step]).integers(self.ads, size=self.count)
+        own = drawn[self.rank * self.share : (self.rank + 1) * self.share]
+        return {name: values[own] for name, values in self.columns.items()}
+
+    def mixed(self, log_q: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log of how much of a step's ads is expected to be each one's.
+
+        (B p + U / M) / (B + U) with p its share of the impressions, B rows and U ads
+        drawn from M.
+
+        Args:
+            log_q: log p.
+        """
+        drawn, total = self.count / self.ads, self.batch_size + self.count
+        expected = self.batch_size * np.exp(log_q.astype(np.float64)) + drawn
+        return np.asarray(np.log(expected / total), dtype=np.float32)

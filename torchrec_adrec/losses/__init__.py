@@ -1,0 +1,1 @@
+"""Losses over the global batch, one file a family; each function names its paper."""

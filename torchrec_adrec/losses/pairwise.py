@@ -1,0 +1,64 @@
+"""Losses of pairs: the clicked ad should score above another one. For comparison.
+
+Every anchor meets `PAIRS` ads drawn at random from those of the global batch, except
+places of its own ad. Scores are corrected by nothing: ads are drawn as they are shown,
+so popular ones are pushed down more often.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchrec_adrec.losses.gather import gather_ads
+from torchrec_adrec.losses.mean import global_scale
+
+PAIRS = 16
+
+
+def bpr(margins: Tensor) -> Tensor:
+    """-log sigmoid(positive - negative): Rendle et al., BPR, UAI 2009.
+
+    Args:
+        margins: score of the clicked ad minus that of the other, over the temperature.
+    """
+    return -F.logsigmoid(margins)
+
+
+def triplet(margins: Tensor) -> Tensor:
+    """max(0, 1 - positive + negative): Schroff et al., FaceNet, CVPR 2015.
+
+    The temperature is the margin of the scores themselves.
+    """
+    return F.relu(1 - margins)
+
+
+WAYS = {"bpr": bpr, "triplet": triplet}
+
+
+def pairwise_loss(
+    way: str,
+    user: Tensor,
+    ad: Tensor,
+    ad_ids: Tensor,
+    anchors: Tensor,
+    temperature: float | Tensor,
+) -> Tensor:
+    """Mean over the anchors of all ranks of the mean over their pairs.
+
+    Args:
+        way: `bpr` or `triplet`.
+        user: (B, D).
+        ad: (N, D); row i < B is the ad shown to row i of `user`.
+        ad_ids: (N,) int64.
+        anchors: (B,), 1 for rows that count (clicked), else 0.
+    """
+    columns, _ = gather_ads(ad, ad_ids, torch.zeros_like(ad_ids))
+    scale = global_scale(anchors)
+    at = anchors.nonzero().squeeze(1)
+    drawn = torch.randint(len(columns.ids), (len(at), PAIRS), device=at.device)
+    others = torch.einsum("ad,apd->ap", user[at], columns.vectors[drawn])
+    own = (user[at] * ad[at]).sum(dim=1, keepdim=True)
+    losses = WAYS[way]((own - others) / temperature)
+    differs = columns.ids[drawn] != ad_ids[at, None]
+    mean = (losses * differs).sum(dim=1) / differs.sum(dim=1).clamp(min=1)
+    return mean @ anchors[at] * scale

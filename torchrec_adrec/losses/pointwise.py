@@ -1,0 +1,39 @@
+"""Losses of single rows: a click, a value.
+
+Shape letters: B rows of this rank.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchrec_adrec.losses.mean import global_mean
+
+
+def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy; a label that was not observed (NaN) does not count.
+
+    Args:
+        logits, labels, weights: (B,).
+    """
+    observed = ~labels.isnan()
+    target = torch.where(observed, labels, torch.zeros_like(labels))
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return global_mean(losses, weights * observed)
+
+
+def value_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+    """Poisson quasi-likelihood exp(z) - y z of values >= 0, NaN where not observed.
+
+    Its minimum is the mean, whatever the distribution (Gourieroux et al., Econometrica
+    1984), so predicted values add up to the observed ones; it takes zeros and long
+    tails, which a squared error of logarithms does not.
+
+    Args:
+        logits: (B,), log of the predicted value.
+        values, weights: (B,).
+    """
+    observed = ~values.isnan()
+    target = torch.where(observed, values, torch.zeros_like(values))
+    losses = F.poisson_nll_loss(logits, target, log_input=True, reduction="none")
+    return global_mean(losses, weights * observed)
