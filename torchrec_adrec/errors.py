@@ -2,6 +2,7 @@
 
 AdRecError
 ├── ConfigError       a setting, a path or a command line that cannot be used
+│   └── PlanError     tables that fit no sharding plan, with what is needed and there
 ├── SchemaError       columns that do not fit the schema
 ├── DataError         rows that cannot be used
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
@@ -19,6 +20,18 @@ class AdRecError(Exception):
 
 class ConfigError(AdRecError):
     """A setting, a path or a command line that cannot be used."""
+
+
+class PlanError(ConfigError):
+    """Tables that fit no sharding plan.
+
+    Attributes:
+        needed, there: bytes over all ranks, 0 where memory is not the reason.
+    """
+
+    def __init__(self, message: str, needed: int = 0, there: int = 0) -> None:
+        super().__init__(message)
+        self.needed, self.there = needed, there
 
 
 class SchemaError(AdRecError):

@@ -9,6 +9,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.audit import audit, collections_of
+from torchrec_adrec.distributed.constraints import ids_per_row
 from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_optimizer
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
@@ -25,15 +27,22 @@ def build(
     """Model -> optimizer inside backward -> sharding -> the rest's optimizer.
 
     The order matters: a table gets its optimizer before it is sharded, or never.
+
+    Raises:
+        ConfigError: `sharding` names no table, or the tables do not fit.
+        AssertionError: the audit found a parameter that would not train.
     """
     # Shards are made where they live, so ranks must not draw the same numbers.
     torch.manual_seed((config.seed << 12) + process.rank)
     model = build_task(task, schema, config, meta_device())
     settings = config.towers if task == "retrieval" else config.ranker
     fuse_table_optimizer(model, settings.optimizer)
+    collections = collections_of(model)
     share = config.train.batch_size // process.world_size
-    sharded = shard(model, process, config.sharding.types, share)
-    return sharded, build_optimizer(sharded, settings.optimizer)
+    sharded = shard(model, process, config.sharding, share, ids_per_row(schema))
+    optimizer = build_optimizer(sharded, settings.optimizer)
+    audit(sharded, optimizer, collections, schema)
+    return sharded, optimizer
 
 
 def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:

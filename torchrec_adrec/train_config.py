@@ -1,8 +1,8 @@
 """Settings of training: models, losses, optimizers, the loop, and sharding."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from torchrec_adrec.settings import Count, Fraction, Rate, Settings
 
@@ -126,12 +126,50 @@ class TrainConfig(Settings):
         return self
 
 
-class ShardingConfig(Settings):
-    """What the planner may choose from. `data_parallel` is left out on purpose: with an
-    optimizer inside backward such tables never train, and nothing says so.
-    """
+ShardingName = Literal[
+    "table_wise", "row_wise", "table_row_wise", "column_wise", "table_column_wise"
+]
 
-    types: tuple[Literal["table_wise", "row_wise", "table_row_wise"], ...] = (
-        "table_wise",
-        "row_wise",
-    )
+
+def _no_data_parallel(types: Any) -> Any:
+    if isinstance(types, (list, tuple)) and "data_parallel" in types:
+        raise ValueError(
+            "data_parallel is refused: a table that every rank holds whole never trains"
+            " under an optimizer inside backward, and nothing says so; name table_wise"
+            " for small tables"
+        )
+    return types
+
+
+ShardingTypes = Annotated[
+    tuple[ShardingName, ...],
+    Field(min_length=1),
+    BeforeValidator(_no_data_parallel),
+]
+
+
+class TableSharding(Settings):
+    """What the planner may choose from for the tables that a pattern names."""
+
+    types: ShardingTypes | None = None
+    """Default: `sharding.types`."""
+    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = "fused"
+    """Where the rows live: GPU memory, or host memory read over the bus, without or
+    with a cache on the GPU. Nothing moves to host memory unasked."""
+    min_partition: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
+    """Narrowest slice of columns of column_wise and table_column_wise; a table whose
+    width it does not divide takes the next one that does. Default: 128."""
+
+
+class ShardingConfig(Settings):
+    """What the planner may choose from: docs/sharding.md."""
+
+    types: ShardingTypes = ("table_wise", "row_wise")
+    """Of every table that `tables` says nothing else of."""
+    tables: dict[str, TableSharding] = Field(default_factory=dict)
+    """Pattern of table names, as `user_C1` or `ad_*`, to what holds for those tables.
+    The first pattern that fits a table counts; one that fits none is an error."""
+    qcomm: Literal["fp32", "fp16"] = "fp32"
+    """Precision in which looked-up vectors travel between ranks. Their gradients always
+    travel in fp32: those of one row are about 1 / batch_size, which fp16 rounds to a
+    few steps of 6e-8 or to nothing."""

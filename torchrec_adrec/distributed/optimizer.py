@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -36,11 +35,7 @@ def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
 def build_optimizer(
     model: DistributedModelParallel, config: OptimizerConfig
 ) -> "StepOptimizer":
-    """The tables' fused optimizer and AdamW for the rest, as one.
-
-    Raises:
-        AssertionError: a parameter has no optimizer, or two.
-    """
+    """The tables' fused optimizer and AdamW for the rest, as one."""
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     dense = KeyedOptimizerWrapper(
         rest,
@@ -49,9 +44,7 @@ def build_optimizer(
         ),
     )
     _make_state(dense)
-    optimizer = StepOptimizer(model.fused_optimizer, dense, config)
-    _check_coverage(model, optimizer, set(rest))
-    return optimizer
+    return StepOptimizer(model.fused_optimizer, dense, config)
 
 
 class StepOptimizer(CombinedOptimizer):  # type: ignore[misc]
@@ -124,17 +117,3 @@ def _make_state(dense: KeyedOptimizerWrapper) -> None:
         group["lr"] = rate
     for state in dense.state.values():
         state["step"].zero_()
-
-
-def _check_coverage(
-    model: DistributedModelParallel, optimizer: CombinedOptimizer, dense: set[str]
-) -> None:
-    """Every parameter has exactly one optimizer, on the rank that holds it."""
-    held: list[set[str]] = [set() for _ in range(dist.get_world_size())]
-    dist.all_gather_object(held, set(model.fused_optimizer.params))
-    fused = set().union(*held)
-    parameters = {name for name, _ in model.named_parameters()}
-    assert not dense & fused, f"two optimizers: {sorted(dense & fused)}"
-    missing = parameters - dense - fused
-    assert not missing, f"no optimizer: {sorted(missing)}"
-    assert set(optimizer.params) >= dense, "a dense parameter is not stepped"

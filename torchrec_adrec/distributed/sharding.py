@@ -1,127 +1,128 @@
 """Which rank holds which rows of which table."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import (
+    CommType,
+    QCommsConfig,
+    get_qcomm_codecs_registry,
+)
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import (
-    EmbeddingShardingPlanner,
-    ParameterConstraints,
-    Topology,
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.types import (
+    HardwareConfig,
+    KernelConfig,
+    TopologyFactory,
+    TrainerConfig,
 )
-from torchrec.distributed.planner.storage_reservations import (
-    FixedPercentageStorageReservation,
-)
-from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.distributed.types import QuantizedCommCodecs, ShardingPlan
 
+from torchrec_adrec.distributed.constraints import constraints, tables_of
+from torchrec_adrec.distributed.plan_report import rank_lines, table_lines
+from torchrec_adrec.distributed.planner import DENSE_SHARE, Sharder, plan_tables
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
-
-DENSE_SHARE = 0.15  # of a device's memory, kept free for the dense part and batches
+from torchrec_adrec.train_config import ShardingConfig
 
 log = logging.getLogger(__name__)
 
 
 def shard(
-    model: nn.Module, process: Process, types: Sequence[str], batch_size: int
+    model: nn.Module,
+    process: Process,
+    config: ShardingConfig,
+    batch_size: int,
+    ids: Mapping[str, float],
 ) -> DistributedModelParallel:
     """Plan and shard all tables of a model, and wrap the rest for data parallelism.
 
     The tables may stand on the meta device: each rank then makes only its own rows.
 
     Args:
-        types: sharding types that the planner may choose from.
         batch_size: rows per rank, which the planner's estimates need.
+        ids: mean ids a row of a table, where it is not 1.
 
     Raises:
-        ConfigError: the tables do not fit.
+        ConfigError: the tables do not fit, or settings that name no table.
     """
-    sharders = [EmbeddingBagCollectionSharder()]
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=process.world_size,
-            local_world_size=process.local_world_size,
-            compute_device=process.device.type,
-        ),
-        batch_size=batch_size,
-        storage_reservation=FixedPercentageStorageReservation(DENSE_SHARE),
-        constraints=_constraints(model, types),
-    )
-    try:
-        plan = planner.collective_plan(model, sharders, dist.group.WORLD)
-    except PlannerError as error:
-        raise ConfigError(f"no sharding plan fits: {error}") from None
-    if process.is_first:
-        for line in report(model, plan):
-            log.info("plan | %s", line)
+    sharder = Sharder(qcomm_codecs_registry=codecs(config.qcomm, process.device))
+    plan = _agreed_plan(model, process, sharder, config, batch_size, ids)
     return DistributedModelParallel(
-        module=model, device=process.device, plan=plan, sharders=sharders
+        module=model, device=process.device, plan=plan, sharders=[sharder]
     )
 
 
-def _constraints(
-    model: nn.Module, types: Sequence[str]
-) -> dict[str, ParameterConstraints]:
-    """No table may become data_parallel (it would never train with an optimizer inside
-    backward, and nothing would say so) nor move to a cache unasked.
+def _agreed_plan(
+    model: nn.Module,
+    process: Process,
+    sharder: Sharder,
+    config: ShardingConfig,
+    batch_size: int,
+    ids: Mapping[str, float],
+) -> ShardingPlan:
+    """The first rank plans, all take its plan or its error."""
+    agreed: list[ShardingPlan | ConfigError | None] = [None]
+    if process.is_first:
+        try:
+            names = [table.name for table in tables_of(model)]
+            allowed = constraints(names, config, ids, process.device.type)
+            found = plan_tables(
+                model, sharder, topology_of(process), allowed, batch_size
+            )
+            for line in (*table_lines(found, config), *rank_lines(found)):
+                log.info("plan | %s", line)
+            agreed = [found.sharding]
+        except ConfigError as error:
+            agreed = [error]
+    dist.broadcast_object_list(agreed, 0)
+    plan = agreed[0]
+    if isinstance(plan, ConfigError):
+        raise plan
+    return plan
+
+
+def topology_of(process: Process) -> Topology:
+    """The ranks of this process group with the memory that they really have.
+
+    TorchRec's own default is 32 GB of GPU memory and 128 GB of host memory a rank,
+    whatever is there.
     """
-    kernels = [EmbeddingComputeKernel.FUSED.value]
-    return {
-        table.name: ParameterConstraints(
-            sharding_types=list(types), compute_kernels=kernels
-        )
-        for tables in _collections(model)
-        for table in tables.embedding_bag_configs()
-    }
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    host, gpu = pages // process.local_world_size, None
+    if process.device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(process.device).total_memory
+    else:
+        host = int(host * (1 - DENSE_SHARE))  # the planner reserves of GPUs alone
+    return TopologyFactory.create_topology(
+        TrainerConfig(
+            world_size=process.world_size, local_world_size=process.local_world_size
+        ),
+        HardwareConfig(hbm_cap_bytes=gpu, ddr_cap_bytes=host),
+        KernelConfig(compute_device=process.device.type),
+    )
 
 
-def _collections(model: nn.Module) -> list[EmbeddingBagCollection]:
-    return [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
+def codecs(qcomm: str, device: torch.device) -> dict[str, QuantizedCommCodecs] | None:
+    """How looked-up vectors travel; their gradients always go in fp32.
 
-
-@dataclass(frozen=True)
-class _Line:
-    table: str
-    rows: int
-    dim: int
-    sharding: str
-    ranks: list[int]
-
-    def __str__(self) -> str:
-        size = self.rows * self.dim * 4 / 2**20
-        where = ",".join(map(str, self.ranks))
-        return (
-            f"{self.table:<18} {self.rows:>12,} x {self.dim:<4} {self.sharding:<12}"
-            f" ranks {where:<8} {size:>10,.2f} MB"
-        )
-
-
-def report(model: nn.Module, plan: ShardingPlan) -> list[str]:
-    """One line a table: rows, width, sharding type, ranks, size; then the total."""
-    configs = {
-        t.name: t for m in _collections(model) for t in m.embedding_bag_configs()
-    }
-    lines = [
-        _Line(
-            name,
-            configs[name].num_embeddings,
-            configs[name].embedding_dim,
-            sharding.sharding_type,
-            sorted(set(sharding.ranks)),
-        )
-        for module in plan.plan.values()
-        for name, sharding in module.items()
-    ]
-    total = sum(line.rows * line.dim * 4 for line in lines) / 2**20
-    return [*map(str, lines), f"{len(lines)} tables, {total:,.2f} MB of weights"]
+    A gradient of one row is about 1 / batch_size; in fp16 it would keep a few bits or
+    none. The codec's own loss scale does not help: it is taken off before the numbers
+    are fp32 again.
+    """
+    if qcomm == "fp32":
+        return None
+    precision = QCommsConfig(
+        forward_precision=CommType.FP16, backward_precision=CommType.FP32
+    )
+    found: dict[str, QuantizedCommCodecs] = get_qcomm_codecs_registry(
+        precision, device=device
+    )
+    return found
 
 
 def meta_device() -> torch.device:

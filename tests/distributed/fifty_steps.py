@@ -1,0 +1,193 @@
+"""Fifty steps of the towers on fixed global batches, on any ranks, sharded in any way.
+
+Run by real gloo ranks and by pytest itself: initial weights and rows depend on names
+and steps alone, never on ranks.
+"""
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.data.collate import collate
+from torchrec_adrec.data.parquet import Rows
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.schema import (
+    DenseFeature,
+    Label,
+    Schema,
+    SequenceFeature,
+    Side,
+    SparseFeature,
+)
+from torchrec_adrec.sharded_task import build
+
+STEPS, ROWS, DIM = 50, 64, 16
+SIZES = {"a": 101, "b": 37, "seen": 53, "bought": 5, "liked": 11, "c": 29, "d": 7}
+SCHEMA = Schema(
+    dense=(
+        DenseFeature(name="age", side=Side.USER, source="age"),
+        DenseFeature(name="price", side=Side.AD, source="price"),
+    ),
+    sparse=tuple(
+        SparseFeature(name=n, side=side, source=n, num_embeddings=SIZES[n])
+        for n, side in (("a", Side.USER), ("c", Side.AD), ("b", Side.USER))
+    )
+    + (SparseFeature(name="d", side=Side.AD, source="d", num_embeddings=SIZES["d"]),),
+    sequences=tuple(
+        SequenceFeature(
+            name=n, side=Side.USER, source=n, max_length=k, num_embeddings=SIZES[n]
+        )
+        for n, k in (("seen", 6), ("bought", 2), ("liked", 3))
+    ),
+    labels=(Label(name="click"),),
+)
+
+
+TABLES = tuple(f"{side}_{f.name}" for side in Side for f in SCHEMA.bags_of(side))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to shard: settings, and the type and slices of columns of each table."""
+
+    words: tuple[str, ...]
+    types: dict[str, str]
+    slices: tuple[tuple[str, int], ...] = ()
+
+
+def alike(name: str, slices: int = 1) -> Case:
+    """All tables of one type, in so many slices of columns."""
+    table = f"{{types: [{name}], min_partition: {DIM // slices}}}"
+    words = (f"sharding.tables={{'*': {table}}}",)
+    cut = tuple((table, slices) for table in TABLES if slices > 1)
+    return Case(words, dict.fromkeys(TABLES, name), cut)
+
+
+# Histories of one collection by rows, by columns and whole: their means are taken in
+# different places.
+MIX = Case(
+    (
+        "sharding.types=[table_wise]",
+        "sharding.tables={user_seen: {types: [row_wise]}, user_a: {types:"
+        " [table_row_wise]}, user_bought: {types: [column_wise], min_partition: 4},"
+        " 'ad_*': {types: [column_wise], min_partition: 8}}",
+    ),
+    {
+        "user_a": "table_row_wise",
+        "user_b": "table_wise",
+        "user_seen": "row_wise",
+        "user_bought": "column_wise",
+        "user_liked": "table_wise",
+        "ad_c": "column_wise",
+        "ad_d": "column_wise",
+    },
+    (("user_bought", 4), ("ad_c", 2), ("ad_d", 2)),
+)
+CASES = {
+    "table_wise": alike("table_wise"),
+    "row_wise": alike("row_wise"),
+    "table_row_wise": alike("table_row_wise"),
+    "column_wise": alike("column_wise", 4),
+    "table_column_wise": alike("table_column_wise", 4),
+    "mix": MIX,
+}
+NO_SPLIT: Any = None  # names the file of a bad row; there is none
+FP16 = Case(("sharding.types=[row_wise]", "sharding.qcomm=fp16"), {})
+
+
+def config(*words: str) -> Config:
+    own = (f"train.batch_size={ROWS}", f"towers.embedding_dim={DIM}")
+    towers = ("towers.hidden=[32]", "towers.output_dim=8", "towers.dropout=0")
+    loss = ("towers.alpha=.5", "towers.temperature=.2")
+    rates = ("towers.optimizer={tables_lr: .05, dense_lr: .003}",)
+    return load_config(None, [*own, *towers, *loss, *rates, *words])
+
+
+def rows_of(step: int, rank: int, ranks: int) -> Batch:
+    """A rank's slice of the global batch: empty, short and full histories in it."""
+    rng = np.random.default_rng(step)
+    columns: dict[str, Any] = {}
+    for f in SCHEMA.sparse:
+        columns[f.name] = rng.integers(0, f.num_embeddings, ROWS).astype(np.int32)
+    for s in SCHEMA.sequences:
+        ids = rng.integers(0, s.num_embeddings, (s.max_length, ROWS))
+        lengths = rng.integers(0, s.max_length + 1, ROWS)
+        for i, name in enumerate(s.columns):
+            columns[name] = np.where(i < lengths, ids[i], -1).astype(np.int32)
+    for d in SCHEMA.dense:
+        columns[d.name] = rng.normal(size=ROWS).astype(np.float32)
+    columns["click"] = (rng.random(ROWS) < 0.4).astype(np.float32)
+    columns["ad_id"] = columns["c"].astype(np.int64) * 7 + columns["d"]
+    columns["log_q"] = rng.normal(-3, 1, ROWS).astype(np.float32)
+    each = ROWS // ranks
+    own = slice(rank * each, (rank + 1) * each)
+    mine = {name: np.ascontiguousarray(column[own]) for name, column in columns.items()}
+    weights = np.ones(each, np.float32)
+    return collate(Rows(mine, weights, NO_SPLIT, ()), SCHEMA)
+
+
+def start_of(name: str, shape: torch.Size) -> Tensor:
+    """The initial values of a parameter, from its name."""
+    rng = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=rng) * 0.1
+
+
+@torch.no_grad()
+def set_start(model: nn.Module) -> None:
+    for name, value in model.state_dict().items():
+        whole = start_of(name, value.shape)
+        if not hasattr(value, "local_shards"):
+            value.copy_(whole)
+            continue
+        for shard in value.local_shards():
+            shard.tensor.copy_(whole[_place(shard.metadata)])
+
+
+def _place(metadata: Any) -> tuple[slice, ...]:
+    pairs = zip(metadata.shard_offsets, metadata.shard_sizes, strict=True)
+    return tuple(slice(start, start + size) for start, size in pairs)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter as one tensor; NaN where no rank holds a part."""
+    whole = {}
+    for name, value in model.state_dict().items():
+        if not hasattr(value, "local_shards"):
+            whole[name] = value.detach().clone()
+            continue
+        own = [(_place(s.metadata), s.tensor.clone()) for s in value.local_shards()]
+        held: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(held, own)
+        whole[name] = torch.full(value.shape, torch.nan)
+        for place, part in (pair for pairs in held for pair in pairs):
+            whole[name][place] = part
+    return whole
+
+
+def train(case: Case, process: Process) -> dict[str, Any]:
+    """Losses, whole weights and the types of the plan after fifty steps."""
+    model, optimizer = build("retrieval", SCHEMA, config(*case.words), process)
+    set_start(model)
+    model.train()
+    pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
+    size, rank = process.world_size, process.rank
+    batches = iter([rows_of(step, rank, size) for step in range(STEPS)])
+    losses = []
+    for _ in range(STEPS):
+        loss = pipeline.progress(batches).loss.detach().clone()
+        dist.all_reduce(loss)
+        losses.append(loss.item() / size)
+    types = {
+        name: found.sharding_type
+        for part in model.plan.plan.values()
+        for name, found in part.items()
+    }
+    return {"losses": losses, "weights": whole_weights(model), "types": types}

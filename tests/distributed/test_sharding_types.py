@@ -1,0 +1,168 @@
+"""Every sharding type on several ranks is the unsharded model: weights and losses.
+
+The reference is plain PyTorch on the joint batch: `EmbeddingBag`s, autograd, and
+row-wise Adagrad written out, one accumulator per row and slice of columns. That is what
+`column_wise` defines: with it the sharded model differs from other types by design.
+"""
+
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fifty_steps import (
+    CASES,
+    FP16,
+    SCHEMA,
+    STEPS,
+    Case,
+    config,
+    rows_of,
+    set_start,
+    start_of,
+    train,
+)
+from torch import Tensor
+
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.tasks import build_task
+
+EPSILON = 1e-8  # of FBGEMM's kernel
+SCRIPT = """
+import os
+import torch
+from tests.distributed.fifty_steps import CASES, FP16, train
+from torchrec_adrec.distributed.process import process_group
+
+os.environ["LOCAL_WORLD_SIZE"] = {local!r}
+found = {{}}
+with process_group("cpu") as process:
+    for name, case in {{**CASES, "fp16": FP16}}.items():
+        found[name] = train(case, process)
+    if process.is_first:
+        torch.save(found, {path!r})
+"""
+Run = Callable[[int, str], subprocess.CompletedProcess[str]]
+
+
+def launched(ranks: int, local: int, run: Run, folder: Path) -> dict[str, Any]:
+    """All cases in one launch: ranks in nodes of `local`."""
+    path = folder / "found.pt"
+    done = run(ranks, SCRIPT.format(local=str(local), path=str(path)))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(torch.load(path, weights_only=False))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    ranks_script: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    return launched(2, 2, ranks_script, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(
+    ranks_script: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Two nodes of two, so that table_row_wise has ranks without the table."""
+    return launched(4, 2, ranks_script, tmp_path_factory.mktemp("four"))
+
+
+class SlicedAdagrad:
+    """G[r, s] += mean over slice s of g[r]^2; w -= lr g / (sqrt(G) + epsilon)."""
+
+    def __init__(self, weight: Tensor, slices: int, rate: float) -> None:
+        self.weight, self.rate = weight, rate
+        self.sums = torch.zeros(len(weight), slices, 1)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        assert self.weight.grad is not None
+        gradient = self.weight.grad.to_dense().view(*self.sums.shape[:2], -1)
+        self.sums += gradient.square().mean(dim=2, keepdim=True)
+        change = gradient / (self.sums.sqrt() + EPSILON) * self.rate
+        self.weight -= change.view_as(self.weight)
+        self.weight.grad = None
+
+
+@cache
+def unsharded(slices: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+    """Fifty steps of the plain model; tables of more than one slice are named."""
+    settings = config().towers.optimizer
+    with process_group("cpu"):
+        model = build_task("retrieval", SCHEMA, config(), torch.device("cpu"))
+        set_start(model)
+        named = dict(model.named_parameters())
+        tables = [
+            SlicedAdagrad(
+                weight, dict(slices).get(name.split(".")[-2], 1), settings.tables_lr
+            )
+            for name, weight in named.items()
+            if ".tables." in name
+        ]
+        dense = torch.optim.AdamW(
+            [weight for name, weight in named.items() if ".tables." not in name],
+            lr=settings.dense_lr,
+            weight_decay=settings.weight_decay,
+        )
+        losses = []
+        for step in range(STEPS):
+            dense.zero_grad()
+            loss = model(rows_of(step, 0, 1))[0]
+            loss.backward()
+            for table in tables:
+                table.step()
+            dense.step()
+            losses.append(loss.item())
+    return {"losses": losses, "weights": model.state_dict()}
+
+
+def check(found: dict[str, Any], case: Case) -> None:
+    """Types are those asked for; losses and weights the reference's to 1e-5."""
+    assert found["types"] == case.types
+    expected = unsharded(case.slices)
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, weight in expected["weights"].items():
+        assert (weight - start_of(name, weight.shape)).abs().max() > 1e-3, name
+        torch.testing.assert_close(
+            found["weights"][name], weight, atol=1e-5, rtol=0, msg=lambda m, n=name: n + m
+        )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_rank(name: str) -> None:
+    with process_group("cpu") as process:
+        found = train(CASES[name], process)
+    check(found, CASES[name])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks(name: str, two_ranks: dict[str, Any]) -> None:
+    check(two_ranks[name], CASES[name])
+
+
+@pytest.mark.four_ranks
+@pytest.mark.parametrize("name", CASES)
+def test_four_ranks(name: str, four_ranks: dict[str, Any]) -> None:
+    check(four_ranks[name], CASES[name])
+
+
+def test_slices_of_columns_are_another_optimizer() -> None:
+    """The reference tells them apart, so a pass above says which one was run."""
+    one, four = unsharded(()), unsharded(CASES["column_wise"].slices)
+    name = "model.user_tower.tables.embedding_bags.user_a.weight"
+    assert (one["weights"][name] - four["weights"][name]).abs().max() > 1e-2
+
+
+def test_vectors_in_fp16_are_near_and_not_equal(two_ranks: dict[str, Any]) -> None:
+    half, whole = two_ranks["fp16"], two_ranks["row_wise"]
+    apart = max(
+        (half["weights"][name] - weight).abs().max().item()
+        for name, weight in whole["weights"].items()
+    )
+    assert 1e-6 < apart < 0.02
+    assert half["losses"] == pytest.approx(whole["losses"], abs=2e-3)
