@@ -71,6 +71,12 @@ class TrainConfig(Settings):
     keep_checkpoints: Count = 2
     log_every: Count = 20
     """Steps between two points of the loss curve."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """Times that `adrec run` starts all ranks again after one died."""
+    hang_seconds: Annotated[float, Field(gt=0)] = 300
+    """Without a step after which a rank says where all ranks stand, and ends."""
+    ledger: bool = False
+    """Write down which rows every step took: `adrec ledger` compares them."""
     shuffle_window: Count = 1_000_000
     """Rows that are shuffled together, within row groups drawn in random order."""
 
