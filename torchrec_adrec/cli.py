@@ -183,6 +183,21 @@ def evaluate(
 
 
 @app.command()
+def ledger(task: TaskName, out: Out) -> None:
+    """Which rows a finished run lost or took twice; needs train.ledger=true."""
+    from torchrec_adrec.ledger_report import audit_run
+
+    whole = True
+    for found in audit_run(task, out):
+        whole = whole and found.is_whole
+        typer.echo(
+            f"epoch {found.epoch}: {found.rows:,} rows trained on, {len(found.lost)}"
+            f" lost, {len(found.doubled)} doubled, {len(found.foreign)} not of it"
+        )
+    raise typer.Exit(0 if whole else 1)
+
+
+@app.command()
 def export(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Encode every ad on all ranks; measure full-catalog recall of held-out clicks."""
     settings = read_settings(config, overrides, out)
@@ -303,4 +318,4 @@ def main() -> None:
         app()
     except (AdRecError, OSError) as error:  # OSError: a full disk, a forbidden file
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(getattr(error, "code", 2))

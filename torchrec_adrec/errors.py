@@ -10,12 +10,19 @@ AdRecError
 ├── TrainingError     a model that cannot be trained on: not finite, or dead
 │   └── NonFiniteLossError
 ├── GateError         an index that was measured and found too bad to publish
-└── StageError        a launched stage that did not end well
+├── StageError        a launched stage that did not end well
+└── StoppedError      training that was asked to stop, and has saved
 """
 
 
 class AdRecError(Exception):
-    """Base of every error that a user can cause; commands print it as one line."""
+    """Base of every error that a user can cause; commands print it as one line.
+
+    Attributes:
+        code: the exit code of the command.
+    """
+
+    code = 2
 
 
 class ConfigError(AdRecError):
@@ -64,3 +71,16 @@ class GateError(AdRecError):
 
 class StageError(AdRecError):
     """A launched stage that did not end well."""
+
+
+class StoppedError(AdRecError):
+    """Training that was asked to stop, and has saved.
+
+    The exit code is the shell's for the signal: 143 after SIGTERM, 130 after SIGINT.
+    """
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(
+            f"interrupted at step {step}, saved; the same command goes on from there"
+        )
+        self.code = 128 + signal

@@ -4,17 +4,21 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
+from types import FrameType
 from typing import Any
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, StageError
 from torchrec_adrec.report import ads_table, summary_table, wide_console, write_report
 from torchrec_adrec.stages import STAGES, Stage, is_done
+
+COMPONENTS = Path(__file__).parent / "launch/components.py"
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
             log.info("%s: skipped, its inputs have not changed", stage.name)
             continue
         started = time.monotonic()
-        _launch(stage, run, job)
+        _launch(stage, run, job, config.train.restarts)
         log.info("%s: finished in %.0f s", stage.name, time.monotonic() - started)
     served = _serve_examples(run)
     metrics = {name: _metrics(run / name) for name in STAGES} | {
@@ -52,29 +56,48 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
     console.print(f"Everything of this run: {run}/report.md")
 
 
-def command(stage: Stage, run: Path, job: str) -> list[str]:
+def command(stage: Stage, run: Path, job: str, restarts: int) -> list[str]:
     """The command line of a stage, the same one that a user types."""
     words = [*stage.command, "--out", str(run)]
     if stage.ranks != "all":
         return [sys.executable, "-m", "torchrec_adrec", *words]
     torchx = [str(Path(sys.executable).with_name("torchx")), "run", "-s", "local_cwd"]
-    return [*torchx, "dist.ddp", "-j", job, "-m", "torchrec_adrec", "--", *words]
+    options = ["-j", job, "--max_restarts", str(restarts)]
+    return [*torchx, f"{COMPONENTS}:ddp", *options, "--", *words]
 
 
-def _launch(stage: Stage, run: Path, job: str) -> None:
-    words = command(stage, run, job)
+def _launch(stage: Stage, run: Path, job: str, restarts: int) -> None:
+    words = command(stage, run, job, restarts)
     log.info("%s: %s", stage.name, " ".join(words))
     # The launcher calls `torchrun` by name: it must be the one of this environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     ranks = int(job.rpartition("x")[2]) if stage.ranks == "all" else 1
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     environment = {"OMP_NUM_THREADS": threads} | dict(os.environ) | {"PATH": path}
-    code = subprocess.run(words, env=environment).returncode
+    code = _wait(subprocess.Popen(words, env=environment))
     if code:
         raise StageError(
             f"stage {stage.name} failed with exit code {code}; its last lines above say"
             " why. The same command goes on from what is finished"
         )
+
+
+def _wait(job: subprocess.Popen[bytes]) -> int:
+    """Wait for a stage. SIGTERM is passed on, so that it saves first; SIGINT reaches it
+    from the terminal as it does us.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            job.terminate()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        return job.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,9 @@ WITHOUT_EFFECT = {
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "restarts",
+    "hang_seconds",
+    "ledger",
 }
 
 

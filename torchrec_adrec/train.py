@@ -23,12 +23,15 @@ from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.bounds import Mended
 from torchrec_adrec.data.collate import batch_columns, collate
+from torchrec_adrec.data.ledger import LEDGER, Ledger
 from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.errors import DataError
+from torchrec_adrec.distributed.watchdog import Watchdog
+from torchrec_adrec.errors import DataError, StoppedError
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
 from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
 from torchrec_adrec.progress import Progress
@@ -74,6 +77,11 @@ class Trainer:
             shuffle_window=self.config.train.shuffle_window,
         )
         self.steps = self.reader.steps * self.config.train.epochs
+        self.ledger: Ledger | None = None
+        if self.config.train.ledger:
+            rank, size = self.process.rank, self.process.world_size
+            self.ledger = Ledger(self.folder / LEDGER, rank, size)
+        self._ahead: dict[int, tuple[torch.Tensor, ...]] = {}  # read, not yet trained
 
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
@@ -122,6 +130,8 @@ class Trainer:
             checkpoint.load(found, self.model, self.schema, self.optimizer)
             self.curve = [(step, loss) for step, loss in found.state["curve"]]
             self._last_loss = float(found.state["last_step_loss"])
+            if self.ledger is not None:
+                self.ledger.go_on(found.step, found.state.get("ledger", []))
             log.info("resumed from %s", found.path)
             return found.step
         if self.warm_start is not None:
@@ -142,19 +152,26 @@ class Trainer:
         self.model.train()
         window: list[torch.Tensor] = []
         with (
+            Interrupt() as interrupt,
+            Watchdog(self.process, settings.hang_seconds) as watchdog,
             self._board() as board,
             Progress(f"train {self.task}", left, "samples") as progress,
         ):
             for step in range(first + 1, self.steps + 1):
                 self._seed(step)
+                watchdog.beat(step, self._ahead.pop(step, ()))
                 loss, note = pipeline.progress(rows).loss, ""
                 window.append(loss)
                 last = step == self.steps
                 if last or step % settings.log_every == 0:
                     note = self._log(step, window, progress.rate, board)
                     window = []
-                if last or step % settings.checkpoint_every == 0:
-                    self._save(step, self._global(loss))
+                stop = interrupt.agreed(self.process.device)
+                if last or stop or step % settings.checkpoint_every == 0:
+                    with watchdog.paused():
+                        self._save(step, self._global(loss))
+                if stop:
+                    raise StoppedError(stop, step)
                 progress.advance(size, note)
         pipeline.detach()
         self.mended.report()
@@ -164,10 +181,15 @@ class Trainer:
         for epoch in range(self.config.train.epochs):
             skip = max(first - epoch * self.reader.steps, 0)
             if skip < self.reader.steps:
-                for rows in self.reader.epoch(epoch, skip):
-                    yield collate(
+                start = epoch * self.reader.steps + skip + 1
+                for step, rows in enumerate(self.reader.epoch(epoch, skip), start):
+                    batch = collate(
                         rows, self.schema, self.config.data.bounds, self.mended
                     )
+                    self._ahead[step] = (batch.ad_ids, batch.labels)
+                    if self.ledger is not None:
+                        self.ledger.take(step, rows.numbers)
+                    yield batch
 
     def _seed(self, step: int) -> None:
         """Dropout of a step depends on seed, step and rank alone."""
@@ -204,6 +226,7 @@ class Trainer:
     def _save(self, step: int, loss: float) -> None:
         self._check_finite(loss, step, step)  # never resume from a broken state
         self._last_loss = loss
+        segments = self.ledger.keep(step) if self.ledger is not None else []
         checkpoint.save(
             self.folder / CHECKPOINTS,
             self.process,
@@ -216,6 +239,7 @@ class Trainer:
                 "seed": self.config.seed,
                 "last_step_loss": loss,
                 "curve": self.curve,
+                "ledger": segments,
             },
             self.config.train.keep_checkpoints,
         )

@@ -116,6 +116,12 @@ class TrainConfig(Settings):
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many evaluations without a better validation log loss, and go back
     to the best checkpoint. Needs `evaluate_every`."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """Times that `adrec run` starts all ranks again after one died."""
+    hang_seconds: Annotated[float, Field(gt=0)] = 300
+    """Without a step after which a rank says where all ranks stand, and ends."""
+    ledger: bool = False
+    """Write down which rows every step took: `adrec ledger` compares them."""
     shuffle_window: Count = 1_000_000
     """Rows that are shuffled together, within row groups drawn in random order."""
 

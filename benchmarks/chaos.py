@@ -1,0 +1,211 @@
+"""Ranks die at random; what they trained must not show it.
+
+    python benchmarks/chaos.py --runs 20
+
+Every run is one `torchx run` of our component on two ranks, in which a random rank is
+killed (SIGKILL) at a random moment of its training. It must end by itself, with the
+loss of a run that was left alone, and its ledger must hold every row once. Then runs
+that are killed or asked to stop (SIGTERM) and go on with another number of ranks; they
+are compared with one that was left alone on as many ranks as they began on, because the
+tables' first values are drawn where they live.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timing import keep
+
+from torchrec_adrec.ledger_report import audit_run
+from torchrec_adrec.pipeline import COMPONENTS
+
+SMALL = (
+    "data.adapter=synthetic",
+    "data.synthetic={rows: 24100, ads: 600, users: 400}",
+    "train.batch_size=128",
+    "train.epochs=2",
+    "train.checkpoint_every=20",
+    "train.ledger=true",
+    "towers.embedding_dim=8",
+    "towers.hidden=[64]",
+    "towers.output_dim=16",
+    "towers.optimizer={tables_lr: .1, dense_lr: .003}",
+)
+WHOLE = 1e-5  # largest difference from the run that was left alone
+LATEST = 0.95  # of the training time: later there is nothing left to kill
+
+
+@dataclass
+class Job:
+    """One launched training stage."""
+
+    run: Path
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, run: Path, ranks: int, restarts: int, *words: str) -> "Job":
+        """Launch `adrec train retrieval` through our component."""
+        torchx = str(Path(sys.executable).with_name("torchx"))
+        command = [torchx, "run", "-s", "local_cwd", f"{COMPONENTS}:ddp"]
+        command += ["-j", f"1x{ranks}", "--max_restarts", str(restarts), "--"]
+        command += ["train", "retrieval", "--out", str(run), *words]
+        log = (run / "log.txt").open("ab")
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path}
+        return cls(
+            run, subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        )
+
+    def reach(self, moment: float) -> None:
+        """Wait until `moment` seconds of training have gone by."""
+        while not list(self.run.glob("retrieval.partial-*/tensorboard/events*")):
+            assert self.process.poll() is None, f"see {self.run}/log.txt"
+            time.sleep(0.01)
+        time.sleep(moment)
+
+    def ranks(self) -> list[int]:
+        """The process ids of the ranks, in the order of their start."""
+        below = [pid for pid in _descendants(self.process.pid) if _is_rank(pid)]
+        return sorted(below)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            yield child
+            yield from _descendants(child)
+
+
+def _is_rank(pid: int) -> bool:
+    return b"\0RANK=" in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def judge(run: Path, alone: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Figures of a finished run, its ledger, and its distance from the one alone."""
+    metrics = json.loads((run / "retrieval/metrics.json").read_text())
+    epochs = audit_run("retrieval", run)
+    found = {
+        "loss": metrics["train"]["last_step_loss"],
+        "test_log_loss": metrics["test"]["click"]["log_loss"],
+        "rows_left_out_an_epoch": metrics["train"]["rows_left_out_an_epoch"],
+        "resumed_at_step": metrics["train"]["resumed_at_step"],
+        "ranks": metrics["world_size"],
+        "seconds": metrics["train"]["steps"]
+        * 128
+        / metrics["train"]["samples_per_second"],
+        "rows": [epoch.rows for epoch in epochs],
+        "lost": sum(len(epoch.lost) for epoch in epochs),
+        "doubled": sum(len(epoch.doubled) for epoch in epochs),
+        "ledger_whole": all(epoch.is_whole for epoch in epochs),
+    }
+    if alone is not None:
+        names = ("loss", "test_log_loss")
+        found["difference"] = max(abs(found[n] - alone[n]) for n in names)
+        found["same"] = found["ledger_whole"] and found["difference"] <= WHOLE
+    return found
+
+
+class Chaos:
+    """Runs below one folder, all on the same prepared rows."""
+
+    def __init__(self, out: Path, seed: int) -> None:
+        self.out, self.random = out, random.Random(seed)
+        shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "torchrec_adrec", "prepare", *SMALL]
+        subprocess.run([*command, "--out", str(out / "base")], check=True)
+
+    def new(self, name: str) -> Path:
+        """A run that is prepared."""
+        shutil.copytree(self.out / "base", self.out / name)
+        return self.out / name
+
+    def alone(self, name: str, ranks: int, *words: str) -> dict[str, Any]:
+        """A run that nobody disturbs."""
+        run = self.new(name)
+        assert Job.start(run, ranks, 0, *words).process.wait() == 0
+        return judge(run)
+
+    def killed(self, number: int, alone: dict[str, Any]) -> dict[str, Any]:
+        """One rank of two dies; nobody helps."""
+        run = self.new(f"killed-{number}")
+        job = Job.start(run, 2, 3)
+        moment = self.random.uniform(0, LATEST * alone["seconds"])
+        rank = self.random.randrange(2)
+        job.reach(moment)
+        os.kill(job.ranks()[rank], signal.SIGKILL)
+        code = job.process.wait()
+        told = {"killed_rank": rank, "after_seconds": moment, "exit_code": code}
+        return told | judge(run, alone)
+
+    def moved(
+        self,
+        number: int,
+        ranks: tuple[int, int],
+        how: str,
+        still: dict[int, dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Killed or asked to stop on some ranks, started again on others."""
+        first, second = ranks
+        alone = still[first]
+        run = self.new(f"moved-{number}")
+        job = Job.start(run, first, 0, "towers.dropout=0")
+        moment = self.random.uniform(0.2, 0.8) * alone["seconds"]
+        job.reach(moment)
+        if how == "SIGKILL":
+            os.kill(self.random.choice(job.ranks()), signal.SIGKILL)
+        else:
+            job.process.terminate()
+        assert job.process.wait() != 0, "it ended before it was stopped"
+        code = Job.start(run, second, 0, "towers.dropout=0").process.wait()
+        told = {"ranks_before": first, "stopped_by": how, "after_seconds": moment}
+        return told | {"exit_code": code} | judge(run, alone)
+
+
+def main() -> None:
+    """Run, compare, keep; exit code 1 if anything showed."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--runs", type=int, default=20)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    words = arguments.parse_args()
+    chaos = Chaos(words.out, words.seed)
+    alone = chaos.alone("alone", 2)
+    killed = list(_each(words.runs, lambda n: chaos.killed(n, alone)))
+    still = {
+        ranks: chaos.alone(f"alone-on-{ranks}", ranks, "towers.dropout=0")
+        for ranks in (1, 2)
+    }
+    cases = [(r, how) for r in ((2, 1), (1, 4)) for how in ("SIGKILL", "SIGTERM")]
+    moved = list(_each(len(cases), lambda n: chaos.moved(n, *cases[n], still)))
+    runs = [*killed, *moved]
+    summary = {
+        "runs": len(runs),
+        "ended_by_themselves": sum(run["exit_code"] == 0 for run in runs),
+        "same": sum(run["same"] for run in runs),
+        "largest_difference": max(run["difference"] for run in runs),
+        "rows_lost_or_doubled": sum(run["lost"] + run["doubled"] for run in runs),
+    }
+    figures = {"alone": alone, "alone_without_dropout": still}
+    keep("chaos", {"summary": summary, **figures, "killed": killed, "moved": moved})
+    sys.exit(summary["same"] != len(runs))
+
+
+def _each(count: int, one: Callable[[int], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for number in range(count):
+        found = one(number)
+        print(json.dumps(found), flush=True)
+        yield found
+
+
+if __name__ == "__main__":
+    main()

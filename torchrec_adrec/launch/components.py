@@ -1,0 +1,63 @@
+"""torchx components of this package.
+
+    torchx run -s local_cwd torchrec_adrec/launch/components.py:ddp -j 1x2 -- train \
+        retrieval --out runs/x
+
+torchx runs this file by its path, so it imports nothing of the package.
+"""
+
+from torchx import specs
+from torchx.components import dist
+
+LAUNCHER = "torchrun "
+
+
+def ddp(
+    *words: str,
+    j: str = "1x2",
+    max_restarts: int = 3,
+    grace_seconds: int = 120,
+    name: str = "adrec",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory_mb: int = 1024,
+    h: str = "",
+    max_retries: int = 0,
+    rdzv_port: int = 29500,
+) -> specs.AppDef:
+    """A command of adrec on many ranks, started again by itself when one dies.
+
+    torchx's own `dist.ddp` with what it cannot pass on: its `max_retries` is the
+    scheduler's, and a killed rank ends a local job.
+
+    Args:
+        words: the command, as: train retrieval --out runs/x
+        j: NODESxRANKS, or MIN:MAXxRANKS
+        max_restarts: times that all ranks are started again after one died
+        grace_seconds: from SIGTERM to SIGKILL: training saves in this time
+        name: name of the job
+        cpu: cores of a node
+        gpu: GPUs of a node
+        memory_mb: memory of a node
+        h: a named resource of torchx, instead of cpu, gpu and memory_mb
+        max_retries: times that the scheduler starts the whole job again
+        rdzv_port: port of the first node where the nodes meet
+    """
+    job = dist.ddp(
+        *words,
+        m="torchrec_adrec",
+        name=name,
+        h=h or None,
+        cpu=cpu,
+        gpu=gpu,
+        memMB=memory_mb,
+        j=j,
+        max_retries=max_retries,
+        rdzv_port=rdzv_port,
+    )
+    (role,) = job.roles
+    shell, line = role.args  # bash -c "torchrun ..."
+    assert line.startswith(LAUNCHER), f"torchx launches by {line.split()[0]}"
+    options = f"--max_restarts {max_restarts} --shutdown_timeout {grace_seconds} "
+    role.args = [shell, LAUNCHER + options + line.removeprefix(LAUNCHER)]
+    return job

@@ -1,0 +1,33 @@
+"""The audit of a finished run: its checkpoint's segments, its rows, its books."""
+
+from pathlib import Path
+
+from torchrec_adrec.config import load_config
+from torchrec_adrec.data.ledger import LEDGER, Audit, audit
+from torchrec_adrec.data.parquet import Reader
+from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.errors import DataError
+from torchrec_adrec.schema import AD_ID
+from torchrec_adrec.sharded_task import final_checkpoint
+from torchrec_adrec.stages import CONFIG
+
+
+def audit_run(task: str, run: Path) -> list[Audit]:
+    """Compare what a training stage took with what its epochs hold.
+
+    Raises:
+        DataError: the run kept no ledger.
+    """
+    folder = run / task
+    segments = final_checkpoint(folder).state.get("ledger", [])
+    if not segments:
+        raise DataError(f"{folder} has no ledger; train with train.ledger=true")
+    config = load_config(folder / CONFIG)
+    reader = Reader(
+        Split.open(run / "data/train"),
+        (AD_ID,),
+        config.train.batch_size,
+        seed=config.seed,
+        shuffle_window=config.train.shuffle_window,
+    )
+    return audit(folder / LEDGER, [(a, b, size) for a, b, size in segments], reader)
