@@ -91,9 +91,7 @@ class RetrievalLoss(nn.Module):
         learned = config.learn_temperature and config.alpha < 1
         self.log_temperature = nn.Parameter(start) if learned else None
 
-    def forward(
-        self, user: Tensor, ad: Tensor, logits: Tensor, batch: Batch
-    ) -> Tensor:
+    def forward(self, user: Tensor, ad: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """The joint loss; evaluation, where no loss is asked for, skips it.
 
         Args:
@@ -161,7 +159,7 @@ class RankingTask(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Loss and logits of a batch."""
         logits = self.model(batch.user, batch.ad)
-        loss = self.loss(logits, batch)
+        loss = self.loss(logits, batch.labels, batch.weights)
         return self.agree(loss, logits, batch)  # type: ignore[no-any-return]
 
 
@@ -172,11 +170,10 @@ class RankingLoss(nn.Module):
         super().__init__()
         self.labels = labels
 
-    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-        """(B, T) logits -> the sum of the labels' losses; 0 in evaluation."""
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """(B, T) logits and labels -> the sum of the losses; 0 in evaluation."""
         if not self.training:
             return logits.new_zeros(())
-        labels, weights = batch.labels, batch.weights
         losses = [
             click_loss(logits[:, t], labels[:, t], weights)
             if label.kind == "binary"

@@ -1,13 +1,12 @@
 """The training loop, the same for towers and ranker, on any number of ranks.
 
 Nothing about a step depends on the steps before it but the weights: the rows, the
-dropout masks and the position all follow from (seed, step). So a run that was killed
-and resumed on as many ranks ends with the bits of one that was not.
+dropout masks, the learning rates and the position all follow from (seed, step). So a
+run that was killed and resumed on as many ranks ends with the bits of one that was not.
 """
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,28 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
-from torchrec_adrec.data.bounds import Mended
-from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.ledger import LEDGER, Ledger
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.prefetch import prefetch
-from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.data.negatives import UniformNegatives
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.watchdog import Watchdog
-from torchrec_adrec.errors import DataError, StoppedError
+from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
 from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
+from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.steps import Step, Steps
+from torchrec_adrec.training.stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
 
@@ -60,57 +54,63 @@ class Trainer:
     folder: Path
     warm_start: checkpoint.Checkpoint | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
-    mended: Mended = field(default_factory=Mended)
 
     def __post_init__(self) -> None:
         self.schema = Schema.load(self.data / "schema.json")
         self.model, self.optimizer = build(
             self.task, self.schema, self.config, self.process
         )
-        self.reader = Reader(
-            Split.open(self.data / "train"),
-            batch_columns(self.schema),
+        self.source = Source(
+            self.data,
+            self.schema,
+            self.config,
+            self.process,
+            self.folder,
+            self._negatives(),
+        )
+        self.stopping = EarlyStopping(self.config.train.patience)
+        self._last_loss = float("nan")
+
+    def _negatives(self) -> UniformNegatives | None:
+        count = self.config.towers.uniform_negatives
+        if self.task != "retrieval" or not count:
+            return None
+        return UniformNegatives(
+            self.data,
+            self.schema,
+            count,
             self.config.train.batch_size,
+            self.config.seed,
             self.process.rank,
             self.process.world_size,
-            seed=self.config.seed,
-            shuffle_window=self.config.train.shuffle_window,
         )
-        self.steps = self.reader.steps * self.config.train.epochs
-        self.ledger: Ledger | None = None
-        if self.config.train.ledger:
-            rank, size = self.process.rank, self.process.world_size
-            self.ledger = Ledger(self.folder / LEDGER, rank, size)
-        self._ahead: dict[int, tuple[torch.Tensor, ...]] = {}  # read, not yet trained
 
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
         first = self._restore()
-        left_out = (
-            self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
-        )
         if self.process.is_first:
             log.info(
                 "%s: steps %d to %d of %d global rows, %d rows an epoch left out (the"
                 " incomplete last step), seed %d",
                 self.task,
                 first,
-                self.steps,
-                self.reader.batch_size,
-                left_out,
+                self.source.steps,
+                self.config.train.batch_size,
+                self.source.left_out,
                 self.config.seed,
             )
-        rate, last_loss = self._train(first)
+        rate, step = self._train(first)
         metrics = {
             "task": self.task,
             "seed": self.config.seed,
             "world_size": self.process.world_size,
             "train": {
-                "steps": self.steps,
-                "rows_left_out_an_epoch": left_out,
-                "last_step_loss": last_loss,
+                "steps": step,
+                "rows_left_out_an_epoch": self.source.left_out,
+                "last_step_loss": self._last_loss,
                 "samples_per_second": rate,
                 "resumed_at_step": first,
+                "validation": self.stopping.history,
             },
             **self._held_out(),
         }
@@ -118,9 +118,8 @@ class Trainer:
             (self.folder / "metrics.json").write_text(
                 json.dumps(metrics, indent=1) + "\n"
             )
-            loss_curve(
-                self.curve, f"{self.task}: training loss", self.folder / "loss.png"
-            )
+            title = f"{self.task}: training loss"
+            loss_curve(self.curve, title, self.folder / "loss.png")
         return metrics
 
     def _restore(self) -> int:
@@ -130,8 +129,9 @@ class Trainer:
             checkpoint.load(found, self.model, self.schema, self.optimizer)
             self.curve = [(step, loss) for step, loss in found.state["curve"]]
             self._last_loss = float(found.state["last_step_loss"])
-            if self.ledger is not None:
-                self.ledger.go_on(found.step, found.state.get("ledger", []))
+            self.stopping.load(found.state["validation"])
+            if self.source.ledger is not None:
+                self.source.ledger.go_on(found.step, found.state["ledger"])
             log.info("resumed from %s", found.path)
             return found.step
         if self.warm_start is not None:
@@ -142,64 +142,78 @@ class Trainer:
             )
         return 0
 
-    def _train(self, first: int) -> tuple[float, float]:
-        """Run the steps that are left; samples/s and the last step's global loss."""
-        pipeline = TrainPipelineSparseDist(
-            self.model, self.optimizer, self.process.device
+    def _train(self, first: int) -> tuple[float, int]:
+        """Run the steps that are left; samples/s and the last step."""
+        size, number = self.config.train.batch_size, first
+        steps = Steps(
+            self.model, self.optimizer, self.source, self.process, self.config, first
         )
-        rows, size = prefetch(self._batches(first)), self.reader.batch_size
-        settings, left = self.config.train, (self.steps - first) * size
-        self.model.train()
         window: list[torch.Tensor] = []
         with (
             Interrupt() as interrupt,
-            Watchdog(self.process, settings.hang_seconds) as watchdog,
+            Watchdog(self.process, self.config.train.hang_seconds) as watchdog,
             self._board() as board,
-            Progress(f"train {self.task}", left, "samples") as progress,
+            Progress(
+                f"train {self.task}", (self.source.steps - first) * size, "samples"
+            ) as progress,
         ):
-            for step in range(first + 1, self.steps + 1):
-                self._seed(step)
-                watchdog.beat(step, self._ahead.pop(step, ()))
-                loss, note = pipeline.progress(rows).loss, ""
-                window.append(loss)
-                last = step == self.steps
-                if last or step % settings.log_every == 0:
-                    note = self._log(step, window, progress.rate, board)
+            steps.agreement.asked_to_stop = lambda: interrupt.requested
+            while number < self.source.steps and not self.stopping.stops:
+                step, note = steps.take(), ""
+                number = step.number
+                watchdog.beat(number, steps.marks())
+                window.append(step.loss)
+                self._write(board, number, step.figures)
+                last = number == self.source.steps
+                if last or number % self.config.train.log_every == 0:
+                    note = self._log(number, window, progress.rate, board)
                     window = []
-                stop = interrupt.agreed(self.process.device)
-                if last or stop or step % settings.checkpoint_every == 0:
-                    with watchdog.paused():
-                        self._save(step, self._global(loss))
-                if stop:
-                    raise StoppedError(stop, step)
+                with watchdog.paused():
+                    stops = self._keep(step, steps, board)
+                if stops and not last:
+                    raise StoppedError(interrupt.agreed(self.process.device), number)
                 progress.advance(size, note)
-        pipeline.detach()
-        self.mended.report()
-        return progress.rate, self._last_loss
+        steps.detach()
+        self.source.mended.report()
+        return progress.rate, number
 
-    def _batches(self, first: int) -> Iterator[Batch]:
-        for epoch in range(self.config.train.epochs):
-            skip = max(first - epoch * self.reader.steps, 0)
-            if skip < self.reader.steps:
-                start = epoch * self.reader.steps + skip + 1
-                for step, rows in enumerate(self.reader.epoch(epoch, skip), start):
-                    batch = collate(
-                        rows, self.schema, self.config.data.bounds, self.mended
-                    )
-                    self._ahead[step] = (batch.ad_ids, batch.labels)
-                    if self.ledger is not None:
-                        self.ledger.take(step, rows.numbers)
-                    yield batch
+    def _keep(self, step: Step, steps: Steps, board: SummaryWriter | None) -> bool:
+        """Evaluate and save, if it is time; whether training was asked to stop here."""
+        last = step.number == self.source.steps
+        is_best = self._validate(step.number, last, steps, board)
+        stops = step.stop and self._is_whole(step.number)
+        if last or stops or is_best or self._is_due(step.number):
+            self._save(step.number, step.loss.item(), is_best)
+        return stops
 
-    def _seed(self, step: int) -> None:
-        """Dropout of a step depends on seed, step and rank alone."""
-        torch.manual_seed((self.config.seed << 40) + (step << 12) + self.process.rank)
+    def _is_whole(self, step: int) -> bool:
+        """Whether no dense gradient waits for further steps: it would not be saved."""
+        return step == self.source.steps or step % self.optimizer.config.accumulate == 0
 
-    def _global(self, loss: torch.Tensor) -> float:
-        """The mean over ranks, which is the global loss; the same on every rank."""
-        total = loss.detach().clone()
-        dist.all_reduce(total)
-        return total.item() / self.process.world_size
+    def _is_due(self, step: int) -> bool:
+        """The first whole step in every `checkpoint_every`."""
+        past = step % self.config.train.checkpoint_every
+        return self._is_whole(step) and past < self.optimizer.config.accumulate
+
+    def _validate(
+        self,
+        step: int,
+        last: bool,
+        steps: Steps,
+        board: SummaryWriter | None,
+    ) -> bool:
+        """Evaluate, if it is time; whether the model is the best so far."""
+        every = self.config.train.evaluate_every
+        due = every and self._is_whole(step) and (last or step % every == 0)
+        if not due or not any((self.data / "valid").glob("*.parquet")):
+            return False
+        steps.detach()
+        figures = label_metrics(self.schema, self._predicted("valid"))
+        self.model.train()
+        for label, found in figures.items():
+            scalars = {f"valid/{label}/{name}": v for name, v in found.items()}
+            self._write(board, step, scalars)
+        return self.stopping.add(step, figures[self.schema.labels[0].name]["log_loss"])
 
     def _log(
         self,
@@ -208,25 +222,21 @@ class Trainer:
         rate: float,
         board: SummaryWriter | None,
     ) -> str:
-        mean = self._global(torch.stack(window).mean())
-        self._check_finite(mean, step - len(window) + 1, step)
+        mean = torch.stack(window).mean().item()
         self.curve.append((step, mean))
-        if board is not None:
-            board.add_scalar(f"{self.task}/loss", mean, step)
-            board.add_scalar(f"{self.task}/samples_per_second", rate, step)
+        self._write(board, step, {"loss": mean, "samples_per_second": rate})
         return f"loss {mean:.4f}"
 
-    def _check_finite(self, loss: float, first: int, last: int) -> None:
-        if not math.isfinite(loss):
-            raise DataError(
-                f"{self.task}: the loss became {loss} between steps {first} and {last};"
-                " lower the learning rates"
-            )
+    def _write(
+        self, board: SummaryWriter | None, step: int, figures: dict[str, float]
+    ) -> None:
+        if board is not None:
+            for name, value in figures.items():
+                board.add_scalar(f"{self.task}/{name}", value, step)
 
-    def _save(self, step: int, loss: float) -> None:
-        self._check_finite(loss, step, step)  # never resume from a broken state
+    def _save(self, step: int, loss: float, is_best: bool) -> None:
         self._last_loss = loss
-        segments = self.ledger.keep(step) if self.ledger is not None else []
+        ledger = self.source.ledger
         checkpoint.save(
             self.folder / CHECKPOINTS,
             self.process,
@@ -239,7 +249,8 @@ class Trainer:
                 "seed": self.config.seed,
                 "last_step_loss": loss,
                 "curve": self.curve,
-                "ledger": segments,
+                "validation": self.stopping.history,
+                "ledger": ledger.keep(step) if ledger is not None else [],
             },
             self.config.train.keep_checkpoints,
         )
@@ -254,16 +265,23 @@ class Trainer:
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge) as board:
             yield board
 
+    def _predicted(self, split: str) -> Predictions:
+        return predict_split(
+            self.model,
+            self.data / split,
+            self.schema,
+            self.process,
+            self.config.train.eval_batch_size,
+            self.config.data.bounds,
+        )
+
     def _held_out(self) -> dict[str, Any]:
         """Figures on the splits that training never read, and their calibration."""
-        size, figures = self.config.train.eval_batch_size, {}
-        bounds = self.config.data.bounds
+        figures = {}
         for name in ("valid", "test"):
             if not any((self.data / name).glob("*.parquet")):
                 continue
-            found = predict_split(
-                self.model, self.data / name, self.schema, self.process, size, bounds
-            )
+            found = self._predicted(name)
             figures[name] = label_metrics(self.schema, found)
             if self.process.is_first and name == "test":
                 self._draw_calibration(found)

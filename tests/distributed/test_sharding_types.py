@@ -15,7 +15,6 @@ import pytest
 import torch
 from fifty_steps import (
     CASES,
-    FP16,
     SCHEMA,
     STEPS,
     Case,
@@ -129,7 +128,11 @@ def check(found: dict[str, Any], case: Case) -> None:
     for name, weight in expected["weights"].items():
         assert (weight - start_of(name, weight.shape)).abs().max() > 1e-3, name
         torch.testing.assert_close(
-            found["weights"][name], weight, atol=1e-5, rtol=0, msg=lambda m, n=name: n + m
+            found["weights"][name],
+            weight,
+            atol=1e-5,
+            rtol=0,
+            msg=lambda m, n=name: n + m,
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.errors import ConfigError, DataError
+from torchrec_adrec.errors import ConfigError, NonFiniteLossError
 from torchrec_adrec.sharded_task import final_checkpoint
 from torchrec_adrec.train import Trainer
 
@@ -111,7 +111,8 @@ def test_a_loss_that_is_not_finite_stops(prepared: Path, tmp_path: Path) -> None
         with torch.no_grad():
             trainer.model.module.model.calibration.bias.fill_(torch.nan)
         with pytest.raises(
-            DataError, match="the loss became nan between steps 1 and 1"
+            NonFiniteLossError,
+            match=r"nan at step 1, before any .* parameter model.calibration.bias",
         ):
             trainer.fit()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from torch import Tensor
 
 from torchrec_adrec.data.catalog import load_catalog, log_q
-from torchrec_adrec.data.collate import Columns
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
 
@@ -56,11 +56,12 @@ class UniformNegatives:
 
     def of_step(self, step: int) -> dict[str, NDArray[np.generic]]:
         """The ad's columns of this rank's ads of a step, (count / W,) each."""
-        drawn = np.random.default_rng([self.seed, step]).integers(self.ads, size=self.count)
+        rng = np.random.default_rng([self.seed, step])
+        drawn = rng.integers(self.ads, size=self.count)
         own = drawn[self.rank * self.share : (self.rank + 1) * self.share]
         return {name: values[own] for name, values in self.columns.items()}
 
-    def mixed(self, log_q: NDArray[np.float32]) -> NDArray[np.float32]:
+    def mixed(self, log_q: Tensor) -> Tensor:
         """Log of how much of a step's ads is expected to be each one's.
 
         (B p + U / M) / (B + U) with p its share of the impressions, B rows and U ads
@@ -70,5 +71,5 @@ class UniformNegatives:
             log_q: log p.
         """
         drawn, total = self.count / self.ads, self.batch_size + self.count
-        expected = self.batch_size * np.exp(log_q.astype(np.float64)) + drawn
-        return np.asarray(np.log(expected / total), dtype=np.float32)
+        expected = self.batch_size * log_q.double().exp() + drawn
+        return (expected / total).log().float()

@@ -49,7 +49,7 @@ def chunked_cross_entropy(
     """
     low = torch.is_autocast_enabled(rows.device.type)
     with torch.autocast(rows.device.type, enabled=False):
-        total: Tensor = _ChunkedCrossEntropy.apply(
+        total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             rows.float(), columns.vectors.float(), columns, own, weights, masked, low
         )
     return total

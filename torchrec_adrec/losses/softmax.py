@@ -9,7 +9,6 @@ Sources: Yi et al., Sampling-bias-corrected neural modeling, RecSys 2019; with u
 negatives beside those of the batch, Yang et al., Mixed negative sampling, WWW 2020.
 """
 
-import torch
 from torch import Tensor
 
 from torchrec_adrec.losses.chunked import chunked_cross_entropy

@@ -1,0 +1,83 @@
+"""How the dense products are made here: found out by making some.
+
+A name promises nothing. On one CPU oneDNN's float32 product is twice as fast as MKL's,
+on the next the same setting rounds to bfloat16; bfloat16 is four times faster where the
+processor knows it and a hundred times slower where it does not.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+SIZE, ROUNDS = 512, 5
+EXACT = (
+    2e-5  # relative error of a float32 product; TF32 and bfloat16 have 1e-3 and more
+)
+WORTH = 1.2  # how much faster bfloat16 must be: it costs conversions elsewhere
+
+log = logging.getLogger(__name__)
+
+
+def choose(wanted: str, device: torch.device) -> bool:
+    """Set the float32 products; whether bfloat16 is used. Collective.
+
+    The first rank measures and all do as it found.
+
+    Args:
+        wanted: `auto`, `float32` or `bfloat16`.
+    """
+    found: list[tuple[Literal["highest", "medium"], bool]] = [("highest", False)]
+    if dist.get_rank() == 0:
+        found = [_measure(wanted, device)]
+    dist.broadcast_object_list(found, 0)
+    setting, low = found[0]
+    torch.set_float32_matmul_precision(setting)
+    return low
+
+
+def _measure(
+    wanted: str, device: torch.device
+) -> tuple[Literal["highest", "medium"], bool]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(SIZE, SIZE, generator=generator).to(device) for _ in range(2))
+    exact = (a.double() @ b.double()).float()
+    seconds = {"highest": _seconds(a, b, "highest")}
+    if _error(a, b, exact, "medium") <= EXACT:
+        seconds["medium"] = _seconds(a, b, "medium")
+    best = min(seconds, key=lambda name: seconds[name])
+    setting: Literal["highest", "medium"] = "medium" if best == "medium" else "highest"
+    faster = seconds[best] / _seconds(a.bfloat16(), b.bfloat16(), setting)
+    low = wanted == "bfloat16" or (wanted == "auto" and faster >= WORTH)
+    log.info(
+        "products in %s; measured here, bfloat16 is %.2g times as fast as float32 (%s)",
+        "bfloat16" if low else "float32",
+        faster,
+        setting,
+    )
+    if low and faster < 1:
+        log.warning("train.precision=bfloat16 slows training down here; try auto")
+    return setting, low
+
+
+def _error(a: Tensor, b: Tensor, exact: Tensor, setting: str) -> float:
+    torch.set_float32_matmul_precision(setting)
+    return float((a @ b - exact).norm() / exact.norm())
+
+
+def _seconds(a: Tensor, b: Tensor, setting: str) -> float:
+    torch.set_float32_matmul_precision(setting)
+    return median(_time(lambda: a @ b, a.device) for _ in range(ROUNDS + 1))
+
+
+def _time(product: Callable[[], Tensor], device: torch.device) -> float:
+    started = time.perf_counter()
+    product()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,131 @@
+"""One optimizer step after the other, over all ranks."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.config import Config
+from torchrec_adrec.distributed.optimizer import StepOptimizer
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.errors import NonFiniteLossError
+from torchrec_adrec.models.tower import TowerHead
+from torchrec_adrec.tasks import Agreement, Outputs
+from torchrec_adrec.training.alarm import DeadModelAlarm
+from torchrec_adrec.training.diagnose import culprits
+from torchrec_adrec.training.health import Health
+from torchrec_adrec.training.precision import choose
+from torchrec_adrec.training.source import Source
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of a step that was taken.
+
+    Attributes:
+        number: from 1.
+        loss: the global loss, a scalar tensor.
+        stop: whether a rank was asked to stop; the same on all.
+        figures: signs of health, in the steps that look for them.
+    """
+
+    number: int
+    loss: Tensor
+    stop: bool
+    figures: dict[str, float]
+
+
+class Steps:
+    """Takes the steps of a source through the train pipeline. Collective.
+
+    Args:
+        first: the last step that was taken before.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        optimizer: StepOptimizer,
+        source: Source,
+        process: Process,
+        config: Config,
+        first: int = 0,
+    ) -> None:
+        self.model, self.optimizer, self.process = model, optimizer, process
+        self.source, self.config, self.number = source, config, first
+        self.low = choose(config.train.precision, process.device)
+        if config.train.compile:
+            compile_heads(model)
+        self.alarm = DeadModelAlarm(source.schema, config.train.dead_model)
+        self.health = Health(model, optimizer)
+        self.agreement = next(m for m in model.modules() if isinstance(m, Agreement))
+        self.pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
+        self.batches: Iterator[Batch] = source.batches(first)
+        model.train()
+
+    def take(self) -> Step:
+        """Take the next one.
+
+        Raises:
+            NonFiniteLossError: names rows and features; no weight has changed.
+            TrainingError: the model is dead.
+        """
+        self.number += 1
+        self._seed()
+        self.optimizer.at(self.number, self.source.steps)
+        every = self.config.train.health_every
+        looks = bool(every) and self.number % every == 0
+        with self.health.watched() if looks else nullcontext():
+            out = self._progress()
+        self.alarm.look(out.logits, out.labels, self.source.begin(self.number))
+        figures = self.health.figures(out.ads) if looks else {}
+        return Step(self.number, out.loss, bool(out.stop), figures)
+
+    def marks(self) -> Sequence[Tensor]:
+        """Tensors on the host that tell the rows of the last step, for the watchdog."""
+        batch = self.source.begin(self.number)
+        return batch.ad_ids, batch.labels
+
+    def detach(self) -> None:
+        """Take the model out of the pipeline, to evaluate or save it; it goes back by
+        itself.
+        """
+        self.pipeline.detach()
+
+    def _progress(self) -> Outputs:
+        device = self.process.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.low):
+            try:
+                out: Outputs = self.pipeline.progress(self.batches)
+            except NonFiniteLossError as error:
+                self.detach()
+                raise self._diagnosed(error) from None
+        return out
+
+    def _seed(self) -> None:
+        """Dropout of a step depends on seed, step and rank alone."""
+        seed, rank = self.config.seed, self.process.rank
+        torch.manual_seed((seed << 40) + (self.number << 12) + rank)
+
+    def _diagnosed(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        """Say which rows, and what in the model is not finite. Collective."""
+        batch = self.source.begin(self.number).to(self.process.device)
+        found = culprits(self.model, batch, self.source.schema)
+        what = ", ".join(found[:5]) or "neither inputs nor weights: the loss alone"
+        return NonFiniteLossError(
+            f"{error} at step {self.number}, before any weight changed. Rank"
+            f" {self.process.rank}: {self.source.where(self.number)}. Not finite:"
+            f" {what}. Lower the learning rates, or set optimizer.clip_norm"
+        )
+
+
+def compile_heads(model: torch.nn.Module) -> None:
+    """torch.compile of the towers' dense parts, in place."""
+    for module in model.modules():
+        if isinstance(module, TowerHead):
+            module.mlp.compile(dynamic=False)

@@ -1,0 +1,40 @@
+"""When to stop: the validation loss no longer falls."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class EarlyStopping:
+    """Validation losses so far, kept in every checkpoint.
+
+    Attributes:
+        patience: evaluations without a better one after which to stop; None: never.
+        history: (step, loss) of every evaluation.
+    """
+
+    patience: int | None
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+    def add(self, step: int, loss: float) -> bool:
+        """Take an evaluation; whether it is the best so far."""
+        is_best = all(loss < before for _, before in self.history)
+        self.history.append((step, loss))
+        return is_best
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and loss of the best evaluation, of equal ones the first."""
+        return min(self.history, key=lambda pair: pair[1], default=None)
+
+    @property
+    def stops(self) -> bool:
+        """Whether patience has run out."""
+        if self.patience is None or self.best is None:
+            return False
+        since = [step for step, _ in self.history if step > self.best[0]]
+        return len(since) >= self.patience
+
+    def load(self, history: list[list[Any]]) -> None:
+        """Take what a checkpoint kept."""
+        self.history = [(int(step), float(loss)) for step, loss in history]
