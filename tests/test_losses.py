@@ -6,8 +6,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.losses import chunked
+from torchrec_adrec.losses.chunked import Columns, chunked_cross_entropy
+from torchrec_adrec.losses.history import History
+from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.losses.softmax import in_batch_softmax
 from torchrec_adrec.schema import Label
@@ -71,10 +76,14 @@ def test_softmax_masks_other_rows_of_the_same_ad_and_subtracts_log_q() -> None:
     ids = torch.tensor([7, 8, 7, 9])
     log_q = torch.tensor([0.5, 0.2, 0.5, 0.3]).log()
     anchors = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    logits = user @ ad.T / 0.5 - log_q
+    scores, logits = (
+        user @ ad.T / 0.5,
+        user @ ad.T / 0.5 - log_q - torch.tensor(3).log(),
+    )
     # Row 0 competes with columns 1 and 3 only: column 2 is its own ad again.
-    first = -(logits[0, 0] - logits[0, [0, 1, 3]].logsumexp(0))
-    last = -(logits[3, 3] - logits[3].logsumexp(0))
+    first = torch.stack([scores[0, 0], logits[0, 1], logits[0, 3]])
+    last = torch.stack([scores[3, 3], *logits[3, :3]])
+    first, last = (-row.log_softmax(0)[0] for row in (first, last))
     found = in_batch_softmax(user, ad, ids, log_q, anchors, 0.5)
     torch.testing.assert_close(found, (first + last) / 2)
 
@@ -86,43 +95,169 @@ def test_an_ad_without_log_q_cannot_be_trained_on_by_mistake() -> None:
     assert loss.isnan()
 
 
-def mean_gradient(log_q_factor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the ads' scores: averaged over sampled batches, and exact."""
-    ads, batch, batches = 200, 64, 1000
+def plain_cross_entropy(
+    rows: Tensor, columns: Columns, own: Tensor, weights: Tensor, hidden: Tensor
+) -> Tensor:
+    """The definition, with all logits at once."""
+    at = torch.arange(len(own))
+    logits = rows @ columns.vectors.T - columns.correction
+    logits[at, own] += columns.correction[own]
+    same = columns.ids[own][:, None] == columns.ids[None]
+    same[at, own] = False
+    logits = logits.masked_fill(same | hidden, -torch.inf)
+    return (F.cross_entropy(logits, own, reduction="none") * weights).sum()
+
+
+@pytest.mark.parametrize("block", [1, 130, 1_000, 10**6])
+def test_softmax_in_blocks_is_the_plain_one(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and both gradients to 1e-6, whatever rows a block takes."""
+    monkeypatch.setattr(chunked, "BLOCK", block)
+    torch.manual_seed(0)
+    rows, vectors = torch.randn(37, 8) / 3, torch.randn(120, 8) / 3
+    own, weights = torch.randint(120, (37,)), torch.rand(37)
+    hidden = torch.rand(37, 120) < 0.1
+    hidden[torch.arange(37), own] = False
+    found = []
+    for blocks in (True, False):
+        a, b = rows.clone().requires_grad_(), vectors.clone().requires_grad_()
+        columns = Columns(b, torch.linspace(-1, 1, 120), torch.arange(120) % 40)
+        if blocks:
+            masked = hidden.nonzero(as_tuple=True)
+            loss = chunked_cross_entropy(a, columns, own, weights, masked)
+        else:
+            loss = plain_cross_entropy(a, columns, own, weights, hidden)
+        loss = loss / weights.sum()
+        (3 * loss).backward()
+        found.append((loss.detach(), a.grad, b.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_softmax_under_autocast_keeps_its_logits_exact() -> None:
+    """In bfloat16 cosines over .02 would be off by .1; the gradient may be by 1%."""
+    torch.manual_seed(0)
+    rows = F.normalize(torch.randn(64, 16), dim=1) / 0.02
+    vectors = F.normalize(torch.randn(64, 16), dim=1)
+    columns = Columns(vectors.requires_grad_(), torch.zeros(64), torch.arange(64))
+    values, gradients = [], []
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = chunked_cross_entropy(
+                rows, columns, torch.arange(64), torch.ones(64)
+            )
+        values.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, vectors)[0])
+    assert torch.equal(values[0], values[1])
+    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert 0 < error < 0.01
+
+
+def test_no_anchor_on_a_rank_is_no_loss_and_a_whole_backward() -> None:
+    user, ad = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
+    loss = in_batch_softmax(user, ad, torch.arange(3), None, torch.zeros(3), 1.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert user.grad is not None and ad.grad is not None
+    assert not user.grad.any() and not ad.grad.any()
+
+
+def test_ads_of_the_history_are_no_negatives() -> None:
+    """Unknown items (id 1) equal each other by no meaning and stay negatives."""
+    torch.manual_seed(0)
+    user, ad = torch.randn(3, 2), torch.randn(5, 2)  # two ads belong to no row
+    items = torch.tensor([7, 1, 8, 9, 7])
+    history = History(
+        values=torch.tensor([9, 8, 1, 8]), lengths=torch.tensor([2, 0, 2]), items=items
+    )
+    ids = torch.arange(5)
+    anchors = torch.tensor([1.0, 0.0, 1.0])
+    logits = user @ ad.T
+    # Row 0 clicked items 9 and 8 before: ads 3 and 2. Row 2: item 8, its own ad.
+    first = -(logits[0, 0] - logits[0, [0, 1, 4]].logsumexp(0))
+    last = -(logits[2, 2] - logits[2].logsumexp(0))
+    found = in_batch_softmax(user, ad, ids, None, anchors, 1.0, history)
+    torch.testing.assert_close(found, (first + last) / 2)
+
+
+def test_a_learned_temperature_has_the_gradient_of_its_definition() -> None:
+    torch.manual_seed(0)
+    user, ad = torch.randn(4, 3), torch.randn(4, 3)
+    found = []
+    for way in ("ours", "plain"):
+        temperature = torch.tensor(0.5, requires_grad=True)
+        if way == "ours":
+            loss = in_batch_softmax(
+                user, ad, torch.arange(4), None, torch.ones(4), temperature
+            )
+        else:
+            loss = F.cross_entropy(user @ ad.T / temperature, torch.arange(4))
+        loss.backward()
+        found.append(temperature.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("way", ["bpr", "triplet"])
+def test_pairs_pull_the_clicked_ad_up_and_others_down(way: str) -> None:
+    torch.manual_seed(0)
+    user = torch.ones(2, 1)
+    ad = torch.zeros(6, 1, requires_grad=True)
+    ids = torch.tensor([5, 6, 5, 7, 8, 9])  # ad 2 is ad 0 again
+    anchors = torch.tensor([1.0, 0.0])
+    loss = pairwise_loss(way, user, ad, ids, anchors, 1.0)
+    expected = {"bpr": torch.tensor(2.0).log().item(), "triplet": 1.0}
+    assert loss.item() == pytest.approx(expected[way])
+    loss.backward()
+    assert ad.grad is not None
+    assert ad.grad[0] < 0 and ad.grad[2] == 0 and (ad.grad[[1, 3, 4, 5]] >= 0).all()
+    assert ad.grad.sum().abs() < 1e-6
+
+
+ADS, USERS, BATCH = 200, 40, 256
+
+
+def mean_gradients(
+    log_q_factor: float | None, uniform: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Gradients of users' and ads' vectors: averaged over sampled batches, and exact.
+
+    A batch is drawn as a log is: 256 impressions, ads by their popularity, each clicked
+    by a random user; `uniform` more ads as negatives.
+    """
     generator = torch.Generator().manual_seed(0)
-    shown = 1 / torch.arange(1, ads + 1.0)
+    shown = 1 / torch.arange(1, ADS + 1.0)
     shown /= shown.sum()
-    scores = torch.randn(ads, generator=generator)
-    positive = 150
-    full = torch.softmax(scores, 0)
-    full[positive] -= 1
-    total = torch.zeros(ads)
+    user = torch.randn(USERS, 6, generator=generator).requires_grad_()
+    ad = (torch.randn(ADS, 6, generator=generator) / 2).requires_grad_()
+    mixed = (BATCH * shown + uniform / ADS) / (BATCH + uniform)
+    total, batches = torch.zeros(USERS + ADS, 6), 600
     for _ in range(batches):
-        drawn = torch.multinomial(shown, batch, True, generator=generator)
-        drawn[0] = positive
-        ad = scores[drawn][:, None].requires_grad_()
-        user = torch.ones(batch, 1)
-        log_q = shown.log()[drawn] * log_q_factor
-        anchors = torch.zeros(batch)
-        anchors[0] = 1
-        loss = in_batch_softmax(user, ad, drawn, log_q, anchors, 1.0)
-        (gradient,) = torch.autograd.grad(loss, ad)
-        total.index_add_(0, drawn, gradient[:, 0])
-    return total / batches, full
+        drawn = torch.multinomial(shown, BATCH, True, generator=generator)
+        more = torch.randint(ADS, (uniform,), generator=generator)
+        who = torch.randint(USERS, (BATCH,), generator=generator)
+        ads = torch.cat([drawn, more])
+        log_q = mixed.log()[ads] * factor if (factor := log_q_factor) else None
+        loss = in_batch_softmax(user[who], ad[ads], ads, log_q, torch.ones(BATCH), 1.0)
+        total += torch.cat(torch.autograd.grad(loss, (user, ad)))
+    chance = (shown / USERS).repeat(USERS)
+    pairs = torch.log_softmax(user @ ad.T, 1).flatten()
+    full = torch.autograd.grad(-(chance * pairs).sum(), (user, ad))
+    return total / batches, torch.cat(full)
 
 
-def test_log_q_makes_the_gradient_that_of_the_full_softmax() -> None:
+@pytest.mark.parametrize("uniform", [0, 64])
+def test_log_q_makes_the_gradient_that_of_the_full_softmax(uniform: int) -> None:
     """Batches draw ads by impressions; with the sign of log_q turned this fails."""
 
-    def cosine(factor: float) -> float:
-        # The positive's own entry is near -1 everywhere and would hide the rest.
-        sampled, full = mean_gradient(factor)
-        others = torch.arange(len(full)) != 150
-        return F.cosine_similarity(sampled[others], full[others], dim=0).item()
+    def cosine(factor: float | None) -> float:
+        sampled, full = mean_gradients(factor, uniform)
+        return F.cosine_similarity(sampled.flatten(), full.flatten(), dim=0).item()
 
-    right, without, turned = cosine(1), cosine(0), cosine(-1)
-    assert right > 0.95
-    assert without < right - 0.2 and turned < right - 0.2
+    right, without, turned = cosine(1), cosine(None), cosine(-1)
+    print(f"cosine: log_q {right:.4f}, without {without:.4f}, turned {turned:.4f}")
+    assert right > 0.98
+    assert without < right - 0.1 and turned < without
 
 
 SCRIPT = """

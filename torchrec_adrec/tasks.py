@@ -114,7 +114,7 @@ class RetrievalLoss(nn.Module):
             return pairwise_loss(
                 self.config.contrast, user, ad, b.ad_ids, anchors, temperature
             )
-        log_q = b.log_q if self.config.log_q else torch.zeros_like(b.log_q)
+        log_q = b.log_q if self.config.log_q else None
         history = self.history(b) if self.history is not None else None
         return in_batch_softmax(
             user, ad, b.ad_ids, log_q, anchors, temperature, history

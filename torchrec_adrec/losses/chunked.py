@@ -18,12 +18,12 @@ class Columns(NamedTuple):
 
     Attributes:
         vectors: (N, D).
-        log_q: (N,), subtracted from the logits.
+        correction: (N,), subtracted from the logits of all but the row's own column.
         ids: (N,) int64; a column with the id of the row's own one is left out.
     """
 
     vectors: Tensor
-    log_q: Tensor
+    correction: Tensor
     ids: Tensor
 
 
@@ -34,7 +34,8 @@ def chunked_cross_entropy(
     weights: Tensor,
     masked: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """sum_i w_i * -log softmax_j(rows_i . columns_j - log_q_j) at j = own_i, a scalar.
+    """sum_i w_i * -log softmax_j(rows_i . vectors_j - [j != own_i] correction_j) at
+    j = own_i, a scalar.
 
     Differentiable in `rows` and `columns.vectors`. Logits are made in float32 whatever
     autocast says: in bfloat16 a cosine of 1 over a temperature of .02 would be off by
@@ -104,9 +105,9 @@ def _logits(
     out: Tensor, rows: Tensor, vectors: Tensor, columns: Columns, own: Tensor
 ) -> None:
     """Corrected logits of a block into `out`; a hit by accident is -inf."""
-    torch.addmm(-columns.log_q, rows, vectors.T, out=out)
+    torch.addmm(-columns.correction, rows, vectors.T, out=out)
     at = torch.arange(len(out), device=out.device)
-    right = out[at, own]
+    right = out[at, own] + columns.correction[own]
     out.masked_fill_(columns.ids[own][:, None] == columns.ids, -torch.inf)
     out[at, own] = right
 

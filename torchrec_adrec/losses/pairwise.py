@@ -52,7 +52,7 @@ def pairwise_loss(
         ad_ids: (N,) int64.
         anchors: (B,), 1 for rows that count (clicked), else 0.
     """
-    columns, _ = gather_ads(ad, ad_ids, torch.zeros_like(ad_ids))
+    columns, _ = gather_ads(ad, ad_ids)
     scale = global_scale(anchors)
     at = anchors.nonzero().squeeze(1)
     drawn = torch.randint(len(columns.ids), (len(at), PAIRS), device=at.device)

@@ -1,11 +1,18 @@
 """Softmax over the ads of the global batch, corrected for how often each is drawn.
 
-For an anchor row i with its ad i: -log softmax_j(u_i . a_j / temperature - log_q_j) at
-j = i, where j runs over the ads of all ranks, except other places of the same ad
-(accidental hits) and ads of the user's history. Ads reach the batch in proportion to
-their impressions, so log_q (log of the expected share) is subtracted.
+For an anchor row i with its ad i, T the temperature and N ads in the batch of all
+ranks:
 
-Sources: Yi et al., Sampling-bias-corrected neural modeling, RecSys 2019; with uniform
+    -log( e^(u_i . a_i / T) / (e^(u_i . a_i / T) + sum_j e^(u_i . a_j / T) / n_j) )
+
+where j runs over the other ads of the batch, except further places of the same ad
+(accidental hits) and ads of the user's history, and n_j = (N - 1) q_j is how often ad
+j is to be expected among the others: ads reach a batch as often as they are shown.
+So the sum is, in expectation, that over the whole catalog. The clicked ad was not drawn
+but given: it is not corrected.
+
+Sources: Yi et al., Sampling-bias-corrected neural modeling, RecSys 2019; Khrylchenko et
+al., Correcting the LogQ correction, RecSys 2025, for the clicked ad; with uniform
 negatives beside those of the batch, Yang et al., Mixed negative sampling, WWW 2020.
 """
 
@@ -21,7 +28,7 @@ def in_batch_softmax(
     user: Tensor,
     ad: Tensor,
     ad_ids: Tensor,
-    log_q: Tensor,
+    log_q: Tensor | None,
     anchors: Tensor,
     temperature: float | Tensor,
     history: History | None = None,
@@ -33,7 +40,7 @@ def in_batch_softmax(
         ad: (N, D), N >= B; row i < B is the ad shown to row i of `user`, the rest are
             negatives only.
         ad_ids: (N,) int64.
-        log_q: (N,).
+        log_q: (N,), log of each ad's share of what is drawn; None: no correction.
         anchors: (B,), 1 for rows that count (clicked), else 0.
         temperature: divides the scores; a scalar tensor if it is learned.
         history: what the users had clicked before.

@@ -1,0 +1,1 @@
+"""What people write today, as carefully as its documentation says."""

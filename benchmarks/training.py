@@ -1,0 +1,285 @@
+"""Training speed of the canonical two towers, beside what people write today.
+
+python benchmarks/training.py --batch-size 2048 8192
+python benchmarks/training.py --ranks            # two ranks of one thread against one
+python benchmarks/training.py --memory           # peak memory by batch size
+
+Canonical: 26 tables of 5.56 million rows together, dim 16, 13 a side, [512, 256] -> 256,
+half click cross-entropy, half in-batch softmax, a quarter of the rows clicked. Every way
+has a process of its own (allocator, threads and precision are a process's); they take
+turns, a block of steps each, and the others sleep meanwhile.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch.distributed as dist
+from baselines import dense_adam, torchrec_plain
+from timing import keep, ratio
+
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.data.write import write_rows
+from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.memory import keep_freed_memory
+from torchrec_adrec.schema import AD_ID, LOG_Q, Label, Schema, Side, SparseFeature
+from torchrec_adrec.sharded_task import build
+from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.steps import Steps
+
+SIZES = np.geomspace(4, 1_600_000, 26).astype(int).tolist()  # 5.56 million in sum
+CLICKED = 0.25
+ADS = 50_000
+WAYS = ("ours, auto", "ours, float32", "torchrec plain", "dense adam")
+STEPS = {"dense adam": 3}  # of a block; it is slow
+DEFAULT_STEPS = {2048: 40, 8192: 15}
+CANONICAL = (
+    "towers={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: 0,"
+    " alpha: .5, temperature: .05}",
+    "train.dead_model=warn",  # the rows hold nothing to learn
+)
+
+
+def main() -> None:
+    """Measure and keep."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--batch-size", type=int, nargs="+", default=[2048, 8192])
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--ways", nargs="+", default=list(WAYS))
+    arguments.add_argument("--ranks", action="store_true")
+    arguments.add_argument("--memory", action="store_true")
+    arguments.add_argument("--worker", nargs=3, metavar=("WAY", "BATCH", "FOLDER"))
+    words = arguments.parse_args()
+    if words.worker:
+        way, size, data = words.worker
+        work(way, int(size), Path(data))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        rows = max(words.batch_size) * (15 * (words.rounds + 2) + 8)
+        write(data, rows)
+        if words.memory:
+            keep("training_memory", {"by_batch_size": memory(data)})
+        elif words.ranks:
+            keep("training_ranks", ranks(data, words))
+        else:
+            found = {str(b): compare(data, b, words) for b in words.batch_size}
+            keep("training", {"canonical": CANONICAL, "by_batch_size": found})
+
+
+def make_schema() -> Schema:
+    """Every second table is the ad's."""
+    return Schema(
+        dense=(),
+        sparse=tuple(
+            SparseFeature(
+                name=f"C{i}",
+                side=Side.AD if i % 2 else Side.USER,
+                source=f"C{i}",
+                num_embeddings=size,
+            )
+            for i, size in enumerate(SIZES, 1)
+        ),
+        labels=(Label(name="click"),),
+    )
+
+
+def columns(rows: int) -> dict[str, Any]:
+    """Seeded rows; small ids are frequent, as by Zipf."""
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {
+        f"C{i}": (size ** rng.random(rows) - 1).astype(np.int32)
+        for i, size in enumerate(SIZES, 1)
+    }
+    found["click"] = (rng.random(rows) < CLICKED).astype(np.float32)
+    found[AD_ID] = (ADS ** rng.random(rows)).astype(np.int64)
+    found[LOG_Q] = -np.log(found[AD_ID] * np.log(ADS)).astype(np.float32)
+    return found
+
+
+def write(data: Path, rows: int) -> None:
+    """A prepared data set."""
+    (data / "train").mkdir()
+    write_rows(data / "train/part-00000.parquet", columns(rows))
+    make_schema().save(data / "schema.json")
+
+
+def compare(data: Path, size: int, words: argparse.Namespace) -> dict[str, Any]:
+    """All ways at one batch size."""
+    workers = {way: Worker([way, str(size), str(data)]) for way in words.ways}
+    seconds: dict[str, list[float]] = {way: [] for way in words.ways}
+    for number in range(words.rounds + 1):
+        for way, worker in workers.items():
+            spent = worker.block()
+            if number:
+                seconds[way].append(spent)
+    peaks = {way: worker.end() for way, worker in workers.items()}
+    return {
+        "samples_per_second": {w: round(size / median(s)) for w, s in seconds.items()},
+        "times_faster_than_torchrec_plain": _times(seconds, "torchrec plain"),
+        "times_faster_than_dense_adam": _times(seconds, "dense adam"),
+        "peak_megabytes": peaks,
+        "seconds": seconds,
+    }
+
+
+def _times(seconds: dict[str, list[float]], other: str) -> dict[str, float]:
+    if other not in seconds:
+        return {}
+    ours = [way for way in seconds if way.startswith("ours")]
+    return {way: round(ratio(seconds, other, way), 2) for way in ours}
+
+
+class Worker:
+    """A process that trains a block when it is told to."""
+
+    def __init__(self, words: list[str], ranks: int = 1) -> None:
+        command = [sys.executable]
+        if ranks > 1:
+            command += ["-m", "torch.distributed.run", "--standalone"]
+            command += ["--nproc-per-node", str(ranks)]
+        self.process = subprocess.Popen(
+            [*command, __file__, "--worker", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("BLOCK "):
+                return line.removeprefix("BLOCK ")
+        raise RuntimeError(f"a worker ended with {self.process.wait()}")
+
+    def _tell(self, word: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def block(self) -> float:
+        """Seconds of one step, the mean of a block's."""
+        return float(self._tell("go"))
+
+    def end(self) -> int:
+        """Peak memory in megabytes."""
+        peak = int(self._tell("end"))
+        self.process.wait()
+        return peak
+
+
+def work(way: str, size: int, data: Path) -> None:
+    """Be a worker: one rank of those that the launcher started, or alone."""
+    count = STEPS.get(way, DEFAULT_STEPS.get(size, 15))
+    kind, _, precision = way.partition(", ")
+    with process_group("cpu") as process:
+        step = MAKERS[kind](data, size, precision, process)
+        for command in commands(process):
+            if command == "end":
+                break
+            started = time.perf_counter()
+            for _ in range(count):
+                step()
+            answer(process, (time.perf_counter() - started) / count)
+        answer(process, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def commands(process: Process) -> Iterator[str]:
+    """What the first rank is told, on all."""
+    answer(process, 0)
+    while True:
+        word = [sys.stdin.readline().strip() if process.is_first else ""]
+        dist.broadcast_object_list(word)
+        yield word[0]
+
+
+def answer(process: Process, figure: float) -> None:
+    """Tell the first rank's figure."""
+    if process.is_first:
+        print("BLOCK", figure, flush=True)
+
+
+def ours(data: Path, size: int, precision: str, process: Process) -> Callable[[], Any]:
+    """The trainer of this project, reading Parquet as it always does."""
+    keep_freed_memory()
+    config = canonical(size, precision)
+    source = Source(data, Schema.load(data / "schema.json"), config, process, data)
+    model, optimizer = build("retrieval", source.schema, config, process)
+    return Steps(model, optimizer, source, process, config).take
+
+
+def canonical(size: int, precision: str) -> Config:
+    """The settings of every way."""
+    name, *more = precision.split("+")
+    words = [f"train.{word}=true" for word in more]
+    loop = [f"train.batch_size={size}", f"train.precision={name}", "train.epochs=1000"]
+    return load_config(None, [*CANONICAL, *loop, *words])
+
+
+def plain(data: Path, size: int, _: str, process: Process) -> Callable[[], Any]:
+    """TorchRec as its documentation has it, on batches in memory."""
+    schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
+    source = Source(data, schema, config, process, data)
+    ready = cycle(list(islice(source.batches(0), 64)))
+    _, pipeline = torchrec_plain.build(schema, config.towers, size)
+    return lambda: pipeline.progress(ready)
+
+
+def dense(data: Path, size: int, _: str, process: Process) -> Callable[[], Any]:
+    """nn.Embedding, Adam over everything, DataLoader."""
+    table = pq.read_table(data / "train")
+    rows = {name: table[name].to_numpy() for name in table.column_names}
+    schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
+    return dense_adam.DenseTrainer(rows, schema, config.towers, size).step
+
+
+MAKERS = {"ours": ours, "torchrec plain": plain, "dense adam": dense}
+
+
+def ranks(data: Path, words: argparse.Namespace) -> dict[str, Any]:
+    """Two ranks of one thread against one rank of two, on the same global batches."""
+    found = {}
+    for size in words.batch_size:
+        one, two = (
+            Worker(["ours, auto", str(size), str(data)], ranks) for ranks in (1, 2)
+        )
+        seconds: dict[str, list[float]] = {"one": [], "two": []}
+        for number in range(words.rounds + 1):
+            for name, worker in (("one", one), ("two", two)):
+                spent = worker.block()
+                if number:
+                    seconds[name].append(spent)
+        one.end(), two.end()
+        found[str(size)] = {
+            "samples_per_second": {n: size / median(s) for n, s in seconds.items()},
+            "two_ranks_over_one": round(ratio(seconds, "one", "two"), 3),
+            "seconds": seconds,
+        }
+    return found
+
+
+def memory(data: Path) -> dict[str, dict[str, int]]:
+    """Peak memory after some steps, a process for each batch size."""
+    found: dict[str, dict[str, int]] = {}
+    for way in ("ours, float32", "torchrec plain"):
+        for size in (2048, 4096, 8192, 16384):
+            worker = Worker([way, str(size), str(data)])
+            worker.block()
+            found.setdefault(way, {})[str(size)] = worker.end()
+    return found
+
+
+if __name__ == "__main__":
+    main()
