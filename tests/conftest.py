@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,31 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def small_config(finished_run: Path) -> Config:
     return load_config(finished_run / "config.yaml")
+
+
+TINY = (
+    "towers={embedding_dim: 4, hidden: [8], output_dim: 4, dropout: 0}",
+    "train={batch_size: 32, log_every: 1}",
+)
+StepsWith = Callable[..., AbstractContextManager[Any]]
+
+
+@pytest.fixture
+def steps_with(prepared: Path) -> StepsWith:
+    """The towers' steps on one rank, tiny, with some settings replaced."""
+    from torchrec_adrec.distributed.process import process_group
+    from torchrec_adrec.schema import Schema
+    from torchrec_adrec.sharded_task import build
+    from torchrec_adrec.training.source import Source
+    from torchrec_adrec.training.steps import Steps
+
+    @contextmanager
+    def make(*words: str) -> Iterator[Steps]:
+        config = load_config(None, [*TINY, *words])
+        schema = Schema.load(prepared / "schema.json")
+        with process_group("cpu") as process:
+            source = Source(prepared, schema, config, process, prepared)
+            model, optimizer = build("retrieval", schema, config, process)
+            yield Steps(model, optimizer, source, process, config)
+
+    return make

@@ -90,7 +90,7 @@ class Source:
         return self._ahead[step][1]
 
     def where(self, step: int) -> str:
-        """A step's first and last row on this rank: file, row group, row."""
-        rows = self._ahead[step][0]
-        first, last = (rows.split.locate(int(rows.numbers[at])) for at in (0, -1))
-        return f"{len(rows.numbers)} rows from {first} to {last}"
+        """A step's rows on this rank: how many, and where the first one stands."""
+        numbers = self._ahead[step][0].numbers
+        first = self.reader.split.locate(int(numbers[0]))
+        return f"{len(numbers)} rows, the first is {first}"
