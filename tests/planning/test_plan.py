@@ -14,7 +14,9 @@ from conftest import REPOSITORY, adrec
 from torchrec_adrec.config import load_config
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.errors import ConfigError, PlanError
+from torchrec_adrec.planning.cluster import parse
 from torchrec_adrec.planning.command import lines_of
+from torchrec_adrec.planning.estimate import estimate
 from torchrec_adrec.planning.job import Job
 from torchrec_adrec.schema import Schema, Side
 
@@ -63,7 +65,9 @@ def test_schemas_are_what_the_adapter_reads() -> None:
         rows[name] = [f.num_embeddings for f in found.sparse]
         blank = [f.model_copy(update={"num_embeddings": 0}) for f in found.sparse]
         assert found.model_copy(update={"sparse": tuple(blank)}) == wanted
-        assert {f.name for f in found.sparse_of(Side.AD)} == set(kaggle.data.ad_features)
+        assert {f.name for f in found.sparse_of(Side.AD)} == set(
+            kaggle.data.ad_features
+        )
     assert sum(rows["criteo_1tb"]) == 882_774_559
     assert rows["criteo_1tb_mlperf"] == [min(n, 40_000_000) for n in rows["criteo_1tb"]]
 
@@ -71,7 +75,9 @@ def test_schemas_are_what_the_adapter_reads() -> None:
 def test_nothing_moves_to_host_memory_unasked() -> None:
     """What is refused is there when it is asked for, and only for those tables."""
     asked = "{kernel: fused_uvm_caching}"
-    words = f"sharding.tables={{user_C20: {asked}, user_C1: {asked}, user_C22: {asked}}}"
+    words = (
+        f"sharding.tables={{user_C20: {asked}, user_C1: {asked}, user_C22: {asked}}}"
+    )
     lines = lines_of(job("criteo_1tb", words), "8xA100-40GB", None, [])
     moved = [line.split()[0] for line in lines if "fused_uvm_caching" in line]
     assert moved == ["user_C1", "user_C20", "user_C22"]
@@ -87,10 +93,10 @@ def test_tables_that_no_number_of_gpus_holds_in_one_piece() -> None:
 
 
 def test_a_batch_that_fills_the_memory_of_the_dense_part() -> None:
-    job_ = job("criteo_1tb_mlperf")
-    large = Job(job_.schema, job_.config, 2**18, None)
+    found = job("criteo_1tb_mlperf")
+    cluster = parse("8xH100-80GB")
     with pytest.raises(PlanError, match=r"the dense part needs .* GiB .*smaller batch"):
-        lines_of(large, "8xH100-80GB", 1, [])
+        estimate(found.schema, found.config, cluster, 2**18, None)
 
 
 @pytest.mark.parametrize(
@@ -108,20 +114,26 @@ def test_a_cluster_that_is_none(gpus: str, nodes: int | None, message: str) -> N
         lines_of(job("criteo_1tb"), gpus, nodes, [])
 
 
-def test_the_command_refuses_with_code_2(tmp_path: Path) -> None:
+def test_the_command_refuses_with_code_2() -> None:
     schema = SCHEMAS / "criteo_1tb.json"
-    words = ("plan", "--gpus", "8xA100-40GB", "--config", CONFIG)
-    done = adrec(*words, "--schema", schema, PYTHONHASHSEED="1")
+    words = ("plan", "--gpus", "8xA100-40GB", "--config", CONFIG, "--schema", schema)
+    done = adrec(*words, PYTHONHASHSEED="1")
     assert done.returncode == 2 and done.stdout == ""
     assert "425.1 GiB needed, 272.0 GiB there" in done.stderr
-    assert "the smallest cluster that fits: 16 x A100-40GB (2 nodes of 8)" in done.stderr
-    empty = json.loads(schema.read_text())
+    assert (
+        "the smallest cluster that fits: 16 x A100-40GB (2 nodes of 8)" in done.stderr
+    )
+
+
+def test_a_job_that_says_too_little(tmp_path: Path) -> None:
+    path, empty = tmp_path / "schema.json", job("criteo_1tb").schema.model_dump()
     empty["sparse"][0]["num_embeddings"] = 0
-    (tmp_path / "schema.json").write_text(json.dumps(empty))
-    done = adrec(*words, "--schema", tmp_path / "schema.json")
-    assert done.returncode == 2 and "no table size for C1;" in done.stderr
-    done = adrec(*words)
-    assert done.returncode == 2 and "either --schema FILE or --out RUN" in done.stderr
+    path.write_text(json.dumps(empty))
+    with pytest.raises(ConfigError, match="no table size for C1;"):
+        Job.read(path, None, CONFIG, [], None, None)
+    for schema, out in ((None, None), (path, tmp_path)):
+        with pytest.raises(ConfigError, match="either --schema FILE or --out RUN"):
+            Job.read(schema, out, CONFIG, [], None, None)
 
 
 if __name__ == "__main__":
