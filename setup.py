@@ -17,6 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["torchrec_adrec", "torchrec_adrec.*"]),
+    package_data={"torchrec_adrec.planning": ["gpus.yaml"]},
     install_requires=[
         *TRIPLE,
         "torchx==0.7.0",

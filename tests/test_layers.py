@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "torchrec_adrec"
 LAYERS = (
     ("cli", "__main__", "launch"),
     ("pipeline", "train", "export", "publish", "run_folder", "ledger_report"),
-    ("sharded_task", "training", "serve", "report"),
+    ("sharded_task", "training", "serve", "report", "planning"),
     ("tasks", "distributed", "evaluation", "stages", "stage_folder", "doctor"),
     ("models", "losses", "index"),
     ("modules", "data"),

@@ -170,8 +170,10 @@ class TableSharding(Settings):
 class ShardingConfig(Settings):
     """What the planner may choose from: docs/sharding.md."""
 
-    types: ShardingTypes = ("table_wise", "row_wise")
-    """Of every table that `tables` says nothing else of."""
+    types: ShardingTypes | None = None
+    """Of every table that `tables` says nothing else of. Default: table_wise, on GPUs
+    also row_wise: on CPUs the planner, whose figures are those of GPUs, would cut a
+    table of 18 rows over all ranks."""
     tables: dict[str, TableSharding] = Field(default_factory=dict)
     """Pattern of table names, as `user_C1` or `ad_*`, to what holds for those tables.
     The first pattern that fits a table counts; one that fits none is an error."""

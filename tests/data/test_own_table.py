@@ -133,8 +133,9 @@ def test_ids_alone_have_a_baseline(made: Path, tmp_path: Path) -> None:
 
 
 def test_histories_of_sharded_tables_are_those_of_whole_ones(made: Path) -> None:
-    """Whole tables on two ranks: on CPUs the planner offers no cut by rows."""
-    words = ["train.batch_size=100", "--out", made / "one"]
+    """On two ranks, each of which holds half of the rows that a mean is taken of."""
+    rows = "sharding.types=[row_wise]"
+    words = ["train.batch_size=100", rows, "--out", made / "one"]
     done = on_ranks(2, "train", "retrieval", *words)
     assert done.returncode == 0, done.stderr
     stage, data = made / "one/retrieval", made / "one/data"

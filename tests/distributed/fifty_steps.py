@@ -38,9 +38,8 @@ SCHEMA = Schema(
     ),
     sparse=tuple(
         SparseFeature(name=n, side=side, source=n, num_embeddings=SIZES[n])
-        for n, side in (("a", Side.USER), ("c", Side.AD), ("b", Side.USER))
-    )
-    + (SparseFeature(name="d", side=Side.AD, source="d", num_embeddings=SIZES["d"]),),
+        for n, side in zip("acbd", (Side.USER, Side.AD) * 2, strict=True)
+    ),
     sequences=tuple(
         SequenceFeature(
             name=n, side=Side.USER, source=n, max_length=k, num_embeddings=SIZES[n]

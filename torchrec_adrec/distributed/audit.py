@@ -22,7 +22,19 @@ Collections = Mapping[str, Sequence[EmbeddingBagConfig]]
 
 
 def collections_of(model: nn.Module) -> Collections:
-    """The tables of each collection by its path, before the model is sharded."""
+    """The tables of each collection by its path, before the model is sharded.
+
+    Raises:
+        AssertionError: a table got no optimizer, or two. Once it is sharded nobody could tell:
+            the kernel then trains it by a plain SGD of its own.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, EmbeddingBagCollection):
+            for name, table in module.named_parameters():
+                found = len(getattr(table, "_in_backward_optimizers", ()))
+                assert found == 1, (
+                    f"{path}.{name}: {found} optimizers inside backward, expected one"
+                )
     return {
         path: tuple(module.embedding_bag_configs())
         for path, module in model.named_modules()

@@ -12,6 +12,8 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 from torchrec_adrec.train_config import ShardingConfig, TableSharding
 
+DEFAULT = {"cpu": ("table_wise",), "cuda": ("table_wise", "row_wise")}
+
 
 def tables_of(model: nn.Module) -> list[EmbeddingBagConfig]:
     """All tables of a model that is not sharded yet."""
@@ -47,12 +49,11 @@ def ids_per_row(schema: Schema) -> dict[str, float]:
 
 
 def asked(name: str, config: ShardingConfig) -> TableSharding:
-    """What the settings say of one table, defaults filled in."""
-    found = (
-        one for pattern, one in config.tables.items() if fnmatchcase(name, pattern)
-    )
-    one = next(found, TableSharding())
-    return one if one.types else one.model_copy(update={"types": config.types})
+    """What the settings say of one table."""
+    for pattern, table in config.tables.items():
+        if fnmatchcase(name, pattern):
+            return table
+    return TableSharding()
 
 
 def _every_pattern_fits(names: Sequence[str], config: ShardingConfig) -> None:
@@ -74,7 +75,7 @@ def _one(
             " have; set fused"
         )
     return ParameterConstraints(
-        sharding_types=list(table.types or ()),
+        sharding_types=list(table.types or config.types or DEFAULT[device]),
         compute_kernels=[table.kernel],
         min_partition=table.min_partition,
         pooling_factors=[ids],

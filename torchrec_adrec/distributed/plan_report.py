@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torchrec.distributed.planner.types import ShardingOption
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.planner.types import Shard, ShardingOption
 
 from torchrec_adrec.distributed.planner import TablePlan
 from torchrec_adrec.train_config import ShardingConfig
@@ -19,8 +20,10 @@ class RankLoad:
     """What one rank holds and does of the tables.
 
     Attributes:
-        weights, optimizer, buffers: bytes; buffers are the ids and vectors that the
-            planner expects in flight.
+        weights, optimizer, buffers: bytes of the rank's own memory; buffers are the
+            ids and vectors that the planner expects in flight, and caches of rows that
+            live in host memory.
+        host: bytes of host memory beside a GPU.
         ms: the planner's estimate of lookup, update and their communication.
     """
 
@@ -28,6 +31,7 @@ class RankLoad:
     weights: int
     optimizer: int
     buffers: int
+    host: int
     ms: float
 
     @property
@@ -38,24 +42,32 @@ class RankLoad:
 
 def rank_loads(plan: TablePlan) -> list[RankLoad]:
     """The load of every rank, in order."""
-    kind = "hbm" if plan.topology.compute_device == "cuda" else "ddr"
-    size = plan.topology.world_size
-    weights, optimizer, memory, ms = ([0.0] * size for _ in range(4))
-    for shard in (shard for option in plan.chosen for shard in option.shards):
-        rows, columns = shard.size
-        weights[shard.rank] += rows * columns * FLOAT
-        optimizer[shard.rank] += rows * FLOAT if columns else 0
-        memory[shard.rank] += getattr(shard.storage, kind)
-        ms[shard.rank] += shard.perf.total
-    # Where rows live in host memory the planner's bytes are those of the cache alone.
-    rest = (
-        max(m - w - o, 0) for m, w, o in zip(memory, weights, optimizer, strict=True)
-    )
-    rows = zip(weights, optimizer, rest, ms, strict=True)
-    return [
-        RankLoad(rank, int(w), int(o), int(b), t)
-        for rank, (w, o, b, t) in enumerate(rows)
+    loads = [
+        RankLoad(rank, 0, 0, 0, 0, 0.0) for rank in range(plan.topology.world_size)
     ]
+    for option in plan.chosen:
+        for shard in option.shards:
+            loads[shard.rank] = _with_shard(loads[shard.rank], shard, option, plan)
+    return loads
+
+
+def _with_shard(
+    old: RankLoad, shard: Shard, option: ShardingOption, plan: TablePlan
+) -> RankLoad:
+    gpu = plan.topology.compute_device == "cuda"
+    # Rows in host memory: the planner's own bytes are those of their cache.
+    here = not gpu or option.compute_kernel == EmbeddingComputeKernel.FUSED.value
+    rows, width = shard.size if here else (0, 0)
+    weights, optimizer = rows * width * FLOAT, rows * FLOAT
+    memory = shard.storage.hbm if gpu else shard.storage.ddr
+    return RankLoad(
+        old.rank,
+        old.weights + weights,
+        old.optimizer + optimizer,
+        old.buffers + max(memory - weights - optimizer, 0),
+        old.host + (shard.storage.ddr if gpu else 0),
+        old.ms + shard.perf.total,
+    )
 
 
 def table_lines(plan: TablePlan, config: ShardingConfig) -> list[str]:
@@ -63,7 +75,10 @@ def table_lines(plan: TablePlan, config: ShardingConfig) -> list[str]:
     head = ("table", "rows", "dim", "type", "kernel", "ranks", "weights", "why")
     rows = [head, *(_row(option, plan, config) for option in plan.chosen)]
     total = sum(option.tensor.numel() * FLOAT for option in plan.chosen)
-    tail = f"{len(plan.chosen)} tables, {in_bytes(total)} of weights"
+    tail = (
+        f"{len(plan.chosen)} tables, {in_bytes(total)} of weights; a slower option is"
+        " taken where ranks are then filled more evenly"
+    )
     return [*columns(rows, right=(1, 2, 6)), tail]
 
 
@@ -90,17 +105,15 @@ def named(loads: Sequence[RankLoad]) -> list[tuple[str, RankLoad]]:
     """All ranks, or of many the three that tell most."""
     if len(loads) <= SHOWN:
         return [(str(load.rank), load) for load in loads]
-    fullest = max(loads, key=lambda load: load.memory)
-    slowest = max(loads, key=lambda load: load.ms)
-    emptiest = min(loads, key=lambda load: load.memory)
-    return [
-        (f"{load.rank} ({what})", load)
-        for what, load in (
-            ("fullest", fullest),
-            ("slowest", slowest),
-            ("emptiest", emptiest),
-        )
-    ]
+    told = (
+        ("fullest", max(loads, key=lambda load: load.memory)),
+        ("slowest", max(loads, key=lambda load: load.ms)),
+        ("emptiest", min(loads, key=lambda load: load.memory)),
+    )
+    words: dict[int, list[str]] = {}
+    for word, load in told:
+        words.setdefault(load.rank, []).append(word)
+    return [(f"{rank} ({', '.join(w)})", loads[rank]) for rank, w in words.items()]
 
 
 def columns(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
@@ -159,4 +172,4 @@ def _why(option: ShardingOption, plan: TablePlan, config: ShardingConfig) -> str
     faster = sum(other.total_perf < option.total_perf for other in offered)
     if not faster:
         return f"fastest of {len(offered)}"
-    return f"{faster + 1}. of {len(offered)} by time: balance or memory"
+    return f"no. {faster + 1} of {len(offered)} by time"

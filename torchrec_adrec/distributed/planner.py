@@ -167,19 +167,17 @@ def _refusal(
     if error.error_type == PlannerErrorType.INSUFFICIENT_STORAGE:
         why = "the tables need more memory than there is"
     else:
-        why = (
-            "memory would do in all, but no way to cut the tables that is allowed fits"
-        )
+        why = "no way to cut the tables that is allowed fits the ranks"
     largest = sorted(options, key=lambda o: (-o.tensor.numel(), o.name))
     names = dict.fromkeys(
         f"{o.name} {o.tensor.numel() * 4 / GIB:,.1f} GiB" for o in largest
     )
     return PlanError(
-        f"no sharding plan fits: {why}: {needed / GIB:,.1f} GiB needed,"
+        f"no sharding plan fits, {why}: {needed / GIB:,.1f} GiB needed,"
         f" {there / GIB:,.1f} GiB there on {topology.world_size} ranks"
         f" ({1 - DENSE_SHARE:.0%} of their memory); the largest tables:"
         f" {', '.join(list(names)[:5])}; take more ranks or more memory a rank, allow"
-        " row_wise in sharding.types, or smaller tables",
+        " row_wise in sharding.types, or make the tables smaller",
         needed,
         there,
     )

@@ -107,7 +107,9 @@ def topology_of(process: Process) -> Topology:
     )
 
 
-def codecs(qcomm: str, device: torch.device) -> dict[str, QuantizedCommCodecs] | None:
+def codecs(
+    qcomm: str, device: torch.device | None
+) -> dict[str, QuantizedCommCodecs] | None:
     """How looked-up vectors travel; their gradients always go in fp32.
 
     A gradient of one row is about 1 / batch_size; in fp16 it would keep a few bits or

@@ -1,0 +1,1 @@
+"""What training would need on a cluster that is only described."""

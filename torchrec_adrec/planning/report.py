@@ -1,0 +1,168 @@
+"""An estimate, or several side by side, as text of at most 110 columns."""
+
+from collections import Counter
+from collections.abc import Callable
+from textwrap import wrap
+
+from torchrec_adrec.distributed.plan_report import (
+    WIDTH,
+    columns,
+    in_bytes,
+    named,
+    sizes,
+    table_lines,
+)
+from torchrec_adrec.distributed.planner import DENSE_SHARE
+from torchrec_adrec.errors import PlanError
+from torchrec_adrec.planning.estimate import PEAK_SHARE, Estimate
+from torchrec_adrec.train_config import ShardingConfig
+
+CAUTION = (
+    "An estimate that was not verified on a GPU: figures of data sheets, TorchRec's"
+    " planner,",
+    f"the dense part at {PEAK_SHARE:.0%} of the fp32 peak, no overlap of parts.",
+)
+
+
+def report(found: Estimate, config: ShardingConfig) -> list[str]:
+    """All that is known of one cluster."""
+    each = found.batch // found.cluster.ranks
+    return [
+        *CAUTION,
+        "",
+        f"cluster {found.cluster}; batch {found.batch:,}: {each:,} rows a GPU",
+        "",
+        *table_lines(found.plan, config),
+        "",
+        *_memory(found),
+        "",
+        *_sent(found),
+        "",
+        *_time(found),
+        "",
+        *_disk(found),
+    ]
+
+
+def _memory(found: Estimate) -> list[str]:
+    dense = found.dense
+    head = ("GPU", "tables", "optimizer", "buffers", "dense", "all", "of", "tables ms")
+    there = in_bytes(found.cluster.gpu.memory * 2**30)
+    rows = [
+        (
+            name,
+            *map(in_bytes, sizes(load)[:3]),
+            in_bytes(dense.memory),
+            in_bytes(load.memory + dense.memory),
+            there,
+            f"{load.ms:.2f}",
+        )
+        for name, load in named(found.loads)
+    ]
+    lines = columns([head, *rows], right=tuple(range(1, 8)))
+    lines.append(
+        f"dense: {dense.parameters:,} parameters with gradient and AdamW,"
+        f" {in_bytes(dense.activations)} of activations; {DENSE_SHARE:.0%} of a GPU is"
+        " kept for it"
+    )
+    host = max(load.host for load in found.loads)
+    if host:
+        lines.append(f"host memory beside the GPU that takes most: {in_bytes(host)}")
+    return lines
+
+
+def _sent(found: Estimate) -> list[str]:
+    rows: list[tuple[str, ...]] = [
+        ("sent in a step", "a GPU, mean", "most", "all GPUs")
+    ]
+    for name, sent in found.sent.parts().items():
+        rows.append(
+            (NAMES[name], *map(in_bytes, (sent.mean(), sent.max(), sent.sum())))
+        )
+    return columns(rows, right=(1, 2, 3))
+
+
+NAMES = {
+    "ids": "ids: input all-to-all",
+    "vectors": "vectors: output all-to-all",
+    "gradients": "gradients: the same backward",
+    "dense": "dense: all-reduce",
+    "ads": "ads: gather and its gradient",
+}
+
+
+def _time(found: Estimate) -> list[str]:
+    rows = [("part of a step", "ms")]
+    rows += [(name, f"{ms:.3f}") for name, ms in found.ms.items()]
+    rows.append(("all", f"{found.step_ms:.3f}"))
+    rate = found.batch / found.step_ms / 1e3
+    return [*columns(rows, right=(1,)), f"{rate:,.1f} million rows/s"]
+
+
+def _disk(found: Estimate) -> list[str]:
+    index = "not counted: give the number of ads, --ads"
+    if found.index is not None:
+        index = f"{in_bytes(found.index)} of host memory where it is searched"
+    return [f"checkpoint: {in_bytes(found.checkpoint)}", f"FAISS shard: {index}"]
+
+
+OF_TABLES = ("ids", "lookup", "vectors", "gradients", "update")
+FIGURES: dict[str, Callable[[Estimate], str]] = {
+    "GPUs": lambda e: f"{e.cluster.ranks}",
+    "fullest GPU": lambda e: in_bytes(e.fullest),
+    "of": lambda e: in_bytes(e.cluster.gpu.memory * 2**30),
+    "sent by a GPU": lambda e: in_bytes(
+        sum(sent.mean() for sent in e.sent.parts().values())
+    ),
+    "ms, tables": lambda e: f"{sum(e.ms[part] for part in OF_TABLES):.2f}",
+    "ms, dense": lambda e: f"{e.ms['dense']:.2f}",
+    "ms, other links": lambda e: f"{e.ms['dense all-reduce'] + e.ms['ads']:.2f}",
+    "ms, all": lambda e: f"{e.step_ms:.2f}",
+    "million rows/s": lambda e: f"{e.batch / e.step_ms / 1e3:.1f}",
+    "checkpoint": lambda e: in_bytes(e.checkpoint),
+}
+
+
+def compare(
+    name: str, first: Estimate, others: dict[str, Estimate | PlanError]
+) -> list[str]:
+    """What changes from the first cluster to the others."""
+    found = {name: first, **others}
+    rows = [["", *found]]
+    for label, figure in FIGURES.items():
+        rows.append([label, *(_cell(one, figure) for one in found.values())])
+    lines = columns(rows, right=tuple(range(1, len(found) + 1)))
+    for other in others.items():
+        lines += ["", *_changes((name, first), other)]
+    return lines
+
+
+def _cell(found: Estimate | PlanError, figure: Callable[[Estimate], str]) -> str:
+    return "does not fit" if isinstance(found, PlanError) else figure(found)
+
+
+def _changes(
+    one: tuple[str, Estimate], two: tuple[str, Estimate | PlanError]
+) -> list[str]:
+    (first, a), (second, b) = one, two
+    if isinstance(b, PlanError):
+        return wrap(f"{second}: {b}", WIDTH)
+    before, after = _types(a), _types(b)
+    moved = Counter(
+        (before[table], after[table])
+        for table in before
+        if before[table] != after[table]
+    )
+    head = f"{first} to {second}:"
+    if not moved:
+        return [f"{head} no table changes its type"]
+    lines = [head]
+    for (old, new), count in moved.most_common():
+        names = [t for t in before if (before[t], after[t]) == (old, new)]
+        text = f"  {count} {old} -> {new}: {' '.join(names)}"
+        lines += wrap(text, WIDTH, subsequent_indent="    ")
+    return lines
+
+
+def _types(found: Estimate) -> dict[str, str]:
+    return {option.name: option.sharding_type for option in found.plan.chosen}

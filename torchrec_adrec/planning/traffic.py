@@ -1,0 +1,126 @@
+"""Bytes that ranks send in one step, by what for.
+
+Counted from the plan, evenly spread ids assumed. "Sent" is what leaves a rank for other
+ranks; a collective is counted as rings or all-to-alls send it.
+
+Shape letters: W ranks, L ranks a node, b rows of a rank, n ids a row, D columns.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from torchrec.distributed.planner.types import Shard, ShardingOption, Topology
+
+from torchrec_adrec.distributed.planner import TablePlan
+
+ID, LENGTH, FLOAT, HALF = 8, 4, 4, 2
+AD_EXTRA = 12  # bytes of an ad's id and its log_q
+Bytes = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """(W,) bytes sent by each rank.
+
+    Attributes:
+        ids: input all-to-all.
+        vectors: output all-to-all or reduce-scatter.
+        gradients: the same backward.
+        dense: all-reduce of the dense gradients.
+        ads: gather of the ad vectors for the in-batch softmax, and its gradient.
+    """
+
+    ids: Bytes
+    vectors: Bytes
+    gradients: Bytes
+    dense: Bytes
+    ads: Bytes
+
+    def parts(self) -> dict[str, Bytes]:
+        """All of them by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def traffic(
+    plan: TablePlan, rows: int, dense_parameters: int, ad_width: int, qcomm: str
+) -> Traffic:
+    """What one step of `rows` rows a rank sends.
+
+    Args:
+        dense_parameters: all that is not a table.
+        ad_width: D of an ad's vector.
+        qcomm: precision of the looked-up vectors.
+    """
+    size = plan.topology.world_size
+    ids, vectors, gradients = (np.zeros(size) for _ in range(3))
+    width = HALF if qcomm == "fp16" else FLOAT
+    for option in plan.chosen:
+        by_rows = _SENT[option.sharding_type](option, plan.topology, rows)
+        ids += by_rows[0]
+        vectors += by_rows[1] * width
+        gradients += by_rows[2] * FLOAT
+    ring = 2 * (size - 1) / size * dense_parameters * FLOAT
+    gathered = (size - 1) * rows * (2 * ad_width * FLOAT + AD_EXTRA)
+    same = np.ones(size)
+    return Traffic(ids, vectors, gradients, same * ring, same * gathered)
+
+
+def _ids(option: ShardingOption, rows: int) -> float:
+    return float(sum(option.input_lengths) * rows * ID)
+
+
+def _by_tables(
+    option: ShardingOption, topology: Topology, rows: int
+) -> tuple[Bytes, Bytes, Bytes]:
+    """Every rank sends its ids to the rank of a slice and gets its vectors back."""
+    size = topology.world_size
+    ids, vectors, gradients = (np.zeros(size) for _ in range(3))
+    for shard in option.shards:
+        others = np.arange(size) != shard.rank
+        numbers = rows * shard.size[1]
+        ids += others * (_ids(option, rows) + rows * LENGTH)
+        vectors += ~others * (size - 1) * numbers
+        gradients += others * numbers
+    return ids, vectors, gradients
+
+
+def _by_rows(
+    option: ShardingOption, topology: Topology, rows: int
+) -> tuple[Bytes, Bytes, Bytes]:
+    """Every rank holds a part: sums of all ranks are reduced and scattered."""
+    size, same = topology.world_size, np.ones(topology.world_size)
+    away = (size - 1) / size
+    ids = _ids(option, rows) * away + rows * LENGTH * (size - 1)
+    numbers = (size - 1) * rows * option.tensor.shape[1]
+    return same * ids, same * numbers, same * numbers
+
+
+def _by_rows_of_a_node(
+    option: ShardingOption, topology: Topology, rows: int
+) -> tuple[Bytes, Bytes, Bytes]:
+    """As `_by_rows` within the node that holds the table, then between the nodes."""
+    size, local = topology.world_size, len(option.shards)
+    dim, nodes = option.tensor.shape[1], max(size // local, 1)
+    holders = np.isin(np.arange(size), [_rank(shard) for shard in option.shards])
+    own = _ids(option, rows) * (local - 1) / local + rows * LENGTH * (local - 1)
+    other = _ids(option, rows) + rows * LENGTH * local
+    within = (local - 1) * rows * nodes * dim
+    across = (nodes - 1) * rows * dim
+    held = holders.astype(np.float64)
+    ids = held * own + (1 - held) * other
+    return ids, held * (within + across), held * within + (1 - held) * rows * dim
+
+
+def _rank(shard: Shard) -> int:
+    assert shard.rank is not None
+    return int(shard.rank)
+
+
+_SENT = {
+    "table_wise": _by_tables,
+    "column_wise": _by_tables,
+    "table_column_wise": _by_tables,
+    "row_wise": _by_rows,
+    "table_row_wise": _by_rows_of_a_node,
+}
