@@ -99,6 +99,7 @@ def judge(run: Path, alone: dict[str, Any] | None = None) -> dict[str, Any]:
         "test_log_loss": metrics["test"]["click"]["log_loss"],
         "rows_left_out_an_epoch": metrics["train"]["rows_left_out_an_epoch"],
         "resumed_at_step": metrics["train"]["resumed_at_step"],
+        "restarts": metrics["train"]["restarts"],
         "ranks": metrics["world_size"],
         "seconds": metrics["train"]["steps"]
         * 128

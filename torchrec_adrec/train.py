@@ -29,7 +29,7 @@ from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
-from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.distributed.process import Process, restarts
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import DataError, StoppedError
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
@@ -111,6 +111,7 @@ class Trainer:
                 "last_step_loss": last_loss,
                 "samples_per_second": rate,
                 "resumed_at_step": first,
+                "restarts": restarts(),
             },
             **self._held_out(),
         }
