@@ -34,6 +34,7 @@ from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import DataError, StoppedError
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
 from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
+from torchrec_adrec.files import vocabulary_hashes
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
@@ -61,6 +62,7 @@ class Trainer:
     warm_start: checkpoint.Checkpoint | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     mended: Mended = field(default_factory=Mended)
+    initialised: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.schema = Schema.load(self.data / "schema.json")
@@ -105,6 +107,7 @@ class Trainer:
             "task": self.task,
             "seed": self.config.seed,
             "world_size": self.process.world_size,
+            "initialised": self.initialised,
             "train": {
                 "steps": self.steps,
                 "rows_left_out_an_epoch": left_out,
@@ -131,10 +134,22 @@ class Trainer:
             checkpoint.load(found, self.model, self.schema, self.optimizer)
             self.curve = [(step, loss) for step, loss in found.state["curve"]]
             self._last_loss = float(found.state["last_step_loss"])
+            self.initialised = found.state.get("initialised", [])
             if self.ledger is not None:
                 self.ledger.go_on(found.step, found.state.get("ledger", []))
             log.info("resumed from %s", found.path)
             return found.step
+        towers = self.config.towers
+        if self.task == "retrieval" and towers.start:
+            origin_of = checkpoint.open_checkpoint(Path(towers.start))
+            self.initialised = checkpoint.load_weights(
+                origin_of,
+                self.model,
+                vocabulary_hashes(self.data),
+                towers.allow_new_tables,
+            )
+            for name in self.initialised:
+                log.warning("%s: initialised, not from %s", name, towers.start)
         if self.warm_start is not None:
             origin = warm_start_names(self.model)
             checkpoint.load_tables(self.warm_start, self.model, self.schema, origin)
@@ -241,6 +256,10 @@ class Trainer:
                 "last_step_loss": loss,
                 "curve": self.curve,
                 "ledger": segments,
+                "initialised": self.initialised,
+                "steps_an_epoch": self.reader.steps,
+                "vocabulary": vocabulary_hashes(self.data),
+                "config": self.config.model_dump(mode="json"),
             },
             self.config.train.keep_checkpoints,
         )

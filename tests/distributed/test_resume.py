@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, on_ranks
 
-from torchrec_adrec.ledger_report import audit_run
+from torchrec_adrec.ledger_report import audit_stage
 from torchrec_adrec.pipeline import COMPONENTS
 
 TRAIN = ("train", "retrieval", "train.ledger=true", "--out")
@@ -100,7 +100,7 @@ def test_neither_a_stop_nor_a_killed_rank_changes_the_result(
     for name in ("log_loss", "auc"):
         found, expected = (r["test"]["click"][name] for r in (resumed, whole))
         assert found == pytest.approx(expected, abs=1e-5), name
-    (epoch,) = audit_run("retrieval", run)
+    (epoch,) = audit_stage(run / "retrieval")
     assert epoch.is_whole and epoch.rows == 150 * 128
 
 
