@@ -26,7 +26,7 @@ from typing import Any
 
 from timing import keep
 
-from torchrec_adrec.ledger_report import audit_run
+from torchrec_adrec.ledger_report import audit_stage
 from torchrec_adrec.pipeline import COMPONENTS
 
 SMALL = (
@@ -93,12 +93,13 @@ def _is_rank(pid: int) -> bool:
 def judge(run: Path, alone: dict[str, Any] | None = None) -> dict[str, Any]:
     """Figures of a finished run, its ledger, and its distance from the one alone."""
     metrics = json.loads((run / "retrieval/metrics.json").read_text())
-    epochs = audit_run("retrieval", run)
+    epochs = audit_stage(run / "retrieval")
     found = {
         "loss": metrics["train"]["last_step_loss"],
         "test_log_loss": metrics["test"]["click"]["log_loss"],
         "rows_left_out_an_epoch": metrics["train"]["rows_left_out_an_epoch"],
         "resumed_at_step": metrics["train"]["resumed_at_step"],
+        "restarts": metrics["train"]["restarts"],
         "ranks": metrics["world_size"],
         "seconds": metrics["train"]["steps"]
         * 128

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec import stages
+from torchrec_adrec import cli_checkpoint, stages
 from torchrec_adrec.errors import AdRecError, ConfigError, DataError
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.progress import setup_logging
@@ -34,6 +34,8 @@ app = typer.Typer(
     runs/demo. One stage on two ranks: torchx run -s local_cwd dist.ddp -j 1x2 -m
     torchrec_adrec -- train retrieval --out runs/demo""",
 )
+
+app.add_typer(cli_checkpoint.app, name="checkpoint")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 ConfigFile = Annotated[
@@ -140,10 +142,28 @@ def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) 
 
 @app.command()
 def train(
-    task: TaskName, out: Out, config: ConfigFile = None, overrides: Overrides = None
+    task: TaskName,
+    out: Out,
+    config: ConfigFile = None,
+    origin: Annotated[
+        Path | None,
+        typer.Option("--from", help="Checkpoint of another run to start towers with."),
+    ] = None,
+    allow_new_tables: Annotated[
+        bool, typer.Option(help="What does not fit it stays as initialised.")
+    ] = False,
+    overrides: Overrides = None,
 ) -> None:
     """Train the towers or the ranker on all ranks; resumes from its last checkpoint."""
-    settings = read_settings(config, overrides, out)
+    words = [*(overrides or [])]
+    if origin is not None:
+        if task != TaskName.RETRIEVAL:
+            raise ConfigError(
+                "--from is for retrieval: a ranker starts with its tables"
+            )
+        allowed = str(allow_new_tables).lower()
+        words += [f"towers.start={origin}", f"towers.allow_new_tables={allowed}"]
+    settings = read_settings(config, words, out)
     stage = stages.STAGES[task]
     with on_all_ranks(stage, settings, out) as work:
         if work is None:
@@ -180,21 +200,6 @@ def evaluate(
             found: dict[str, Any] = {"task": task, "step": start.step}
             found |= {"world_size": process.world_size, "test": test}
             typer.echo(json.dumps(found))
-
-
-@app.command()
-def ledger(task: TaskName, out: Out) -> None:
-    """Which rows a finished run lost or took twice; needs train.ledger=true."""
-    from torchrec_adrec.ledger_report import audit_run
-
-    whole = True
-    for found in audit_run(task, out):
-        whole = whole and found.is_whole
-        typer.echo(
-            f"epoch {found.epoch}: {found.rows:,} rows trained on, {len(found.lost)}"
-            f" lost, {len(found.doubled)} doubled, {len(found.foreign)} not of it"
-        )
-    raise typer.Exit(0 if whole else 1)
 
 
 @app.command()

@@ -52,8 +52,19 @@ def check_hashes(folder: Path, prefix: str = "") -> None:
     Raises:
         ManifestError: one is missing or changed, or there is no `hashes.json`.
     """
+    hashes = _hashes(folder)
+    check_files(folder, {n: h for n, h in hashes.items() if n.startswith(prefix)})
+
+
+def vocabulary_hashes(data: Path) -> dict[str, str]:
+    """Feature -> hash of its vocabulary, of a prepared data set."""
+    found = _hashes(data)
+    names = (name for name in found if name.startswith("vocabulary/"))
+    return {Path(name).stem: found[name] for name in names}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
     try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text())
+        return dict(json.loads((folder / HASHES).read_text()))
     except (OSError, ValueError) as error:
         raise ManifestError(f"{folder / HASHES} cannot be read: {error}") from None
-    check_files(folder, {n: h for n, h in hashes.items() if n.startswith(prefix)})

@@ -12,19 +12,18 @@ from torchrec_adrec.sharded_task import final_checkpoint
 from torchrec_adrec.stages import CONFIG
 
 
-def audit_run(task: str, run: Path) -> list[Audit]:
-    """Compare what a training stage took with what its epochs hold.
+def audit_stage(folder: Path) -> list[Audit]:
+    """Compare what a finished stage (RUN/TASK) took with what its epochs hold.
 
     Raises:
         DataError: the run kept no ledger.
     """
-    folder = run / task
     segments = final_checkpoint(folder).state.get("ledger", [])
     if not segments:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")
     config = load_config(folder / CONFIG)
     reader = Reader(
-        Split.open(run / "data/train"),
+        Split.open(folder.parent / "data/train"),
         (AD_ID,),
         config.train.batch_size,
         seed=config.seed,

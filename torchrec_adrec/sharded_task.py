@@ -46,12 +46,15 @@ def build(
 
 
 def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
-    """The last checkpoint of a finished training stage.
+    """The best checkpoint of a finished training stage, or the last one.
+
+    There is a best one if training evaluated on the way (`train.evaluate_every`).
 
     Raises:
         CheckpointError: there is none.
     """
-    found = checkpoint.latest(folder / CHECKPOINTS)
+    found = checkpoint.best(folder / CHECKPOINTS)
+    found = found or checkpoint.latest(folder / CHECKPOINTS)
     if found is None:
         raise CheckpointError(f"{folder} has no checkpoint; run `adrec train` first")
     return found

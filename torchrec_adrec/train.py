@@ -20,11 +20,12 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.data.negatives import UniformNegatives
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
-from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.distributed.process import Process, restarts
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
 from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
+from torchrec_adrec.files import vocabulary_hashes
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
@@ -54,6 +55,7 @@ class Trainer:
     folder: Path
     warm_start: checkpoint.Checkpoint | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.schema = Schema.load(self.data / "schema.json")
@@ -104,6 +106,7 @@ class Trainer:
             "task": self.task,
             "seed": self.config.seed,
             "world_size": self.process.world_size,
+            "initialised": self.initialised,
             "train": {
                 "steps": step,
                 "rows_left_out_an_epoch": self.source.left_out,
@@ -111,6 +114,7 @@ class Trainer:
                 "samples_per_second": rate,
                 "resumed_at_step": first,
                 "validation": self.stopping.history,
+                "restarts": restarts(),
             },
             **self._held_out(),
         }
@@ -132,8 +136,11 @@ class Trainer:
             self.stopping.load(found.state["validation"])
             if self.source.ledger is not None:
                 self.source.ledger.go_on(found.step, found.state["ledger"])
+            self.initialised = found.state["initialised"]
             log.info("resumed from %s", found.path)
             return found.step
+        if self.task == "retrieval" and self.config.towers.start:
+            self._start_from(Path(self.config.towers.start))
         if self.warm_start is not None:
             origin = warm_start_names(self.model)
             checkpoint.load_tables(self.warm_start, self.model, self.schema, origin)
@@ -141,6 +148,17 @@ class Trainer:
                 "%d tables warm-started from %s", len(origin), self.warm_start.path
             )
         return 0
+
+    def _start_from(self, path: Path) -> None:
+        """Take the weights of another run's checkpoint."""
+        self.initialised = checkpoint.load_weights(
+            checkpoint.open_checkpoint(path),
+            self.model,
+            vocabulary_hashes(self.data),
+            self.config.towers.allow_new_tables,
+        )
+        for name in self.initialised:
+            log.warning("%s: initialised, not from %s", name, path)
 
     def _train(self, first: int) -> tuple[float, int]:
         """Run the steps that are left; samples/s and the last step."""
@@ -175,7 +193,19 @@ class Trainer:
                 progress.advance(size, note)
         steps.detach()
         self.source.mended.report()
+        self._take_best(number)
         return progress.rate, number
+
+    def _take_best(self, last: int) -> None:
+        """Go back to the weights of the best evaluation, if there were any."""
+        best = checkpoint.best(self.folder / CHECKPOINTS)
+        if best is not None and best.step != last:
+            checkpoint.load(best, self.model, self.schema)
+            log.info(
+                "the best of %d evaluations is %s",
+                len(self.stopping.history),
+                best.path,
+            )
 
     def _keep(self, step: Step, steps: Steps, board: SummaryWriter | None) -> bool:
         """Evaluate and save, if it is time; whether training was asked to stop here."""
@@ -251,8 +281,13 @@ class Trainer:
                 "curve": self.curve,
                 "validation": self.stopping.history,
                 "ledger": ledger.keep(step) if ledger is not None else [],
+                "initialised": self.initialised,
+                "steps_an_epoch": self.source.reader.steps,
+                "vocabulary": vocabulary_hashes(self.data),
+                "config": self.config.model_dump(mode="json"),
             },
             self.config.train.keep_checkpoints,
+            {"log_loss": self.stopping.history[-1][1]} if is_best else None,
         )
 
     @contextmanager

@@ -58,6 +58,10 @@ class TowersConfig(Settings):
     """Ads of a step (over all ranks) drawn uniformly from those that training showed,
     beside the batch's own; log_q is then that of the mixture."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    start: str = ""
+    """Checkpoint of another run whose weights training begins with (`--from`)."""
+    allow_new_tables: bool = False
+    """Parameters that do not fit `start` stay as initialised, and are listed."""
 
     @property
     def vector_dim(self) -> int:
@@ -121,7 +125,8 @@ class TrainConfig(Settings):
     hang_seconds: Annotated[float, Field(gt=0)] = 300
     """Without a step after which a rank says where all ranks stand, and ends."""
     ledger: bool = False
-    """Write down which rows every step took: `adrec ledger` compares them."""
+    """Write down which rows every step took: `adrec checkpoint ledger`
+    compares them with the rows that there are."""
     shuffle_window: Count = 1_000_000
     """Rows that are shuffled together, within row groups drawn in random order."""
 

@@ -1,4 +1,4 @@
-"""A run that was killed and started again ends as one that was not."""
+"""A run that was stopped, or lost a rank, ends as one that was left alone."""
 
 import json
 import os
@@ -7,42 +7,73 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, on_ranks
 
-TRAIN = ("train", "retrieval")
+from torchrec_adrec.ledger_report import audit_stage
+from torchrec_adrec.pipeline import COMPONENTS
+
+TRAIN = ("train", "retrieval", "train.ledger=true", "--out")
 
 
-def start(run: Path) -> subprocess.Popen[str]:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def start(*launcher: str | Path) -> subprocess.Popen[str]:
+    """Start two ranks; what they say goes to a pipe."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "-m", "torchrec_adrec", *TRAIN, "--out", run],
+        list(map(str, launcher)),
         cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
+        env=os.environ | {"PATH": path},
     )
 
 
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
+def ranks_below(pid: int) -> Iterator[int]:
+    """The processes of all ranks that a launcher started."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            if b"\0RANK=" in Path(f"/proc/{child}/environ").read_bytes():
+                yield child
+            else:
+                yield from ranks_below(child)
 
 
-def kill_one_rank_after(checkpoint: str, run: Path) -> None:
-    """Start training, wait for a checkpoint, kill -9 the second rank."""
-    job = start(run)
+def wait_for(checkpoint: str, run: Path, job: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not list(run.glob(f"retrieval.partial-*/checkpoints/{checkpoint}")):
-        assert job.poll() is None, "training ended before it could be killed"
+        assert job.poll() is None, job.communicate()[0]
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.01)
-    os.kill(children(job.pid)[-1], signal.SIGKILL)
-    assert job.wait(60) != 0
-    assert not (run / "retrieval").exists()
+
+
+def stop_after(checkpoint: str, run: Path) -> int:
+    """Send the launcher SIGTERM; the step at which it says that it has saved."""
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    options = ("--max-restarts", "3", "-m", "torchrec_adrec")
+    job = start(sys.executable, "-m", *launcher, *options, *TRAIN, run)
+    wait_for(checkpoint, run, job)
+    job.terminate()
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode != 0 and not (run / "retrieval").exists()
+    assert said.count("saved; the same command goes on") == 2, said
+    assert "INFO torchrec_adrec.train | resumed" not in said  # nor started again
+    return int(said.split("interrupted at step ")[1].split(",")[0])
+
+
+def kill_a_rank_after(checkpoint: str, run: Path) -> None:
+    """Nobody starts it again: it must end by itself."""
+    torchx = Path(sys.executable).with_name("torchx")
+    component = (f"{COMPONENTS}:ddp", "-j", "1x2", "--max_restarts", "1", "--")
+    job = start(torchx, "run", "-s", "local_cwd", *component, *TRAIN, run)
+    wait_for(checkpoint, run, job)
+    os.kill(sorted(ranks_below(job.pid))[-1], signal.SIGKILL)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, said
 
 
 def trained(run: Path) -> dict[str, Any]:
@@ -50,29 +81,30 @@ def trained(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
-def test_a_killed_rank_does_not_change_the_result(
+def test_neither_a_stop_nor_a_killed_rank_changes_the_result(
     finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run / "data", run / "data")
     shutil.copy(finished_run / "config.yaml", run)
-    kill_one_rank_after("step-00000050", run)
-    done = on_ranks(2, *TRAIN, "--out", run)
-    assert done.returncode == 0, done.stderr
+    step = stop_after("step-00000050", run)
+    assert list(run.glob(f"retrieval.partial-*/checkpoints/step-{step:08d}"))
+    kill_a_rank_after("step-00000100", run)
     whole, resumed = trained(finished_run), trained(run)
-    assert whole["train"]["resumed_at_step"] == 0
-    assert resumed["train"]["resumed_at_step"] >= 50
-    for path in (("train", "last_step_loss"), ("test", "click", "log_loss")):
-        values = []
-        for found in (whole, resumed):
-            value: Any = found
-            for key in path:
-                value = value[key]
-            values.append(value)
-        assert values[1] == pytest.approx(values[0], abs=1e-5), path
+    assert (whole["train"]["resumed_at_step"], whole["train"]["restarts"]) == (0, 0)
+    assert resumed["train"]["resumed_at_step"] >= 100
+    assert resumed["train"]["restarts"] == 1
+    assert whole["train"]["last_step_loss"] == pytest.approx(
+        resumed["train"]["last_step_loss"], abs=1e-5
+    )
+    for name in ("log_loss", "auc"):
+        found, expected = (r["test"]["click"][name] for r in (resumed, whole))
+        assert found == pytest.approx(expected, abs=1e-5), name
+    (epoch,) = audit_stage(run / "retrieval")
+    assert epoch.is_whole and epoch.rows == 150 * 128
 
 
 def test_a_finished_stage_is_not_trained_again(finished_run: Path) -> None:
-    done = on_ranks(2, *TRAIN, "--out", finished_run)
+    done = on_ranks(2, *TRAIN, finished_run)
     assert done.returncode == 0
     assert "skipped, its inputs have not changed" in done.stdout

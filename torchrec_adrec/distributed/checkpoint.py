@@ -1,46 +1,55 @@
-"""Checkpoints: one directory a step, whole or not there, readable at any world size.
+"""Checkpoints of a sharded model: whole or not there, readable at any world size.
 
-    checkpoints/step-00000400/    torch.distributed.checkpoint files + state.json
-
-`state.json` is written last and the directory then renamed, so a name without `.tmp`
-is a checkpoint that was written whole.
+Loading puts every row where the new plan has it. Measured on gloo, every tensor
+compared (docs/checkpoints.md): any mixture of table_wise and row_wise goes into any
+other, on 1, 2 and 4 ranks, exactly. A column_wise table under row-wise Adagrad has one
+state per slice, so only its weights go into another plan: what does not fit is refused
+by name.
 """
 
 import json
-import pickle
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
+from torchrec_adrec.distributed.checkpoint_files import (
+    STATE,
+    Checkpoint,
+    Shape,
+    best,
+    best_mark,
+    folder_of,
+    latest,
+    mark_best,
+    open_checkpoint,
+    prune,
+    read,
+    shapes,
+)
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
 from torchrec_adrec.schema import Schema
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk.
-
-    Attributes:
-        path: its directory.
-        state: what `state.json` holds: `step`, `schema`, and what the trainer added.
-    """
-
-    path: Path
-    state: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        return int(self.state["step"])
+__all__ = [
+    "Checkpoint",
+    "best",
+    "best_mark",
+    "latest",
+    "load",
+    "load_tables",
+    "load_weights",
+    "open_checkpoint",
+    "save",
+]
+SHOWN = 8  # names in a message
 
 
 def save(
@@ -51,12 +60,16 @@ def save(
     schema: Schema,
     state: dict[str, Any],
     keep: int,
+    best: Mapping[str, float] | None = None,
 ) -> Path:
     """Save model, optimizer state and `state` as `step-N`; keep the last `keep`.
 
     Collective: every rank calls it at the same step.
+
+    Args:
+        best: the figures by which this is the best so far; the best one is kept too.
     """
-    final = folder / f"step-{state['step']:08d}"
+    final = folder_of(folder, state["step"])
     partial = final.with_suffix(".tmp")
     if process.is_first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,36 +78,18 @@ def save(
     tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     state_dict_saver.save(tensors, checkpoint_id=partial)
     if process.is_first:
-        whole = state | {"schema": schema.fingerprint}
-        (partial / "state.json").write_text(json.dumps(whole) + "\n")
+        whole = state | {
+            "schema": schema.fingerprint,
+            "world_size": process.world_size,
+        }
+        (partial / STATE).write_text(json.dumps(whole) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        for old in _steps(folder)[:-keep]:
-            shutil.rmtree(old)
+        if best is not None:
+            mark_best(folder, state["step"], best)
+        prune(folder, keep)
     process.barrier()
     return final
-
-
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a training run, if there is one."""
-    steps = _steps(folder)
-    return open_checkpoint(steps[-1]) if steps else None
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read what a checkpoint says of itself.
-
-    Raises:
-        CheckpointError: it is not there or was not written whole.
-    """
-    try:
-        return Checkpoint(path, json.loads((path / "state.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no whole checkpoint: {error}") from None
-
-
-def _steps(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp")
 
 
 def load(
@@ -105,15 +100,18 @@ def load(
 ) -> None:
     """Load into a model, sharded in any way or not at all, and into its optimizer.
 
+    Collective where the model is sharded.
+
     Raises:
-        CheckpointError: other columns, or a key that is only here or only there.
+        CheckpointError: other columns; a tensor that is only here or only there, or has
+            another shape.
     """
     _check_schema(checkpoint, schema)
     tensors: dict[str, Any] = {"model": model.state_dict()}
     if optimizer is not None:
         tensors["optimizer"] = optimizer.state_dict()
-    _check_keys(checkpoint, model)
-    _read(checkpoint, tensors)
+    _check(checkpoint, tensors)
+    read(checkpoint, tensors)
     model.load_state_dict(tensors["model"])
     if optimizer is not None:
         optimizer.load_state_dict(tensors["optimizer"])
@@ -133,18 +131,62 @@ def load_tables(
     _check_schema(checkpoint, schema)
     own = model.state_dict()
     tables = {f"model.{origin[name]}": own[name] for name in origin}
-    _read(checkpoint, tables)
+    read(checkpoint, tables)
     model.load_state_dict(own)
 
 
-def _read(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
-    try:
-        state_dict_loader.load(tensors, checkpoint_id=checkpoint.path)
-    except (OSError, RuntimeError, ValueError, CheckpointException) as error:
-        reason = str(error).strip().splitlines()[-1]
+def load_weights(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    vocabulary: Mapping[str, str],
+    allow_new: bool = False,
+) -> list[str]:
+    """Start with the weights of another run; optimizers begin anew. Collective.
+
+    Args:
+        vocabulary: feature -> hash of its values' ids, of the data to train on. The
+            same ids mean other things in another vocabulary.
+        allow_new: leave what does not fit as it was initialised. What only the
+            checkpoint holds is an error all the same.
+
+    Returns:
+        The parameters that were left as initialised.
+
+    Raises:
+        CheckpointError: they differ, all differences named.
+    """
+    own = model.state_dict()
+    there, here = shapes(checkpoint), _shapes({"model": own})
+    surplus = sorted(n for n in there if n.startswith("model.") and n not in here)
+    new = sorted(n for n in here if there.get(n) != here[n])
+    reordered = _other_ids(checkpoint, vocabulary, here.keys() - set(new))
+    if surplus or ((new or reordered) and not allow_new):
         raise CheckpointError(
-            f"{checkpoint.path} cannot be loaded: {reason}"
-        ) from error
+            f"{checkpoint.path} does not fit: {_listed('only there', surplus)};"
+            f" {_differences(there, {n: here[n] for n in new})};"
+            f" {_listed('ids of another vocabulary', reordered)}. Start without it"
+            + ("" if surplus else ", or leave these as initialised: --allow-new-tables")
+        )
+    left = {name.removeprefix("model.") for name in (*new, *reordered)}
+    read(checkpoint, {f"model.{n}": own[n] for n in own if n not in left})
+    model.load_state_dict(own)
+    return sorted(left)
+
+
+def _other_ids(
+    checkpoint: Checkpoint, vocabulary: Mapping[str, str], names: Iterable[str]
+) -> list[str]:
+    """Tables of features whose ids stand for other values than in the checkpoint."""
+    before: dict[str, str] = checkpoint.state.get("vocabulary", {})
+    features = before.keys() | vocabulary.keys()
+    other = {f for f in features if before.get(f) != vocabulary.get(f)}
+    return sorted(n for n in names if _feature(n) in other)
+
+
+def _feature(name: str) -> str:
+    """...embedding_bags.user_C1.weight -> C1; of anything else, nothing."""
+    table = name.partition(".embedding_bags.")[2].removesuffix(".weight")
+    return table.partition("_")[2]
 
 
 def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:
@@ -156,17 +198,54 @@ def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:
         )
 
 
-def _check_keys(checkpoint: Checkpoint, model: nn.Module) -> None:
-    try:
-        metadata = FileSystemReader(checkpoint.path).read_metadata()
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{checkpoint.path} is damaged: {error}") from error
-    keys = metadata.state_dict_metadata
-    saved = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
-    wanted = set(model.state_dict())
-    if saved != wanted:
-        raise CheckpointError(
-            f"{checkpoint.path} does not fit the model; only in the checkpoint:"
-            f" {sorted(saved - wanted)[:5]}, only in the model:"
-            f" {sorted(wanted - saved)[:5]}"
-        )
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
+    """Name and shape of every tensor on any rank: an optimizer knows only the tables
+    whose rows this rank holds.
+    """
+    flat, _ = flatten_state_dict(dict(tensors))
+    own = {name: tuple(value.size()) for name, value in flat.items()}
+    if not dist.is_initialized():
+        return own
+    all_of: list[dict[str, Shape]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(all_of, own)
+    return {name: shape for found in all_of for name, shape in found.items()}
+
+
+def _check(checkpoint: Checkpoint, tensors: Mapping[str, Any]) -> None:
+    """Every tensor here is there in the same shape, and no other, part by part."""
+    here, there = _shapes(tensors), shapes(checkpoint)
+    for part in tensors:
+        mine = {n: s for n, s in here.items() if n.startswith(f"{part}.")}
+        saved = {n: s for n, s in there.items() if n.startswith(f"{part}.")}
+        if mine != saved:
+            surplus = sorted(saved.keys() - mine.keys())
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit the {part};"
+                f" {_listed('only in the checkpoint', surplus)};"
+                f" {_differences(saved, mine)}{_advice(part, mine, saved)}"
+            )
+
+
+def _differences(there: Mapping[str, Shape], here: Mapping[str, Shape]) -> str:
+    lacking = sorted(here.keys() - there.keys())
+    other = [
+        f"{name} {list(there[name])} there, {list(here[name])} here"
+        for name in sorted(here.keys() & there.keys())
+        if there[name] != here[name]
+    ]
+    return f"{_listed('only here', lacking)}; {_listed('other shapes', other)}"
+
+
+def _advice(part: str, mine: Mapping[str, Shape], saved: Mapping[str, Shape]) -> str:
+    if part == "model" or mine.keys() != saved.keys():
+        return ""
+    return (
+        ". A column_wise table has a row-wise Adagrad state for each slice: train on"
+        " with the number of slices it was saved with, or start anew from its weights"
+        " (--from)"
+    )
+
+
+def _listed(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what}: {', '.join(names[:SHOWN]) or 'nothing'}{more}"

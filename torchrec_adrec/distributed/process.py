@@ -9,7 +9,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import (  # type: ignore[attr-defined]
+    HashStore,
+    PrefixStore,
+    Store,
+)
 
 from torchrec_adrec.errors import ConfigError
 
@@ -69,15 +73,38 @@ def process_group(
     else:
         # The launcher leaves one thread a rank; share the cores among them instead.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-    alone = None if "MASTER_ADDR" in os.environ else HashStore()
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         rank=rank,
         world_size=size,
         timeout=timeout,
-        store=alone,
+        store=_store(rank, size, timeout),
     )
     try:
         yield Process(rank, size, local, place or torch.device("cpu"))
     finally:
         dist.destroy_process_group()
+
+
+def _store(rank: int, size: int, timeout: timedelta) -> Store:
+    """Where ranks find one another.
+
+    The launcher's store outlives a restart, and torch 2.13 looks up the ranks of the
+    new attempt under the same names: one that is early finds the address of a dead rank
+    ("Connection refused", in half of the restarts here). So every attempt has a room of
+    its own. Agents of several nodes may count differently; for them our component makes
+    a new store each time.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        return HashStore()
+    store: Store
+    store, *_ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
+    store.set_timeout(timeout)
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return PrefixStore(f"attempt-{restarts()}", store)
+
+
+def restarts() -> int:
+    """How often the launcher has started these ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -10,6 +10,9 @@ from torchx import specs
 from torchx.components import dist
 
 LAUNCHER = "torchrun "
+# After a restart the ranks of several nodes would find the addresses of dead ones in a
+# store that the agents keep; of one node `distributed/process.py` knows the attempt.
+NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def ddp(
@@ -54,6 +57,7 @@ def ddp(
         j=j,
         max_retries=max_retries,
         rdzv_port=rdzv_port,
+        env=dict(NEW_STORE) if dist.parse_nnodes(j)[1] > 1 else None,
     )
     (role,) = job.roles
     shell, line = role.args  # bash -c "torchrun ..."

@@ -1,0 +1,351 @@
+"""What is kept, what fits into what, and what a checkpoint says of itself."""
+
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import adrec, criteo_line, prepare_criteo
+from test_train import trainer_for, weights
+
+from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.checkpoint import Checkpoint
+from torchrec_adrec.distributed.checkpoint_report import compare, headline, inspect
+from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.files import vocabulary_hashes
+from torchrec_adrec.train import Trainer
+
+C1 = "model.user_tower.tables.embedding_bags.user_C1.weight"
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Process]:
+    with process_group("cpu") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return other_data(tmp_path_factory.mktemp("data"), "data", ["0000000a"])
+
+
+@pytest.fixture(scope="module")
+def trainer(
+    data: Path, process: Process, tmp_path_factory: pytest.TempPathFactory
+) -> Trainer:
+    """Trained for ten steps; its checkpoint is step 10. Leave it as it is."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = trainer_for("retrieval", data, folder, process)
+    trainer.fit()
+    return trainer
+
+
+def save(
+    trainer: Trainer,
+    folder: Path,
+    step: int,
+    best: dict[str, float] | None = None,
+    optimizer: Any = None,
+) -> Checkpoint:
+    path = checkpoint.save(
+        folder,
+        trainer.process,
+        trainer.model,
+        optimizer or trainer.optimizer,
+        trainer.schema,
+        {"step": step},
+        2,
+        best,
+    )
+    return checkpoint.open_checkpoint(path)
+
+
+def last(trainer: Trainer) -> Checkpoint:
+    found = checkpoint.latest(trainer.folder / "checkpoints")
+    assert found is not None
+    return found
+
+
+@contextmanager
+def bias_of(trainer: Trainer, value: float) -> Iterator[float]:
+    """One parameter with another value, for a while; gives the one it has."""
+    bias = trainer.model.module.model.calibration.bias.data
+    before = bias.item()
+    bias.fill_(value)
+    yield before
+    bias.fill_(before)
+
+
+def other_data(folder: Path, name: str, c1: list[str]) -> Path:
+    """The rows of `raw_file`, but with other values of C1."""
+    raw = folder / f"{name}.tsv"
+    lines = [criteo_line(i, i % 3 == 0, c1[i % len(c1)]) for i in range(400)]
+    raw.write_text("\n".join(lines) + "\n")
+    prepare_criteo(folder / name, raw)
+    return folder / name
+
+
+def test_the_best_is_kept_beside_the_last(trainer: Trainer, tmp_path: Path) -> None:
+    def there() -> list[str]:
+        return [path.name[-2:] for path in sorted(tmp_path.glob("step-*"))]
+
+    assert checkpoint.best(tmp_path) is None
+    for step, best in ((11, {"auc": 0.7}), (12, None), (13, None), (14, None)):
+        save(trainer, tmp_path, step, best)
+    assert there() == ["11", "13", "14"]
+    found, newest = checkpoint.best(tmp_path), checkpoint.latest(tmp_path)
+    assert found is not None and found.step == 11
+    assert newest is not None and newest.step == 14
+    assert checkpoint.best_mark(tmp_path) == {"step": 11, "auc": 0.7}
+    save(trainer, tmp_path, 15, {"auc": 0.8})
+    assert there() == ["14", "15"]
+    shutil.rmtree(tmp_path / "step-00000015")
+    with pytest.raises(CheckpointError, match="step-00000015 is no whole checkpoint"):
+        checkpoint.best(tmp_path)
+
+
+def test_an_optimizer_with_other_keys_is_refused(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    whole = trainer.optimizer
+    tables = trainer.model.fused_optimizer
+    for saved, loaded, message in (
+        (tables, whole, r"only here: optimizer\.state\.model\.ad_tower\.head"),
+        (whole, tables, r"only in the checkpoint: optimizer\.state\.model\.ad_tower"),
+    ):
+        found = save(trainer, tmp_path, 20, optimizer=saved)
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.load(found, trainer.model, trainer.schema, loaded)
+
+
+@pytest.mark.parametrize(
+    ("c1", "message"),
+    [
+        (["0000000b"], f"ids of another vocabulary: model.{C1}"),
+        (["0000000a", "0000000b"], rf"other shapes: model.{C1} \[3, 4\] there, \[4, 4"),
+    ],
+)
+def test_a_warm_start_names_what_does_not_fit(
+    c1: list[str], message: str, trainer: Trainer, tmp_path: Path, process: Process
+) -> None:
+    data = other_data(tmp_path, "other", c1)
+    new = trainer_for("retrieval", data, tmp_path, process)
+    before, trained, ids = weights(new), weights(trainer), vocabulary_hashes(data)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        checkpoint.load_weights(last(trainer), new.model, ids)
+    assert "--allow-new-tables" in str(refused.value)
+    assert all(torch.equal(w, before[n]) for n, w in weights(new).items())
+    assert checkpoint.load_weights(last(trainer), new.model, ids, True) == [C1]
+    for name, value in weights(new).items():
+        expected = before if name == C1 else trained
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_warm_start_from_more_columns_is_refused(
+    trainer: Trainer, data: Path, tmp_path: Path, process: Process
+) -> None:
+    ranker = trainer_for("ranking", data, tmp_path, process, "ranker.tables=scratch")
+    ids = vocabulary_hashes(data)
+    with pytest.raises(CheckpointError, match=r"only there: model\.model\.ad_tower"):
+        checkpoint.load_weights(last(trainer), ranker.model, ids, allow_new=True)
+
+
+def test_train_from_another_run(trainer: Trainer, tmp_path: Path) -> None:
+    other_data(tmp_path, "raw", ["0000000a", "0000000b"])
+    settings = (f"data.raw={tmp_path / 'raw.tsv'}", "train.batch_size=32")
+    small = ("towers.embedding_dim=4", "towers.hidden=[8]", "towers.output_dim=4")
+    run, start = tmp_path / "run", last(trainer).path
+    assert adrec("prepare", "--out", run, *settings, *small).returncode == 0
+    words = ("--out", run, "--from", start, "--allow-new-tables")
+    done = adrec("train", "retrieval", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"{C1}: initialised, not from {start}" in done.stderr
+    metrics = json.loads((run / "retrieval/metrics.json").read_text())
+    assert metrics["initialised"] == [C1]
+    assert "--from is for retrieval" in adrec("train", "ranking", *words).stderr
+
+
+def test_inspect_tells_what_is_there(trainer: Trainer, tmp_path: Path) -> None:
+    found = {holding.name: holding for holding in inspect(last(trainer))}
+    assert headline(last(trainer)).startswith(
+        "retrieval: step 10 (epoch 0, step 10 of 10), written by 1 ranks, seed 0"
+    )
+    own = weights(trainer)
+    assert set(trainer.model.state_dict()) | {"optimizer state"} == set(found)
+    table = found[C1]
+    assert (table.shape, table.dtype, table.bytes) == ("3 x 4", "float32", 48)
+    assert table.norm == pytest.approx(float(own[C1].norm()))
+    assert table.touched == pytest.approx(1 / 3)  # one value; never missing or unknown
+    assert not any(holding.not_finite for holding in found.values())
+    with bias_of(trainer, math.nan):
+        broken = inspect(save(trainer, tmp_path, 11))
+    assert {h.name for h in broken if h.not_finite} == {"model.calibration.bias"}
+
+
+def test_diff_tells_what_differs(trainer: Trainer, tmp_path: Path) -> None:
+    first = last(trainer)
+    with bias_of(trainer, 0.5) as before:
+        found = compare(first, save(trainer, tmp_path, 11))
+    (difference,) = found.differ
+    assert difference.name == "model.model.calibration.bias"
+    assert difference.largest == pytest.approx(abs(0.5 - before))
+    assert difference.relative == pytest.approx(abs(0.5 - before) / abs(before))
+    assert not found.only_first and not found.only_second
+    assert "step: 10 / 11" in found.settings
+    assert "config.train.batch_size: 32 / absent" in found.settings
+    tables = save(trainer, tmp_path, 12, optimizer=trainer.model.fused_optimizer)
+    lacking = compare(first, tables).only_first
+    assert lacking and all(n.startswith("optimizer.") for n in lacking)
+
+
+def test_the_commands_speak_of_damage_in_words(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    path = save(trainer, tmp_path, 11).path
+    shown = adrec("checkpoint", "inspect", path)
+    assert shown.returncode == 0 and "user_C1" in shown.stdout, shown.stderr
+    for name in ("state.json", ".metadata", "__0_0.distcp"):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CheckpointError, match=str(path)):
+            inspect(checkpoint.open_checkpoint(path))
+        if name != "__0_0.distcp":
+            (path / name).write_bytes(whole)
+    done = adrec("checkpoint", "diff", path, last(trainer).path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {path} cannot be loaded")
+
+
+PLANS = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import (
+    EmbeddingShardingPlanner, ParameterConstraints, Topology
+)
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_optimizer
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.train_config import OptimizerConfig
+
+TW, RW, CW = "table_wise", "row_wise", "column_wise"
+folder, schema = Path({folder!r}), Schema.load(Path({schema!r}))
+
+class Sharder(EmbeddingBagCollectionSharder):
+    def sharding_types(self, compute_device_type):
+        return [TW, RW, CW]
+
+def build(process, types):
+    torch.manual_seed(process.rank)
+    tables = [EmbeddingBagConfig(name=f"t{{i}}", embedding_dim=16, num_embeddings=30,
+                                 feature_names=[f"f{{i}}"]) for i in range(len(types))]
+    model = nn.Module()
+    model.ebc = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    model.linear = nn.Linear(4, 1)
+    fuse_table_optimizer(model, OptimizerConfig())
+    constraints = {{
+        f"t{{i}}": ParameterConstraints(sharding_types=[kind],
+                                       compute_kernels=["fused"], min_partition=8)
+        for i, kind in enumerate(types)
+    }}
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=2, local_world_size=2, compute_device="cpu"),
+        constraints=constraints, batch_size=8)
+    plan = planner.collective_plan(model, [Sharder()], dist.group.WORLD)
+    model = DistributedModelParallel(
+        module=model, device=process.device, plan=plan, sharders=[Sharder()])
+    return model, build_optimizer(model, OptimizerConfig())
+
+def fill(tensors):
+    for n, (name, value) in enumerate(sorted(tensors.items())):
+        for shard in value.local_shards():
+            first = shard.metadata.shard_offsets
+            size = [torch.arange(o, o + s) for o, s in
+                    zip(first, shard.metadata.shard_sizes)]
+            mine = sum(a.reshape([-1] + [1] * (len(size) - 1 - i)) * 100.0 ** i
+                       for i, a in enumerate(size))
+            shard.tensor.copy_(mine.reshape(shard.tensor.shape) + hash_of(name))
+
+def hash_of(name):
+    return sum(map(ord, name)) % 97
+
+def sharded(model, optimizer):
+    flat = {{n: v for n, v in model.state_dict().items() if "ebc" in n}}
+    for name, states in optimizer.state_dict()["state"].items():
+        flat |= {{f"{{name}}.{{k}}": v for k, v in states.items() if "momentum" in k}}
+    return flat
+
+def values(tensors):
+    return {{name: [shard.tensor.clone() for shard in value.local_shards()]
+            for name, value in tensors.items()}}
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(x, y) for n in a for x, y in zip(a[n], b[n], strict=True))
+
+def save(process, name, types):
+    model, optimizer = build(process, types)
+    with torch.no_grad():
+        fill(sharded(model, optimizer))
+    path = checkpoint.save(
+        folder / name, process, model, optimizer, schema, {{"step": 1}}, 1)
+    return checkpoint.open_checkpoint(path)
+
+def check(process, saved, types, whole=True):
+    model, optimizer = build(process, types)
+    checkpoint.load(saved, model, schema, optimizer if whole else None)
+    found = values(sharded(model, optimizer))
+    with torch.no_grad():
+        fill(sharded(model, optimizer))
+    expected = values(sharded(model, optimizer))
+    if not whole:
+        found, expected = ({{n: v for n, v in x.items() if "momentum" not in n}}
+                           for x in (found, expected))
+    assert found and same(found, expected), types
+
+with process_group("cpu") as process, torch.no_grad():
+    torch.set_grad_enabled(True)
+    mixed = save(process, "mixed", (TW, RW, TW))
+    for types in ((RW, TW, RW), (TW, TW, TW), (RW, RW, RW)):
+        check(process, mixed, types)
+    sliced = save(process, "sliced", (CW, TW, TW))
+    check(process, sliced, (CW, RW, TW))
+    check(process, sliced, (RW, TW, TW), whole=False)
+    try:
+        check(process, sliced, (RW, TW, TW))
+    except CheckpointError as error:
+        print("refused:", error, flush=True)
+"""
+
+
+def test_plans_go_into_one_another(
+    data: Path,
+    tmp_path: Path,
+    ranks_script: Callable[[int, str], subprocess.CompletedProcess[str]],
+) -> None:
+    """Every value says its table, row and column, so one in a wrong place is seen."""
+    text = PLANS.format(folder=str(tmp_path), schema=str(data / "schema.json"))
+    done = ranks_script(2, text)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("refused: ") == 2
+    for words in (
+        "does not fit the optimizer",
+        "t0.momentum1 [60] there, [30] here",
+        "A column_wise table has a row-wise Adagrad state for each slice",
+    ):
+        assert words in done.stdout

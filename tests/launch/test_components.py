@@ -1,0 +1,34 @@
+"""The component is one that torchx takes, and `adrec run` launches by it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from torchrec_adrec.pipeline import COMPONENTS
+
+
+@pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])
+def test_restarts_and_grace_reach_torchrun(scheduler: str) -> None:
+    torchx = Path(sys.executable).with_name("torchx")
+    options = ["-j", "2x8", "--max_restarts", "5", "--grace_seconds", "77"]
+    words = [torchx, "run", "--dryrun", "-s", scheduler, f"{COMPONENTS}:ddp", *options]
+    words += ["--", "train", "retrieval", "--out", "runs/x", "train.epochs=2"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    line = " ".join(done.stdout.replace("'", "").replace('"', "").split())
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in line
+    for words in (
+        "torchrun --max_restarts 5 --shutdown_timeout 77",
+        "--nnodes 2 --nproc_per_node 8",
+        "-m torchrec_adrec train retrieval --out runs/x train.epochs=2",
+    ):
+        assert words in line, done.stdout
+
+
+def test_adrec_run_launches_by_it(finished_run: Path) -> None:
+    printed = (finished_run / "printed.txt").read_text()
+    options = "launch/components.py:ddp -j 1x2 --max_restarts 3 -- train retrieval"
+    assert options in printed

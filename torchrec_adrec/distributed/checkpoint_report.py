@@ -1,0 +1,207 @@
+"""What a checkpoint holds, how two differ: read tensor by tensor, without a model."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from torchrec_adrec.distributed.checkpoint_files import Checkpoint, shapes, tensors
+
+BAGS = ".embedding_bags."
+SHOWN = 30
+
+
+@dataclass
+class Holding:
+    """One parameter, or all of the optimizer's state.
+
+    Attributes:
+        touched: of a table, the share of rows that training ever moved (its row-wise
+            Adagrad state is above 0); None elsewhere.
+    """
+
+    name: str
+    shape: str
+    dtype: str
+    bytes: int
+    norm: float
+    not_finite: int
+    touched: float | None = None
+
+
+def inspect(checkpoint: Checkpoint) -> list[Holding]:
+    """Every table, every dense parameter, and the optimizer's state as one.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    found: dict[str, Holding] = {}
+    touched: dict[str, float] = {}
+    rest = Holding("optimizer state", "", "", 0, 0.0, 0)
+    for name, tensor in tensors(checkpoint):
+        part, _, own = name.partition(".")
+        if part == "model":
+            found[own] = _holding(own, tensor)
+            continue
+        rest.bytes += tensor.nbytes
+        rest.not_finite += _not_finite(tensor)
+        if BAGS in own:  # state.model...embedding_bags.user_C1.weight.user_C1.momentum1
+            table = own.removeprefix("state.").rsplit(".", 2)[0]
+            touched[table] = float((tensor > 0).double().mean())
+    for table, share in touched.items():
+        found[table].touched = share
+    return [*sorted(found.values(), key=_order), rest]
+
+
+def _order(holding: Holding) -> tuple[bool, str]:
+    return holding.touched is None, holding.name
+
+
+def _holding(name: str, tensor: Tensor) -> Holding:
+    shape = " x ".join(f"{size:,}" for size in tensor.shape)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    norm = float(tensor.double().norm())
+    return Holding(name, shape, dtype, tensor.nbytes, norm, _not_finite(tensor))
+
+
+def _not_finite(tensor: Tensor) -> int:
+    return tensor.numel() - int(torch.isfinite(tensor).sum())
+
+
+def headline(checkpoint: Checkpoint) -> str:
+    """What `state.json` says: where training stood, and on what."""
+    state = checkpoint.state
+    size = state.get("steps_an_epoch")
+    place = ""
+    if size:
+        epoch = (checkpoint.step - 1) // size
+        place = f" (epoch {epoch}, step {checkpoint.step - epoch * size} of {size})"
+    return (
+        f"{state.get('task', 'unknown task')}: step {checkpoint.step}{place}, written"
+        f" by {state.get('world_size', 'unknown')} ranks, seed {state.get('seed')},"
+        f" schema {state['schema']}, loss {state.get('last_step_loss', math.nan):.6g}"
+    )
+
+
+def inspection(checkpoint: Checkpoint) -> Table:
+    """`inspect` for a terminal."""
+    table = Table(
+        *("parameter", "shape", "dtype", "MB", "norm", "rows touched", "not finite"),
+        title=headline(checkpoint),
+    )
+    for found in inspect(checkpoint):
+        table.add_row(
+            found.name,
+            found.shape,
+            found.dtype,
+            f"{found.bytes / 2**20:,.2f}",
+            f"{found.norm:.4g}" if found.shape or found.dtype else "",
+            "" if found.touched is None else f"{found.touched:.1%}",
+            f"{found.not_finite:,}",
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one tensor in two checkpoints.
+
+    Attributes:
+        largest: absolute.
+        relative: the largest by the largest value of the first.
+        shapes: where they differ; there is then nothing to subtract.
+    """
+
+    name: str
+    largest: float = math.nan
+    relative: float = math.nan
+    shapes: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints, side by side."""
+
+    only_first: list[str]
+    only_second: list[str]
+    equal: int
+    differ: list[Difference]
+    settings: list[str]
+
+
+def compare(first: Checkpoint, second: Checkpoint) -> Comparison:
+    """Tensor by tensor, and setting by setting.
+
+    Raises:
+        CheckpointError: one is damaged.
+    """
+    one, two = shapes(first), shapes(second)
+    both = one.keys() & two.keys()
+    found = [
+        Difference(name, shapes=f"{list(one[name])} / {list(two[name])}")
+        for name in sorted(both)
+        if one[name] != two[name]
+    ]
+    same = {name for name in both if one[name] == two[name]}
+    pairs = zip(tensors(first, same), tensors(second, same), strict=True)
+    measured = [_difference(name, a, b) for (name, a), (_, b) in pairs]
+    moved = [d for d in measured if d.largest != 0]
+    moved.sort(key=lambda d: -d.relative if d.relative == d.relative else -math.inf)
+    return Comparison(
+        sorted(one.keys() - both),
+        sorted(two.keys() - both),
+        len(measured) - len(moved),
+        [*found, *moved],
+        _settings(first.state, second.state),
+    )
+
+
+def _difference(name: str, one: Tensor, two: Tensor) -> Difference:
+    if not one.numel() or torch.equal(one, two):
+        return Difference(name, 0.0, 0.0)
+    largest = float((one.double() - two.double()).abs().max())
+    scale = float(one.double().abs().max())
+    return Difference(name, largest, largest / scale if scale else math.inf)
+
+
+def _settings(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """`key: value / value` of all that `state.json` says otherwise, curves left out."""
+    a, b = dict(_flat(one)), dict(_flat(two))
+    return [
+        f"{key}: {a.get(key, 'absent')} / {b.get(key, 'absent')}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, "absent") != b.get(key, "absent")
+    ]
+
+
+def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" not in ("curve", "ledger"):
+            yield prefix + key, value
+
+
+def comparison(first: Checkpoint, second: Checkpoint) -> Table:
+    """`compare` for a terminal; the tensors that moved most, first."""
+    found = compare(first, second)
+    table = Table(
+        *("tensor", "largest difference", "relative"),
+        title=f"{found.equal} tensors equal, {len(found.differ)} differ",
+    )
+    for name in found.only_first:
+        table.add_row(name, "only in the first", "")
+    for name in found.only_second:
+        table.add_row(name, "only in the second", "")
+    for one in found.differ[:SHOWN]:
+        shown = one.shapes or f"{one.largest:.4g}"
+        table.add_row(one.name, shown, "" if one.shapes else f"{one.relative:.4g}")
+    if len(found.differ) > SHOWN:
+        table.add_row(f"and {len(found.differ) - SHOWN} more", "", "")
+    for line in found.settings:
+        table.add_row(f"setting {line}", "", "")
+    return table
