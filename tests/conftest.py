@@ -56,11 +56,13 @@ def prepare_criteo(out: Path, *raw: Path, **settings: object) -> dict[str, Any]:
     return dict(json.loads((out / "report.json").read_text()))
 
 
-def prepare_world(out: Path, seed: int = 0, **synthetic: int) -> dict[str, Any]:
+def prepare_world(
+    out: Path, seed: int = 0, min_count: int = 2, **synthetic: int
+) -> dict[str, Any]:
     """Prepare rows of a known world, its truth beside; returns the report."""
     out.mkdir(exist_ok=True)
     config = DataConfig.model_validate(
-        {"adapter": "synthetic", "synthetic": synthetic, "min_count": 2}
+        {"adapter": "synthetic", "synthetic": synthetic, "min_count": min_count}
     )
     prepare(config, open_data(config, seed, out, Alone()), out, seed)
     return dict(json.loads((out / "report.json").read_text()))

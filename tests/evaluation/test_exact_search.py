@@ -135,7 +135,6 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.evaluation import exact_search
 from torchrec_adrec.evaluation.full_catalog import held_out_clicks, judge
-from torchrec_adrec.export import slice_of
 from torchrec_adrec.schema import Schema
 exact_search.BLOCK_ADS = 50
 data = Path(DATA)
@@ -146,9 +145,10 @@ ads = rng.normal(size=(len(load_catalog(data)), 8)).astype(np.float32)
 ads[1::3] = ads[0]  # ties, over all ranks
 queries = rng.normal(size=(len(clicks), 8)).astype(np.float32)
 with process_group("cpu") as process:
-    own = slice_of(len(ads), process)
+    ends = [0, *[41] * (process.world_size - 1), len(ads)]  # of 3 ranks one has none
+    own = slice(ends[process.rank], ends[process.rank + 1])
     found = judge(ads[own], own, queries, data, schema, 0, process)
-    if process.is_first:
+    if found:
         print("FIGURES" + json.dumps(found))
 """
 
@@ -164,5 +164,6 @@ def test_any_number_of_ranks_gives_the_same_figures(
     for ranks in (1, 2, 3):
         done = ranks_script(ranks, script)
         assert done.returncode == 0, done.stderr
-        found.append(next(x for x in done.stdout.splitlines() if "FIGURES" in x))
-    assert found[0] == found[1] == found[2]
+        found += [x for x in done.stdout.splitlines() if "FIGURES" in x]
+    one, two, three = found
+    assert one == two == three

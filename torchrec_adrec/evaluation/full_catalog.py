@@ -61,7 +61,7 @@ def judge(
     seed: int,
     process: Process,
 ) -> dict[str, Any]:
-    """Figures and protocol, the same on every rank. Collective.
+    """Figures and protocol on the first rank, nothing on the others. Collective.
 
     Args:
         ads: (n, D) vectors of this rank's `own` ads, in catalog order.
@@ -83,6 +83,8 @@ def judge(
         name: search(scorer, clicked, longest, process)
         for name, scorer in scorers.items()
     }
+    if not process.is_first:
+        return {}
     protocol = RetrievalProtocol(
         split_by=json.loads((data / "report.json").read_text())["split_by"],
         queries=len(clicks),
