@@ -39,7 +39,7 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
             log.info("%s: skipped, its inputs have not changed", stage.name)
             continue
         started = time.monotonic()
-        _launch(stage, run, job)
+        launch(stage, run, job)
         log.info("%s: finished in %.0f s", stage.name, time.monotonic() - started)
     served = _serve_examples(run)
     metrics = {name: _metrics(run / name) for name in STAGES} | {
@@ -61,7 +61,12 @@ def command(stage: Stage, run: Path, job: str) -> list[str]:
     return [*torchx, "dist.ddp", "-j", job, "-m", "torchrec_adrec", "--", *words]
 
 
-def _launch(stage: Stage, run: Path, job: str) -> None:
+def launch(stage: Stage, run: Path, job: str) -> None:
+    """Run a stage on the ranks that `job` asks for, or on one if it takes only one.
+
+    Raises:
+        StageError: it ended with an error.
+    """
     words = command(stage, run, job)
     log.info("%s: %s", stage.name, " ".join(words))
     # The launcher calls `torchrun` by name: it must be the one of this environment.
