@@ -3,9 +3,13 @@ from math import log2
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
-from sklearn.metrics import ndcg_score
+from sklearn.metrics import ndcg_score, roc_auc_score
 
-from torchrec_adrec.evaluation.bootstrap import interval, resampled_means
+from torchrec_adrec.evaluation.bootstrap import (
+    auc_difference,
+    interval,
+    resampled_means,
+)
 from torchrec_adrec.evaluation.exact_search import Found
 from torchrec_adrec.evaluation.ranking_metrics import (
     coverage,
@@ -122,6 +126,20 @@ def test_columns_are_drawn_together() -> None:
     draws = resampled_means(values, 0)
     assert np.diff(draws, axis=1) == pytest.approx(0.5)
     assert (resampled_means(values, 0) == draws).all()
+
+
+def test_a_paired_difference_of_auc_is_sharper_than_two_intervals() -> None:
+    """The second score is the first with noise: a small, certain loss."""
+    rng = np.random.default_rng(0)
+    label = (rng.random(1500) < 0.3).astype(float)
+    one = label + rng.normal(0, 1.5, 1500)
+    other = one + rng.normal(0, 0.7, 1500)
+    found = auc_difference(label, one, other, 0, 200)
+    gain = roc_auc_score(label, one) - roc_auc_score(label, other)
+    assert found["difference"] == pytest.approx(gain)
+    assert 0 < found["low"] < gain < found["high"] < 0.05
+    same = auc_difference(label, one, one, 0, 20)
+    assert same == {"difference": 0, "low": 0, "high": 0}
 
 
 def test_groups_stand_apart_and_say_how_many_they_are() -> None:
