@@ -99,14 +99,16 @@ def test_a_nan_counts_against_the_clicked_ad(process: Process) -> None:
     assert found.lists.tolist() == [[1, 0], [1, 0]]
 
 
-def test_zeros_of_either_sign_and_sums_in_another_order_are_equal(
+def test_scores_a_hair_apart_and_zeros_of_either_sign_are_equal(
     process: Process,
 ) -> None:
-    """Fails where keys are compared without rounding, or as bits alone."""
-    users = np.array([[1, 1, 1], [-1, 0, 0]], dtype=np.float32)
-    ads = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0, 0, 0]], dtype=np.float32)
-    found = search(InnerProduct.of(users, ads, 0, CPU), np.array([0, 2]), 3, process)
-    assert found.ranks.tolist() == [2, 1]
+    """Fails where keys are not rounded, or cut off, or compared as bits alone."""
+    step = 2.0**-23
+    users = np.array([[1 + step, 1]] * 2, dtype=np.float32)
+    ads = np.array([[1 - step, 0], [0, 1]], dtype=np.float32)
+    assert float(users[0, 0]) * float(ads[0, 0]) == 1 - step**2  # just below 1
+    found = search(InnerProduct.of(users, ads, 0, CPU), np.array([0, 1]), 2, process)
+    assert found.ranks.tolist() == [2, 2]
     zero = np.array([[0.0], [-0.0], [1.0]], dtype=np.float32)
     one = np.ones((2, 1), dtype=np.float32)
     found = search(InnerProduct.of(one, zero, 0, CPU), np.array([0, 1]), 3, process)
