@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import binom, poisson
+from scipy.stats import binom
 
 from torchrec_adrec.data.adapters import synthetic
 from torchrec_adrec.data.adapters.criteo import COLUMNS
@@ -90,8 +90,10 @@ class Attainable:
         total = [np.where(birth <= b, log.weight, 0.0).sum(axis=1) for b in births]
         self._total = np.log(total)  # (births, groups)
         self._quarters = synthetic.quarters(world)
-        rates = synthetic.count_rates(world.users.activity)
-        self._rates = np.stack([rates[name] for name in COUNTS], axis=1)
+        self._rates = synthetic.count_rates(world.users.activity)
+        lower = lowered(np.arange(world.config.ads), world.config.ads)
+        places = np.arange(POSITIONS)[:, None]
+        self._places = binom.logpmf(places, POSITIONS - 1, lower)  # (positions, N)
         groups, campaigns = world.users.group, world.ads.campaign
         self._of_group = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
         self._alike = [
@@ -142,11 +144,11 @@ class Attainable:
         if row["number"] is not None:
             fit = fit[~self._known_users[fit]]
         likely = self._visits[fit].copy()
-        for i, name in enumerate(COUNTS):
+        for name, rates in self._rates.items():
             count = row[name]
-            if count is not None:
+            if count is not None:  # Poisson, but for what is the same for all users
                 below = synthetic.I2_BELOW if name == "I2" else 0
-                likely += poisson.logpmf(count + below, self._rates[fit, i])
+                likely += (count + below) * np.log(rates[fit]) - rates[fit]
         return fit, likely
 
     def _ads(self, row: dict[str, float | int | None]) -> tuple[Ints, Floats]:
@@ -155,8 +157,7 @@ class Attainable:
         if self._known_ads[number]:
             return np.array([number]), np.zeros(1)
         fit = self._alike[self.world.ads.campaign[number]]
-        lower = lowered(fit, len(self._known_ads))
-        return fit, np.asarray(binom.logpmf(position - 1, POSITIONS - 1, lower))
+        return fit, self._places[position - 1, fit]
 
     def _shown(self, group: int, ads: Ints, time: Floats) -> Floats:
         """Log of the share of each ad among those shown to a group, (D, a)."""
