@@ -12,7 +12,7 @@ from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation import exact_search
 from torchrec_adrec.evaluation.exact_search import LeftOut, search
-from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity
+from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity, by_popularity
 
 CPU = torch.device("cpu")
 
@@ -121,6 +121,18 @@ def test_popularity_tells_counts_of_billions_apart(process: Process) -> None:
     found = search(ads, np.array([0, 1, 2, 4]), 2, process)
     assert found.ranks.tolist() == [2, 1, 4, 5]
     assert found.lists.tolist() == [[1, 0]] * 4
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_popularity_without_searching_is_the_same(process: Process) -> None:
+    impressions = np.random.default_rng(0).integers(0, 60, size=500)
+    clicked = np.arange(0, 500, 7)
+    ads = Popularity.of(impressions, slice(0, 500), CPU)
+    for k in (1, 90, 510):
+        searched = search(ads, clicked, k, process)
+        found = by_popularity(impressions, clicked, k)
+        assert (found.ranks == searched.ranks).all()
+        assert (found.lists == searched.lists).all()
 
 
 def test_a_clicked_ad_that_no_rank_holds_is_an_error(process: Process) -> None:

@@ -11,11 +11,11 @@ import polars as pl
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.evaluation.context import MAX_TUNING, Chosen, Context, Shown, choose
+from torchrec_adrec.evaluation.context import MAX_TUNING, Context, Shown, choose
 from torchrec_adrec.evaluation.exact_search import Found, Ints, Scorer, search
 from torchrec_adrec.evaluation.ranking_metrics import cuts_of
 from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_metrics
-from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity, Vectors
+from torchrec_adrec.evaluation.scorers import InnerProduct, Vectors, by_popularity
 from torchrec_adrec.schema import AD_ID, Schema
 
 MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
@@ -71,10 +71,9 @@ def judge(
     clicks, total = held_out_clicks(data, schema, seed)
     ids, impressions = (catalog[n].to_numpy() for n in (AD_ID, "impressions"))
     clicked = np.searchsorted(ids, clicks[AD_ID].to_numpy())
-    context, chosen = _context(data, schema, ids, own, clicks, seed, process)
+    context, settings = _context(data, schema, ids, own, clicks, seed, process)
     scorers: dict[str, Scorer] = {
         "towers": InnerProduct.of(queries, ads, own.start, process.device),
-        "popularity": Popularity.of(impressions, own, process.device),
         "context": context,
     }
     cuts = cuts_of(len(ids))
@@ -83,6 +82,7 @@ def judge(
         name: search(scorer, clicked, longest, process)
         for name, scorer in scorers.items()
     }
+    ways["popularity"] = by_popularity(impressions, clicked, longest)
     if not process.is_first:
         return {}
     protocol = RetrievalProtocol(
@@ -92,7 +92,7 @@ def judge(
         seed=seed,
         catalog=len(ids),
         cuts=cuts,
-        context=asdict(chosen),
+        context=settings,
     )
     return {
         "protocol": protocol.model_dump(mode="json"),
@@ -109,11 +109,12 @@ def _context(
     clicks: pl.DataFrame,
     seed: int,
     process: Process,
-) -> tuple[Context, Chosen]:
-    """The baseline for the test clicks, chosen on the valid split."""
+) -> tuple[Context, dict[str, float | int | None]]:
+    """The baseline for the test clicks, chosen on the valid split, and how."""
     shown = Shown.count(data, schema, ids, own)
     valid, _ = clicks_of(data, schema, "valid", MAX_TUNING, seed)
     at = np.searchsorted(ids, valid[AD_ID].to_numpy())
     chosen = choose(shown, valid, at, process)
     hot = shown.one_hot(clicks)
-    return Context.of(shown, hot, chosen.smoothing, chosen.weight), chosen
+    context = Context.of(shown, hot, chosen.smoothing, chosen.weight)
+    return context, asdict(chosen) | {"training_rows": shown.rows}

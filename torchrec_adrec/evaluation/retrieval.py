@@ -42,7 +42,8 @@ class RetrievalProtocol(BaseModel):
         seed: of the draw of queries, and of the bootstrap.
         filtered: candidates that were left out.
         cuts: the K of Recall@K and the others.
-        context: how the baseline `context` was set: see `evaluation.context.Chosen`.
+        context: how the baseline `context` was set: `evaluation.context.Chosen`, and
+            the training rows that it was counted on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec_adrec.evaluation.exact_search import Ints
+from torchrec_adrec.evaluation.exact_search import Found, Ints
 
 Vectors = NDArray[np.float32]
 
@@ -80,3 +80,15 @@ class Popularity:
     def pairs(self, queries: Ints, ads: Ints) -> Tensor:
         """See `Scorer`."""
         return self.level[ads].clone()
+
+
+def by_popularity(impressions: Ints, clicked: Ints, k: int) -> Found:
+    """What `search` finds with `Popularity`, no ad left out, without searching: one
+    list for everyone; at a million ads and 20,000 queries that saves minutes.
+    """
+    count = len(impressions)
+    rising = np.sort(impressions)
+    ranks = count - np.searchsorted(rising, impressions[clicked], side="left")
+    best = np.lexsort((np.arange(count), impressions))[::-1][:k]
+    best = np.append(best, np.full(k - len(best), -1))
+    return Found(np.tile(best, (len(clicked), 1)), ranks)
