@@ -1,68 +1,160 @@
-"""Test figures of whole runs over seeds, with their spread.
+"""Test figures of runs over seeds, with their spread.
 
     python benchmarks/runs.py --config configs/criteo_kaggle.yaml --name criteo_kaggle \
         --seeds 0 1 2 --set data.raw=PATH
 
-Every run is `adrec run` on two ranks in a folder of its own below --out.
+Every seed is a run on two ranks in a folder of its own below --out; models beside the
+towers, as the additive one, train on the same prepared data:
+
+    AUC and log loss of the constant, logistic regression, the additive model, towers,
+    ranker; how far the towers are above the logistic regression, with its interval
+    Recall@K of the clicked ad in the whole catalog: towers, popularity and the user's
+    context alone; all, seen and unseen ads
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from some_stages import run_stages, share_data
 from timing import keep
+
+from torchrec_adrec.config import Config
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.evaluation.baselines import PREDICTIONS
+from torchrec_adrec.evaluation.bootstrap import auc_difference
+from torchrec_adrec.evaluation.predict import predict_split
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.sharded_task import restore
+
+STAGES = ("data", "baselines", "retrieval", "embeddings", "ranking")
+BESIDE = {"additive": ["towers.similarity=additive", "towers.alpha=1"]}
+WAYS = ("towers", "context", "popularity")
+GROUPS = ("all", "seen_ads", "unseen_ads")
+ABOVE = "towers - logistic regression, auc"
+Figures = dict[str, float]
 
 
 def main() -> None:
-    """Run, collect, keep."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--config", type=Path, required=True)
-    arguments.add_argument("--name", required=True, help="of the file in results/")
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument("--out", type=Path, default=Path("runs/benchmark"))
-    arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
-    words = arguments.parse_args()
+    """Run, collect, print, keep."""
+    words = _arguments()
     runs = [_run(words, seed) for seed in words.seeds]
     figures = {key: [run[key] for run in runs] for key in runs[0]}
     summary = {
-        key: {"mean": round(mean(values), 4), "sd": round(pstdev(values), 4)}
+        key: {"mean": round(mean(values), 4), "sd": round(_sd(values), 4)}
         for key, values in figures.items()
     }
+    for table in (_clicks_table(figures), _recall_table(figures)):
+        Console(width=120).print(table)
     keep(words.name, {"seeds": words.seeds, "summary": summary, "runs": figures})
 
 
-def _run(words: argparse.Namespace, seed: int) -> dict[str, float]:
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="of the file in results/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--job", default="1x2", help="1xRANKS")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--beside", nargs="*", choices=BESIDE, default=list(BESIDE))
+    return parser.parse_args()
+
+
+def _run(words: argparse.Namespace, seed: int) -> Figures:
+    """All figures of one seed."""
     out = words.out / f"{words.name}-{seed}"
-    command = [sys.executable, "-m", "torchrec_adrec", "run", "--config", words.config]
-    command += ["--out", out, "-j", "1x2", f"seed={seed}", *words.set]
-    subprocess.run(list(map(str, command)), check=True)
-    return _figures(json.loads((out / "metrics.json").read_text()))
+    overrides = [f"seed={seed}", *words.set]
+    config = run_stages(words.config, overrides, out, words.job, *words.stages)
+    found = _figures(out)
+    for name in words.beside:
+        run = words.out / f"{words.name}-{seed}-{name}"
+        share_data(out, run)
+        extra = [*overrides, *BESIDE[name]]
+        run_stages(words.config, extra, run, words.job, "retrieval")
+        found |= _click(name, _metrics(run, "retrieval")["test"]["click"])
+    return found | _above(out, config)
 
 
-def _figures(metrics: dict[str, Any]) -> dict[str, float]:
-    judged = {
-        "constant": metrics["baselines"]["constant"]["test"],
-        "logistic regression": metrics["baselines"]["logistic_regression"]["test"],
-        "towers": metrics["retrieval"]["test"]["click"],
-        "ranker": metrics["ranking"]["test"]["click"],
-    }
-    found = {
-        f"{name}, {key}": value[key]
-        for name, value in judged.items()
-        for key in ("auc", "log_loss")
-    }
-    recalls = metrics["embeddings"]["test"]["all"]
-    for name in ("towers", "popularity"):
-        found |= {
-            f"{name}, {key}": value
-            for key, value in recalls[name].items()
-            if key.startswith("recall")
-        }
+def _figures(run: Path) -> Figures:
+    """What the finished stages of a run say of themselves."""
+    baselines = _metrics(run, "baselines")
+    found = _click("constant", baselines["constant"]["test"])
+    found |= _click("logistic regression", baselines["logistic_regression"]["test"])
+    for name, stage in (("towers", "retrieval"), ("ranker", "ranking")):
+        if (run / stage).exists():
+            found |= _click(name, _metrics(run, stage)["test"]["click"])
+    judged = _metrics(run, "embeddings")["test"]
+    for group in (g for g in GROUPS if g in judged):
+        for way in WAYS:
+            figures = judged[group][way].items()
+            found |= {
+                f"{group}, {way}, {key}": value
+                for key, value in figures
+                if key.startswith("recall@")
+            }
     return found
+
+
+def _above(run: Path, config: Config) -> Figures:
+    """AUC of the towers less that of the logistic regression, on the same rows."""
+    schema, test = Schema.load(run / "data/schema.json"), run / "data/test"
+    with process_group("cpu") as process:
+        model, _ = restore("retrieval", run, schema, config, process)
+        size = config.train.eval_batch_size
+        score, label = predict_split(model, test, schema, process, size)["click"]
+    theirs = pl.read_parquet(run / "baselines" / PREDICTIONS)
+    assert (theirs["click"].to_numpy() == label).all(), "rows stand in another order"
+    other = theirs["logistic_regression"].to_numpy()
+    found = auc_difference(label, score, other, config.seed)
+    return {f"{ABOVE} {key}": value for key, value in found.items()}
+
+
+def _metrics(run: Path, stage: str) -> dict[str, Any]:
+    return dict(json.loads((run / stage / "metrics.json").read_text()))
+
+
+def _click(name: str, figures: Figures) -> Figures:
+    return {f"{name}, {key}": figures[key] for key in ("auc", "log_loss")}
+
+
+def _clicks_table(figures: dict[str, list[float]]) -> Table:
+    table = Table("test rows", "AUC", "log loss", title=_title(figures))
+    names = [key.removesuffix(", log_loss") for key in figures if "log_loss" in key]
+    for name in names:
+        cells = [_shown(figures[f"{name}, {key}"]) for key in ("auc", "log_loss")]
+        table.add_row(name, *cells)
+    for end in ("difference", "low", "high"):
+        table.add_row(f"{ABOVE} {end}", _shown(figures[f"{ABOVE} {end}"]), "")
+    return table
+
+
+def _recall_table(figures: dict[str, list[float]]) -> Table:
+    keys = [key for key in figures if ", recall@" in key]
+    cuts = list(dict.fromkeys(key.rpartition(", ")[2] for key in keys))
+    table = Table("clicked ads", "way", *cuts, title=_title(figures))
+    for row in dict.fromkeys(key.rpartition(", ")[0] for key in keys):
+        cells = [_shown(figures[f"{row}, {cut}"]) for cut in cuts]
+        table.add_row(*row.split(", "), *cells)
+    return table
+
+
+def _title(figures: dict[str, list[float]]) -> str:
+    return f"{len(next(iter(figures.values())))} seeds: mean (sd)"
+
+
+def _shown(values: list[float]) -> str:
+    return f"{mean(values):.4f} ({_sd(values):.4f})"
+
+
+def _sd(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from torchrec_adrec.config import Config, load_config
-from torchrec_adrec.data.adapters import criteo
+from torchrec_adrec.data.adapters import criteo, open_data
 from torchrec_adrec.data.adapters.criteo import HASHES, INTEGERS
 from torchrec_adrec.data.prepare import prepare
 from torchrec_adrec.data_config import DataConfig
+from torchrec_adrec.ranks import Alone
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -53,6 +54,18 @@ def prepare_criteo(out: Path, *raw: Path, **settings: object) -> dict[str, Any]:
     files = tuple(map(str, raw))
     config = DataConfig.model_validate({"raw": files, **settings})
     prepare(config, criteo.open_data(config), out)
+    return dict(json.loads((out / "report.json").read_text()))
+
+
+def prepare_world(
+    out: Path, seed: int = 0, min_count: int = 2, **synthetic: int
+) -> dict[str, Any]:
+    """Prepare rows of a known world, its truth beside; returns the report."""
+    out.mkdir(exist_ok=True)
+    config = DataConfig.model_validate(
+        {"adapter": "synthetic", "synthetic": synthetic, "min_count": min_count}
+    )
+    prepare(config, open_data(config, seed, out, Alone()), out, seed)
     return dict(json.loads((out / "report.json").read_text()))
 
 

@@ -37,11 +37,13 @@ def copy_run(run: Path, out: Path, *without: str) -> Path:
 
 def test_it_ends_with_figures_and_ten_ads(finished_run: Path) -> None:
     printed = (finished_run / "printed.txt").read_text()
-    for word in ("ranker, click", "recall@100", "recall@50 against", "ms a request"):
+    for word in ("ranker, click", "recall@50 against", "ms a request"):
         assert word in printed
+    assert "ads: towers / context / popularity" in printed
     ads = printed[printed.index("Ten ads") :]
     assert sum(line.startswith("│") for line in ads.splitlines()) == 10
-    for name in ("report.md", "retrieval/loss.png", "ranking/calibration.png"):
+    pictures = ("retrieval/loss.png", "embeddings/recall_by_popularity.png")
+    for name in ("report.md", *pictures, "ranking/calibration.png"):
         assert (finished_run / name).stat().st_size > 0
     assert list((finished_run / "retrieval/tensorboard").glob("events*"))
     assert not list(finished_run.glob("*.partial*"))
@@ -59,6 +61,26 @@ def test_the_models_have_learned(finished_run: Path) -> None:
         assert found["rows"] == 2400
     recall = metrics(finished_run, "embeddings")["test"]["all"]
     assert recall["towers"]["recall@100"] > recall["popularity"]["recall@100"]
+
+
+def test_figures_of_retrieval_stand_beside_their_protocol(finished_run: Path) -> None:
+    judged = metrics(finished_run, "embeddings")["test"]
+    protocol, report = judged["protocol"], (finished_run / "report.md").read_text()
+    clicks = pl.read_parquet(finished_run / "data/test/*.parquet")["click"].sum()
+    assert protocol["queries"] == protocol["clicks"] == clicks
+    assert protocol["catalog"] == len(load_catalog(finished_run / "data"))
+    assert protocol["context"]["clicks"] > 0
+    assert f"- queries: {protocol['queries']}" in report
+    for group in ("all", "seen_ads", "unseen_ads"):
+        for way in ("towers", "context", "popularity"):
+            found = judged[group][way]
+            low, high = found["intervals"]["recall@100"]
+            assert low <= found["recall@100"] <= high
+            shown = f"{found['recall@100']:.4f} ({low:.4f} to {high:.4f})"
+            assert f"| {group} | {way} | {found['clicks']:,} |" in report
+            assert shown in report
+    split = [judged[g]["towers"]["clicks"] for g in ("seen_ads", "unseen_ads")]
+    assert sum(split) == clicks
 
 
 def test_every_parameter_has_moved(finished_run: Path, small_config: Config) -> None:

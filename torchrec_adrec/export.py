@@ -4,7 +4,8 @@ embeddings/
   part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]
   queries.parquet          held-out clicks: vector, clicked ad_id
   manifest.json            made from what, how many, sha256 of each part
-  metrics.json             full-catalog recall of the clicked ads beside popularity
+  metrics.json             full-catalog figures of the clicked ads, and their protocol
+  recall_by_popularity.png
 """
 
 import json
@@ -26,8 +27,9 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import tower_input
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.errors import CheckpointError, DataError
-from torchrec_adrec.evaluation.retrieval import retrieval_metrics
+from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.evaluation.full_catalog import held_out_clicks, judge
+from torchrec_adrec.evaluation.pictures import recall_by_popularity
 from torchrec_adrec.files import sha256
 from torchrec_adrec.index.manifest import EmbeddingManifest, load_vectors
 from torchrec_adrec.models.two_tower import TwoTower
@@ -36,7 +38,7 @@ from torchrec_adrec.schema import AD_ID, Schema, Side
 
 QUERIES = "queries.parquet"
 NORM_TOLERANCE = 1e-3
-MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
+PICTURE = "recall_by_popularity.png"
 
 
 def export(
@@ -60,19 +62,25 @@ def export(
     schema = Schema.load(data / "schema.json")
     towers: TwoTower = model.module.model
     catalog = load_catalog(data)
-    rows = slice_of(len(catalog), process)
+    own = slice_of(len(catalog), process)
     vectors = encode(towers.ad_tower, catalog, schema, Side.AD, config, process)
-    ids = catalog[AD_ID].to_numpy()[rows]
-    write_vectors(out / f"part-{process.rank:05d}.parquet", ids, vectors)
-    clicks = held_out_clicks(data, schema, config.seed)
+    part = f"part-{process.rank:05d}.parquet"
+    write_vectors(out / part, catalog[AD_ID].to_numpy()[own], vectors)
+    clicks, _ = held_out_clicks(data, schema, config.seed)
     users = encode(towers.user_tower, clicks, schema, Side.USER, config, process)
-    own = clicks[AD_ID].to_numpy()[slice_of(len(clicks), process)]
-    write_vectors(out / f"queries-{process.rank:05d}.parquet", own, users)
+    clicked = clicks[AD_ID].to_numpy()[slice_of(len(clicks), process)]
+    write_vectors(out / f"queries-{process.rank:05d}.parquet", clicked, users)
     process.barrier()
     if process.is_first:
         _join_queries(out)
         _write_manifest(start, catalog, schema, config, out)
-        _judge(catalog, out)
+    process.barrier()
+    # As they stand in the files: what is judged is what is searched and served.
+    _, ads = load_vectors(out, part)
+    _, queries = load_vectors(out, QUERIES)
+    judged = judge(ads, own, queries, data, schema, config.seed, process)
+    if process.is_first:
+        _write_figures(judged, out)
 
 
 def slice_of(rows: int, process: Process) -> slice:
@@ -138,26 +146,6 @@ def _padded(
         yield own[first : first + size]
 
 
-def held_out_clicks(data: Path, schema: Schema, seed: int) -> pl.DataFrame:
-    """Clicked rows of the test split in file order, at most `MAX_CLICKS` of them.
-
-    Raises:
-        DataError: there are none.
-    """
-    label = schema.labels[0].name
-    test = pl.scan_parquet(data / "test/*.parquet")
-    clicks = test.filter(pl.col(label) == 1).collect()
-    if not len(clicks):
-        raise DataError(
-            f"{data / 'test'} has no row with {label} = 1: neither recall nor the index"
-            " can be measured; give more data or a larger data.split.test"
-        )
-    if len(clicks) <= MAX_CLICKS:
-        return clicks
-    kept = np.random.default_rng(seed).choice(len(clicks), MAX_CLICKS, replace=False)
-    return clicks[np.sort(kept)]
-
-
 def write_vectors(
     path: Path, ids: NDArray[np.int64], vectors: NDArray[np.float32]
 ) -> None:
@@ -193,11 +181,7 @@ def _write_manifest(
     ).save(out)
 
 
-def _judge(catalog: pl.DataFrame, out: Path) -> None:
-    """Full-catalog recall, from the vectors as they stand in the files."""
-    ids, ads = load_vectors(out)
-    clicked, users = load_vectors(out, QUERIES)
-    impressions = catalog["impressions"].to_numpy()
-    at = np.searchsorted(ids, clicked)
-    metrics: dict[str, Any] = {"test": retrieval_metrics(users, ads, at, impressions)}
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+def _write_figures(judged: dict[str, Any], out: Path) -> None:
+    (out / "metrics.json").write_text(json.dumps({"test": judged}, indent=1) + "\n")
+    if any(name.startswith("recall@") for name in judged["all"]["towers"]):
+        recall_by_popularity(judged, out / PICTURE)

@@ -43,7 +43,7 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
             log.info("%s: skipped, its inputs have not changed", stage.name)
             continue
         started = time.monotonic()
-        _launch(stage, run, job, config.train.restarts)
+        launch(stage, run, job, config.train.restarts)
         log.info("%s: finished in %.0f s", stage.name, time.monotonic() - started)
     served = _serve_examples(run)
     metrics = {name: _metrics(run / name) for name in STAGES} | {
@@ -66,7 +66,15 @@ def command(stage: Stage, run: Path, job: str, restarts: int) -> list[str]:
     return [*torchx, f"{COMPONENTS}:ddp", *options, "--", *words]
 
 
-def _launch(stage: Stage, run: Path, job: str, restarts: int) -> None:
+def launch(stage: Stage, run: Path, job: str, restarts: int = 0) -> None:
+    """Run a stage on the ranks that `job` asks for, or on one if it takes only one.
+
+    Args:
+        restarts: times that all ranks are started again after one died.
+
+    Raises:
+        StageError: it ended with an error.
+    """
     words = command(stage, run, job, restarts)
     log.info("%s: %s", stage.name, " ".join(words))
     # The launcher calls `torchrun` by name: it must be the one of this environment.

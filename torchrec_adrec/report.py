@@ -15,6 +15,7 @@ from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
 SHOWN_COLUMNS = 9  # of an ad on a terminal: predictions first, then raw columns
+WAYS = ("towers", "context", "popularity")
 BASELINES = {
     "constant": "constant",
     "logistic_regression": "logistic regression",
@@ -59,12 +60,35 @@ def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
 
 
 def _recalls(judged: Metrics) -> Iterator[tuple[str, str]]:
-    towers, popular = judged["all"]["towers"], judged["all"]["popularity"]
-    for name in (key for key in towers if key.startswith("recall@")):
+    ways = [judged["all"][name] for name in WAYS]
+    for name in (key for key in ways[0] if key.startswith("recall@")):
         yield (
-            f"{name} of {judged['catalog']:,} ads: towers / popularity",
-            f"{towers[name]:.4f} / {popular[name]:.4f}",
+            f"{name} of {judged['catalog']:,} ads: {' / '.join(WAYS)}",
+            " / ".join(f"{way[name]:.4f}" for way in ways),
         )
+
+
+def _retrieval(judged: Metrics) -> Iterator[str]:
+    """Recall with intervals, seen and unseen ads apart; the picture; the protocol."""
+    yield from ("## Retrieval", "")
+    cuts = [k for k in judged["all"]["towers"] if k.startswith("recall@")]
+    yield f"| queries | way | clicks | {' | '.join(cuts)} | MRR |"
+    yield "|---" * (len(cuts) + 4) + "|"
+    for group in ("all", "seen_ads", "unseen_ads"):
+        for way in WAYS if group in judged else ():
+            figures = judged[group][way]
+            cells = [_with_interval(figures, name) for name in (*cuts, "mrr")]
+            yield f"| {group} | {way} | {figures['clicks']:,} | {' | '.join(cells)} |"
+    if cuts:
+        yield from ("", "![by popularity](embeddings/recall_by_popularity.png)")
+    yield from ("", "How they were measured (docs/evaluation.md):", "")
+    yield from (f"- {key}: {value}" for key, value in judged["protocol"].items())
+    yield ""
+
+
+def _with_interval(figures: Metrics, name: str) -> str:
+    low, high = figures["intervals"][name]
+    return f"{figures[name]:.4f} ({low:.4f} to {high:.4f})"
 
 
 def summary_table(metrics: Metrics) -> Table:
@@ -106,8 +130,7 @@ def write_report(config: Config, metrics: Metrics, run: Path) -> None:
     ]
     lines += ["| measured | value |", "|---|---|"]
     lines += [f"| {what} | {value} |" for what, value in _rows(metrics)]
-    protocol = metrics["embeddings"]["test"]["protocol"]
-    lines += ["", f"Retrieval recall: {protocol}.", ""]
+    lines += ["", *_retrieval(metrics["embeddings"]["test"])]
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]

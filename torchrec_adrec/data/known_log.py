@@ -42,17 +42,22 @@ class Log:
 
     Attributes:
         blocks: how many there are; the last one may be short.
+        visits: (U,) how often each user comes, up to a factor.
+        weight: (groups, N) how often each ad that is born is shown to a group's users,
+            up to a factor of the group.
+        births: (S,) the days on which ads are born, rising.
     """
 
     def __init__(self, world: World, seed: int) -> None:
         self.world, self.seed = world, seed
         self.rows = world.config.rows
         self.blocks = -(-self.rows // BLOCK_ROWS)
-        self._visits = np.cumsum(_zipf(world.config.users, USER_SKEW, USER_SHIFT))
+        self.visits = _zipf(world.config.users, USER_SKEW, USER_SHIFT)
+        self._visited = np.cumsum(self.visits)
         popularity = _zipf(world.config.ads, AD_SKEW, AD_SHIFT)
         wanted = np.exp(TARGETING * world.centre @ world.ads.vector.T)
-        self._weight = popularity * wanted  # (groups, N)
-        self._births = np.unique(world.ads.birth)
+        self.weight = popularity * wanted  # (groups, N)
+        self.births = np.unique(world.ads.birth)
 
     def block(self, number: int) -> pl.DataFrame:
         """Rows and their truth, in the columns of `TRUTH_SCHEMA`.
@@ -76,11 +81,11 @@ class Log:
         even = (first + np.arange(rows) + rng.random(rows)) / self.rows
         time = self.world.config.days * even
         time += DAYLIGHT * np.sin(2 * np.pi * time) / (2 * np.pi)
-        visit = rng.uniform(0, self._visits[-1], rows)
-        user = np.searchsorted(self._visits, visit, side="right")
-        user = user.clip(max=len(self._visits) - 1)
+        visit = rng.uniform(0, self._visited[-1], rows)
+        user = np.searchsorted(self._visited, visit, side="right")
+        user = user.clip(max=len(self._visited) - 1)
         ad = self._ads(self.world.users.group[user], time, rng)
-        lower = 0.3 + 0.4 * ad / self.world.config.ads
+        lower = lowered(ad, self.world.config.ads)
         position = 1 + rng.binomial(POSITIONS - 1, lower)
         device = rng.choice(len(DEVICE_SHARES), rows, p=DEVICE_SHARES)
         return Shown(user, ad, time, position, device)
@@ -89,18 +94,18 @@ class Log:
         """The ad that each row shows, (B,)."""
         # Below 1 by more than rounding: group + 1 would be the next group's first ad.
         drawn = group + rng.uniform(0, 1 - 1e-12, len(group))
-        stage = np.searchsorted(self._births, time, side="right") - 1
+        stage = np.searchsorted(self.births, time, side="right") - 1
         place = np.empty(len(group), dtype=np.int64)
         for s in np.unique(stage):
             now = stage == s
-            shares = self._shares(self._births[s])
+            shares = self._shares(self.births[s])
             place[now] = np.searchsorted(shares, drawn[now], side="right")
         return np.asarray(place - group * self.world.config.ads)
 
     def _shares(self, time: float) -> Floats:
         """Cumulative shares of the ads that are born, group g from g to g + 1, flat."""
         born = self.world.ads.birth <= time
-        shares: Floats = np.cumsum(np.where(born, self._weight, 0.0), axis=1)
+        shares: Floats = np.cumsum(np.where(born, self.weight, 0.0), axis=1)
         shares /= shares[:, -1:]
         return (shares + np.arange(GROUPS)[:, None]).ravel()
 
@@ -116,6 +121,11 @@ class Log:
             "engagement": np.where(clicked, engaged, np.nan),
             "value": np.where(clicked, value, np.nan),
         }
+
+
+def lowered(ad: Ints, ads: int) -> Floats:
+    """p of the binomial by which an ad stands lower than the best place, (B,)."""
+    return np.asarray(0.3 + 0.4 * ad / ads)
 
 
 def _zipf(count: int, skew: float, shift: int) -> Floats:

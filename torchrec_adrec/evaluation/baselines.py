@@ -19,11 +19,16 @@ from torchrec_adrec.schema import Schema
 
 INVERSE_L2 = 0.1
 MAX_ROWS = 1_000_000  # the latest training rows; more would not fit a laptop's memory
+PREDICTIONS = "test.parquet"
 TRUTH = "truth/rows.parquet"  # there if the rows come from a known world
 
 
 def baselines(data: Path, out: Path) -> dict[str, Any]:
-    """Fit on the training split, judge on the test split, write `metrics.json`."""
+    """Fit on the training split, judge on the test split, write `metrics.json`.
+
+    `test.parquet` has the observed rows' label and each one's prediction, to compare
+    others with row by row.
+    """
     schema = Schema.load(data / "schema.json")
     label = schema.labels[0].name
     train, test = _observed(data, "train", label), _observed(data, "test", label)
@@ -40,6 +45,8 @@ def baselines(data: Path, out: Path) -> dict[str, Any]:
             "inverse_l2": INVERSE_L2,
         },
     }
+    columns = {label: y_test, "logistic_regression": predicted}
+    pl.DataFrame(columns).write_parquet(out / PREDICTIONS)
     report = json.loads((data / "report.json").read_text())
     if (data / TRUTH).exists() and report["split_by"] == "time":
         metrics["truth"] = {

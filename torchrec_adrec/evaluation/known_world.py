@@ -32,16 +32,25 @@ def expected_metrics(p: Floats) -> dict[str, float]:
     Args:
         p: (N,) true p(click), neither all 0 nor all 1.
     """
-    label = np.repeat([1, 0], len(p))
-    weight = np.concatenate([p, 1 - p])
-    auc = roc_auc_score(label, np.tile(p, 2), sample_weight=weight)
     rate = p.mean()
     return {
-        "auc": float(auc),
+        "auc": expected_auc(p, p),
         "log_loss": float((entr(p) + entr(1 - p)).mean()),
         "base_entropy": float(entr(rate) + entr(1 - rate)),
         "click_rate": float(rate),
     }
+
+
+def expected_auc(score: Floats, p: Floats) -> float:
+    """AUC of any score over all clicks that could have been drawn: as `bayes`.
+
+    Args:
+        score: (N,).
+        p: (N,) true p(click).
+    """
+    label = np.repeat([1, 0], len(p))
+    weight = np.concatenate([p, 1 - p])
+    return float(roc_auc_score(label, np.tile(score, 2), sample_weight=weight))
 
 
 def judge_rows(rows: Path) -> dict[str, dict[str, float]]:

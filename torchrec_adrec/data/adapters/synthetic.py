@@ -23,7 +23,14 @@ from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.known_log import Log
-from torchrec_adrec.data.known_world import FORMATS, LATENT_DIM, Ints, World, hour
+from torchrec_adrec.data.known_world import (
+    FORMATS,
+    LATENT_DIM,
+    Floats,
+    Ints,
+    World,
+    hour,
+)
 from torchrec_adrec.data_config import DataConfig, SyntheticConfig
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Label
@@ -31,6 +38,7 @@ from torchrec_adrec.schema import Label
 TSV, TRUTH = "synthetic.tsv", "truth"
 ROWS, USERS, ADS, WORLD = "rows.parquet", "users.parquet", "ads.parquet", "world.json"
 ADVERTISERS, CATEGORIES = 12, 5
+I2_BELOW = 2
 QUARTERS = (-0.24, 0.0, 0.24)  # of an axis of a unit vector in R^8
 # Columns that carry nothing: how many values each has.
 NOISE = {"C12": 60, "C16": 40, "C19": 20, "C20": 4, "C21": 60}
@@ -145,6 +153,11 @@ def read_world(truth: Path) -> World:
     return World(SyntheticConfig.model_validate(law["config"]), law["seed"])
 
 
+def read_seed(truth: Path) -> int:
+    """The seed of a truth folder's world and log."""
+    return int(json.loads((truth / WORLD).read_text())["seed"])
+
+
 def ad_codes(world: World, ad: Ints) -> dict[str, Codes]:
     """The raw columns of ads, (B,) each; C15, the creative, determines the others."""
     campaign = world.ads.campaign[ad]
@@ -172,11 +185,24 @@ def to_criteo(
     return _with_gaps(pl.DataFrame(columns).select(COLUMNS), rng)
 
 
+def quarters(world: World) -> Ints:
+    """On which quarter of each axis every user's taste was on the first day, (U, 8)."""
+    return np.digitize(world.users.vector, QUARTERS)
+
+
+def count_rates(activity: Floats) -> dict[str, Floats]:
+    """Expected counts of the integers that grow with a user's activity.
+
+    I2 is its count less `I2_BELOW`.
+    """
+    rate = np.exp(1.0 + 1.5 * activity)
+    return {"I1": rate, "I2": 2 * rate, "I6": 5 * rate}
+
+
 def _user_codes(world: World, user: Ints) -> dict[str, Codes]:
     values = {"C1": world.users.group[user], "C3": user}
-    for axis in range(LATENT_DIM):
-        taste = world.users.vector[:, axis]
-        values[f"C{4 + axis}"] = np.digitize(taste, QUARTERS)[user]
+    codes = quarters(world)[user]
+    values |= {f"C{4 + axis}": codes[:, axis] for axis in range(LATENT_DIM)}
     return {name: _code(name, value) for name, value in values.items()}
 
 
@@ -186,15 +212,11 @@ def _context_codes(rows: pl.DataFrame) -> dict[str, Codes]:
     return {name: _code(name, value) for name, value in values.items()}
 
 
-def _integers(
-    activity: NDArray[np.float64], rng: np.random.Generator
-) -> Mapping[str, pl.Series]:
+def _integers(activity: Floats, rng: np.random.Generator) -> Mapping[str, pl.Series]:
     """I1, I2 and I6 grow with the user's activity; the others carry nothing."""
     numbers = {name: rng.geometric(0.05, len(activity)) for name in INTEGERS}
-    rate = np.exp(1.0 + 1.5 * activity)
-    numbers["I1"] = rng.poisson(rate)
-    numbers["I2"] = rng.poisson(2 * rate) - 2
-    numbers["I6"] = rng.poisson(5 * rate)
+    numbers |= {n: rng.poisson(rate) for n, rate in count_rates(activity).items()}
+    numbers["I2"] = numbers["I2"] - I2_BELOW
     return {name: pl.Series(name, number) for name, number in numbers.items()}
 
 

@@ -1,0 +1,199 @@
+"""Towers on a world whose law is known: how near they come to what can be reached.
+
+    python benchmarks/known_world.py --seeds 0 1 2
+    python benchmarks/known_world.py --seeds 0 --set data.synthetic.rows=100000
+
+For every seed the world is prepared once; each variant trains on it in its own run:
+
+    AUC of the click on the test rows, as drawn and over all clicks that could have been
+    drawn, beside the rule's and that of all that the columns tell (docs/known_world.md)
+    Recall@500 of the true 500 best ads of 1,000 users, beside popularity's
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import roc_auc_score
+from some_stages import run_stages, share_data
+from timing import keep
+
+from torchrec_adrec.config import Config
+from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.evaluation.attainable import KnownRows
+from torchrec_adrec.evaluation.bootstrap import interval, resampled_means
+from torchrec_adrec.evaluation.exact_search import Scorer, search
+from torchrec_adrec.evaluation.known_world import expected_auc
+from torchrec_adrec.evaluation.predict import predict_split
+from torchrec_adrec.evaluation.ranking_metrics import many_relevant
+from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity
+from torchrec_adrec.evaluation.true_top import TrueTop
+from torchrec_adrec.export import encode
+from torchrec_adrec.schema import Schema, Side
+from torchrec_adrec.sharded_task import restore
+
+USERS, BEST = 1_000, 500
+VARIANTS = {
+    "as configured": [],
+    "logQ": ["towers.log_q=true", "towers.uniform_negatives=0"],
+    "no logQ": ["towers.log_q=false", "towers.uniform_negatives=0"],
+    "logQ, mixed": ["towers.log_q=true", "towers.uniform_negatives={mixed}"],
+    "no logQ, mixed": ["towers.log_q=false", "towers.uniform_negatives={mixed}"],
+}
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Prepare, train, judge, print, keep."""
+    words = _arguments()
+    found: dict[str, list[Figures]] = {}
+    with process_group("cpu") as process:
+        for seed in words.seeds:
+            for variant, figures in _seed(words, seed, process):
+                found.setdefault(variant, []).append(figures)
+    Console(width=160).print(_table(found))
+    spread = {name: _spread(runs) for name, runs in found.items()}
+    settings = {"seeds": words.seeds, "set": words.set, "mixed": words.mixed}
+    keep(words.name, {**settings, "summary": spread, "runs": found})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("configs/known_world.yaml"))
+    parser.add_argument("--name", default="known_world", help="of the file in results/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/known_world"))
+    parser.add_argument("--job", default="1x2", help="1xRANKS")
+    parser.add_argument("--mixed", type=int, default=1024, help="uniform negatives")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[1:]
+    )
+    return parser.parse_args()
+
+
+def _seed(words: argparse.Namespace, seed: int, process: Process) -> Any:
+    """Each variant's figures on the world of one seed, and what bounds them."""
+    base = words.out / f"seed-{seed}/base"
+    overrides = [*words.set, f"seed={seed}"]
+    config = run_stages(words.config, overrides, base, words.job, "data")
+    known, catalog = KnownRows.of(base / "data"), load_catalog(base / "data")
+    yield "bounds", _bounds(known)
+    top = TrueTop.of(known, catalog, base / "data", USERS, BEST, seed)
+    popular = Popularity.of(
+        catalog["impressions"].to_numpy(), slice(0, len(catalog)), process.device
+    )
+    yield "popularity", _recall(popular, top, len(catalog), process, seed)
+    for variant in words.variants:
+        run = words.out / f"seed-{seed}" / variant.replace(", ", "-").replace(" ", "-")
+        share_data(base, run)
+        extra = [word.format(mixed=words.mixed) for word in VARIANTS[variant]]
+        config = run_stages(
+            words.config, [*overrides, *extra], run, words.job, "retrieval"
+        )
+        yield variant, _towers(run, config, known, top, process)
+
+
+def _bounds(known: KnownRows) -> Figures:
+    """AUC of the rule, of what its columns tell, and of that on the training days."""
+    p = known.truth["p_click"].to_numpy()
+    found = {"rule": p} | {
+        f"columns, {days} days": known.attainable(days) for days in ("test", "train")
+    }
+    return {
+        f"{name}: {key}": value
+        for name, score in found.items()
+        for key, value in _aucs(score, known).items()
+    }
+
+
+def _aucs(score: Any, known: KnownRows) -> Figures:
+    clicked = known.truth["engagement"].is_not_null().to_numpy()
+    p = known.truth["p_click"].to_numpy()
+    return {
+        "auc": float(roc_auc_score(clicked, score)),
+        "expected auc": expected_auc(score, p),
+    }
+
+
+def _towers(
+    run: Path, config: Config, known: KnownRows, top: TrueTop, process: Process
+) -> Figures:
+    schema = Schema.load(run / "data/schema.json")
+    model, _ = restore("retrieval", run, schema, config, process)
+    test, size = run / "data/test", config.train.eval_batch_size
+    predicted = predict_split(model, test, schema, process, size)["click"]
+    clicked = known.truth["engagement"].is_not_null().to_numpy()
+    assert np.array_equal(predicted[1], clicked), "rows stand in another order"
+    catalog = load_catalog(run / "data")
+    asked = pl.read_parquet(test / "*.parquet")[top.rows]
+    towers = model.module.model
+    users = encode(towers.user_tower, asked, schema, Side.USER, config, process)
+    ads = encode(towers.ad_tower, catalog, schema, Side.AD, config, process)
+    scorer = InnerProduct.of(users, ads, 0, process.device)
+    found = _aucs(predicted[0], known)
+    return found | _recall(scorer, top, len(catalog), process, config.seed)
+
+
+def _recall(
+    scorer: Scorer, top: TrueTop, catalog: int, process: Process, seed: int
+) -> Figures:
+    """Recall of the true best, with its interval over users."""
+    lists = search(scorer, top.best[:, 0], BEST, process, top.unborn).lists
+    recall = many_relevant(lists, top.best, (BEST,), catalog)[f"recall@{BEST}"]
+    low, high = interval(resampled_means(recall[:, None], seed))[:, 0]
+    return {f"recall@{BEST}": float(recall.mean()), "low": low, "high": high}
+
+
+def _spread(runs: list[Figures]) -> dict[str, Figures]:
+    """Mean and standard deviation over seeds."""
+    return {
+        key: {
+            "mean": round(mean(run[key] for run in runs), 4),
+            "sd": round(stdev(run[key] for run in runs), 4) if len(runs) > 1 else 0.0,
+        }
+        for key in runs[0]
+    }
+
+
+def _table(found: Mapping[str, list[Figures]]) -> Table:
+    """Bounds first; AUC below what the columns tell; recall over popularity's."""
+    count = len(next(iter(found.values())))
+    table = Table(title=f"A known world, {count} seeds: mean (sd)")
+    names = ("AUC", "expected AUC", "below the columns", f"recall@{BEST}", "x popular")
+    for name in ("", *names):
+        table.add_column(name)
+    bounds = found["bounds"]
+    for key in ("rule", "columns, test days", "columns, train days"):
+        aucs = [[run[f"{key}: {n}"] for run in bounds] for n in ("auc", "expected auc")]
+        table.add_row(key, *map(_shown, aucs))
+    popular = [run[f"recall@{BEST}"] for run in found["popularity"]]
+    table.add_row("popularity", "", "", "", _shown(popular), "1")
+    for name in [n for n in found if n not in ("bounds", "popularity")]:
+        runs = found[name]
+        recall = [run[f"recall@{BEST}"] for run in runs]
+        below = [
+            bound["columns, test days: expected auc"] - run["expected auc"]
+            for bound, run in zip(bounds, runs, strict=True)
+        ]
+        over = [r / p for r, p in zip(recall, popular, strict=True)]
+        aucs = [[run[n] for run in runs] for n in ("auc", "expected auc")]
+        cells = [_shown(x) for x in (*aucs, below, recall, over)]
+        table.add_row(name, *cells)
+    return table
+
+
+def _shown(values: list[float]) -> str:
+    spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

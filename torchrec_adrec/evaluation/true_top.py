@@ -1,0 +1,95 @@
+"""Which ads of the catalog are truly best for a user: what retrieval should find.
+
+Shape letters: Q users, N ads of the catalog, K.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from torchrec_adrec.data.adapters import synthetic
+from torchrec_adrec.data.known_world import Ints
+from torchrec_adrec.errors import DataError
+from torchrec_adrec.evaluation.attainable import KnownRows
+from torchrec_adrec.evaluation.exact_search import LeftOut
+
+
+@dataclass(frozen=True)
+class TrueTop:
+    """Test rows of different users, and the best ads at their time and device.
+
+    Attributes:
+        rows: (Q,) numbers of test rows, rising; their columns describe the users.
+        best: (Q, K) places in the catalog, those of the highest p(click) at position 1
+            among the ads of the catalog that are born.
+        unborn: the ads of the catalog that are no candidates yet.
+    """
+
+    rows: Ints
+    best: Ints
+    unborn: LeftOut
+
+    @classmethod
+    def of(
+        cls,
+        known: KnownRows,
+        catalog: pl.DataFrame,
+        data: Path,
+        users: int,
+        k: int,
+        seed: int,
+    ) -> "TrueTop":
+        """Of at most `users` users of the test rows, drawn at random.
+
+        Raises:
+            DataError: fewer than `k` ads of the catalog are born.
+        """
+        ads = ads_of(catalog, data)
+        rows = _one_row_each(known.truth["user"].to_numpy(), users, seed)
+        birth, best, unborn = known.world.ads.birth[ads], [], []
+        for row in rows.tolist():
+            shown = known.truth.row(row, named=True)
+            born = np.flatnonzero(birth <= shown["time"])
+            if len(born) < k:
+                raise DataError(f"{len(born)} ads are born, expected at least {k}")
+            worth = known.world.worth(
+                np.array([shown["user"]]),
+                ads[born],
+                "click",
+                shown["time"],
+                shown["device"],
+            )[0]
+            best.append(born[np.argsort(-worth, kind="stable")[:k]])
+            unborn.append(np.flatnonzero(birth > shown["time"]))
+        starts = np.cumsum([0, *map(len, unborn)])
+        return cls(rows, np.stack(best), LeftOut(starts, np.concatenate(unborn)))
+
+
+def ads_of(catalog: pl.DataFrame, data: Path) -> Ints:
+    """The world's number of each ad of the catalog, (N,).
+
+    Raises:
+        DataError: one is not of this world.
+    """
+    world = pl.read_parquet(
+        data / synthetic.TRUTH / synthetic.ADS, columns=["ad", "C15"]
+    ).with_columns(pl.col("C15").cast(pl.Int64))
+    creative = catalog.select(
+        pl.col("raw_C15").str.to_integer(base=16, dtype=pl.Int64).alias("C15")
+    )
+    found = creative.join(world, on="C15", how="left", maintain_order="left")["ad"]
+    if found.null_count():
+        raise DataError(
+            f"{found.null_count()} ads of the catalog are not in {data}/truth; prepare"
+            " again"
+        )
+    return np.asarray(found.to_numpy(), dtype=np.int64)
+
+
+def _one_row_each(user: Ints, count: int, seed: int) -> Ints:
+    """The first row of each of `count` users, or of all if they are fewer."""
+    _, first = np.unique(user, return_index=True)
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.permutation(first)[:count])
