@@ -30,7 +30,7 @@ from torchrec_adrec.schema import (
 from torchrec_adrec.sharded_task import build
 
 STEPS, ROWS, DIM = 50, 64, 16
-SIZES = {"a": 101, "b": 37, "seen": 53, "bought": 5, "liked": 11, "c": 29, "d": 7}
+SIZES = {"a": 101, "b": 37, "seen": 53, "bought": 10, "liked": 11, "c": 29, "d": 7}
 SCHEMA = Schema(
     dense=(
         DenseFeature(name="age", side=Side.USER, source="age"),

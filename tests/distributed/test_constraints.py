@@ -24,10 +24,10 @@ def planned(ranks: int, *words: str) -> TablePlan:
     settings = config(*words)
     model = build_task("retrieval", SCHEMA, settings, meta_device())
     fuse_table_optimizer(model, settings.towers.optimizer)
-    names = [table.name for table in tables_of(model)]
-    allowed = constraints(names, settings.sharding, ids_per_row(SCHEMA), "cpu")
-    process = Process(0, ranks, ranks, torch.device("cpu"))
-    return plan_tables(model, Sharder(), topology_of(process), allowed, 64)
+    topology = topology_of(Process(0, ranks, ranks, torch.device("cpu")))
+    ids = ids_per_row(SCHEMA)
+    allowed = constraints(tables_of(model), settings.sharding, ids, topology)
+    return plan_tables(model, Sharder(), topology, allowed, 64)
 
 
 def types(*words: str) -> dict[str, str]:
@@ -55,6 +55,17 @@ def test_by_default_no_table_is_cut_on_cpus_and_none_is_whole_on_every_rank() ->
     assert set(types().values()) == {"table_wise"}
     offered = Sharder().sharding_types("cuda")
     assert ShardingType.DATA_PARALLEL.value not in offered
+
+
+def test_no_cut_leaves_a_cpu_rank_without_a_row() -> None:
+    """Of 7 rows 6 ranks would get 2, 2, 2, 1, 0, 0: the CPU kernel fails on none."""
+    word = "sharding.types=[row_wise]"
+    plan = planned(6, word)
+    found = {o.name: (o.sharding_type, o.tensor.shape[0]) for o in plan.chosen}
+    assert found["ad_d"] == ("table_wise", 7) and found["ad_c"] == ("row_wise", 29)
+    lines = table_lines(plan, config(word).sharding)
+    (line,) = (line for line in lines if line.startswith("ad_d"))
+    assert line.endswith("too few rows for every rank")
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def collections_of(model: nn.Module) -> Collections:
     """The tables of each collection by its path, before the model is sharded.
 
     Raises:
-        AssertionError: a table got no optimizer, or two. Once it is sharded nobody could tell:
-            the kernel then trains it by a plain SGD of its own.
+        AssertionError: a table got no optimizer, or two. Once it is sharded nobody
+            could tell: the kernel then trains it by a plain SGD of its own.
     """
     for path, module in model.named_modules():
         if isinstance(module, EmbeddingBagCollection):

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import ceil
 
 from torch import nn
-from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -22,20 +23,25 @@ def tables_of(model: nn.Module) -> list[EmbeddingBagConfig]:
 
 
 def constraints(
-    names: Sequence[str], config: ShardingConfig, ids: Mapping[str, float], device: str
+    tables: Sequence[EmbeddingBagConfig],
+    config: ShardingConfig,
+    ids: Mapping[str, float],
+    topology: Topology,
 ) -> dict[str, ParameterConstraints]:
     """The planner's constraints: what is not named here cannot be chosen.
 
     Args:
-        names: of all tables.
         ids: mean ids a row of a table, where it is not 1; the estimates need it.
-        device: `cpu` or `cuda`.
+        topology: the ranks that are planned for.
 
     Raises:
         ConfigError: a pattern that fits no table, or host memory asked for on CPUs.
     """
-    _every_pattern_fits(names, config)
-    return {name: _one(name, config, ids.get(name, 1.0), device) for name in names}
+    _every_pattern_fits([table.name for table in tables], config)
+    return {
+        table.name: _one(table, config, ids.get(table.name, 1.0), topology)
+        for table in tables
+    }
 
 
 def ids_per_row(schema: Schema) -> dict[str, float]:
@@ -66,17 +72,35 @@ def _every_pattern_fits(names: Sequence[str], config: ShardingConfig) -> None:
 
 
 def _one(
-    name: str, config: ShardingConfig, ids: float, device: str
+    table: EmbeddingBagConfig, config: ShardingConfig, ids: float, topology: Topology
 ) -> ParameterConstraints:
-    table = asked(name, config)
-    if device == "cpu" and table.kernel != "fused":
-        raise ConfigError(
-            f"sharding.tables: {name} asks for kernel {table.kernel}, which only GPUs"
-            " have; set fused"
-        )
+    wanted, device = asked(table.name, config), topology.compute_device
+    types: Sequence[str] = wanted.types or config.types or DEFAULT[device]
+    if device == "cpu":
+        if wanted.kernel != "fused":
+            raise ConfigError(
+                f"sharding.tables: {table.name} asks for kernel {wanted.kernel}, which"
+                " only GPUs have; set fused"
+            )
+        types = _fills_every_rank(types, table.num_embeddings, topology)
     return ParameterConstraints(
-        sharding_types=list(table.types or config.types or DEFAULT[device]),
-        compute_kernels=[table.kernel],
-        min_partition=table.min_partition,
+        sharding_types=list(types),
+        compute_kernels=[wanted.kernel],
+        min_partition=wanted.min_partition,
         pooling_factors=[ids],
     )
+
+
+def _fills_every_rank(
+    types: Sequence[str], rows: int, topology: Topology
+) -> Sequence[str]:
+    """Without the cuts that leave a rank no row: FBGEMM 1.8.0 takes a rank without any
+    weights for a GPU's and fails. A table that is left no other type stays whole.
+    """
+    ranks = {
+        "row_wise": topology.world_size,
+        "table_row_wise": topology.local_world_size,
+    }
+    each = {name: ceil(rows / count) for name, count in ranks.items()}
+    kept = [t for t in types if t not in ranks or each[t] * (ranks[t] - 1) < rows]
+    return kept or ["table_wise"]

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.types import Shard, ShardingOption
 
+from torchrec_adrec.distributed.constraints import asked
 from torchrec_adrec.distributed.planner import TablePlan
 from torchrec_adrec.train_config import ShardingConfig
 
@@ -166,6 +167,9 @@ def _ranks(ranks: Sequence[int], world_size: int) -> str:
 
 def _why(option: ShardingOption, plan: TablePlan, config: ShardingConfig) -> str:
     offered = plan.offered[option.name]
+    wanted = asked(option.name, config).types or config.types
+    if wanted and option.sharding_type not in wanted:
+        return "too few rows for every rank"
     if len(offered) == 1:
         special = any(fnmatchcase(option.name, pattern) for pattern in config.tables)
         return "sharding.tables asks for it" if special else "the only type allowed"

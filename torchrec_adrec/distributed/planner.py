@@ -4,7 +4,6 @@ Needs no process group and no GPU: training plans the ranks it has with it, `adr
 those of a cluster that is only described.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,6 +200,3 @@ def _there(topology: Topology) -> int:
 
 def _bytes(storage: Storage, topology: Topology) -> int:
     return int(storage.hbm if topology.compute_device == "cuda" else storage.ddr)
-
-
-logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)

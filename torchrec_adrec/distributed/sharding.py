@@ -69,11 +69,9 @@ def _agreed_plan(
     agreed: list[ShardingPlan | ConfigError | None] = [None]
     if process.is_first:
         try:
-            names = [table.name for table in tables_of(model)]
-            allowed = constraints(names, config, ids, process.device.type)
-            found = plan_tables(
-                model, sharder, topology_of(process), allowed, batch_size
-            )
+            topology = topology_of(process)
+            allowed = constraints(tables_of(model), config, ids, topology)
+            found = plan_tables(model, sharder, topology, allowed, batch_size)
             for line in (*table_lines(found, config), *rank_lines(found)):
                 log.info("plan | %s", line)
             agreed = [found.sharding]

@@ -128,11 +128,11 @@ def estimate(
 def _plan(
     model: nn.Module, schema: Schema, config: Config, cluster: Cluster, rows: int
 ) -> TablePlan:
-    names = [table.name for table in tables_of(model)]
+    topology = cluster.topology()
     ids = ids_per_row(schema)
-    allowed = constraints(names, config.sharding, ids, "cuda")
+    allowed = constraints(tables_of(model), config.sharding, ids, topology)
     sharder = Sharder(qcomm_codecs_registry=codecs(config.sharding.qcomm, None))
-    return plan_tables(model, sharder, cluster.topology(), allowed, rows)
+    return plan_tables(model, sharder, topology, allowed, rows)
 
 
 def dense_part(model: nn.Module, width: int, rows: int, batch: int) -> DensePart:
