@@ -73,6 +73,15 @@ class Job:
             time.sleep(0.01)
         time.sleep(moment)
 
+    def reach_step(self, step: int) -> None:
+        """Wait until a checkpoint of this step or a later one is there."""
+        while all(int(p.name[5:13]) < step for p in self._checkpoints()):
+            assert self.process.poll() is None, f"see {self.run}/log.txt"
+            time.sleep(0.01)
+
+    def _checkpoints(self) -> list[Path]:
+        return list(self.run.glob("retrieval.partial-*/checkpoints/step-????????"))
+
     def ranks(self) -> list[int]:
         """The process ids of the ranks, in the order of their start."""
         below = [pid for pid in _descendants(self.process.pid) if _is_rank(pid)]
@@ -160,15 +169,15 @@ class Chaos:
         alone = still[first]
         run = self.new(f"moved-{number}")
         job = Job.start(run, first, 0, "towers.dropout=0")
-        moment = self.random.uniform(0.2, 0.8) * alone["seconds"]
-        job.reach(moment)
+        step = self.random.randrange(20, 240)
+        job.reach_step(step)
         if how == "SIGKILL":
             os.kill(self.random.choice(job.ranks()), signal.SIGKILL)
         else:
             job.process.terminate()
         assert job.process.wait() != 0, "it ended before it was stopped"
         code = Job.start(run, second, 0, "towers.dropout=0").process.wait()
-        told = {"ranks_before": first, "stopped_by": how, "after_seconds": moment}
+        told = {"ranks_before": first, "stopped_by": how, "after_step": step}
         return told | {"exit_code": code} | judge(run, alone)
 
 
