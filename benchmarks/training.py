@@ -41,8 +41,8 @@ SIZES = np.geomspace(4, 1_600_000, 26).astype(int).tolist()  # 5.56 million in s
 CLICKED = 0.25
 ADS = 50_000
 WAYS = ("ours, auto", "ours, float32", "torchrec plain", "dense adam")
-STEPS = {"dense adam": 3}  # of a block; it is slow
-DEFAULT_STEPS = {2048: 40, 8192: 15}
+STEPS = {"dense adam": 2}  # of a block; it is slow
+DEFAULT_STEPS = {2048: 20, 8192: 6}
 CANONICAL = (
     "towers={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: 0,"
     " alpha: .5, temperature: .05}",
