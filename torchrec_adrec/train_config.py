@@ -37,9 +37,10 @@ class TowersConfig(Settings):
     similarity: Literal["cosine", "dot", "additive"] = "cosine"
     """How a user and an ad vector become a score; the index metric follows from it.
     additive: the user's number plus the ad's, one order of ads for all (a baseline)."""
-    user_bias: bool = False
-    """Adds a number of the user's tower to the click's logit: how often this user
-    clicks at all. No order of ads depends on it, so the score need not carry it."""
+    click_bias: bool = True
+    """Adds to the click's logit a number of the user and one of the ad, from narrow
+    tables of their own. On Criteo the towers' AUC rose from .741 to .759 by it, and
+    recall@100 from .79 to .83 (test, one seed; chosen on the validation split)."""
     alpha: Fraction = 0.9
     """Weight of the click's cross-entropy; the rest is the contrast. On Criteo .7 gave
     AUC .748 and recall@100 .81, .98 gave .769 and .53 (validation)."""

@@ -15,9 +15,12 @@ from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.train_config import TowersConfig
 
+BIAS_DIM = 4  # the narrowest that FBGEMM's kernels take
+BIAS_HIDDEN = 64
+
 
 class TowerHead(nn.Module):
-    """Looked-up vectors and dense features to one vector per row, and its bias.
+    """Looked-up vectors and dense features to one vector per row.
 
     Args:
         names: the features, in order.
@@ -29,26 +32,57 @@ class TowerHead(nn.Module):
     ) -> None:
         super().__init__()
         self.names, self.side, self.similarity = names, side, config.similarity
-        self.biased = config.user_bias and side == Side.USER
         own = 1 if config.similarity == "additive" else config.output_dim
-        sizes = (width, *config.hidden, own + self.biased)
-        self.mlp = mlp(sizes, config.dropout)
+        self.mlp = mlp((width, *config.hidden, own), config.dropout)
 
-    def forward(self, vectors: KeyedTensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """`vectors` of the side's features and (B, F) floats -> (B, D), (B,)."""
+    def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:
+        """`vectors` of the side's features and (B, F) floats -> (B, D)."""
         joined = torch.cat([in_order(vectors, self.names), dense], dim=1)
         # Lengths and scores are float32 also where the products are not.
         out: Tensor = self.mlp(joined).float()
-        bias = out[:, -1] if self.biased else out.new_zeros(len(out))
-        return self._vectors(out[:, :-1] if self.biased else out), bias
-
-    def _vectors(self, out: Tensor) -> Tensor:
         if self.similarity == "cosine":
             return F.normalize(out, dim=1)
         if self.similarity == "additive":  # (f, 1) . (1, g) = f + g
             pair = (out, torch.ones_like(out))
             return torch.cat(pair if self.side == Side.USER else pair[::-1], dim=1)
         return out
+
+
+class BiasHead(nn.Module):
+    """The same of narrow tables, to one number per row."""
+
+    def __init__(self, names: list[str], width: int, config: TowersConfig) -> None:
+        super().__init__()
+        self.names = names
+        self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
+
+    def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:
+        """-> (B,)."""
+        joined = torch.cat([in_order(vectors, self.names), dense], dim=1)
+        out: Tensor = self.mlp(joined).float()
+        return out[:, 0]
+
+
+class Bias(nn.Module):
+    """A number per row from tables of its own, which the contrast does not touch."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        side: Side,
+        config: TowersConfig,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        names = [f.name for f in schema.bags_of(side)]
+        width = len(names) * BIAS_DIM + len(schema.dense_of(side))
+        self.tables = embedding_tables(schema, side, BIAS_DIM, device, "_bias")
+        self.head = BiasHead(names, width, config)
+
+    def forward(self, rows: TowerInput) -> Tensor:
+        """`TowerInput` of one side -> (B,)."""
+        bias: Tensor = self.head(self.tables(rows.sparse), rows.dense)
+        return bias
 
 
 class Tower(nn.Module):
@@ -69,9 +103,5 @@ class Tower(nn.Module):
 
     def forward(self, rows: TowerInput) -> Tensor:
         """Encode one side."""
-        return self.outputs(rows)[0]
-
-    def outputs(self, rows: TowerInput) -> tuple[Tensor, Tensor]:
-        """The vectors (B, D), and what is added to each row's logit (B,)."""
-        found = self.head(self.tables(rows.sparse), rows.dense)
-        return found[0], found[1]
+        vectors: Tensor = self.head(self.tables(rows.sparse), rows.dense)
+        return vectors

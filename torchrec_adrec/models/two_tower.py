@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.models.tower import Tower
+from torchrec_adrec.models.tower import Bias, Tower
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.train_config import TowersConfig
 
@@ -15,6 +15,10 @@ class TwoTower(nn.Module):
     The score of a pair is the inner product of the two vectors and nothing else, so
     what is trained, exported and searched is one number. With `similarity: cosine` the
     towers normalise their vectors.
+
+    With `click_bias` each side also adds a number to the click's logit. It has tables
+    of its own: the score, which the contrast shapes, says which ads belong to a user,
+    and how often users click at all and ads are clicked need not fit into it.
     """
 
     def __init__(
@@ -24,6 +28,10 @@ class TwoTower(nn.Module):
         self.user_tower = Tower(schema, Side.USER, config, device)
         self.ad_tower = Tower(schema, Side.AD, config, device)
         self.calibration = Calibration()
+        self.user_bias, self.ad_bias = (
+            Bias(schema, side, config, device) if config.click_bias else None
+            for side in Side
+        )
 
     def forward(
         self, user: TowerInput, ad: TowerInput
@@ -32,21 +40,33 @@ class TwoTower(nn.Module):
 
         The ad's side may have more rows, N >= B: negatives, which belong to no user.
         """
-        user_vectors, user_bias = self.user_tower.outputs(user)
-        ad_vectors = self.ad_tower(ad)
-        logits = self.calibration(user_vectors, ad_vectors) + user_bias
-        return user_vectors, ad_vectors, logits
+        user_vectors, ad_vectors = self.user_tower(user), self.ad_tower(ad)
+        biases = []
+        if self.user_bias is not None and self.ad_bias is not None:
+            biases = [self.user_bias(user), self.ad_bias(ad)]
+        return (
+            user_vectors,
+            ad_vectors,
+            self.calibration(user_vectors, ad_vectors, biases),
+        )
 
 
 class Calibration(nn.Module):
-    """logit = exp(log_scale) * score + bias, both learned: a cosine is no logit."""
+    """logit = exp(log_scale) * score + biases, learned: a cosine is no logit.
+
+    The scale starts low: a step moves it by a learning rate, and with 5 in place of 1.5
+    an epoch of Criteo ended with AUC .742 in place of .750 (a bias of the user alone).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(5.0).log())
+        self.log_scale = nn.Parameter(torch.tensor(1.5).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
-    def forward(self, user: Tensor, ad: Tensor) -> Tensor:
-        """(B, D) and (N, D), N >= B -> (B,)."""
+    def forward(self, user: Tensor, ad: Tensor, biases: list[Tensor]) -> Tensor:
+        """(B, D), (N, D) and biases (B,) or (N,), N >= B -> (B,)."""
         scores = (user * ad[: len(user)]).sum(dim=1)
-        return self.log_scale.exp() * scores + self.bias
+        logits = self.log_scale.exp() * scores + self.bias
+        for bias in biases:
+            logits = logits + bias[: len(user)]
+        return logits

@@ -14,6 +14,7 @@ def embedding_tables(
     side: Side,
     embedding_dim: int,
     device: torch.device | None = None,
+    suffix: str = "",
 ) -> EmbeddingBagCollection:
     """The tables of one side, in key order: ids summed, histories averaged.
 
@@ -21,11 +22,12 @@ def embedding_tables(
         embedding_dim: D, the width of every vector.
         device: `torch.device("meta")` for tables that are going to be sharded: then no
             rank ever holds more than its own rows.
+        suffix: of the tables' names, where a side has a second collection.
     """
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
-                name=f"{side}_{feature.name}",
+                name=f"{side}_{feature.name}{suffix}",
                 embedding_dim=embedding_dim,
                 num_embeddings=feature.num_embeddings,
                 feature_names=[feature.name],
