@@ -4,10 +4,10 @@ python benchmarks/training.py --batch-size 2048 8192
 python benchmarks/training.py --ranks            # two ranks of one thread against one
 python benchmarks/training.py --memory           # peak memory by batch size
 
-Canonical: 26 tables of 5.56 million rows together, dim 16, 13 a side, [512, 256] -> 256,
-half click cross-entropy, half in-batch softmax, a quarter of the rows clicked. Every way
-has a process of its own (allocator, threads and precision are a process's); they take
-turns, a block of steps each, and the others sleep meanwhile.
+Canonical: 26 tables of 5.56 million rows together, dim 16, 13 a side, [512, 256] ->
+256, half click cross-entropy, half in-batch softmax, a quarter of the rows clicked.
+Every way has a process of its own (allocator, threads and precision are a process's);
+they take turns, a block of steps each, and the others sleep meanwhile.
 """
 
 import argparse
@@ -45,7 +45,7 @@ STEPS = {"dense adam": 2}  # of a block; it is slow
 DEFAULT_STEPS = {2048: 20, 8192: 6}
 CANONICAL = (
     "towers={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: 0,"
-    " alpha: .5, temperature: .05}",
+    " alpha: .5, temperature: .05, click_bias: false}",
     "train.dead_model=warn",  # the rows hold nothing to learn
 )
 

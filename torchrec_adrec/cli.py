@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec import cli_checkpoint, stages
+from torchrec_adrec import cli_checkpoint, cli_plan, stages
+from torchrec_adrec.cli_options import ConfigFile, Overrides
 from torchrec_adrec.errors import AdRecError, ConfigError, DataError
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.progress import setup_logging
@@ -38,17 +39,6 @@ app = typer.Typer(
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="YAML file; default: config.yaml of the run."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Settings that replace the file's, as train.batch_size=4096.",
-    ),
-]
 
 
 class TaskName(StrEnum):
@@ -301,46 +291,7 @@ def serve(
     uvicorn.run(build_app(Recommender.load(out)), host=host, port=port)
 
 
-@app.command()
-def plan(
-    gpus: Annotated[
-        str,
-        typer.Option(
-            help="COUNTxGPU, as 8xH100-80GB: COUNT GPUs a node, --nodes of them. A"
-            " COUNT above 8 without --nodes is that of all GPUs, in nodes of 8."
-        ),
-    ],
-    nodes: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows of a step over all GPUs: train.batch_size."),
-    ] = None,
-    schema: Annotated[
-        Path | None, typer.Option(help="schema.json, as `prepare` writes it.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Or a prepared run.")] = None,
-    config: ConfigFile = None,
-    ads: Annotated[
-        int | None, typer.Option(min=1, help="Of the index; default: the run's.")
-    ] = None,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(help="Another cluster, as 64xA100-40GB; may be repeated."),
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """What training the towers needs on GPUs that need not be there.
-
-    The sharding plan, memory a GPU, bytes sent and estimated milliseconds a step, the
-    checkpoint, the index. What does not fit is refused (exit code 2) with the numbers
-    and the smallest cluster that does. Nothing moves to host memory unasked.
-    """
-    from torchrec_adrec.planning.command import lines_of
-    from torchrec_adrec.planning.job import Job
-
-    job = Job.read(schema, out, config, overrides or [], batch, ads)
-    for line in lines_of(job, gpus, nodes, compare or []):
-        typer.echo(line)
+app.command()(cli_plan.plan)
 
 
 @app.command()

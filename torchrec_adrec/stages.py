@@ -26,6 +26,8 @@ WITHOUT_EFFECT = {
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "health_every",
+    "dead_model",
     "restarts",
     "hang_seconds",
     "ledger",

@@ -7,14 +7,11 @@ run that was killed and resumed on as many ranks ends with the bits of one that 
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.negatives import UniformNegatives
@@ -29,6 +26,7 @@ from torchrec_adrec.files import vocabulary_hashes
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
+from torchrec_adrec.training.board import Board, board
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Step, Steps
 from torchrec_adrec.training.stopping import EarlyStopping
@@ -167,10 +165,11 @@ class Trainer:
             self.model, self.optimizer, self.source, self.process, self.config, first
         )
         window: list[torch.Tensor] = []
+        done = self.curve[-1][0] if self.curve else 0
         with (
             Interrupt() as interrupt,
             Watchdog(self.process, self.config.train.hang_seconds) as watchdog,
-            self._board() as board,
+            board(self.task, self.folder, self.process.is_first, done) as scalars,
             Progress(
                 f"train {self.task}", (self.source.steps - first) * size, "samples"
             ) as progress,
@@ -181,13 +180,13 @@ class Trainer:
                 number = step.number
                 watchdog.beat(number, steps.marks())
                 window.append(step.loss)
-                self._write(board, number, step.figures)
+                scalars.write(number, step.figures)
                 last = number == self.source.steps
                 if last or number % self.config.train.log_every == 0:
-                    note = self._log(number, window, progress.rate, board)
+                    note = self._log(number, window, progress.rate, scalars)
                     window = []
                 with watchdog.paused():
-                    stops = self._keep(step, steps, board)
+                    stops = self._keep(step, steps, scalars)
                 if stops and not last:
                     raise StoppedError(interrupt.agreed(self.process.device), number)
                 progress.advance(size, note)
@@ -207,10 +206,10 @@ class Trainer:
                 best.path,
             )
 
-    def _keep(self, step: Step, steps: Steps, board: SummaryWriter | None) -> bool:
+    def _keep(self, step: Step, steps: Steps, scalars: Board) -> bool:
         """Evaluate and save, if it is time; whether training was asked to stop here."""
         last = step.number == self.source.steps
-        is_best = self._validate(step.number, last, steps, board)
+        is_best = self._validate(step.number, last, steps, scalars)
         stops = step.stop and self._is_whole(step.number)
         if last or stops or is_best or self._is_due(step.number):
             self._save(step.number, step.loss.item(), is_best)
@@ -230,7 +229,7 @@ class Trainer:
         step: int,
         last: bool,
         steps: Steps,
-        board: SummaryWriter | None,
+        scalars: Board,
     ) -> bool:
         """Evaluate, if it is time; whether the model is the best so far."""
         every = self.config.train.evaluate_every
@@ -241,8 +240,8 @@ class Trainer:
         figures = label_metrics(self.schema, self._predicted("valid"))
         self.model.train()
         for label, found in figures.items():
-            scalars = {f"valid/{label}/{name}": v for name, v in found.items()}
-            self._write(board, step, scalars)
+            names = {f"valid/{label}/{name}": v for name, v in found.items()}
+            scalars.write(step, names)
         return self.stopping.add(step, figures[self.schema.labels[0].name]["log_loss"])
 
     def _log(
@@ -250,19 +249,12 @@ class Trainer:
         step: int,
         window: list[torch.Tensor],
         rate: float,
-        board: SummaryWriter | None,
+        scalars: Board,
     ) -> str:
         mean = torch.stack(window).mean().item()
         self.curve.append((step, mean))
-        self._write(board, step, {"loss": mean, "samples_per_second": rate})
+        scalars.write(step, {"loss": mean, "samples_per_second": rate})
         return f"loss {mean:.4f}"
-
-    def _write(
-        self, board: SummaryWriter | None, step: int, figures: dict[str, float]
-    ) -> None:
-        if board is not None:
-            for name, value in figures.items():
-                board.add_scalar(f"{self.task}/{name}", value, step)
 
     def _save(self, step: int, loss: float, is_best: bool) -> None:
         self._last_loss = loss
@@ -289,16 +281,6 @@ class Trainer:
             self.config.train.keep_checkpoints,
             {"log_loss": self.stopping.history[-1][1]} if is_best else None,
         )
-
-    @contextmanager
-    def _board(self) -> Iterator[SummaryWriter | None]:
-        """TensorBoard of the first rank; steps that are repeated are purged."""
-        if not self.process.is_first:
-            yield None
-            return
-        purge = self.curve[-1][0] + 1 if self.curve else 0
-        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge) as board:
-            yield board
 
     def _predicted(self, split: str) -> Predictions:
         return predict_split(

@@ -1,5 +1,6 @@
-"""nn.Embedding, one Adam over everything, a DataLoader over rows: the tutorials' way."""
+"""nn.Embedding, one Adam over everything, a DataLoader over rows."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class DenseTower(nn.Module):
         )
         sizes = [len(features) * config.embedding_dim, *config.hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(sizes[-1], config.output_dim))
 

@@ -1,4 +1,4 @@
-"""A plain TorchRec two-tower trainer, as TorchRec's own examples and documentation have it.
+"""A plain TorchRec two-tower trainer, as its own examples and documentation have it.
 
 `DistributedModelParallel` with the default planner, row-wise Adagrad in backward, Adam
 for the rest, `TrainPipelineSparseDist`, float32, and the softmax as one B x B

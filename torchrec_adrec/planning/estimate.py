@@ -24,6 +24,7 @@ from torchrec_adrec.distributed.planner import (
 )
 from torchrec_adrec.distributed.sharding import codecs, meta_device
 from torchrec_adrec.errors import ConfigError, PlanError
+from torchrec_adrec.losses.chunked import BLOCK
 from torchrec_adrec.planning.cluster import Cluster
 from torchrec_adrec.planning.traffic import Traffic, traffic
 from torchrec_adrec.schema import Schema
@@ -33,7 +34,6 @@ PEAK_SHARE = 0.4  # of a GPU's fp32 peak that large matrix products reach
 FLOAT = 4
 STATE = 4 * FLOAT  # a dense parameter's weight, gradient and AdamW's two moments
 SAVED = 3 * FLOAT  # of these a checkpoint holds all but the gradient
-SOFTMAX_COPIES = 3  # of rows x batch: scores, masked scores, their gradient
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def dense_part(model: nn.Module, width: int, rows: int, batch: int) -> DensePart
     # A layer keeps its input, and its output once more behind activation and dropout.
     kept = sum(layer.in_features + 2 * layer.out_features for layer in layers)
     kept += 2 * sum(table.embedding_dim for table in tables)  # vectors, gradients
-    softmax = SOFTMAX_COPIES * rows * batch + 2 * batch * width
+    # Gathered ads and both gradients; of the logits there is one block at a time.
+    softmax = min(BLOCK, rows * batch) + 3 * batch * width
     # Two operations a weight and row forward, twice as many backward.
     operations = 6 * rows * sum(layer.weight.numel() for layer in layers)
     operations += 6 * rows * batch * width
