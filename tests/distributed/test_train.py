@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import ConfigError, NonFiniteLossError
@@ -129,3 +130,42 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch finds no GPU"), process_group("cuda"):
         pass
+
+
+def test_looking_at_the_validation_split_changes_nothing(
+    prepared: Path, tmp_path: Path
+) -> None:
+    """Batches are in flight when the model leaves its pipeline to be judged."""
+    found = []
+    for every in (0, 3):
+        out = tmp_path / str(every)
+        out.mkdir()
+        words = ("towers.dropout=.5", f"train.evaluate_every={every}", "train.epochs=2")
+        with process_group("cpu") as process:
+            trainer = trainer_for("retrieval", prepared, out, process, *words)
+            trainer._train(trainer._restore())
+            last = checkpoint.latest(out / "towers/checkpoints")
+            assert last is not None and last.step == 20
+            checkpoint.load(last, trainer.model, trainer.schema)
+            found.append(weights(trainer))
+            looks = len(trainer.stopping.history)
+        assert looks == (7 if every else 0)
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
+def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) -> None:
+    words = ("train.evaluate_every=2", "train.patience=2", "train.epochs=4")
+    rates = ("towers.optimizer={tables_lr: 3, dense_lr: .3}",)  # to get worse soon
+    with process_group("cpu") as process:
+        trainer = trainer_for("retrieval", prepared, tmp_path, process, *words, *rates)
+        metrics = trainer.fit()
+        again = trainer_for("retrieval", prepared, tmp_path, process, *words, *rates)
+        resumed = again.fit()
+    history = metrics["train"]["validation"]
+    step, loss = min(history, key=lambda pair: pair[1])
+    assert history[-1][0] == step + 4 == metrics["train"]["steps"] < 40
+    assert metrics["valid"]["click"]["log_loss"] == pytest.approx(loss)
+    assert final_checkpoint(tmp_path / "towers").step == step
+    assert resumed["valid"] == metrics["valid"]
+    assert resumed["train"]["steps"] == metrics["train"]["steps"]
