@@ -41,6 +41,7 @@ from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.schema import AD_ID, LOG_Q, Label, Schema, Side, SparseFeature
 from torchrec_adrec.sharded_task import build
+from torchrec_adrec.training.precision import choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps
 
@@ -228,7 +229,8 @@ def ours(data: Path, size: int, precision: str, process: Process) -> Callable[[]
     config = canonical(size, precision)
     source = Source(data, Schema.load(data / "schema.json"), config, process, data)
     model, optimizer = build("retrieval", source.schema, config, process)
-    return Steps(model, optimizer, source, process, config).take
+    products = choose(config.train.precision, process.device)
+    return Steps(model, optimizer, source, process, config, products).take
 
 
 def canonical(size: int, precision: str) -> Config:
@@ -243,7 +245,8 @@ def plain(data: Path, size: int, _: str, process: Process) -> Callable[[], Any]:
     """TorchRec as its documentation has it, on batches in memory."""
     schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
     source = Source(data, schema, config, process, data)
-    ready = cycle(list(islice(source.batches(0), 64)))
+    ready = cycle(list(islice(source.batches(0), 8)))
+    source._ahead.clear()  # nobody takes their steps
     _, pipeline = torchrec_plain.build(schema, config.towers, size)
     return lambda: pipeline.progress(ready)
 
@@ -291,7 +294,8 @@ def aucs(data: Path) -> dict[str, Any]:
             schema = Schema.load(data / "schema.json")
             source = Source(data, schema, config, process, data)
             model, optimizer = build("retrieval", schema, config, process)
-            steps = Steps(model, optimizer, source, process, config)
+            products = choose(config.train.precision, process.device)
+            steps = Steps(model, optimizer, source, process, config, products)
             for _ in range(source.steps):
                 steps.take()
             steps.detach()

@@ -164,6 +164,7 @@ def steps_with(prepared: Path) -> StepsWith:
     from torchrec_adrec.distributed.process import process_group
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.sharded_task import build
+    from torchrec_adrec.training.precision import Products
     from torchrec_adrec.training.source import Source
     from torchrec_adrec.training.steps import Steps
 
@@ -174,6 +175,7 @@ def steps_with(prepared: Path) -> StepsWith:
         with process_group("cpu") as process:
             source = Source(prepared, schema, config, process, prepared)
             model, optimizer = build("retrieval", schema, config, process)
-            yield Steps(model, optimizer, source, process, config)
+            products = Products("highest", config.train.precision == "bfloat16")
+            yield Steps(model, optimizer, source, process, config, products)
 
     return make

@@ -6,9 +6,10 @@ from torchrec_adrec.config import load_config
 from torchrec_adrec.data.ledger import LEDGER, Audit, audit
 from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.distributed.checkpoint_files import latest
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import AD_ID
-from torchrec_adrec.sharded_task import final_checkpoint
+from torchrec_adrec.sharded_task import CHECKPOINTS
 from torchrec_adrec.stages import CONFIG
 
 
@@ -18,7 +19,8 @@ def audit_stage(folder: Path) -> list[Audit]:
     Raises:
         DataError: the run kept no ledger.
     """
-    segments = final_checkpoint(folder).state.get("ledger", [])
+    last = latest(folder / CHECKPOINTS)
+    segments = last.state["ledger"] if last is not None else []
     if not segments:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")
     config = load_config(folder / CONFIG)

@@ -139,10 +139,14 @@ class Schema(_Part):
                 raise ValueError(f"the {side}'s side needs a sparse feature")
         if any(f.side == Side.AD for f in self.sequences):
             raise ValueError("a sequence describes a user; the ad's side takes none")
-        ads = {f.name for f in self.sparse_of(Side.AD) if f.kind != "number"}
-        lost = {str(f.shares) for f in self.sequences if f.shares is not None} - ads
-        if lost:
-            raise ValueError(f"{sorted(lost)}: shared ids must be those of an ad")
+        shared = [f for f in self.sequences if f.shares is not None]
+        ads = {f.name: f.kind for f in self.sparse_of(Side.AD)}
+        if any(ads.get(str(f.shares)) != f.kind for f in shared) or len(shared) > 1:
+            found = {f.name: f.shares for f in shared}
+            raise ValueError(
+                f"{found}: one sequence may share the ids of an ad's feature of its"
+                f" own kind; the ad's are {ads}"
+            )
         if not self.labels or self.labels[0].kind != "binary":
             raise ValueError("the first label must be binary: the click")
         return self

@@ -127,6 +127,10 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
 
 def _settings(stage: Stage, config: Config) -> str:
     dump = config.model_dump(mode="json", exclude={"train": WITHOUT_EFFECT})
+    if "towers" in stage.settings and config.towers.start:
+        # The same path may hold another checkpoint by now.
+        state = Path(config.towers.start) / "state.json"
+        dump["towers"]["start"] = state.read_text() if state.exists() else "missing"
     return _digest([dump[name] for name in stage.settings])
 
 

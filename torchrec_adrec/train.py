@@ -19,7 +19,7 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts
 from torchrec_adrec.distributed.watchdog import Watchdog
-from torchrec_adrec.errors import StoppedError
+from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
 from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
 from torchrec_adrec.files import vocabulary_hashes
@@ -27,6 +27,7 @@ from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
 from torchrec_adrec.training.board import Board, board
+from torchrec_adrec.training.precision import Products, choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Step, Steps
 from torchrec_adrec.training.stopping import EarlyStopping
@@ -54,6 +55,7 @@ class Trainer:
     warm_start: checkpoint.Checkpoint | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     initialised: list[str] = field(default_factory=list)
+    products: Products | None = None
 
     def __post_init__(self) -> None:
         self.schema = Schema.load(self.data / "schema.json")
@@ -69,6 +71,12 @@ class Trainer:
             self._negatives(),
         )
         self.stopping = EarlyStopping(self.config.train.patience)
+        looks = bool(self.config.train.evaluate_every)
+        if looks and not any((self.data / "valid").glob("*.parquet")):
+            raise ConfigError(
+                f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
+                " prepare with data.split.valid above 0"
+            )
         self._last_loss = float("nan")
 
     def _negatives(self) -> UniformNegatives | None:
@@ -135,6 +143,7 @@ class Trainer:
             if self.source.ledger is not None:
                 self.source.ledger.go_on(found.step, found.state["ledger"])
             self.initialised = found.state["initialised"]
+            self.products = Products(*found.state["products"])
             log.info("resumed from %s", found.path)
             return found.step
         if self.task == "retrieval" and self.config.towers.start:
@@ -161,8 +170,16 @@ class Trainer:
     def _train(self, first: int) -> tuple[float, int]:
         """Run the steps that are left; samples/s and the last step."""
         size, number = self.config.train.batch_size, first
+        wanted, device = self.config.train.precision, self.process.device
+        self.products = self.products or choose(wanted, device)
         steps = Steps(
-            self.model, self.optimizer, self.source, self.process, self.config, first
+            self.model,
+            self.optimizer,
+            self.source,
+            self.process,
+            self.config,
+            self.products,
+            first,
         )
         window: list[torch.Tensor] = []
         done = self.curve[-1][0] if self.curve else 0
@@ -176,9 +193,9 @@ class Trainer:
         ):
             steps.agreement.asked_to_stop = lambda: interrupt.requested
             while number < self.source.steps and not self.stopping.stops:
+                watchdog.beat(number + 1, steps.marks(number + 1))
                 step, note = steps.take(), ""
                 number = step.number
-                watchdog.beat(number, steps.marks())
                 window.append(step.loss)
                 scalars.write(number, step.figures)
                 last = number == self.source.steps
@@ -211,7 +228,8 @@ class Trainer:
         last = step.number == self.source.steps
         is_best = self._validate(step.number, last, steps, scalars)
         stops = step.stop and self._is_whole(step.number)
-        if last or stops or is_best or self._is_due(step.number):
+        ends = last or self.stopping.stops
+        if ends or stops or is_best or self._is_due(step.number):
             self._save(step.number, step.loss.item(), is_best)
         return stops
 
@@ -221,8 +239,11 @@ class Trainer:
 
     def _is_due(self, step: int) -> bool:
         """The first whole step in every `checkpoint_every`."""
-        past = step % self.config.train.checkpoint_every
-        return self._is_whole(step) and past < self.optimizer.config.accumulate
+        return self._is_first_of(self.config.train.checkpoint_every, step)
+
+    def _is_first_of(self, every: int, step: int) -> bool:
+        within = step % every < self.optimizer.config.accumulate
+        return self._is_whole(step) and step >= every and within
 
     def _validate(
         self,
@@ -233,8 +254,7 @@ class Trainer:
     ) -> bool:
         """Evaluate, if it is time; whether the model is the best so far."""
         every = self.config.train.evaluate_every
-        due = every and self._is_whole(step) and (last or step % every == 0)
-        if not due or not any((self.data / "valid").glob("*.parquet")):
+        if not every or not (last or self._is_first_of(every, step)):
             return False
         steps.detach()
         figures = label_metrics(self.schema, self._predicted("valid"))
@@ -274,6 +294,7 @@ class Trainer:
                 "validation": self.stopping.history,
                 "ledger": ledger.keep(step) if ledger is not None else [],
                 "initialised": self.initialised,
+                "products": self.products,
                 "steps_an_epoch": self.source.reader.steps,
                 "vocabulary": vocabulary_hashes(self.data),
                 "config": self.config.model_dump(mode="json"),

@@ -75,7 +75,7 @@ class DenseTrainer:
     ) -> None:
         self.config = config
         self.user, self.ad = (DenseTower(schema, side, config) for side in Side)
-        self.scale = nn.Parameter(torch.tensor(5.0).log())
+        self.scale = nn.Parameter(torch.tensor(1.5).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
         self.parameters = [*self.user.parameters(), *self.ad.parameters()]
         self.parameters += [self.scale, self.bias]

@@ -3,8 +3,9 @@
 `DistributedModelParallel` with the default planner, row-wise Adagrad in backward, Adam
 for the rest, `TrainPipelineSparseDist`, float32, and the softmax as one B x B
 `cross_entropy` over the rank's own rows. Its batches lie in memory: it is not charged
-for reading. The same model and the same loss as ours, but for the mask of accidental
-hits, which costs it nothing.
+for reading. The same model as ours and the same loss, but for two things that cost it
+nothing: other places of the same ad are not masked, and the clicked ad is corrected by
+its own log_q too, as is common.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class PlainTask(nn.Module):
         self.config = config
         self.user = PlainTower(schema, Side.USER, config)
         self.ad = PlainTower(schema, Side.AD, config)
-        self.log_scale = nn.Parameter(torch.tensor(5.0).log())
+        self.log_scale = nn.Parameter(torch.tensor(1.5).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:

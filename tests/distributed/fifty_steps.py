@@ -105,7 +105,7 @@ FP16 = Case(("sharding.types=[row_wise]", "sharding.qcomm=fp16"), {})
 def config(*words: str) -> Config:
     own = (f"train.batch_size={ROWS}", f"towers.embedding_dim={DIM}")
     towers = ("towers.hidden=[32]", "towers.output_dim=8", "towers.dropout=0")
-    loss = ("towers.alpha=.5", "towers.temperature=.2")
+    loss = ("towers.alpha=.5", "towers.temperature=.2", "towers.click_bias=false")
     rates = ("towers.optimizer={tables_lr: .05, dense_lr: .003}",)
     return load_config(None, [*own, *towers, *loss, *rates, *words])
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import adrec, criteo_line, prepare_criteo
-from test_train import trainer_for, weights
+from test_train import trainer_for as any_trainer
+from test_train import weights
 
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
@@ -20,9 +21,18 @@ from torchrec_adrec.distributed.checkpoint_report import compare, headline, insp
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import CheckpointError
 from torchrec_adrec.files import vocabulary_hashes
+from torchrec_adrec.modules.embeddings import BIAS_SUFFIX
 from torchrec_adrec.train import Trainer
 
 C1 = "model.user_tower.tables.embedding_bags.user_C1.weight"
+
+
+def trainer_for(
+    task: str, data: Path, folder: Path, process: Process, *words: str
+) -> Trainer:
+    """With one collection a side: every name stands there once."""
+    plain = "towers.click_bias=false"
+    return any_trainer(task, data, folder, process, plain, *words)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +170,8 @@ def test_a_warm_start_from_more_columns_is_refused(
 def test_train_from_another_run(trainer: Trainer, tmp_path: Path) -> None:
     other_data(tmp_path, "raw", ["0000000a", "0000000b"])
     settings = (f"data.raw={tmp_path / 'raw.tsv'}", "train.batch_size=32")
-    small = ("towers.embedding_dim=4", "towers.hidden=[8]", "towers.output_dim=4")
+    small = ("towers={embedding_dim: 4, hidden: [8], output_dim: 4}",)
+    small += ("towers.click_bias=false",)
     run, start = tmp_path / "run", last(trainer).path
     assert adrec("prepare", "--out", run, *settings, *small).returncode == 0
     words = ("--out", run, "--from", start, "--allow-new-tables")
@@ -349,3 +360,10 @@ def test_plans_go_into_one_another(
         "A column_wise table has a row-wise Adagrad state for each slice",
     ):
         assert words in done.stdout
+
+
+def test_both_tables_of_a_feature_have_its_vocabulary() -> None:
+    """Or a warm start would take a bias's rows for other values, and say nothing."""
+    for name in ("user_tower.tables.embedding_bags.user_C1", "x.embedding_bags.ad_C1"):
+        assert checkpoint._feature(f"model.{name}.weight") == "C1"
+        assert checkpoint._feature(f"model.{name}{BIAS_SUFFIX}.weight") == "C1"

@@ -45,7 +45,8 @@ with process_group("cpu") as process:
             if not first:  # one rank alone sees it, and both agree
                 os.kill(os.getpid(), signal.SIGTERM)
             assert interrupt.requested != first
-            print("agreed", interrupt.agreed(process.device), flush=True)
+            agreed = interrupt.agreed(process.device)
+            print(f"agreed {agreed};\\n", end="", flush=True)  # one write, or they mix
     pids = [None, None]
     dist.all_gather_object(pids, os.getpid())
     with Watchdog(process, hang_seconds=3, every=.2) as watchdog:

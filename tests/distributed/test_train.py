@@ -1,5 +1,6 @@
 """What moves in training, and what must not. One real rank, real sharded tables."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.data.ledger import LEDGER, audit
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
@@ -156,6 +158,7 @@ def test_looking_at_the_validation_split_changes_nothing(
 
 def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) -> None:
     words = ("train.evaluate_every=2", "train.patience=2", "train.epochs=4")
+    words += ("train.ledger=true",)
     rates = ("towers.optimizer={tables_lr: 3, dense_lr: .3}",)  # to get worse soon
     with process_group("cpu") as process:
         trainer = trainer_for("retrieval", prepared, tmp_path, process, *words, *rates)
@@ -167,5 +170,10 @@ def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) ->
     assert history[-1][0] == step + 4 == metrics["train"]["steps"] < 40
     assert metrics["valid"]["click"]["log_loss"] == pytest.approx(loss)
     assert final_checkpoint(tmp_path / "towers").step == step
+    last = checkpoint.latest(tmp_path / "towers/checkpoints")
+    assert last is not None and last.step == metrics["train"]["steps"]
+    reader = replace(trainer.source.reader, columns=("ad_id",))
+    books = audit(tmp_path / "towers" / LEDGER, last.state["ledger"], reader)
+    assert books and all(book.is_whole for book in books)
     assert resumed["valid"] == metrics["valid"]
     assert resumed["train"]["steps"] == metrics["train"]["steps"]

@@ -96,7 +96,7 @@ def test_a_batch_that_fills_the_memory_of_the_dense_part() -> None:
     found = job("criteo_1tb_mlperf")
     cluster = parse("8xH100-80GB")
     with pytest.raises(PlanError, match=r"the dense part needs .* GiB .*smaller batch"):
-        estimate(found.schema, found.config, cluster, 2**18, None)
+        estimate(found.schema, found.config, cluster, 2**23, None)
 
 
 @pytest.mark.parametrize(

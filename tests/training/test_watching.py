@@ -69,18 +69,31 @@ def test_an_auc_of_a_half_stops_training_and_one_of_a_model_does_not(
     look(prepared, noise, unclicked, a_batch(prepared))
 
 
+@pytest.mark.usefixtures("one_rank")
+def test_rare_clicks_are_no_dead_model(prepared: Path) -> None:
+    """Twenty clicks tell no AUC of .6 from one of .5: the window grows."""
+    torch.manual_seed(0)
+    labels = (torch.rand(alarm.ROWS) < 0.001).float()
+    logits = torch.randn(alarm.ROWS) + 0.36 * labels
+    found = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
+    batch = a_batch(prepared)
+    for _ in range(12):
+        found.look(logits[torch.randperm(alarm.ROWS)][:, None], labels[:, None], batch)
+    assert found._wanted > 500_000
+
+
 def test_a_table_that_is_not_finite_is_named(steps_with: StepsWith) -> None:
     """And no weight has changed: tables are updated inside backward."""
     with steps_with() as steps:
         steps.take()
         state = steps.model.state_dict()
-        table = next(value for name, value in state.items() if "user_C7" in name)
+        table = next(value for name, value in state.items() if "user_C7." in name)
         table.local_shards()[0].tensor.fill_(torch.inf)
         other = next(value for name, value in state.items() if "user_C1." in name)
         before = other.local_shards()[0].tensor.clone()
         with pytest.raises(
             NonFiniteLossError,
-            match=r"nan at step 2, .* row group 0, row .* feature C7 \(its table\)",
+            match=r"nan at step 2, .* group 0, row .* feature C7 \(its table user_C7\)",
         ):
             steps.take()
         assert torch.equal(other.local_shards()[0].tensor, before)
@@ -93,7 +106,8 @@ def test_figures_of_health(steps_with: StepsWith) -> None:
     for table in ("user_C1", "ad_C15"):
         assert figures[f"weight/{table}"] > 0
         assert 0 < figures[f"touched/{table}"] <= 1
-    for name in ("C1", "C15", "model.user_tower", "model.ad_tower"):
+    towers = ("model.user_tower", "model.ad_tower")
+    for name in ("user_C1", "user_C1+bias", "ad_C15", *towers):
         assert figures[f"gradient/{name}"] > 0, name
     assert 1 <= figures["ads/effective_rank"] <= 4
 
@@ -122,13 +136,12 @@ def test_products_that_are_not_float32_are_not_taken_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A processor on which `medium` rounds to bfloat16."""
-    before = torch.get_float32_matmul_precision()
+    before, cpu = torch.get_float32_matmul_precision(), torch.device("cpu")
     try:
-        assert precision.choose("float32", torch.device("cpu")) is False
+        assert precision.choose("float32", cpu).low is False
         monkeypatch.setattr(precision, "_error", lambda *_: 1e-3)
-        precision.choose("float32", torch.device("cpu"))
-        assert torch.get_float32_matmul_precision() == "highest"
-        assert precision.choose("bfloat16", torch.device("cpu")) is True
+        assert precision.choose("float32", cpu).setting == "highest"
+        assert precision.choose("bfloat16", cpu).low is True
     finally:
         torch.set_float32_matmul_precision(before)
 

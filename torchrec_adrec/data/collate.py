@@ -68,6 +68,8 @@ def collate(
     try:
         return _batch(rows, schema, extra)
     except OutOfRangeError as error:
+        if error.row >= len(rows.weights):
+            raise DataError(f"an ad of the catalog: {error}; prepare again") from None
         if bounds == "raise":
             where = rows.split.locate(int(rows.numbers[error.row]))
             raise DataError(f"{where}: {error}") from None

@@ -10,6 +10,7 @@ after a crash count once, whatever the dead ranks left behind.
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -106,23 +107,18 @@ def audit(folder: Path, segments: Sequence[Segment], reader: Reader) -> list[Aud
         DataError: a step has no entry, or a file is missing or damaged.
     """
     taken, size = _all_steps(folder, segments), reader.steps
-    if not taken or len(taken) % size:
-        raise DataError(
-            f"{folder} holds {len(taken)} steps, an epoch has {size}; audit a run that"
-            " is finished"
-        )
-    size = reader.steps
+    starts = range(0, len(taken), size)
     return [
-        _compare(
-            epoch, np.concatenate(taken[epoch * size : (epoch + 1) * size]), reader
-        )
-        for epoch in range(len(taken) // size)
+        _compare(epoch, taken[start : start + size], reader)
+        for epoch, start in enumerate(starts)
     ]
 
 
-def _compare(epoch: int, taken: Integers, reader: Reader) -> Audit:
-    expected = np.concatenate([rows.numbers for rows in reader.epoch(epoch)])
-    distinct, counts = np.unique(taken, return_counts=True)
+def _compare(epoch: int, steps: list[Integers], reader: Reader) -> Audit:
+    """Training that stopped early ends within an epoch: its steps are compared."""
+    whole = islice(reader.epoch(epoch), len(steps))
+    expected = np.concatenate([rows.numbers for rows in whole])
+    distinct, counts = np.unique(np.concatenate(steps), return_counts=True)
     return Audit(
         epoch,
         len(distinct),

@@ -36,6 +36,7 @@ from torchrec_adrec.distributed.checkpoint_files import (
 )
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.modules.embeddings import BIAS_SUFFIX
 from torchrec_adrec.schema import Schema
 
 __all__ = [
@@ -184,9 +185,9 @@ def _other_ids(
 
 
 def _feature(name: str) -> str:
-    """...embedding_bags.user_C1.weight -> C1; of anything else, nothing."""
+    """...embedding_bags.user_C1.weight -> C1, as of its bias; else nothing."""
     table = name.partition(".embedding_bags.")[2].removesuffix(".weight")
-    return table.partition("_")[2]
+    return table.partition("_")[2].removesuffix(BIAS_SUFFIX)
 
 
 def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:

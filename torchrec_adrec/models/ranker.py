@@ -87,7 +87,8 @@ class RankerHead(nn.Module):
             user_bud, ad_bad = layer(user_bud, ad_bad)
         hidden = self.user_hidden(user_bud.flatten(1))
         hidden = hidden + self.ad_hidden(ad_bad.flatten(1))
-        logits: Tensor = self.out(hidden) + linear
+        # float32 also where the products are not
+        logits: Tensor = self.out(hidden).float() + linear.float()
         return logits
 
 

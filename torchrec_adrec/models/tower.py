@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.modules.embeddings import embedding_tables, in_order
+from torchrec_adrec.modules.embeddings import (
+    BIAS_SUFFIX,
+    embedding_tables,
+    in_order,
+)
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.train_config import TowersConfig
@@ -76,7 +80,7 @@ class Bias(nn.Module):
         super().__init__()
         names = [f.name for f in schema.bags_of(side)]
         width = len(names) * BIAS_DIM + len(schema.dense_of(side))
-        self.tables = embedding_tables(schema, side, BIAS_DIM, device, "_bias")
+        self.tables = embedding_tables(schema, side, BIAS_DIM, device, BIAS_SUFFIX)
         self.head = BiasHead(names, width, config)
 
     def forward(self, rows: TowerInput) -> Tensor:

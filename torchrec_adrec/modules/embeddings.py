@@ -8,6 +8,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
+BIAS_SUFFIX = "+bias"  # of a side's second collection; no feature's name can have it
+
 
 def embedding_tables(
     schema: Schema,

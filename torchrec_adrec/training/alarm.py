@@ -19,7 +19,8 @@ from torchrec_adrec.errors import TrainingError
 from torchrec_adrec.evaluation.metrics import Floats
 from torchrec_adrec.schema import Schema, Side
 
-ROWS = 20_000  # of all ranks, looked at together
+ROWS = 20_000  # of all ranks, looked at together, or more:
+NOISE = 0.01  # until an AUC is known so well; at a click rate of .1%, 830,000 rows
 WINDOWS = 3  # with an AUC of .5, one after the other, before it counts
 SAME = 1e-5  # spread of logits that are one number, in units of that number
 OUTSTANDING = 100.0  # a fitted number has a deviation of about 1
@@ -40,6 +41,7 @@ class DeadModelAlarm:
     _parts: list[tuple[Floats, Floats]] = field(default_factory=list)
     _rows: int = 0
     _chance: int = 0
+    _wanted: int = ROWS
 
     def look(self, logits: Tensor, labels: Tensor, batch: Batch) -> None:
         """Take a step's logits and labels, (B, T). Collective: all do at every step.
@@ -50,13 +52,14 @@ class DeadModelAlarm:
         first = (part[:, 0].double().cpu().numpy() for part in (logits, labels))
         self._parts.append((next(first), next(first)))
         self._rows += len(logits) * dist.get_world_size()
-        if self._rows < ROWS:
+        if self._rows < self._wanted:
             return
         own = tuple(np.concatenate(part) for part in zip(*self._parts, strict=True))
         self._parts, self._rows = [], 0
         everyone: list[tuple[Floats, ...]] = [own] * dist.get_world_size()
         dist.all_gather_object(everyone, own)
         logit, label = (np.concatenate(part) for part in zip(*everyone, strict=True))
+        self._wanted = rows_wanted(label)
         fault = self._fault(logit, label)
         if fault:
             self._say(f"{fault}; {suspects(batch, self.schema)}")
@@ -69,8 +72,10 @@ class DeadModelAlarm:
         if not clicks or not others:
             return ""
         seen = ~np.isnan(label)
-        auc = roc_auc_score(label[seen], logit[seen])
         noise = np.sqrt((clicks + others + 1) / (12 * clicks * others))
+        if noise > 1.1 * NOISE:  # the window was still too short
+            return ""
+        auc = roc_auc_score(label[seen], logit[seen])
         self._chance = self._chance + 1 if abs(auc - 0.5) < 2 * noise else 0
         if self._chance < WINDOWS:
             return ""
@@ -84,6 +89,12 @@ class DeadModelAlarm:
         if self.mode == "raise":
             raise TrainingError(f"{fault}; or train on with train.dead_model=warn")
         log.warning("%s", fault)
+
+
+def rows_wanted(label: Floats) -> int:
+    """Rows with as many clicks that an AUC's noise is `NOISE`, 1 / sqrt(12 clicks)."""
+    rate = max(float(np.nansum(label)) / len(label), 1e-5)
+    return max(ROWS, int(1 / (12 * NOISE**2 * rate * max(1 - rate, 1e-5))))
 
 
 def suspects(batch: Batch, schema: Schema) -> str:

@@ -1,5 +1,7 @@
 """Where a loss that is not finite comes from."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -30,25 +32,25 @@ def _features(model: nn.Module, batch: Batch, schema: Schema) -> list[str]:
         for at, feature in enumerate(schema.dense_of(side)):
             if not rows.dense[:, at].isfinite().all():
                 found.append(f"feature {feature.name}")
-        vectors = _collection(model, schema, side)(rows.sparse).to_dict()
-        found += [
-            f"feature {name} (its table)"
-            for name, looked_up in vectors.items()
-            if not looked_up.isfinite().all()
-        ]
+        for tables in _collections(model, schema, side):
+            names = {t.feature_names[0]: t.name for t in tables._embedding_bag_configs}
+            found += [
+                f"feature {name} (its table {names[name]})"
+                for name, looked_up in tables(rows.sparse).to_dict().items()
+                if not looked_up.isfinite().all()
+            ]
     return found
 
 
-def _collection(model: nn.Module, schema: Schema, side: Side) -> nn.Module:
+def _collections(model: nn.Module, schema: Schema, side: Side) -> list[Any]:
     wanted = {feature.name for feature in schema.bags_of(side)}
-    found: list[nn.Module] = [
+    return [
         module
         for module in model.modules()
         if isinstance(module, ShardedEmbeddingBagCollection)
         and wanted
         == {n for t in module._embedding_bag_configs for n in t.feature_names}
     ]
-    return found[0]
 
 
 def _parameters(model: nn.Module) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -25,7 +25,7 @@ class Health:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note the gradient of every feature's vectors while a step runs."""
+        """Note the gradient of every table's looked-up vectors while a step runs."""
         self._grads = {}
         hooks = [
             module.register_forward_hook(self._note)
@@ -38,16 +38,16 @@ class Health:
             for hook in hooks:
                 hook.remove()
 
-    def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        widths, names = output.length_per_key(), output.keys()
-        values = output.values()
+    def _note(self, module: Any, inputs: Any, output: Any) -> None:
+        tables = {t.feature_names[0]: t.name for t in module._embedding_bag_configs}
+        widths, values = output.length_per_key(), output.values()
+        names = [tables[feature] for feature in output.keys()]  # noqa: SIM118
         if not values.requires_grad:
             return
 
         def keep(gradient: Tensor) -> None:
-            for name, part in zip(
-                names, torch.split(gradient, widths, dim=1), strict=True
-            ):
+            parts = torch.split(gradient, widths, dim=1)
+            for name, part in zip(names, parts, strict=True):
                 self._grads[name] = _square(part)
 
         values.register_hook(keep)
@@ -58,7 +58,9 @@ class Health:
         Args:
             ads: (N, D) ad vectors of this rank's step, or (0, 0).
         """
-        own = {f"gradient/{name}": value for name, value in self._grads.items()}
+        # Backward's gradients are those of W times this rank's share of the loss.
+        ranks = dist.get_world_size()
+        own = {f"gradient/{n}": v / ranks**2 for n, v in self._grads.items()}
         own |= _weights(self.model) | _touched(self.optimizer)
         found = {
             name: value**0.5 if name.startswith(("gradient", "weight")) else value

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,26 +24,32 @@ WORTH = 1.2  # how much faster bfloat16 must be: it costs conversions elsewhere
 log = logging.getLogger(__name__)
 
 
-def choose(wanted: str, device: torch.device) -> bool:
-    """Set the float32 products; whether bfloat16 is used. Collective.
+class Products(NamedTuple):
+    """How products are made; kept in checkpoints, so that a resumed run goes on alike.
 
-    The first rank measures and all do as it found.
+    Attributes:
+        setting: of `torch.set_float32_matmul_precision`.
+        low: whether they are made in bfloat16.
+    """
+
+    setting: str
+    low: bool
+
+
+def choose(wanted: str, device: torch.device) -> Products:
+    """Find out what is fastest here. Collective: the first rank measures for all.
 
     Args:
         wanted: `auto`, `float32` or `bfloat16`.
     """
-    found: list[tuple[Literal["highest", "medium"], bool]] = [("highest", False)]
+    found = [Products("highest", False)]
     if dist.get_rank() == 0:
         found = [_measure(wanted, device)]
     dist.broadcast_object_list(found, 0)
-    setting, low = found[0]
-    torch.set_float32_matmul_precision(setting)
-    return low
+    return found[0]
 
 
-def _measure(
-    wanted: str, device: torch.device
-) -> tuple[Literal["highest", "medium"], bool]:
+def _measure(wanted: str, device: torch.device) -> Products:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(SIZE, SIZE, generator=generator).to(device) for _ in range(2))
     exact = (a.double() @ b.double()).float()
@@ -51,18 +57,17 @@ def _measure(
     if _error(a, b, exact, "medium") <= EXACT:
         seconds["medium"] = _seconds(a, b, "medium")
     best = min(seconds, key=lambda name: seconds[name])
-    setting: Literal["highest", "medium"] = "medium" if best == "medium" else "highest"
-    faster = seconds[best] / _seconds(a.bfloat16(), b.bfloat16(), setting)
+    faster = seconds[best] / _seconds(a.bfloat16(), b.bfloat16(), best)
     low = wanted == "bfloat16" or (wanted == "auto" and faster >= WORTH)
     log.info(
         "products in %s; measured here, bfloat16 is %.2g times as fast as float32 (%s)",
         "bfloat16" if low else "float32",
         faster,
-        setting,
+        best,
     )
     if low and faster < 1:
         log.warning("train.precision=bfloat16 slows training down here; try auto")
-    return setting, low
+    return Products(best, low)
 
 
 def _error(a: Tensor, b: Tensor, exact: Tensor, setting: str) -> float:

@@ -83,6 +83,11 @@ class Source:
         batch.log_q = self.negatives.mixed(batch.log_q)
         return batch
 
+    def ahead(self, step: int) -> Batch | None:
+        """The batch of a step, if it has been read."""
+        found = self._ahead.get(step)
+        return None if found is None else found[1]
+
     def begin(self, step: int) -> Batch:
         """The batch of a step, on the host; those of older steps are forgotten."""
         for old in [s for s in self._ahead if s < step]:

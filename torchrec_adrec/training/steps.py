@@ -19,7 +19,7 @@ from torchrec_adrec.tasks import Agreement, Outputs
 from torchrec_adrec.training.alarm import DeadModelAlarm
 from torchrec_adrec.training.diagnose import culprits
 from torchrec_adrec.training.health import Health
-from torchrec_adrec.training.precision import choose
+from torchrec_adrec.training.precision import Products
 from torchrec_adrec.training.source import Source
 
 
@@ -44,6 +44,7 @@ class Steps:
     """Takes the steps of a source through the train pipeline. Collective.
 
     Args:
+        products: how they are made.
         first: the last step that was taken before.
     """
 
@@ -54,11 +55,13 @@ class Steps:
         source: Source,
         process: Process,
         config: Config,
+        products: Products,
         first: int = 0,
     ) -> None:
         self.model, self.optimizer, self.process = model, optimizer, process
         self.source, self.config, self.number = source, config, first
-        self.low = choose(config.train.precision, process.device)
+        self.low = products.low
+        torch.set_float32_matmul_precision(products.setting)
         if config.train.compile:
             compile_heads(model)
         self.alarm = DeadModelAlarm(source.schema, config.train.dead_model)
@@ -82,14 +85,18 @@ class Steps:
         looks = bool(every) and self.number % every == 0
         with self.health.watched() if looks else nullcontext():
             out = self._progress()
-        self.alarm.look(out.logits, out.labels, self.source.begin(self.number))
+        if self.number > self.optimizer.config.warmup_steps:
+            batch = self.source.begin(self.number)
+            self.alarm.look(out.logits, out.labels, batch)
         figures = self.health.figures(out.ads) if looks else {}
         return Step(self.number, out.loss, bool(out.stop), figures)
 
-    def marks(self) -> Sequence[Tensor]:
-        """Tensors on the host that tell the rows of the last step, for the watchdog."""
-        batch = self.source.begin(self.number)
-        return batch.ad_ids, batch.labels
+    def marks(self, step: int) -> Sequence[Tensor]:
+        """Tensors on the host that tell a step's rows, for the watchdog; of the first
+        one, which is not read yet, none.
+        """
+        batch = self.source.ahead(step)
+        return () if batch is None else (batch.ad_ids, batch.labels)
 
     def detach(self) -> None:
         """Take the model out of the pipeline, to evaluate or save it; it goes back by
