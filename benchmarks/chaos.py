@@ -110,9 +110,10 @@ def judge(run: Path, alone: dict[str, Any] | None = None) -> dict[str, Any]:
         "resumed_at_step": metrics["train"]["resumed_at_step"],
         "restarts": metrics["train"]["restarts"],
         "ranks": metrics["world_size"],
+        # A rank killed after the last checkpoint leaves no step: the rate is 0 then.
         "seconds": metrics["train"]["steps"]
         * 128
-        / metrics["train"]["samples_per_second"],
+        / max(metrics["train"]["samples_per_second"], 1),
         "rows": [epoch.rows for epoch in epochs],
         "lost": sum(len(epoch.lost) for epoch in epochs),
         "doubled": sum(len(epoch.doubled) for epoch in epochs),
