@@ -20,13 +20,13 @@ from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
-from torchrec_adrec.evaluation.pictures import calibration_curve, loss_curve
-from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
+from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.files import vocabulary_hashes
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
 from torchrec_adrec.training.board import Board, board
+from torchrec_adrec.training.judge import Judge
 from torchrec_adrec.training.precision import Products, choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Step, Steps
@@ -71,8 +71,10 @@ class Trainer:
             self._negatives(),
         )
         self.stopping = EarlyStopping(self.config.train.patience)
-        looks = bool(self.config.train.evaluate_every)
-        if looks and not any((self.data / "valid").glob("*.parquet")):
+        self.judge = Judge(
+            self.task, self.data, self.folder, self.schema, self.config, self.process
+        )
+        if self.config.train.evaluate_every and not self.judge.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
                 " prepare with data.split.valid above 0"
@@ -122,7 +124,7 @@ class Trainer:
                 "validation": self.stopping.history,
                 "restarts": restarts(),
             },
-            **self._held_out(),
+            **self.judge.held_out(self.model),
         }
         if self.process.is_first:
             (self.folder / "metrics.json").write_text(
@@ -257,7 +259,7 @@ class Trainer:
         if not every or not (last or self._is_first_of(every, step)):
             return False
         steps.detach()
-        figures = label_metrics(self.schema, self._predicted("valid"))
+        figures = self.judge.figures(self.model, "valid")
         self.model.train()
         for label, found in figures.items():
             names = {f"valid/{label}/{name}": v for name, v in found.items()}
@@ -302,30 +304,3 @@ class Trainer:
             self.config.train.keep_checkpoints,
             {"log_loss": self.stopping.history[-1][1]} if is_best else None,
         )
-
-    def _predicted(self, split: str) -> Predictions:
-        return predict_split(
-            self.model,
-            self.data / split,
-            self.schema,
-            self.process,
-            self.config.train.eval_batch_size,
-            self.config.data.bounds,
-        )
-
-    def _held_out(self) -> dict[str, Any]:
-        """Figures on the splits that training never read, and their calibration."""
-        figures = {}
-        for name in ("valid", "test"):
-            if not any((self.data / name).glob("*.parquet")):
-                continue
-            found = self._predicted(name)
-            figures[name] = label_metrics(self.schema, found)
-            if self.process.is_first and name == "test":
-                self._draw_calibration(found)
-        return figures
-
-    def _draw_calibration(self, found: Predictions) -> None:
-        label, (probability, observed) = next(iter(found.items()))
-        title = f"{self.task}: {label} on the test split"
-        calibration_curve(probability, observed, title, self.folder / "calibration.png")
