@@ -25,7 +25,7 @@ from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.progress import setup_logging
 
 # The launcher would wait 30 s for a stopped rank.
-STOP = "kill -STOP {me}; while kill -0 {other}; do sleep .1; done; kill -KILL {me}"
+CLEAR = "while kill -0 {other}; do sleep .1; done; kill -KILL {me}"
 
 def wait_for_the_other():
     dist.all_reduce(torch.zeros(1))
@@ -61,11 +61,10 @@ with process_group("cpu") as process:
             watchdog.beat(7, [torch.arange(4)])
             wait_for_the_other()
         elif attempt == "0":
-            stop = STOP.format(me=pids[1], other=pids[0])
+            clear = CLEAR.format(me=pids[1], other=pids[0])
             quiet = {"stderr": subprocess.DEVNULL, "start_new_session": True}
-            subprocess.Popen(["sh", "-c", stop], **quiet)
-            wait_for_the_other()
-            wait_for_the_other()
+            subprocess.Popen(["sh", "-c", clear], **quiet)
+            os.kill(os.getpid(), signal.SIGSTOP)  # before it meets the other
         else:
             fall_asleep()
 """
