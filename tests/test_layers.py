@@ -16,7 +16,16 @@ LAYERS = (
     ("models", "losses", "index"),
     ("modules", "data"),
     (
-        *("schema", "batch", "errors", "files", "memory", "progress", "ranks"),
+        *(
+            "schema",
+            "batch",
+            "errors",
+            "files",
+            "memory",
+            "progress",
+            "ranks",
+            "threads",
+        ),
         *("config", "config_errors", "settings", "__version__"),
         *("data_config", "table_config", "train_config"),
     ),

@@ -24,6 +24,7 @@ from torchrec_adrec.run_folder import (
     starts,
 )
 from torchrec_adrec.stage_folder import at_work
+from torchrec_adrec.threads import keep_threads_awake
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -312,6 +313,7 @@ def main() -> None:
     """Entry point: what the user caused is one line and exit code 2, no traceback."""
     setup_logging()
     keep_freed_memory()
+    keep_threads_awake()
     try:
         app()
     except (AdRecError, OSError) as error:  # OSError: a full disk, a forbidden file

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.losses.gather import gather
+from torchrec_adrec.losses.matches import matches
 
 FIRST_KNOWN = 2  # ids below say missing or unknown, and equal each other by no meaning
 
@@ -33,18 +34,10 @@ def known_positives(
         anchors: (A,) rows of this rank.
         first: place of this rank's first ad; an anchor's own ad is never left out.
     """
-    items = gather(history.items)
-    order = items.argsort()
-    rising = items[order].contiguous()
-    rows = torch.repeat_interleave(history.lengths.long())
-    low = torch.searchsorted(rising, history.values.contiguous())
-    high = torch.searchsorted(rising, history.values.contiguous(), right=True)
-    counts = (high - low) * (history.values >= FIRST_KNOWN)
-    row = rows.repeat_interleave(counts)
-    within = torch.arange(len(row), device=row.device) - (
-        counts.cumsum(0) - counts
-    ).repeat_interleave(counts)
-    column = order[low.repeat_interleave(counts) + within]
+    known = history.values >= FIRST_KNOWN
+    rows = torch.repeat_interleave(history.lengths.long())[known]
+    at, column = matches(history.values[known].long(), gather(history.items).long())
+    row = rows[at]
     place = torch.full_like(history.lengths, -1, dtype=torch.int64)
     place[anchors] = torch.arange(len(anchors), device=place.device)
     kept = (place[row] >= 0) & (column != row + first)

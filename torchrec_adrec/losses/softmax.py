@@ -49,6 +49,7 @@ def in_batch_softmax(
     scale = global_scale(anchors)
     at = anchors.nonzero().squeeze(1)
     masked = known_positives(history, at, first) if history is not None else None
-    rows = user[at] / temperature
+    # Backward of `user[at]` adds row by row: .41 ms for 512 of 2,048, this .06.
+    rows = user.index_select(0, at) / temperature
     loss = chunked_cross_entropy(rows, columns, at + first, anchors[at], masked)
     return loss * scale

@@ -49,7 +49,11 @@ def in_order(vectors: KeyedTensor, names: list[str]) -> Tensor:
     """The looked-up vectors side by side in the order of `names`, (B, F * D).
 
     Never read `vectors.values()` by position: a sharded collection returns the keys in
-    an order of its own.
+    an order of its own. Where it is the one asked for, nothing is copied.
     """
-    joined: list[Tensor] = KeyedTensor.regroup([vectors], [names])
+    joined: list[Tensor] = (
+        [vectors.values()]
+        if vectors.keys() == names  # noqa: SIM118
+        else KeyedTensor.regroup([vectors], [names])
+    )
     return joined[0]
