@@ -8,11 +8,13 @@ python benchmarks/training.py --auc RUN/data     # both trainers' AUC on prepare
 Canonical: 26 tables of 5.56 million rows together, dim 16, 13 a side, [512, 256] ->
 256, half click cross-entropy, half in-batch softmax, a quarter of the rows clicked.
 Every way has a process of its own (allocator, threads and precision are a process's);
-they take turns, a block of steps each, and the others sleep meanwhile.
+they take turns, a block of steps each, and the others are stopped meanwhile.
 """
 
 import argparse
+import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +43,7 @@ from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.schema import AD_ID, LOG_Q, Label, Schema, Side, SparseFeature
 from torchrec_adrec.sharded_task import build
+from torchrec_adrec.threads import AWAKE
 from torchrec_adrec.training.precision import choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps
@@ -48,9 +51,13 @@ from torchrec_adrec.training.steps import Steps
 SIZES = np.geomspace(4, 2_290_000, 26).astype(int).tolist()  # 5.56 million in sum
 CLICKED = 0.25
 ADS = 50_000
-WAYS = ("ours, auto", "torchrec plain", "dense adam")
+WAYS = (
+    *("ours, float32", "ours, bfloat16", "ours, bfloat16+compile"),
+    *("torchrec plain", "dense adam"),
+)
 STEPS = {"dense adam": 2}  # of a block; it is slow
 DEFAULT_STEPS = {2048: 20, 8192: 6}
+READY = 1 << 17  # rows in memory; those of fewer keep their vectors in the cache
 CANONICAL = (
     "towers={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: 0,"
     " alpha: .5, temperature: .05, click_bias: false}",
@@ -165,8 +172,11 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | (AWAKE if words[0].startswith("ours") else {}),
+            start_new_session=True,
         )
         self._read()
+        self._send(signal.SIGSTOP)
 
     def _read(self) -> str:
         assert self.process.stdout is not None
@@ -181,12 +191,21 @@ class Worker:
         self.process.stdin.flush()
         return self._read()
 
+    def _send(self, number: signal.Signals) -> None:
+        os.killpg(self.process.pid, number)
+
     def block(self) -> float:
-        """Seconds of one step, the mean of a block's."""
-        return float(self._tell("go"))
+        """Seconds of one step, the mean of a block's. Stopped before and after: threads
+        that spin would slow the others down.
+        """
+        self._send(signal.SIGCONT)
+        spent = float(self._tell("go"))
+        self._send(signal.SIGSTOP)
+        return spent
 
     def end(self) -> int:
         """Peak memory in megabytes."""
+        self._send(signal.SIGCONT)
         peak = int(self._tell("end"))
         self.process.wait()
         return peak
@@ -245,7 +264,7 @@ def plain(data: Path, size: int, _: str, process: Process) -> Callable[[], Any]:
     """TorchRec as its documentation has it, on batches in memory."""
     schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
     source = Source(data, schema, config, process, data)
-    ready = cycle(list(islice(source.batches(0), 8)))
+    ready = cycle(list(islice(source.batches(0), max(READY // size, 8))))
     source._ahead.clear()  # nobody takes their steps
     _, pipeline = torchrec_plain.build(schema, config.towers, size)
     return lambda: pipeline.progress(ready)

@@ -12,7 +12,10 @@ from torchrec.distributed.fbgemm_qcomm_codec import (
     QCommsConfig,
     get_qcomm_codecs_registry,
 )
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import (
+    DataParallelWrapper,
+    DistributedModelParallel,
+)
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import (
     HardwareConfig,
@@ -20,7 +23,11 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import QuantizedCommCodecs, ShardingPlan
+from torchrec.distributed.types import (
+    QuantizedCommCodecs,
+    ShardingEnv,
+    ShardingPlan,
+)
 
 from torchrec_adrec.distributed.constraints import constraints, tables_of
 from torchrec_adrec.distributed.plan_report import rank_lines, table_lines
@@ -53,8 +60,24 @@ def shard(
     sharder = Sharder(qcomm_codecs_registry=codecs(config.qcomm, process.device))
     plan = _agreed_plan(model, process, sharder, config, batch_size, ids)
     return DistributedModelParallel(
-        module=model, device=process.device, plan=plan, sharders=[sharder]
+        module=model,
+        device=process.device,
+        plan=plan,
+        sharders=[sharder],
+        data_parallel_wrapper=Alone() if process.world_size == 1 else None,
     )
+
+
+class Alone(DataParallelWrapper):  # type: ignore[misc]
+    """Of one rank: there is nobody to average with, and DDP's buckets and hooks would
+    take 4% of a step.
+    """
+
+    def wrap(
+        self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device
+    ) -> None:
+        """Move the dense part to its device, as DDP's wrapper does."""
+        dmp._dmp_wrapped_module.to(device)
 
 
 def _agreed_plan(

@@ -18,7 +18,8 @@ def global_scale(weights: Tensor) -> Tensor:
         weights: (B,), 0 for rows that do not count.
     """
     count = weights.sum().detach().clone()
-    dist.all_reduce(count)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(count)
     return dist.get_world_size() / count.clamp(min=1e-12)
 
 

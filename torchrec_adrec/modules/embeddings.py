@@ -53,7 +53,7 @@ def in_order(vectors: KeyedTensor, names: list[str]) -> Tensor:
     """
     joined: list[Tensor] = (
         [vectors.values()]
-        if vectors.keys() == names  # noqa: SIM118
+        if vectors.keys() == names
         else KeyedTensor.regroup([vectors], [names])
     )
     return joined[0]
