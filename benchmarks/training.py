@@ -12,6 +12,7 @@ they take turns, a block of steps each, and the others are stopped meanwhile.
 """
 
 import argparse
+import json
 import os
 import resource
 import signal
@@ -32,6 +33,7 @@ import torch.distributed as dist
 from baselines import dense_adam, torchrec_plain
 from sklearn.metrics import roc_auc_score
 from timing import keep, ratio
+from torch.profiler import ProfilerActivity, profile
 
 from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.data.collate import batch_columns, collate
@@ -203,6 +205,13 @@ class Worker:
         self._send(signal.SIGSTOP)
         return spent
 
+    def profile(self) -> dict[str, float]:
+        """See `profiled`."""
+        self._send(signal.SIGCONT)
+        found: dict[str, float] = json.loads(self._tell("profile"))
+        self._send(signal.SIGSTOP)
+        return found
+
     def end(self) -> int:
         """Peak memory in megabytes."""
         self._send(signal.SIGCONT)
@@ -220,6 +229,9 @@ def work(way: str, size: int, data: Path) -> None:
         for command in commands(process):
             if command == "end":
                 break
+            if command == "profile":
+                answer(process, json.dumps(profiled(step, count)))
+                continue
             started = time.perf_counter()
             for _ in range(count):
                 step()
@@ -236,10 +248,23 @@ def commands(process: Process) -> Iterator[str]:
         yield word[0]
 
 
-def answer(process: Process, figure: float) -> None:
+def answer(process: Process, figure: float | str) -> None:
     """Tell the first rank's figure."""
     if process.is_first:
         print("BLOCK", figure, flush=True)
+
+
+def profiled(step: Callable[[], Any], count: int) -> dict[str, float]:
+    """What costs most of a step on this rank: milliseconds by operation, waits too."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(count):
+            step()
+    spent: dict[str, float] = {}
+    for event in found.key_averages():
+        name = event.key.rstrip(" #0123456789")  # of a numbered step
+        spent[name] = spent.get(name, 0) + event.self_cpu_time_total / 1000 / count
+    top = sorted(spent, key=lambda name: -spent[name])[:14]
+    return {name: round(spent[name], 2) for name in top}
 
 
 def ours(data: Path, size: int, precision: str, process: Process) -> Callable[[], Any]:
@@ -294,10 +319,12 @@ def ranks(data: Path, words: argparse.Namespace) -> dict[str, Any]:
                 spent = worker.block()
                 if number:
                     seconds[name].append(spent)
+        costs = {"one": one.profile(), "two": two.profile()}
         one.end(), two.end()
         found[str(size)] = {
             "samples_per_second": {n: size / median(s) for n, s in seconds.items()},
             "two_ranks_over_one": round(ratio(seconds, "one", "two"), 3),
+            "milliseconds_a_step_by_operation": costs,
             "seconds": seconds,
         }
     return found

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as all_gather_with_grad
+from torch.distributed._functional_collectives import all_gather_single_autograd
 
 from torchrec_adrec.losses.chunked import Columns
 
@@ -31,8 +31,14 @@ def gather_ads(
         correction = log_q + math.log(max(size * len(ad) - 1, 1))
     if size == 1:
         return Columns(ad, correction, ad_ids), 0
-    vectors = torch.cat(all_gather_with_grad(ad))  # type: ignore[no-untyped-call]
-    gathered = Columns(vectors, gather(correction.detach()), gather(ad_ids))
+    group = dist.group.WORLD
+    assert group is not None
+    vectors = all_gather_single_autograd(ad.contiguous(), 0, group)
+    # Both in one message: on two cores every further one took a millisecond.
+    bits = correction.detach().double().view(torch.int64)
+    ids, bits = gather(torch.stack([ad_ids, bits], dim=1)).unbind(1)
+    corrections = bits.contiguous().view(torch.float64).to(correction.dtype)
+    gathered = Columns(vectors, corrections, ids.contiguous())
     return gathered, dist.get_rank() * len(ad)
 
 
