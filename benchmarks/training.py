@@ -3,7 +3,7 @@
 python benchmarks/training.py --batch-size 2048 8192
 python benchmarks/training.py --ranks            # two ranks of one thread against one
 python benchmarks/training.py --memory           # peak memory by batch size
-python benchmarks/training.py --auc RUN/data     # both trainers' AUC on prepared rows
+python benchmarks/training_auc.py RUN/data       # both trainers' AUC on prepared rows
 
 Canonical: 26 tables of 5.56 million rows together, dim 16, 13 a side, [512, 256] ->
 256, half click cross-entropy, half in-batch softmax, a quarter of the rows clicked.
@@ -28,20 +28,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 import torch.distributed as dist
 from baselines import dense_adam, torchrec_plain
-from sklearn.metrics import roc_auc_score
 from timing import keep, ratio
 from torch.profiler import ProfilerActivity, profile
 
 from torchrec_adrec.config import Config, load_config
-from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.data.write import write_rows
 from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.schema import AD_ID, LOG_Q, Label, Schema, Side, SparseFeature
 from torchrec_adrec.sharded_task import build
@@ -75,15 +69,11 @@ def main() -> None:
     arguments.add_argument("--ways", nargs="+", default=list(WAYS))
     arguments.add_argument("--ranks", action="store_true")
     arguments.add_argument("--memory", action="store_true")
-    arguments.add_argument("--auc", type=Path, metavar="DATA")
     arguments.add_argument("--worker", nargs=3, metavar=("WAY", "BATCH", "FOLDER"))
     words = arguments.parse_args()
     if words.worker:
         way, size, data = words.worker
         work(way, int(size), Path(data))
-        return
-    if words.auc:
-        keep("training_auc", aucs(words.auc))
         return
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
@@ -328,49 +318,6 @@ def ranks(data: Path, words: argparse.Namespace) -> dict[str, Any]:
             "seconds": seconds,
         }
     return found
-
-
-def aucs(data: Path) -> dict[str, Any]:
-    """Test AUC after one epoch of the same rows in the same order, three seeds."""
-    found: dict[str, list[float]] = {"ours": [], "torchrec plain": []}
-    with process_group("cpu") as process:
-        for seed in range(3):
-            words = [f"seed={seed}", "train.batch_size=512", "train.precision=auto"]
-            config = load_config(None, [*CANONICAL, *words])
-            schema = Schema.load(data / "schema.json")
-            source = Source(data, schema, config, process, data)
-            model, optimizer = build("retrieval", schema, config, process)
-            products = choose(config.train.precision, process.device)
-            steps = Steps(model, optimizer, source, process, config, products)
-            for _ in range(source.steps):
-                steps.take()
-            steps.detach()
-            judged = predict_split(model, data / "test", schema, process, 4096)
-            found["ours"].append(float(roc_auc_score(*judged["click"][::-1])))
-            found["torchrec plain"].append(plain_auc(data, config, process))
-    return {
-        "test_auc": found,
-        "mean": {way: float(np.mean(each)) for way, each in found.items()},
-        "sd": {way: float(np.std(each, ddof=1)) for way, each in found.items()},
-    }
-
-
-def plain_auc(data: Path, config: Config, process: Process) -> float:
-    """The plain trainer's."""
-    torch.manual_seed(config.seed)
-    schema = Schema.load(data / "schema.json")
-    source = Source(data, schema, config, process, data)
-    model, pipeline = torchrec_plain.build(schema, config.towers, 512)
-    batches = source.batches(0)
-    for _ in range(source.steps):
-        pipeline.progress(batches)
-    pipeline.detach()
-    reader = Reader(Split.open(data / "test"), batch_columns(schema), 4096)
-    test = [collate(rows, schema) for rows in reader.epoch()]
-    kept = torch.cat([batch.weights for batch in test]) > 0
-    label = torch.cat([batch.labels[:, 0] for batch in test])[kept]
-    logits = torchrec_plain.click_logits(model, test)[kept]
-    return float(roc_auc_score(label, logits))
 
 
 def memory(data: Path) -> dict[str, dict[str, int]]:

@@ -4,7 +4,7 @@
 for the rest, `TrainPipelineSparseDist`, float32, and the softmax as one B x B
 `cross_entropy` over the rank's own rows. Its batches lie in memory: it is not charged
 for reading. The same model and the same loss as ours, but for the mask of accidental
-hits, which costs it nothing.
+hits, which it has only if asked (`masked`): its documentation has none.
 """
 
 import math
@@ -65,8 +65,11 @@ class PlainTower(nn.Module):
 class PlainTask(nn.Module):
     """alpha * click cross-entropy + (1 - alpha) * in-batch softmax of clicked rows."""
 
-    def __init__(self, schema: Schema, config: TowersConfig, batch_size: int) -> None:
+    def __init__(
+        self, schema: Schema, config: TowersConfig, batch_size: int, masked: bool
+    ) -> None:
         super().__init__()
+        self.masked = masked
         self.config, self.log_others = config, math.log(batch_size - 1)
         self.user = PlainTower(schema, Side.USER, config)
         self.ad = PlainTower(schema, Side.AD, config)
@@ -81,6 +84,9 @@ class PlainTask(nn.Module):
         correction = batch.log_q + self.log_others
         scores = user @ ad.T / self.config.temperature - correction
         scores.diagonal().add_(correction)
+        if self.masked:
+            same = batch.ad_ids[:, None] == batch.ad_ids
+            scores = scores.masked_fill(same.fill_diagonal_(False), -torch.inf)
         own = torch.arange(scores.shape[0], device=scores.device)
         losses = F.cross_entropy(scores, own, reduction="none")
         softmax = (losses * click).sum() / click.sum()
@@ -90,10 +96,10 @@ class PlainTask(nn.Module):
 
 
 def build(
-    schema: Schema, config: TowersConfig, batch_size: int
+    schema: Schema, config: TowersConfig, batch_size: int, masked: bool = False
 ) -> tuple[DistributedModelParallel, TrainPipelineSparseDist]:
     """The sharded model and its pipeline."""
-    model = PlainTask(schema, config, batch_size)
+    model = PlainTask(schema, config, batch_size, masked)
     for tower in (model.user, model.ad):
         apply_optimizer_in_backward(
             RowWiseAdagrad,

@@ -1,0 +1,119 @@
+"""What the trainers of `training.py` have learnt of the same rows in the same order.
+
+    python benchmarks/training_auc.py RUN/data --seeds 0 1 2 3 4 5
+
+One epoch of the canonical towers (no click bias, alpha .5) at batch 512, test AUC:
+ours in float32 and bfloat16, the plain TorchRec trainer with its own loss, and with the
+mask of accidental hits, the loss that ours has. AUC differs by loss, not by trainer, if
+the paired difference to the masked one lies within its noise.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from baselines import torchrec_plain
+from sklearn.metrics import roc_auc_score
+from timing import keep
+from training import CANONICAL
+
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.data.collate import batch_columns, collate
+from torchrec_adrec.data.parquet import Reader
+from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.evaluation.predict import predict_split
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.sharded_task import build
+from torchrec_adrec.training.precision import choose
+from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.steps import Steps
+
+BATCH = 512
+SAME_LOSS = "torchrec plain, masked"
+
+
+def main() -> None:
+    """Train, judge, keep."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("data", type=Path, help="a prepared data set")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=list(range(6)))
+    words = arguments.parse_args()
+    found: dict[str, list[float]] = {}
+    with process_group("cpu") as process:
+        for seed in words.seeds:
+            for way, auc in _seed(words.data, seed, process).items():
+                found.setdefault(way, []).append(auc)
+    keep("training_auc", {"seeds": words.seeds, "test_auc": found, **_summary(found)})
+
+
+def _seed(data: Path, seed: int, process: Process) -> dict[str, float]:
+    settings = {
+        precision: load_config(
+            None,
+            [
+                *(*CANONICAL, f"seed={seed}"),
+                *(f"train.batch_size={BATCH}", f"train.precision={precision}"),
+            ],
+        )
+        for precision in ("float32", "bfloat16")
+    }
+    found = {
+        f"ours, {p}": ours(data, config, process) for p, config in settings.items()
+    }
+    own = settings["float32"]
+    found["torchrec plain"] = plain(data, own, process, masked=False)
+    found[SAME_LOSS] = plain(data, own, process, masked=True)
+    return found
+
+
+def _summary(found: dict[str, list[float]]) -> dict[str, Any]:
+    """Means with their spread, and paired differences to the same loss."""
+    apart = {
+        way: [auc - other for auc, other in zip(aucs, found[SAME_LOSS], strict=True)]
+        for way, aucs in found.items()
+        if way != SAME_LOSS
+    }
+    figures = found | {f"{way} - {SAME_LOSS}": values for way, values in apart.items()}
+    return {
+        "mean": {name: round(mean(values), 4) for name, values in figures.items()},
+        "sd": {name: round(stdev(values), 4) for name, values in figures.items()},
+    }
+
+
+def ours(data: Path, config: Config, process: Process) -> float:
+    """The trainer's of this project."""
+    schema = Schema.load(data / "schema.json")
+    source = Source(data, schema, config, process, data)
+    model, optimizer = build("retrieval", schema, config, process)
+    products = choose(config.train.precision, process.device)
+    steps = Steps(model, optimizer, source, process, config, products)
+    for _ in range(source.steps):
+        steps.take()
+    steps.detach()
+    judged = predict_split(model, data / "test", schema, process, 4096)
+    return float(roc_auc_score(*judged["click"][::-1]))
+
+
+def plain(data: Path, config: Config, process: Process, masked: bool) -> float:
+    """The plain trainer's."""
+    torch.manual_seed(config.seed)
+    schema = Schema.load(data / "schema.json")
+    source = Source(data, schema, config, process, data)
+    model, pipeline = torchrec_plain.build(schema, config.towers, BATCH, masked)
+    batches = source.batches(0)
+    for _ in range(source.steps):
+        pipeline.progress(batches)
+    pipeline.detach()
+    reader = Reader(Split.open(data / "test"), batch_columns(schema), 4096)
+    test = [collate(rows, schema) for rows in reader.epoch()]
+    kept = torch.cat([batch.weights for batch in test]) > 0
+    label = torch.cat([batch.labels[:, 0] for batch in test])[kept]
+    logits = torchrec_plain.click_logits(model, test)[kept]
+    return float(roc_auc_score(label, logits))
+
+
+if __name__ == "__main__":
+    main()
