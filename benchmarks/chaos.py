@@ -41,6 +41,11 @@ SMALL = (
     "towers.output_dim=16",
     "towers.optimizer={tables_lr: .1, dense_lr: .003}",
 )
+# Of runs that change their ranks, and so the order in which sums are rounded. Dropout is
+# drawn by rank. A ReLU whose input lies nearer to 0 than that rounding lets a row's
+# gradient through on one number of ranks and not on the other: with one of 2e-8, 240
+# steps later the loss of a batch was off by 2.5e-3, the test's by 2e-5.
+SMOOTH = ("towers.dropout=0", "towers.hidden=[]", "towers.click_bias=false")
 WHOLE = 1e-5  # largest difference from the run that was left alone
 LATEST = 0.95  # of the training time: later there is nothing left to kill
 
@@ -169,7 +174,7 @@ class Chaos:
         first, second = ranks
         alone = still[first]
         run = self.new(f"moved-{number}")
-        job = Job.start(run, first, 0, "towers.dropout=0")
+        job = Job.start(run, first, 0, *SMOOTH)
         step = self.random.randrange(20, 240)
         job.reach_step(step)
         if how == "SIGKILL":
@@ -177,7 +182,7 @@ class Chaos:
         else:
             job.process.terminate()
         assert job.process.wait() != 0, "it ended before it was stopped"
-        code = Job.start(run, second, 0, "towers.dropout=0").process.wait()
+        code = Job.start(run, second, 0, *SMOOTH).process.wait()
         told = {"ranks_before": first, "stopped_by": how, "after_step": step}
         return told | {"exit_code": code} | judge(run, alone)
 
@@ -193,8 +198,7 @@ def main() -> None:
     alone = chaos.alone("alone", 2)
     killed = list(_each(words.runs, lambda n: chaos.killed(n, alone)))
     still = {
-        ranks: chaos.alone(f"alone-on-{ranks}", ranks, "towers.dropout=0")
-        for ranks in (1, 2)
+        ranks: chaos.alone(f"alone-on-{ranks}", ranks, *SMOOTH) for ranks in (1, 2)
     }
     cases = [(r, how) for r in ((2, 1), (1, 4)) for how in ("SIGKILL", "SIGTERM")]
     moved = list(_each(len(cases), lambda n: chaos.moved(n, *cases[n], still)))
@@ -206,7 +210,7 @@ def main() -> None:
         "largest_difference": max(run["difference"] for run in runs),
         "rows_lost_or_doubled": sum(run["lost"] + run["doubled"] for run in runs),
     }
-    figures = {"alone": alone, "alone_without_dropout": still}
+    figures = {"alone": alone, "alone_and_smooth": still}
     keep("chaos", {"summary": summary, **figures, "killed": killed, "moved": moved})
     sys.exit(summary["same"] != len(runs))
 
