@@ -41,8 +41,8 @@ SMALL = (
     "towers.output_dim=16",
     "towers.optimizer={tables_lr: .1, dense_lr: .003}",
 )
-# Of runs that change their ranks, and so the order in which sums are rounded. Dropout is
-# drawn by rank. A ReLU whose input lies nearer to 0 than that rounding lets a row's
+# Of runs that change their ranks, and so the order in which sums are rounded. Dropout
+# is drawn by rank. A ReLU whose input lies nearer to 0 than that rounding lets a row's
 # gradient through on one number of ranks and not on the other: with one of 2e-8, 240
 # steps later the loss of a batch was off by 2.5e-3, the test's by 2e-5.
 SMOOTH = ("towers.dropout=0", "towers.hidden=[]", "towers.click_bias=false")
