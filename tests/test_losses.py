@@ -12,6 +12,7 @@ from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.losses import chunked
 from torchrec_adrec.losses.chunked import Columns, chunked_cross_entropy
 from torchrec_adrec.losses.history import History
+from torchrec_adrec.losses.matches import matches
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.losses.softmax import in_batch_softmax
@@ -108,12 +109,15 @@ def plain_cross_entropy(
     return (F.cross_entropy(logits, own, reduction="none") * weights).sum()
 
 
-@pytest.mark.parametrize("block", [1, 130, 1_000, 10**6])
+@pytest.mark.parametrize(
+    ("block", "round_"), [(1, 1), (130, 8), (1_000, 1), (1_000, 64), (10**6, 64)]
+)
 def test_softmax_in_blocks_is_the_plain_one(
-    block: int, monkeypatch: pytest.MonkeyPatch
+    block: int, round_: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Value and both gradients to 1e-6, whatever rows a block takes."""
+    """Value and both gradients to 1e-6, whatever a block takes, filled up or not."""
     monkeypatch.setattr(chunked, "BLOCK", block)
+    monkeypatch.setattr(chunked, "ROUND", round_)
     torch.manual_seed(0)
     rows, vectors = torch.randn(37, 8) / 3, torch.randn(120, 8) / 3
     own, weights = torch.randint(120, (37,)), torch.rand(37)
@@ -133,6 +137,27 @@ def test_softmax_in_blocks_is_the_plain_one(
         found.append((loss.detach(), a.grad, b.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_a_right_ad_of_no_probability_has_its_exact_loss() -> None:
+    """Its probability is 0 in float32, its loss is not infinite."""
+    columns = Columns(torch.eye(3), torch.zeros(3), torch.arange(3))
+    rows = torch.tensor([[0.0, 200.0, 0.0]])
+    loss = chunked_cross_entropy(rows, columns, torch.tensor([0]), torch.ones(1))
+    assert loss.item() == 200
+
+
+def test_matches_are_all_pairs_of_equal_ids() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count in (0, 1, 7, 40):
+        wanted = torch.randint(9, (count,), generator=generator)
+        ids = torch.randint(2, 11, (30,), generator=generator)
+        places, columns = matches(wanted, ids)
+        expected = (wanted[:, None] == ids).nonzero()
+        assert places.tolist() == expected[:, 0].tolist()  # rising
+        assert sorted(zip(places.tolist(), columns.tolist(), strict=True)) == [
+            tuple(pair) for pair in expected.tolist()
+        ]
 
 
 def test_softmax_under_autocast_keeps_its_logits_exact() -> None:

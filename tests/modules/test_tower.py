@@ -1,0 +1,41 @@
+"""What a tower does with the looked-up vectors."""
+
+import torch
+import torch.nn.functional as F
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from torchrec_adrec.models.tower import beside, unit
+from torchrec_adrec.modules.embeddings import in_order
+
+
+def test_unit_is_normalize_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    start, weight = torch.randn(5, 8) * 3, torch.randn(5, 8)
+    found = []
+    for normalise in (unit, lambda vectors: F.normalize(vectors, dim=1)):
+        vectors = start.clone().requires_grad_()
+        out = normalise(vectors)
+        (out * weight).sum().backward()
+        found.append((out.detach(), vectors.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_vector_of_zeros_stays_and_has_a_gradient() -> None:
+    vectors = torch.zeros(1, 4, requires_grad=True)
+    out = unit(vectors)
+    out.sum().backward()
+    assert not out.any() and vectors.grad is not None and vectors.grad.isfinite().all()
+
+
+def test_vectors_are_read_by_key_and_copied_only_if_they_must_be() -> None:
+    values = torch.arange(10.0).view(2, 5)
+    vectors = KeyedTensor(keys=["b", "a"], length_per_key=[2, 3], values=values)
+    assert in_order(vectors, ["a", "b"]).tolist() == [[2, 3, 4, 0, 1], [7, 8, 9, 5, 6]]
+    assert in_order(vectors, ["b", "a"]).data_ptr() == values.data_ptr()
+
+
+def test_no_dense_features_cost_no_copy() -> None:
+    vectors, dense = torch.randn(2, 3), torch.randn(2, 1)
+    assert beside(vectors, dense[:, :0]) is vectors
+    assert torch.equal(beside(vectors, dense), torch.cat([vectors, dense], dim=1))
