@@ -1,0 +1,25 @@
+"""What a step draws at random."""
+
+from types import SimpleNamespace
+
+import torch
+
+from torchrec_adrec.training.steps import Steps
+
+
+def drawn(seed: int, number: int, rank: int) -> float:
+    """The first number after a step has been seeded."""
+    step = SimpleNamespace(
+        config=SimpleNamespace(seed=seed),
+        process=SimpleNamespace(rank=rank, device=torch.device("cpu")),
+        number=number,
+    )
+    Steps._seed(step)  # type: ignore[arg-type]
+    return torch.rand(1, dtype=torch.float64).item()
+
+
+def test_every_step_of_every_rank_and_seed_draws_its_own_and_draws_it_again() -> None:
+    places = [(s, n, r) for s in (0, 1) for n in (1, 2, 3) for r in (0, 1)]
+    first = [drawn(*place) for place in places]
+    assert len(set(first)) == len(places)
+    assert [drawn(*place) for place in places] == first
