@@ -9,7 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "torchrec_adrec"
 
 # From the top down; a file imports its own layer and those below.
 LAYERS = (
-    ("cli", "cli_checkpoint", "cli_options", "cli_plan", "__main__", "launch"),
+    (
+        *("cli", "cli_checkpoint", "cli_options", "cli_plan", "cli_serve"),
+        *("__main__", "launch"),
+    ),
     ("pipeline", "train", "export", "publish", "run_folder", "ledger_report"),
     ("sharded_task", "training", "serve", "report", "planning"),
     ("tasks", "distributed", "evaluation", "stages", "stage_folder", "doctor"),

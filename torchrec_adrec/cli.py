@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec import cli_checkpoint, cli_plan, stages
-from torchrec_adrec.cli_options import ConfigFile, Overrides
-from torchrec_adrec.errors import AdRecError, ConfigError, DataError
+from torchrec_adrec import cli_checkpoint, cli_plan, cli_serve, stages
+from torchrec_adrec.cli_options import ConfigFile, Out, Overrides
+from torchrec_adrec.errors import AdRecError, ConfigError
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.progress import setup_logging
 from torchrec_adrec.run_folder import (
@@ -38,8 +38,6 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_checkpoint.app, name="checkpoint")
-
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 
 
 class TaskName(StrEnum):
@@ -223,75 +221,8 @@ def index(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> N
         publish(out / "embeddings", settings, process, folder)
 
 
-@app.command()
-def recommend(
-    out: Out,
-    user: Annotated[
-        str,
-        typer.Option(
-            help="JSON file of raw user columns, or the number of an example."
-        ),
-    ] = "0",
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Default: recommend.top.")
-    ] = None,
-) -> None:
-    """Ranked ads for one user, with milliseconds per stage.
-
-    The file holds raw columns, as {"I1": 3, "C1": "68fd1e64"}; absent ones are missing.
-    """
-    from torchrec_adrec.report import ads_table, wide_console
-    from torchrec_adrec.serve.recommender import Recommender
-
-    features = _user(user, out)
-    recommender = Recommender.load(out)
-    recommender.recommend(features)  # the first call pays for allocations
-    answer = recommender.recommend(features, top)
-    console = wide_console()
-    console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
-    spent = answer.milliseconds.items()
-    console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in spent))
-
-
-def _user(user: str, out: Path) -> dict[str, Any]:
-    is_example = user.isascii() and user.isdigit()
-    path = out / "data/example_users.json" if is_example else Path(user)
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"--user: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from None
-    if is_example:
-        if int(user) >= len(found):
-            raise ConfigError(f"--user {user}: there are {len(found)} examples, from 0")
-        found = found[int(user)]
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected one object of raw columns")
-    return found
-
-
-@app.command()
-def serve(
-    out: Out,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-) -> None:
-    """Answer POST /recommend over HTTP; needs the extra `serve`.
-
-    The body is one user, as {"user": {"I1": 3, "C1": "68fd1e64"}, "top": 10}.
-    """
-    try:
-        import uvicorn
-
-        from torchrec_adrec.serve.app import build_app
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error}; pip install 'torchrec-adrec[serve]'") from None
-    from torchrec_adrec.serve.recommender import Recommender
-
-    uvicorn.run(build_app(Recommender.load(out)), host=host, port=port)
-
-
+app.command()(cli_serve.recommend)
+app.command()(cli_serve.serve)
 app.command()(cli_plan.plan)
 
 

@@ -16,3 +16,4 @@ Overrides = Annotated[
         help="Settings that replace the file's, as train.batch_size=4096.",
     ),
 ]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
