@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from conftest import StepsWith
 
 from torchrec_adrec.training.steps import Steps
 
@@ -23,3 +24,17 @@ def test_every_step_of_every_rank_and_seed_draws_its_own_and_draws_it_again() ->
     first = [drawn(*place) for place in places]
     assert len(set(first)) == len(places)
     assert [drawn(*place) for place in places] == first
+
+
+def test_compiled_towers_take_the_same_steps(steps_with: StepsWith) -> None:
+    losses = []
+    for compiled in ("false", "true"):
+        with steps_with(f"train.compile={compiled}") as steps:
+            losses.append([steps.take().loss.item() for _ in range(4)])
+            heads = [m for m in steps.model.modules() if hasattr(m, "encode")]
+            kinds = {
+                hasattr(head.encode, "_torchdynamo_orig_callable") for head in heads
+            }
+            assert kinds == {compiled == "true"}
+    assert losses[0][0] != losses[0][3]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -129,8 +130,9 @@ class Steps:
 
     def _seed(self) -> None:
         """What is drawn in a step depends on seed, step and rank alone."""
-        seed, rank = self.config.seed, self.process.rank
-        value = (seed << 40) + (self.number << 12) + rank
+        place = (self.config.seed, self.number, self.process.rank)
+        # Mixed: a CPU's generator takes the low 32 bits of a seed and drops the rest.
+        value = int(np.random.SeedSequence(place).generate_state(1)[0])
         # Of the generators that are in use: torch.manual_seed looks for all that there
         # could be, .4 ms a step.
         torch.default_generator.manual_seed(value)
