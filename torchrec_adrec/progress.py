@@ -40,8 +40,6 @@ def setup_logging() -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
     # TorchRec's tables are ShardedTensors; asking one for its size warns.
     warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
-    # Its named successor is private; this one was measured to have the right gradient.
-    warnings.filterwarnings("ignore", ".*functional.all_gather is deprecated")
 
 
 class Progress:
