@@ -49,7 +49,7 @@ CLICKED = 0.25
 ADS = 50_000
 WAYS = (
     *("ours, float32", "ours, bfloat16", "ours, bfloat16+compile"),
-    *("torchrec plain", "dense adam"),
+    *("torchrec plain", "torchrec plain, awake", "dense adam"),
 )
 STEPS = {"dense adam": 2}  # of a block; it is slow
 DEFAULT_STEPS = {2048: 20, 8192: 6}
@@ -164,7 +164,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | (AWAKE if words[0].startswith("ours") else {}),
+            env=os.environ | (AWAKE if is_awake(words[0]) else {}),
             start_new_session=True,
         )
         self._read()
@@ -188,7 +188,8 @@ class Worker:
 
     def block(self) -> float:
         """Seconds of one step, the mean of a block's. Stopped before and after: threads
-        that spin would slow the others down.
+        that spin would slow the others down. (Of several ranks the launcher alone is
+        stopped; they have one thread each, which sleeps.)
         """
         self._send(signal.SIGCONT)
         spent = float(self._tell("go"))
@@ -275,8 +276,17 @@ def canonical(size: int, precision: str) -> Config:
     return load_config(None, [*CANONICAL, *loop, *words])
 
 
-def plain(data: Path, size: int, _: str, process: Process) -> Callable[[], Any]:
-    """TorchRec as its documentation has it, on batches in memory."""
+def is_awake(way: str) -> bool:
+    """Whether its process is set up as `adrec train` sets up its own."""
+    return way.startswith("ours") or way.endswith("awake")
+
+
+def plain(data: Path, size: int, how: str, process: Process) -> Callable[[], Any]:
+    """TorchRec as its documentation has it, on batches in memory; `awake`: in a process
+    with our settings of memory and threads.
+    """
+    if how == "awake":
+        keep_freed_memory()
     schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
     source = Source(data, schema, config, process, data)
     ready = cycle(list(islice(source.batches(0), max(READY // size, 8))))
@@ -301,7 +311,7 @@ def ranks(data: Path, words: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for size in words.batch_size:
         one, two = (
-            Worker(["ours, auto", str(size), str(data)], ranks) for ranks in (1, 2)
+            Worker(["ours, bfloat16", str(size), str(data)], ranks) for ranks in (1, 2)
         )
         seconds: dict[str, list[float]] = {"one": [], "two": []}
         for number in range(words.rounds + 1):

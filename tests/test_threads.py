@@ -32,17 +32,15 @@ def test_after_torch_it_is_too_late() -> None:
     assert "torch has been imported" in run("import torch").stderr
 
 
-def test_the_command_sets_it_before_torch_is_there() -> None:
-    """As torchx starts it; that torch is not there yet is asserted on the way."""
-    code = "import os, sys; sys.argv = ['adrec', '--help']; import runpy\ntry:\n"
-    code += " runpy.run_module('torchrec_adrec', run_name='__main__')\n"
+def test_training_sets_it_before_torch_is_there() -> None:
+    code = "import os, sys; sys.argv = ['adrec', 'train', 'retrieval', '--out', '/no'];"
+    code += (
+        "import runpy\ntry: runpy.run_module('torchrec_adrec', run_name='__main__')\n"
+    )
     code += "except SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", code]
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=REPOSITORY,
+        command, capture_output=True, text=True, env=env, cwd=REPOSITORY
     )
-    assert done.stdout.endswith("active\n"), done.stderr
+    assert done.stdout == "active\n" and "imported" not in done.stderr, done.stderr

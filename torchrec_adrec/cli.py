@@ -144,6 +144,7 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train the towers or the ranker on all ranks; resumes from its last checkpoint."""
+    keep_threads_awake()  # before anything imports torch
     words = [*(overrides or [])]
     if origin is not None:
         if task != TaskName.RETRIEVAL:
@@ -244,7 +245,6 @@ def main() -> None:
     """Entry point: what the user caused is one line and exit code 2, no traceback."""
     setup_logging()
     keep_freed_memory()
-    keep_threads_awake()
     try:
         app()
     except (AdRecError, OSError) as error:  # OSError: a full disk, a forbidden file

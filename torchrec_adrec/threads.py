@@ -1,7 +1,10 @@
 """How this process's threads wait."""
 
+import logging
 import os
 import sys
+
+log = logging.getLogger(__name__)
 
 AWAKE = {"OMP_WAIT_POLICY": "active"}
 
@@ -14,8 +17,12 @@ def keep_threads_awake() -> None:
     place of 3.4. A process of one thread has none to wake. Who wants them asleep sets
     OMP_WAIT_POLICY=passive.
 
-    The library reads it when it is loaded, so call this before torch is imported.
+    The library reads it when it is loaded, so call this before torch is imported. For
+    training only: elsewhere a spinning thread would keep a core from other pools.
     """
-    assert "torch" not in sys.modules, "too late: torch has been imported"
+    if "torch" in sys.modules:
+        log.warning(
+            "torch has been imported: its threads go on sleeping; set %s", AWAKE
+        )
     for name, value in AWAKE.items():
         os.environ.setdefault(name, value)

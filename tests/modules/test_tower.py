@@ -1,24 +1,40 @@
 """What a tower does with the looked-up vectors."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.models.tower import beside, unit
+from torchrec_adrec.models.two_tower import Calibration
 from torchrec_adrec.modules.embeddings import in_order
 
 
-def test_unit_is_normalize_with_its_gradient() -> None:
+@pytest.mark.parametrize("low", [False, True])
+def test_unit_is_normalize_with_its_gradient(low: bool) -> None:
+    """In float32, whatever autocast says."""
     torch.manual_seed(0)
     start, weight = torch.randn(5, 8) * 3, torch.randn(5, 8)
     found = []
     for normalise in (unit, lambda vectors: F.normalize(vectors, dim=1)):
         vectors = start.clone().requires_grad_()
-        out = normalise(vectors)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = normalise(vectors)
+        assert out.dtype == torch.float32
         (out * weight).sum().backward()
         found.append((out.detach(), vectors.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_clicks_logit_is_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    user, ad = torch.randn(4, 8), torch.randn(6, 8)
+    head = Calibration()
+    expected = head(user, ad, [])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(user, ad, [])
+    assert torch.equal(found, expected)
 
 
 def test_a_vector_of_zeros_stays_and_has_a_gradient() -> None:

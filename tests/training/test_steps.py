@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from conftest import StepsWith
 
+from torchrec_adrec.models.tower import TowerHead
 from torchrec_adrec.training.steps import Steps
 
 
@@ -38,3 +39,19 @@ def test_compiled_towers_take_the_same_steps(steps_with: StepsWith) -> None:
             assert kinds == {compiled == "true"}
     assert losses[0][0] != losses[0][3]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
+def test_a_step_in_bfloat16_has_float32_vectors_of_length_one(
+    steps_with: StepsWith,
+) -> None:
+    """Scores that are trained are those that are served: only products are short."""
+    with steps_with("train.precision=bfloat16", "train.health_every=0") as steps:
+        seen = []
+        for head in (m for m in steps.model.modules() if isinstance(m, TowerHead)):
+            head.register_forward_hook(lambda *told: seen.append(told[2].detach()))
+        loss = steps.take().loss
+    assert loss.dtype == torch.float32 and len(seen) == 2
+    for vectors in seen:
+        assert vectors.dtype == torch.float32
+        lengths = vectors.norm(dim=1)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-6, rtol=0)

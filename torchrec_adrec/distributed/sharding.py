@@ -64,11 +64,11 @@ def shard(
         device=process.device,
         plan=plan,
         sharders=[sharder],
-        data_parallel_wrapper=Alone() if process.world_size == 1 else None,
+        data_parallel_wrapper=Unwrapped() if process.world_size == 1 else None,
     )
 
 
-class Alone(DataParallelWrapper):  # type: ignore[misc]
+class Unwrapped(DataParallelWrapper):  # type: ignore[misc]
     """Of one rank: there is nobody to average with, and DDP's buckets and hooks would
     take 4% of a step.
     """

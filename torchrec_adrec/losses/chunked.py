@@ -12,7 +12,8 @@ from torch import Tensor
 
 from torchrec_adrec.losses.matches import matches
 
-BLOCK = 1 << 22  # logits held at a time, 16 MB: with 4 MB 8192 rows took a quarter more
+BLOCK = 1 << 22  # logits held at a time, 16 MB (or `ROUND` rows, if these are more):
+# with 4 MB 8192 rows took a quarter more
 ROUND = 64  # rows come in multiples: oneDNN makes code anew for every shape it meets
 
 

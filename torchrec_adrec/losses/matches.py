@@ -1,4 +1,4 @@
-"""Places of equal ids, found by sorting: nothing of size (A, N) is made."""
+"""Places of equal ids, found by sorting: no (A, N) matrix where few are equal."""
 
 import torch
 from torch import Tensor

@@ -56,7 +56,8 @@ def pairwise_loss(
     scale = global_scale(anchors)
     at = anchors.nonzero().squeeze(1)
     drawn = torch.randint(len(columns.ids), (len(at), PAIRS), device=at.device)
-    others = torch.einsum("ad,apd->ap", user[at], columns.vectors[drawn])
+    # No `einsum`: it is bfloat16 under autocast, and the clicked ad's score is not.
+    others = (user[at][:, None] * columns.vectors[drawn]).sum(dim=2)
     own = (user[at] * ad[at]).sum(dim=1, keepdim=True)
     losses = WAYS[way]((own - others) / temperature)
     differs = columns.ids[drawn] != ad_ids[at, None]

@@ -27,7 +27,7 @@ def unit(vectors: Tensor) -> Tensor:
     """(B, D) to length 1; 0 stays 0. As `F.normalize`, whose backward takes twice as
     long: it divides where this multiplies.
     """
-    squares: Tensor = torch.linalg.vecdot(vectors, vectors)
+    squares = (vectors * vectors).sum(dim=1)  # `vecdot` is bfloat16 under autocast
     return vectors * squares.clamp_min(SHORTEST**2).rsqrt()[:, None]
 
 

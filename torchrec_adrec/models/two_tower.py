@@ -66,7 +66,7 @@ class Calibration(nn.Module):
     def forward(self, user: Tensor, ad: Tensor, biases: list[Tensor]) -> Tensor:
         """(B, D), (N, D) and biases (B,) or (N,), N >= B -> (B,)."""
         own = ad if len(ad) == len(user) else ad[: len(user)]  # a slice costs a copy
-        scores: Tensor = torch.linalg.vecdot(user, own)
+        scores = (user * own).sum(dim=1)
         logits: Tensor = self.log_scale.exp() * scores + self.bias
         for bias in biases:
             logits = logits + bias[: len(user)]
