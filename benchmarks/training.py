@@ -13,14 +13,10 @@ they take turns, a block of steps each, and the others are stopped meanwhile.
 
 import argparse
 import json
-import os
 import resource
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -28,10 +24,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch.distributed as dist
 from baselines import dense_adam, torchrec_plain
 from timing import keep, ratio
-from torch.profiler import ProfilerActivity, profile
+from turns import Worker, answer, commands, profiled
 
 from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.data.write import write_rows
@@ -39,7 +34,6 @@ from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.schema import AD_ID, LOG_Q, Label, Schema, Side, SparseFeature
 from torchrec_adrec.sharded_task import build
-from torchrec_adrec.threads import AWAKE
 from torchrec_adrec.training.precision import choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps
@@ -127,7 +121,7 @@ def write(data: Path, rows: int) -> None:
 
 def compare(data: Path, size: int, words: argparse.Namespace) -> dict[str, Any]:
     """All ways at one batch size."""
-    workers = {way: Worker([way, str(size), str(data)]) for way in words.ways}
+    workers = {way: Worker(__file__, [way, str(size), str(data)]) for way in words.ways}
     seconds: dict[str, list[float]] = {way: [] for way in words.ways}
     for number in range(words.rounds + 1):
         for way, worker in workers.items():
@@ -151,66 +145,6 @@ def _times(seconds: dict[str, list[float]], other: str) -> dict[str, float]:
     return {way: round(ratio(seconds, other, way), 2) for way in ours}
 
 
-class Worker:
-    """A process that trains a block when it is told to."""
-
-    def __init__(self, words: list[str], ranks: int = 1) -> None:
-        command = [sys.executable]
-        if ranks > 1:
-            command += ["-m", "torch.distributed.run", "--standalone"]
-            command += ["--nproc-per-node", str(ranks)]
-        self.process = subprocess.Popen(
-            [*command, __file__, "--worker", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | (AWAKE if is_awake(words[0]) else {}),
-            start_new_session=True,
-        )
-        self._read()
-        self._send(signal.SIGSTOP)
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("BLOCK "):
-                return line.removeprefix("BLOCK ")
-        raise RuntimeError(f"a worker ended with {self.process.wait()}")
-
-    def _tell(self, word: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _send(self, number: signal.Signals) -> None:
-        os.killpg(self.process.pid, number)
-
-    def block(self) -> float:
-        """Seconds of one step, the mean of a block's. Stopped before and after: threads
-        that spin would slow the others down. (Of several ranks the launcher alone is
-        stopped; they have one thread each, which sleeps.)
-        """
-        self._send(signal.SIGCONT)
-        spent = float(self._tell("go"))
-        self._send(signal.SIGSTOP)
-        return spent
-
-    def profile(self) -> dict[str, float]:
-        """See `profiled`."""
-        self._send(signal.SIGCONT)
-        found: dict[str, float] = json.loads(self._tell("profile"))
-        self._send(signal.SIGSTOP)
-        return found
-
-    def end(self) -> int:
-        """Peak memory in megabytes."""
-        self._send(signal.SIGCONT)
-        peak = int(self._tell("end"))
-        self.process.wait()
-        return peak
-
-
 def work(way: str, size: int, data: Path) -> None:
     """Be a worker: one rank of those that the launcher started, or alone."""
     count = STEPS.get(way, DEFAULT_STEPS.get(size, 2))
@@ -230,34 +164,6 @@ def work(way: str, size: int, data: Path) -> None:
         answer(process, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
-def commands(process: Process) -> Iterator[str]:
-    """What the first rank is told, on all."""
-    answer(process, 0)
-    while True:
-        word = [sys.stdin.readline().strip() if process.is_first else ""]
-        dist.broadcast_object_list(word)
-        yield word[0]
-
-
-def answer(process: Process, figure: float | str) -> None:
-    """Tell the first rank's figure."""
-    if process.is_first:
-        print("BLOCK", figure, flush=True)
-
-
-def profiled(step: Callable[[], Any], count: int) -> dict[str, float]:
-    """What costs most of a step on this rank: milliseconds by operation, waits too."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        for _ in range(count):
-            step()
-    spent: dict[str, float] = {}
-    for event in found.key_averages():
-        name = event.key.rstrip(" #0123456789")  # of a numbered step
-        spent[name] = spent.get(name, 0) + event.self_cpu_time_total / 1000 / count
-    top = sorted(spent, key=lambda name: -spent[name])[:14]
-    return {name: round(spent[name], 2) for name in top}
-
-
 def ours(data: Path, size: int, precision: str, process: Process) -> Callable[[], Any]:
     """The trainer of this project, reading Parquet as it always does."""
     keep_freed_memory()
@@ -274,11 +180,6 @@ def canonical(size: int, precision: str) -> Config:
     words = [f"train.{word}=true" for word in more]
     loop = [f"train.batch_size={size}", f"train.precision={name}", "train.epochs=1000"]
     return load_config(None, [*CANONICAL, *loop, *words])
-
-
-def is_awake(way: str) -> bool:
-    """Whether its process is set up as `adrec train` sets up its own."""
-    return way.startswith("ours") or way.endswith("awake")
 
 
 def plain(data: Path, size: int, how: str, process: Process) -> Callable[[], Any]:
@@ -311,7 +212,8 @@ def ranks(data: Path, words: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for size in words.batch_size:
         one, two = (
-            Worker(["ours, bfloat16", str(size), str(data)], ranks) for ranks in (1, 2)
+            Worker(__file__, ["ours, bfloat16", str(size), str(data)], ranks)
+            for ranks in (1, 2)
         )
         seconds: dict[str, list[float]] = {"one": [], "two": []}
         for number in range(words.rounds + 1):
@@ -335,7 +237,7 @@ def memory(data: Path) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for way in ("ours, float32", "torchrec plain"):
         for size in (2048, 4096, 8192, 16384):
-            worker = Worker([way, str(size), str(data)])
+            worker = Worker(__file__, [way, str(size), str(data)])
             worker.block()
             found.setdefault(way, {})[str(size)] = worker.end()
     return found

@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchrec_adrec.distributed.process import process_group
-from torchrec_adrec.losses import chunked
-from torchrec_adrec.losses.chunked import Columns, chunked_cross_entropy
 from torchrec_adrec.losses.history import History
-from torchrec_adrec.losses.matches import matches
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.losses.softmax import in_batch_softmax
@@ -94,89 +91,6 @@ def test_an_ad_without_log_q_cannot_be_trained_on_by_mistake() -> None:
     log_q = torch.tensor([0.0, torch.nan])
     loss = in_batch_softmax(vectors, vectors, ids, log_q, torch.ones(2), 1.0)
     assert loss.isnan()
-
-
-def plain_cross_entropy(
-    rows: Tensor, columns: Columns, own: Tensor, weights: Tensor, hidden: Tensor
-) -> Tensor:
-    """The definition, with all logits at once."""
-    at = torch.arange(len(own))
-    logits = rows @ columns.vectors.T - columns.correction
-    logits[at, own] += columns.correction[own]
-    same = columns.ids[own][:, None] == columns.ids[None]
-    same[at, own] = False
-    logits = logits.masked_fill(same | hidden, -torch.inf)
-    return (F.cross_entropy(logits, own, reduction="none") * weights).sum()
-
-
-@pytest.mark.parametrize(
-    ("block", "round_"), [(1, 1), (130, 8), (1_000, 1), (1_000, 64), (10**6, 64)]
-)
-def test_softmax_in_blocks_is_the_plain_one(
-    block: int, round_: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Value and both gradients to 1e-6, whatever a block takes, filled up or not."""
-    monkeypatch.setattr(chunked, "BLOCK", block)
-    monkeypatch.setattr(chunked, "ROUND", round_)
-    torch.manual_seed(0)
-    rows, vectors = torch.randn(37, 8) / 3, torch.randn(120, 8) / 3
-    own, weights = torch.randint(120, (37,)), torch.rand(37)
-    hidden = torch.rand(37, 120) < 0.1
-    hidden[torch.arange(37), own] = False
-    found = []
-    for blocks in (True, False):
-        a, b = rows.clone().requires_grad_(), vectors.clone().requires_grad_()
-        columns = Columns(b, torch.linspace(-1, 1, 120), torch.arange(120) % 40)
-        if blocks:
-            masked = hidden.nonzero(as_tuple=True)
-            loss = chunked_cross_entropy(a, columns, own, weights, masked)
-        else:
-            loss = plain_cross_entropy(a, columns, own, weights, hidden)
-        loss = loss / weights.sum()
-        (3 * loss).backward()
-        found.append((loss.detach(), a.grad, b.grad))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
-
-
-def test_a_right_ad_of_no_probability_has_its_exact_loss() -> None:
-    """Its probability is 0 in float32, its loss is not infinite."""
-    columns = Columns(torch.eye(3), torch.zeros(3), torch.arange(3))
-    rows = torch.tensor([[0.0, 200.0, 0.0]])
-    loss = chunked_cross_entropy(rows, columns, torch.tensor([0]), torch.ones(1))
-    assert loss.item() == 200
-
-
-def test_matches_are_all_pairs_of_equal_ids() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for count in (0, 1, 7, 40):
-        wanted = torch.randint(9, (count,), generator=generator)
-        ids = torch.randint(2, 11, (30,), generator=generator)
-        places, columns = matches(wanted, ids)
-        expected = (wanted[:, None] == ids).nonzero()
-        assert places.tolist() == expected[:, 0].tolist()  # rising
-        assert sorted(zip(places.tolist(), columns.tolist(), strict=True)) == [
-            tuple(pair) for pair in expected.tolist()
-        ]
-
-
-def test_softmax_under_autocast_keeps_its_logits_exact() -> None:
-    """In bfloat16 cosines over .02 would be off by .1; the gradient may be by 1%."""
-    torch.manual_seed(0)
-    rows = F.normalize(torch.randn(64, 16), dim=1) / 0.02
-    vectors = F.normalize(torch.randn(64, 16), dim=1)
-    columns = Columns(vectors.requires_grad_(), torch.zeros(64), torch.arange(64))
-    values, gradients = [], []
-    for low in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            loss = chunked_cross_entropy(
-                rows, columns, torch.arange(64), torch.ones(64)
-            )
-        values.append(loss.detach())
-        gradients.append(torch.autograd.grad(loss, vectors)[0])
-    assert torch.equal(values[0], values[1])
-    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
-    assert 0 < error < 0.01
 
 
 def test_no_anchor_on_a_rank_is_no_loss_and_a_whole_backward() -> None:
