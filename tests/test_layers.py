@@ -63,14 +63,18 @@ def test_imports_go_down_only() -> None:
                 assert LEVEL[room(name)] >= LEVEL[own], f"{path} imports {name}"
 
 
-def test_only_collate_makes_keyed_jagged_tensors() -> None:
-    makers = {
+def callers_of(name: str) -> set[str]:
+    return {
         path.name
         for path in sources()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and "KeyedJaggedTensor" in ast.unparse(node.func)
+        if isinstance(node, ast.Call) and name in ast.unparse(node.func)
     }
-    assert makers == {"collate.py"}
+
+
+def test_keyed_jagged_tensors_come_from_a_layout_and_layouts_from_collate() -> None:
+    assert callers_of("KeyedJaggedTensor") == {"batch.py"}
+    assert callers_of("TowerLayout") == {"collate.py"}
 
 
 def test_only_index_imports_faiss() -> None:

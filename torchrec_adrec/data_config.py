@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from torchrec_adrec.schema import MOST_ROWS
 from torchrec_adrec.settings import Count, Fraction, Rate, Settings
 from torchrec_adrec.table_config import TableConfig
 
@@ -76,7 +77,7 @@ class DataConfig(Settings):
     value is unknown, and some values share a row."""
     min_count: Count = 5
     """Values seen less often in training become `unknown` (id 1)."""
-    hash_size: Annotated[int, Field(ge=3)] = 100_000
+    hash_size: Annotated[int, Field(ge=3, le=MOST_ROWS)] = 100_000
     """Rows of every table with `ids: hash`."""
     bounds: Bounds = "raise"
     """What to do with an id outside its table, a number that is not finite or a label

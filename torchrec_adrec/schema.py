@@ -17,6 +17,7 @@ from torchrec_adrec.errors import SchemaError
 AD_ID = "ad_id"
 LOG_Q = "log_q"
 SCORE = "score"
+MOST_ROWS = 2**31 - 1  # of a table: ids are 32 bits wide
 RESERVED = (AD_ID, LOG_Q, SCORE, "impressions", "clicks")
 # Feature names are file names and parts of column names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -59,7 +60,7 @@ class SparseFeature(_Feature):
     source: str
     kind: Literal["hex", "text", "number"] = "hex"
     buckets: Literal["log_square", "quantile"] | None = None
-    num_embeddings: int = 0
+    num_embeddings: Annotated[int, Field(ge=0, le=MOST_ROWS)] = 0
 
     @model_validator(mode="after")
     def _numbers_have_buckets(self) -> Self:
@@ -82,7 +83,7 @@ class SequenceFeature(_Feature):
     source: str
     kind: Literal["hex", "text"] = "text"
     max_length: int = 20
-    num_embeddings: int = 0
+    num_embeddings: Annotated[int, Field(ge=0, le=MOST_ROWS)] = 0
     shares: str | None = None
 
     @property

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
@@ -8,11 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchrec_adrec.batch import Batch, anchor_bucket
 from torchrec_adrec.data.bounds import Mended
 from torchrec_adrec.data.collate import batch_columns, collate, tower_input
 from torchrec_adrec.data.parquet import Reader, Rows
 from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -103,7 +106,7 @@ def test_keys_stand_in_schema_order_with_their_own_ids(rows: Rows) -> None:
     for tower, name in ((batch.user, "z"), (batch.user, "a"), (batch.ad, "brand")):
         assert tower.sparse[name].values().tolist() == made[name].tolist()
         assert tower.sparse[name].lengths().tolist() == [1] * ROWS
-    assert batch.ad.sparse.values().dtype == torch.int64
+    assert batch.ad.sparse.values().dtype == torch.int32
     assert batch.ad.sparse.offsets().tolist() == list(range(ROWS + 1))
     assert batch.user.dense.T.tolist() == [made[n].tolist() for n in ("age", "visits")]
     assert batch.ad.dense.T.tolist() == [made["price"].tolist()]
@@ -222,7 +225,7 @@ def test_a_mended_value_is_counted_and_told(
     wanted = {**made, name: made[name].copy()}
     wanted[name][5] = clamped if bounds == "clamp" else unknown
     for mine, other in zip(
-        tensors(batches[1]), tensors(collate(write(wanted), SCHEMA)), strict=True
+        all_of(batches[1]), all_of(collate(write(wanted), SCHEMA)), strict=True
     ):
         np.testing.assert_array_equal(mine, other)
     assert mended.counts == {name: 2}
@@ -241,20 +244,109 @@ def test_nothing_is_said_of_good_rows(
     assert not mended.counts and not caplog.records
 
 
-def tensors(batch: Any) -> list[Any]:
-    parts = [batch.labels, batch.ad_ids, batch.log_q, batch.weights]
-    for tower in (batch.user, batch.ad):
-        parts += [tower.dense, tower.sparse.values(), tower.sparse.lengths()]
-    return [part.numpy() for part in parts]
-
-
 def test_a_side_alone_needs_its_own_columns_only() -> None:
     made = {name: columns()[name] for name in SCHEMA.columns_of(Side.AD)}
     assert tower_input(made, SCHEMA, Side.AD).sparse.keys() == ["brand"]
 
 
-def test_a_batch_moves_whole(rows: Rows) -> None:
+def all_of(batch: Batch) -> list[torch.Tensor]:
+    found = [batch.labels, batch.ad_ids, batch.log_q, batch.weights]
+    found += [batch.anchors, batch.anchor_weights]
+    for side in (batch.user, batch.ad):
+        found += [side.dense, side.sparse.values(), side.sparse.lengths()]
+    return found
+
+
+def test_a_batch_is_one_buffer_and_moves_whole(rows: Rows) -> None:
     batch = collate(rows, SCHEMA)
-    moved = batch.to(torch.device("cpu"))
-    for mine, other in zip(tensors(batch), tensors(moved), strict=True):
-        np.testing.assert_array_equal(mine, other)
+    buffer = batch.buffer.untyped_storage()
+    shared = batch.ad.sparse.lengths()  # of one id each: the same in every batch
+    assert shared is collate(rows, SCHEMA).ad.sparse.lengths()
+    for part in all_of(batch):
+        assert part is shared or part.untyped_storage().data_ptr() == buffer.data_ptr()
+        assert part.is_contiguous() and part.data_ptr() % 16 == 0
+    moved = Batch(batch.buffer.clone(), batch.layout)  # as `to` another device does
+    for mine, other in zip(all_of(batch), all_of(moved), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy())
+    assert batch.to(torch.device("cpu")) is batch
+
+
+def test_a_move_is_one_copy_and_asks_the_device_for_nothing(rows: Rows) -> None:
+    """`meta` stands for a device: it has no values that anybody could ask for."""
+    batch, device = collate(rows, SCHEMA), torch.device("meta")
+    batch.to(device)
+    with Copies() as copies:
+        moved = batch.to(device, non_blocking=True)
+    assert copies.count == 1
+    for mine, other in zip(all_of(batch), all_of(moved), strict=True):
+        assert other.device == device
+        assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
+    for side, known in ((moved.user.sparse, batch.user), (moved.ad.sparse, batch.ad)):
+        assert (
+            side._length_per_key
+            == known.sparse.lengths().view(-1, ROWS).sum(dim=1).tolist()
+        )
+        assert side.keys() == known.sparse.keys() and side.stride() == ROWS
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += "copy" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_tensor_of_a_batch_can_be_replaced(rows: Rows) -> None:
+    """It would be lost on the way to a device."""
+    batch = collate(rows, SCHEMA)
+    with pytest.raises(FrozenInstanceError):
+        batch.log_q = batch.log_q + 1  # type: ignore[misc]
+    with pytest.raises(ValueError, match="init=False"):
+        replace(batch, weights=batch.weights * 2)  # type: ignore[call-arg]
+
+
+@settings(max_examples=30, deadline=None)
+@given(clicks=st.lists(st.sampled_from([0.0, 1.0, np.nan]), min_size=1, max_size=300))
+def test_anchors_are_the_clicked_rows_that_count(clicks: list[float]) -> None:
+    count = len(clicks)
+    made = {name: np.resize(column, count) for name, column in columns().items()}
+    made["click"] = np.array(clicks, np.float32)
+    weights = np.where(np.arange(count) % 5 == 4, 0, 0.5 + np.arange(count))
+    batch = collate(Rows(made, weights.astype(np.float32), Any, ()), SCHEMA)
+    wanted = [r for r in range(count) if clicks[r] == 1 and weights[r] > 0]
+    padding = len(batch.anchors) - len(wanted)
+    assert batch.anchors.tolist() == wanted + [0] * padding
+    found = batch.anchor_weights.tolist()
+    assert found == [*weights[wanted].tolist(), *[0] * padding]
+    assert batch.anchors.dtype == torch.int32
+    assert len(batch.anchors) % anchor_bucket(count) == 0 and padding <= 64
+
+
+def test_the_anchors_of_a_run_have_one_or_two_shapes() -> None:
+    """A quarter of the rows is clicked, give or take four deviations."""
+    for rows, size in ((32, 64), (2048, 128), (3000, 256), (8192, 512), (65536, 4096)):
+        assert anchor_bucket(rows) == size
+        spread = 4 * (rows * 0.25 * 0.75) ** 0.5
+        shapes = {round(rows / 4 + s * spread) // size for s in (-1, 0, 1)}
+        assert len(shapes) <= 2
+
+
+def test_an_id_that_no_32_bits_hold_is_refused(rows: Rows) -> None:
+    """2**32 + 5 must not become 5."""
+    for value in (2**32 + 5, 2**31, -(2**32) + 5):
+        made = {**rows.columns, "z": rows.columns["z"].astype(np.int64)}
+        made["z"][5] = value
+        with pytest.raises(DataError, match=f"row 5: z is {value}, expected 0 to 12"):
+            collate(replace(rows, columns=made), SCHEMA)
+
+
+def test_tables_larger_than_an_id_are_refused() -> None:
+    with pytest.raises(ValueError, match="less than or equal to 2147483647"):
+        SparseFeature(name="z", side=Side.USER, source="z", num_embeddings=2**31)
+    with pytest.raises(ValueError, match="less than or equal to 2147483647"):
+        DataConfig(hash_size=2**31)

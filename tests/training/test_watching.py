@@ -10,6 +10,7 @@ import torch
 from conftest import StepsWith
 
 from torchrec_adrec.batch import Batch
+from torchrec_adrec.config import load_config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import batch_columns, collate
 from torchrec_adrec.data.negatives import UniformNegatives
@@ -22,6 +23,7 @@ from torchrec_adrec.schema import LOG_Q, Schema
 from torchrec_adrec.training import alarm, precision
 from torchrec_adrec.training.alarm import DeadModelAlarm
 from torchrec_adrec.training.health import effective_rank
+from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.stopping import EarlyStopping
 
 
@@ -183,3 +185,20 @@ def test_ads_that_only_held_out_rows_show_are_no_negatives(prepared: Path) -> No
     assert hidden not in drawn and len(set(drawn)) == len(catalog) - 1
     shares = negatives.mixed(torch.from_numpy(negatives.columns[LOG_Q])).exp()
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_mixture_that_ads_are_drawn_from_goes_where_the_batch_goes(
+    prepared: Path,
+) -> None:
+    schema = Schema.load(prepared / "schema.json")
+    negatives = UniformNegatives(prepared, schema, 8, 32, seed=0)
+    config = load_config(None, ["train.batch_size=32"])
+    with process_group("cpu") as process:
+        source = Source(prepared, schema, config, process, prepared, negatives)
+        batch = next(source.batches(0))
+        rows, _ = source._ahead[1]
+    drawn = torch.from_numpy(negatives.of_step(1)[LOG_Q])
+    plain = torch.cat([torch.from_numpy(rows.columns[LOG_Q].copy()), drawn])
+    moved = Batch(batch.buffer.clone(), batch.layout)
+    assert len(moved.log_q) == 40
+    assert torch.equal(moved.log_q, negatives.mixed(plain))

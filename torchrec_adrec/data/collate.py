@@ -1,22 +1,25 @@
-"""Columns to tensors. THE ONLY MAKER OF KEYED JAGGED TENSORS.
+"""Columns to the one buffer of a batch. THE ONLY ONE WHO SAYS WHAT IS IN A BUFFER.
 
-A sharded `EmbeddingBagCollection` keeps the key order of the first KJT that it sees; a
-later one in another order gives wrong vectors and no error. So all of them come from
-here, in schema order (a test holds this).
+So the keys of every KJT, which `batch` makes from a layout, are in schema order (a test
+holds this).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_adrec.batch import Batch, TowerInput
+from torchrec_adrec.batch import (
+    Batch,
+    BatchLayout,
+    TowerInput,
+    TowerLayout,
+    anchor_bucket,
+)
 from torchrec_adrec.data.bounds import (
     Mended,
     OutOfRangeError,
@@ -31,14 +34,31 @@ from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import (
     AD_ID,
     LOG_Q,
+    MOST_ROWS,
     Schema,
     SequenceFeature,
     Side,
-    SparseFeature,
 )
 
 NO_ID = -(2**31)
+ID = np.dtype(np.int32)
 Columns = Mapping[str, NDArray[Any]]
+Memory = Callable[[int], Tensor]
+
+
+def heap(nbytes: int) -> Tensor:
+    """New memory, (bytes,) uint8."""
+    return torch.empty(nbytes, dtype=torch.uint8)
+
+
+def pinned(nbytes: int) -> Tensor:
+    """The same, from which a GPU copies while the host goes on."""
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+
+def memory_for(device: torch.device) -> Memory:
+    """Where batches lie best that go to a device."""
+    return pinned if device.type == "cuda" else heap
 
 
 def batch_columns(schema: Schema) -> tuple[str, ...]:
@@ -53,6 +73,7 @@ def collate(
     bounds: Bounds = "raise",
     mended: Mended | None = None,
     extra: Columns | None = None,
+    memory: Memory = heap,
 ) -> Batch:
     """One rank's rows as a `Batch`.
 
@@ -60,13 +81,14 @@ def collate(
         bounds: what becomes of values out of range, see `data.bounds`.
         mended: counts them, over all batches of a caller that wants totals.
         extra: the ad's columns of further ads, which belong to no row's user.
+        memory: where so many bytes go.
 
     Raises:
         DataError: a value out of range, naming column, value, file and row; or an id
             behind the end of its sequence, whatever `bounds` says.
     """
     try:
-        return _batch(rows, schema, extra)
+        return _batch(rows, schema, extra, memory)
     except OutOfRangeError as error:
         if error.row >= len(rows.weights):
             raise DataError(f"an ad of the catalog: {error}; prepare again") from None
@@ -74,23 +96,38 @@ def collate(
             where = rows.split.locate(int(rows.numbers[error.row]))
             raise DataError(f"{where}: {error}") from None
     counter = Mended() if mended is None else mended
-    return collate(mend(rows, schema, bounds, counter), schema, extra=extra)
+    allowed = mend(rows, schema, bounds, counter)
+    return collate(allowed, schema, extra=extra, memory=memory)
 
 
-def _batch(rows: Rows, schema: Schema, extra: Columns | None) -> Batch:
+def _batch(rows: Rows, schema: Schema, extra: Columns | None, memory: Memory) -> Batch:
     refuse(rows.columns, map(label_limit, schema.labels))
-    labels = [rows.columns[name] for name in schema.label_names]
     ads = rows.columns
     if extra is not None:
         ads = {name: np.append(ads[name], values) for name, values in extra.items()}
-    return Batch(
-        user=tower_input(rows.columns, schema, Side.USER),
-        ad=tower_input(ads, schema, Side.AD),
-        labels=torch.from_numpy(np.stack(labels, axis=1).astype(np.float32)),
-        weights=torch.from_numpy(rows.weights),
-        ad_ids=torch.from_numpy(np.ascontiguousarray(ads[AD_ID])),
-        log_q=torch.from_numpy(np.ascontiguousarray(ads[LOG_Q])),
-    )
+    user, ad = _Part(rows.columns, schema, Side.USER), _Part(ads, schema, Side.AD)
+    labels = [rows.columns[name] for name in schema.label_names]
+    anchors = np.flatnonzero((labels[0] == 1) & (rows.weights > 0))
+    bucket = anchor_bucket(user.rows)
+    filled_up = max(-(-len(anchors) // bucket), 1) * bucket
+    layout = _batch_layout(user.layout(), ad.layout(), len(labels), filled_up)
+    batch = Batch(memory(layout.nbytes), layout)
+    user.fill(batch.user)
+    ad.fill(batch.ad)
+    np.stack(labels, axis=1, out=batch.labels.numpy(), casting="same_kind")
+    batch.weights.numpy()[:] = rows.weights
+    batch.ad_ids.numpy()[:] = ads[AD_ID]
+    batch.log_q.numpy()[:] = ads[LOG_Q]
+    _put_first(batch.anchors, anchors)
+    _put_first(batch.anchor_weights, rows.weights[anchors])
+    return batch
+
+
+def _put_first(into: Tensor, values: NDArray[Any]) -> None:
+    """Write values, and 0 behind them."""
+    array = into.numpy()
+    array[: len(values)] = values
+    array[len(values) :] = 0
 
 
 def tower_input(columns: Columns, schema: Schema, side: Side) -> TowerInput:
@@ -100,89 +137,105 @@ def tower_input(columns: Columns, schema: Schema, side: Side) -> TowerInput:
         OutOfRangeError: an id outside its table, a number that is not finite, or an id
             behind the end of its sequence.
     """
-    sparse, sequences = schema.sparse_of(side), schema.sequences_of(side)
-    lists = tuple(name for f in sequences for name in f.columns)
-    ids = _ids([columns[n] for n in (*(f.name for f in sparse), *lists)])
-    dense = _dense([columns[f.name] for f in schema.dense_of(side)], ids.shape[1])
-    if not (_fit(ids, sparse, sequences) and np.isfinite(dense).all()):
-        refuse(columns, side_limits(schema, side))
-    values, lengths, offsets = _one_each(ids[: len(sparse)])
-    if sequences:
-        histories = _histories(ids[len(sparse) :], sequences)
-        values = torch.cat([values, *(v for v, _ in histories)])
-        lengths = torch.cat([lengths, *(n for _, n in histories)])
-        offsets = None
-    kjt = KeyedJaggedTensor(
-        keys=[f.name for f in (*sparse, *sequences)],
-        values=values,
-        lengths=lengths,
-        offsets=offsets,
-        stride=ids.shape[1],
-    )
-    return TowerInput(dense=torch.from_numpy(dense), sparse=kjt)
+    part = _Part(columns, schema, side)
+    made = TowerInput(heap(part.layout().nbytes), part.layout())
+    part.fill(made)
+    return made
 
 
-def _ids(columns: list[NDArray[Any]]) -> NDArray[np.int64]:
-    """(columns, B); what is no whole number becomes an id that no table has."""
-    out = np.empty((len(columns), len(columns[0])), dtype=np.int64)
-    for i, column in enumerate(columns):
-        if column.dtype.kind not in "iu":
-            column = np.where(column == np.rint(column), column, NO_ID)
-        out[i] = column
-    return out
+@lru_cache(maxsize=64)  # mostly the same: to work it out took a fifth of a batch's time
+def _tower_layout(*parts: Any) -> TowerLayout:
+    return TowerLayout(*parts)
 
 
-def _dense(columns: list[NDArray[Any]], rows: int) -> NDArray[np.float32]:
-    out = np.empty((rows, len(columns)), dtype=np.float32)
-    for i, column in enumerate(columns):
-        out[:, i] = column
-    return out
+@lru_cache(maxsize=64)
+def _batch_layout(*parts: Any) -> BatchLayout:
+    return BatchLayout(*parts)
 
 
-def _fit(
-    ids: NDArray[np.int64],
-    sparse: tuple[SparseFeature, ...],
-    sequences: tuple[SequenceFeature, ...],
-) -> bool:
-    """Whether all ids are in range: two passes over one matrix, not two a column."""
-    sizes = [f.num_embeddings for f in sparse]
-    lows = [0] * len(sparse)
-    for f in sequences:
-        sizes += [f.num_embeddings] * f.max_length
-        lows += [-1] * f.max_length
-    return bool((ids.max(axis=1) < sizes).all() and (ids.min(axis=1) >= lows).all())
+class _Part:
+    """One side's columns on the way to their buffer.
 
+    Raises:
+        OutOfRangeError: an id of a history that is out of range or behind its end.
+    """
 
-def _histories(
-    ids: NDArray[np.int64], features: tuple[SequenceFeature, ...]
-) -> list[tuple[Tensor, Tensor]]:
-    """Values and lengths (B,) of each sequence, from its rows of the id matrix."""
-    found = []
-    ends = accumulate(f.max_length for f in features)
-    for feature, end in zip(features, ends, strict=True):
-        part = np.ascontiguousarray(ids[end - feature.max_length : end].T)
-        there = part >= 0
+    def __init__(self, columns: Columns, schema: Schema, side: Side) -> None:
+        self.columns, self.schema, self.side = columns, schema, side
+        self.sparse, self.dense = schema.sparse_of(side), schema.dense_of(side)
+        self.sequences = schema.sequences_of(side)
+        self.rows = len(columns[self.sparse[0].name])
+        self.histories = [self._history(feature) for feature in self.sequences]
+
+    def layout(self) -> TowerLayout:
+        """The room that it takes."""
+        return _tower_layout(
+            tuple(feature.name for feature in (*self.sparse, *self.sequences)),
+            self.rows,
+            len(self.dense),
+            tuple(len(ids) for ids, _ in self.histories),
+        )
+
+    def fill(self, made: TowerInput) -> None:
+        """Write all where it belongs, and check it there.
+
+        Raises:
+            OutOfRangeError: an id outside its table, or a number that is not finite.
+        """
+        ids, ones = made.sparse.values().numpy(), len(self.sparse) * self.rows
+        table = ids[:ones].reshape(len(self.sparse), self.rows)
+        _put_ids(table, [self.columns[f.name] for f in self.sparse])
+        dense = made.dense.numpy()
+        for i, feature in enumerate(self.dense):
+            dense[:, i] = self.columns[feature.name]
+        right = _fit(table, 0, [f.num_embeddings for f in self.sparse])
+        if not (right and np.isfinite(dense).all()):
+            self._refuse()
+        if self.histories:
+            np.concatenate([found for found, _ in self.histories], out=ids[ones:])
+            lengths = made.sparse.lengths().numpy()
+            lengths[:ones] = 1
+            np.concatenate([each for _, each in self.histories], out=lengths[ones:])
+
+    def _refuse(self) -> None:
+        refuse(self.columns, side_limits(self.schema, self.side))
+
+    def _history(
+        self, feature: SequenceFeature
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Its ids, row after row, and how many each row has, (B,)."""
+        table = np.empty((feature.max_length, self.rows), dtype=np.int32)
+        _put_ids(table, [self.columns[name] for name in feature.columns])
+        if not _fit(table, -1, [feature.num_embeddings] * feature.max_length):
+            self._refuse()
+        table = np.ascontiguousarray(table.T)
+        there = table >= 0
         gaps = (there[:, 1:] > there[:, :-1]).any(axis=1)
         if gaps.any():
             row = int(np.argmax(gaps))
             raise OutOfRangeError(
-                f"{feature.name} is {part[row].tolist()}, expected no id behind a -1;"
+                f"{feature.name} is {table[row].tolist()}, expected no id behind a -1;"
                 " prepare again",
                 row,
             )
-        lengths = there.sum(axis=1, dtype=np.int32)
-        found.append((torch.from_numpy(part[there]), torch.from_numpy(lengths)))
-    return found
+        return table[there], there.sum(axis=1, dtype=np.int32)
 
 
-def _one_each(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Values, lengths and offsets of bags of one id each."""
-    return torch.from_numpy(ids.reshape(-1)), *_ones(ids.size)
+def _put_ids(into: NDArray[np.int32], columns: list[NDArray[Any]]) -> None:
+    """(columns, B); what is no whole number or fits no int32 becomes an id that no
+    table has.
+    """
+    for row, column in zip(into, columns, strict=True):
+        if column.dtype != ID:
+            column = column.astype(np.float64)
+            column[column != np.rint(column)] = NO_ID
+            column = column.clip(NO_ID, MOST_ROWS)
+        row[:] = column
 
 
-@lru_cache(maxsize=16)
-def _ones(count: int) -> tuple[Tensor, Tensor]:
-    """Lengths and offsets of `count` bags of one id each; batches share them."""
-    return torch.ones(count, dtype=torch.int32), torch.arange(
-        count + 1, dtype=torch.int32
-    )
+def _fit(ids: NDArray[np.int32], low: int, sizes: list[int]) -> bool:
+    """Whether all ids of (columns, B) are in range; `low` is 0 or -1."""
+    if low:
+        return bool((ids.max(axis=1) < sizes).all() and ids.min() >= low)
+    # Without its sign a negative id is a large one: one pass and not two.
+    return bool((ids.view(np.uint32).max(axis=1) < sizes).all())

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.data.bounds import Mended
-from torchrec_adrec.data.collate import batch_columns, collate
+from torchrec_adrec.data.collate import batch_columns, collate, memory_for
 from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.data.row_groups import Split
@@ -34,10 +34,13 @@ def _batches(
         split, batch_columns(schema), size, process.rank, process.world_size
     )
     mended = Mended()
-    batches = (collate(rows, schema, bounds, mended) for rows in reader.epoch())
+    memory = memory_for(process.device)
+    batches = (
+        collate(rows, schema, bounds, mended, memory=memory) for rows in reader.epoch()
+    )
     with Progress("evaluating", reader.steps) as progress:
         for batch in prefetch(batches):
-            yield batch.to(process.device)
+            yield batch.to(process.device, non_blocking=True)
             progress.advance(1)
     mended.report()
 

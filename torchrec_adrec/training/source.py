@@ -7,13 +7,13 @@ from pathlib import Path
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.bounds import Mended
-from torchrec_adrec.data.collate import batch_columns, collate
+from torchrec_adrec.data.collate import batch_columns, collate, memory_for
 from torchrec_adrec.data.ledger import LEDGER, Ledger
 from torchrec_adrec.data.negatives import UniformNegatives
 from torchrec_adrec.data.parquet import Reader, Rows
 from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.data.row_groups import Split
-from torchrec_adrec.ranks import Ranks
+from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import Schema
 
 
@@ -30,14 +30,14 @@ class Source:
     data: Path
     schema: Schema
     config: Config
-    ranks: Ranks
+    process: Process
     folder: Path
     negatives: UniformNegatives | None = None
     mended: Mended = field(default_factory=Mended)
     _ahead: dict[int, tuple[Rows, Batch]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        train, ranks = self.config.train, self.ranks
+        train, ranks = self.config.train, self.process
         self.reader = Reader(
             Split.open(self.data / "train"),
             batch_columns(self.schema),
@@ -75,12 +75,12 @@ class Source:
                     yield step, rows, self._collate(step, rows)
 
     def _collate(self, step: int, rows: Rows) -> Batch:
+        memory = memory_for(self.process.device)
+        extra = self.negatives.of_step(step) if self.negatives is not None else None
         bounds = self.config.data.bounds
-        if self.negatives is None:
-            return collate(rows, self.schema, bounds, self.mended)
-        extra = self.negatives.of_step(step)
-        batch = collate(rows, self.schema, bounds, self.mended, extra)
-        batch.log_q = self.negatives.mixed(batch.log_q)
+        batch = collate(rows, self.schema, bounds, self.mended, extra, memory)
+        if self.negatives is not None:
+            batch.log_q.copy_(self.negatives.mixed(batch.log_q))
         return batch
 
     def ahead(self, step: int) -> Batch | None:
