@@ -102,17 +102,18 @@ def plain(data: Path, config: Config, process: Process, masked: bool) -> float:
     torch.manual_seed(config.seed)
     schema = Schema.load(data / "schema.json")
     source = Source(data, schema, config, process, data)
-    model, pipeline = torchrec_plain.build(schema, config.towers, BATCH, masked)
+    device = process.device
+    model, pipeline = torchrec_plain.build(schema, config.towers, BATCH, masked, device)
     batches = source.batches(0)
     for _ in range(source.steps):
         pipeline.progress(batches)
     pipeline.detach()
     reader = Reader(Split.open(data / "test"), batch_columns(schema), 4096)
-    test = [collate(rows, schema) for rows in reader.epoch()]
+    test = [collate(rows, schema).to(device) for rows in reader.epoch()]
     kept = torch.cat([batch.weights for batch in test]) > 0
     label = torch.cat([batch.labels[:, 0] for batch in test])[kept]
     logits = torchrec_plain.click_logits(model, test)[kept]
-    return float(roc_auc_score(label, logits))
+    return float(roc_auc_score(label.cpu(), logits.cpu()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A task, sharded over all ranks: new, or with the weights of a finished run."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_opt
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
 from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.guard import Guard
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.tasks import build_task
 
@@ -40,9 +42,21 @@ def build(
     collections = collections_of(model)
     share = config.train.batch_size // process.world_size
     sharded = shard(model, process, config.sharding, share, ids_per_row(schema))
-    optimizer = build_optimizer(sharded, settings.optimizer)
+    optimizer = build_optimizer(sharded, settings.optimizer, guard_of(sharded).bad)
     audit(sharded, optimizer, collections, schema)
     return sharded, optimizer
+
+
+def task_of(model: DistributedModelParallel) -> Any:
+    """The task inside its wrappers: of several ranks one is DDP's."""
+    task = model.module
+    return getattr(task, "module", task)
+
+
+def guard_of(model: DistributedModelParallel) -> Guard:
+    """The note on whether a loss was not finite, which optimizer and trainer share."""
+    guard: Guard = task_of(model).guard
+    return guard
 
 
 def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:

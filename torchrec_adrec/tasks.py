@@ -1,20 +1,22 @@
 """Model plus loss: what the train pipeline runs. `forward(batch) -> (loss, outputs)`.
 
-The losses are modules because the pipeline traces a task down to its sharded modules; a
-module that holds none of them is a leaf and runs as plain Python.
+The pipeline traces a task down to its sharded modules. What comes after the lookups is
+one module without parameters of its own, a leaf for the tracer: there Python may do
+what it likes, and a GPU may run it as one graph (`training.graphs`).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
-from torchrec_adrec.errors import NonFiniteLossError
+from torchrec_adrec.guard import Guard
+from torchrec_adrec.losses.anchors import Anchors
 from torchrec_adrec.losses.history import History
+from torchrec_adrec.losses.mean import Share, global_means
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.losses.softmax import in_batch_softmax
@@ -28,19 +30,23 @@ class Outputs(NamedTuple):
     """What a task returns beside the loss, detached: the pipeline passes on only this.
 
     Attributes:
-        loss: scalar, the global loss, the same on every rank.
-        stop: whether a rank was asked to stop (training only).
+        report: (3,) of training: the global loss, the same on every rank; how many
+            ranks were asked to stop; 1 if a loss was not finite, now or before.
         logits, labels: (B, T).
         weights: (B,).
         ads: (N, D) ad vectors of the towers; of the ranker (0, 0).
     """
 
-    loss: Tensor
-    stop: Tensor
+    report: Tensor
     logits: Tensor
     labels: Tensor
     weights: Tensor
     ads: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """(), the global loss."""
+        return self.report[0]
 
 
 TASKS = ("retrieval", "ranking")
@@ -71,13 +77,17 @@ class RetrievalTask(nn.Module):
         super().__init__()
         self.model = TwoTower(schema, config, device)
         self.loss = RetrievalLoss(config, schema)
-        self.agree = Agreement()
+        self.guard = Guard()
+        self.after_lookup = AfterLookup(self.model, self._compute, self.guard)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Loss and click logits of a batch. The first label is the click."""
-        user, ad, logits = self.model(batch.user, batch.ad)
-        loss = self.loss(user, ad, logits, batch)
-        return self.agree(loss, logits[:, None], batch, ad)  # type: ignore[no-any-return]
+        looked_up = self.model.look_up(batch.user, batch.ad)
+        return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
+
+    def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> "Computed":
+        user, ad, logits = self.model.dense(vectors, batch.user.dense, batch.ad.dense)
+        return Computed(self.loss(user, ad, logits, batch), logits[:, None], ad)
 
 
 class RetrievalLoss(nn.Module):
@@ -101,15 +111,16 @@ class RetrievalLoss(nn.Module):
         """
         if not self.training:
             return logits.new_zeros(())
-        labels = batch.labels[:, 0]
-        loss = self.config.alpha * click_loss(logits, labels, batch.weights)
-        if self.config.alpha == 1:
-            return loss
-        anchors = batch.weights * (labels == 1)
-        return loss + (1 - self.config.alpha) * self._contrast(user, ad, anchors, batch)
+        alpha = self.config.alpha
+        click = click_loss(logits, batch.labels[:, 0], batch.weights)
+        if alpha == 1:
+            return global_means([click])[0]
+        parts = global_means([click, self._contrast(user, ad, batch)])
+        return alpha * parts[0] + (1 - alpha) * parts[1]
 
-    def _contrast(self, user: Tensor, ad: Tensor, anchors: Tensor, b: Batch) -> Tensor:
+    def _contrast(self, user: Tensor, ad: Tensor, b: Batch) -> Share:
         temperature = self.temperature()
+        anchors = Anchors(b.anchors.long(), b.anchor_weights)
         if self.config.contrast != "softmax":
             return pairwise_loss(
                 self.config.contrast, user, ad, b.ad_ids, anchors, temperature
@@ -133,10 +144,12 @@ def history_of(schema: Schema) -> Callable[[Batch], History] | None:
     if not shared:
         return None
     name, item = shared[0].name, str(shared[0].shares)
+    longest = shared[0].max_length
 
     def read(batch: Batch) -> History:
         past = batch.user.sparse[name]
-        return History(past.values(), past.lengths(), batch.ad.sparse[item].values())
+        items = batch.ad.sparse[item].values()
+        return History(past.values(), past.lengths(), items, longest)
 
     return read
 
@@ -154,13 +167,18 @@ class RankingTask(nn.Module):
         super().__init__()
         self.model = Ranker(schema, config, embedding_dim, device)
         self.loss = RankingLoss(schema.labels)
-        self.agree = Agreement()
+        self.guard = Guard()
+        self.after_lookup = AfterLookup(self.model, self._compute, self.guard)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Loss and logits of a batch."""
-        logits = self.model(batch.user, batch.ad)
+        looked_up = self.model.look_up(batch.user, batch.ad)
+        return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
+
+    def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> "Computed":
+        logits = self.model.dense(vectors, batch.user.dense, batch.ad.dense)
         loss = self.loss(logits, batch.labels, batch.weights)
-        return self.agree(loss, logits, batch)  # type: ignore[no-any-return]
+        return Computed(loss, logits, logits.new_empty(0, 0))
 
 
 class RankingLoss(nn.Module):
@@ -174,47 +192,68 @@ class RankingLoss(nn.Module):
         """(B, T) logits and labels -> the sum of the losses; 0 in evaluation."""
         if not self.training:
             return logits.new_zeros(())
-        losses = [
+        shares = [
             click_loss(logits[:, t], labels[:, t], weights)
             if label.kind == "binary"
             else value_loss(logits[:, t], labels[:, t] / label.mean, weights)
             for t, label in enumerate(self.labels)
         ]
-        return torch.stack(losses).sum()
+        return global_means(shares).sum()
 
 
-class Agreement(nn.Module):
-    """What all ranks must know of a step before any goes backward.
-
-    Tables are updated inside backward: a loss that is not finite on one rank has to
-    stop all of them here. One small all_reduce tells both this and whether a rank was
-    asked to stop, so that all save at the same step.
+class Computed(NamedTuple):
+    """What the dense part makes of looked-up vectors.
 
     Attributes:
-        asked_to_stop: whether this rank was; set by the trainer.
+        loss: (), this rank's share of the global one.
+        logits: (B, T).
+        ads: (N, D) or (0, 0), see `Outputs`.
     """
 
-    def __init__(self) -> None:
+    loss: Tensor
+    logits: Tensor
+    ads: Tensor
+
+
+Compute = Callable[[Sequence[Tensor], Batch], Computed]
+Run = Callable[[Sequence[Tensor], Batch], tuple[Tensor, Outputs]]
+
+
+class AfterLookup(nn.Module):
+    """All of a step between the looked-up vectors and the loss; owns no parameter.
+
+    Attributes:
+        run: does it; a trainer on a GPU puts a captured graph in its place.
+    """
+
+    run: Run
+
+    def __init__(self, model: Any, compute: Compute, guard: Guard) -> None:
         super().__init__()
-        self.asked_to_stop: Callable[[], bool] = lambda: False
+        # In a tuple: registered here too, they would stand twice in checkpoints.
+        self._parts = (model, compute, guard)
+        self.run = self.guarded
 
-    def forward(
-        self, loss: Tensor, logits: Tensor, batch: Batch, ads: Tensor | None = None
+    def forward(self, looked_up: Any, batch: Batch) -> tuple[Tensor, Outputs]:
+        """The `KeyedTensor`s of `model.look_up` -> loss, outputs."""
+        return self.run(self._parts[0].in_order(looked_up), batch)
+
+    def guarded(
+        self, vectors: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Outputs]:
-        """Pass the loss on.
+        """Vectors (B, E) in the order of features -> loss, outputs."""
+        _, compute, guard = self._parts
+        if not self.training:
+            return self._outputs(
+                compute(vectors, batch), batch, vectors[0].new_zeros(3)
+            )
+        found = compute([guard.pass_on(v) for v in vectors], batch)
+        return self._outputs(found, batch, guard.look(found.loss))
 
-        Raises:
-            NonFiniteLossError: on every rank, if any rank's loss is not finite.
-        """
-        told = torch.stack([loss.detach(), loss.new_tensor(self.asked_to_stop())])
-        if self.training:
-            if dist.get_world_size() > 1:
-                dist.all_reduce(told)
-                told = told / dist.get_world_size()
-            if not told[0].isfinite():
-                raise NonFiniteLossError(f"the loss became {told[0].item()}")
-        ads = logits.new_empty(0, 0) if ads is None else ads.detach()
+    def _outputs(
+        self, found: Computed, batch: Batch, report: Tensor
+    ) -> tuple[Tensor, Outputs]:
+        logits = found.logits.detach()
         labels = batch.labels[:, : logits.shape[1]]
-        return loss, Outputs(
-            told[0], told[1] > 0, logits.detach(), labels, batch.weights, ads
-        )
+        ads = found.ads.detach()
+        return found.loss, Outputs(report, logits, labels, batch.weights, ads)

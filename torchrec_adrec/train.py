@@ -193,10 +193,9 @@ class Trainer:
                 f"train {self.task}", (self.source.steps - first) * size, "samples"
             ) as progress,
         ):
-            steps.agreement.asked_to_stop = lambda: interrupt.requested
             while number < self.source.steps and not self.stopping.stops:
                 watchdog.beat(number + 1, steps.marks(number + 1))
-                step, note = steps.take(), ""
+                step, note = steps.take(interrupt.requested), ""
                 number = step.number
                 window.append(step.loss)
                 scalars.write(number, step.figures)
@@ -228,8 +227,10 @@ class Trainer:
     def _keep(self, step: Step, steps: Steps, scalars: Board) -> bool:
         """Evaluate and save, if it is time; whether training was asked to stop here."""
         last = step.number == self.source.steps
-        is_best = self._validate(step.number, last, steps, scalars)
         stops = step.stop and self._is_whole(step.number)
+        if last or stops or self._is_due(step.number) or self._evaluates(step.number):
+            steps.flush()  # a loss that is not finite must stop us before, not after
+        is_best = self._validate(step.number, steps, scalars)
         ends = last or self.stopping.stops
         if ends or stops or is_best or self._is_due(step.number):
             self._save(step.number, step.loss.item(), is_best)
@@ -247,16 +248,15 @@ class Trainer:
         within = step % every < self.optimizer.config.accumulate
         return self._is_whole(step) and step >= every and within
 
-    def _validate(
-        self,
-        step: int,
-        last: bool,
-        steps: Steps,
-        scalars: Board,
-    ) -> bool:
-        """Evaluate, if it is time; whether the model is the best so far."""
+    def _evaluates(self, step: int) -> bool:
+        """Whether it is time to: at the end too, if it is ever."""
         every = self.config.train.evaluate_every
-        if not every or not (last or self._is_first_of(every, step)):
+        last = step == self.source.steps
+        return bool(every) and (last or self._is_first_of(every, step))
+
+    def _validate(self, step: int, steps: Steps, scalars: Board) -> bool:
+        """Evaluate, if it is time; whether the model is the best so far."""
+        if not self._evaluates(step):
             return False
         steps.detach()
         figures = self.judge.figures(self.model, "valid")

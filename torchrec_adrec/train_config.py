@@ -109,11 +109,16 @@ class TrainConfig(Settings):
     health_every: Annotated[int, Field(ge=0)] = 200
     """Steps between two looks at norms, touched rows and the ads' effective rank, for
     TensorBoard; 0: never."""
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "float32"
     """Of the dense products. auto: bfloat16 where a measurement at the start finds it
-    faster. Tables, logits and the optimizers stay float32."""
+    faster. tf32: float32 numbers of which a GPU's products read 10 bits after the
+    point. Tables, logits and the optimizers stay float32."""
     compile: bool = False
     """torch.compile of the towers' dense parts; costs half a minute at the start."""
+    graphs: bool = True
+    """On one GPU: run heads, loss and their backward pass as one CUDA graph, which
+    costs the host one launch in place of some 150. Not where the schema has histories,
+    whose number of ids changes from step to step."""
     dead_model: Literal["raise", "warn"] = "raise"
     """What a model does that learns nothing: constant logits, or an AUC of .5."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0

@@ -96,7 +96,11 @@ class PlainTask(nn.Module):
 
 
 def build(
-    schema: Schema, config: TowersConfig, batch_size: int, masked: bool = False
+    schema: Schema,
+    config: TowersConfig,
+    batch_size: int,
+    masked: bool = False,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> tuple[DistributedModelParallel, TrainPipelineSparseDist]:
     """The sharded model and its pipeline."""
     model = PlainTask(schema, config, batch_size, masked)
@@ -113,13 +117,13 @@ def build(
     # The default plan leaves small tables data_parallel, which then never train.
     wise = ParameterConstraints(sharding_types=["table_wise"])
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=1, compute_device="cpu"),
+        topology=Topology(world_size=1, compute_device=device.type),
         batch_size=batch_size,
         constraints=dict.fromkeys(tables, wise),
     )
     plan = planner.plan(model, sharders)
     sharded = DistributedModelParallel(
-        model, device=torch.device("cpu"), plan=plan, sharders=sharders
+        model, device=device, plan=plan, sharders=sharders
     )
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
     dense = KeyedOptimizerWrapper(
@@ -127,7 +131,7 @@ def build(
     )
     both = CombinedOptimizer([sharded.fused_optimizer, dense])
     sharded.train()
-    return sharded, TrainPipelineSparseDist(sharded, both, torch.device("cpu"))
+    return sharded, TrainPipelineSparseDist(sharded, both, device)
 
 
 def click_logits(model: nn.Module, batches: Sequence[Batch]) -> Tensor:

@@ -98,6 +98,7 @@ def test_a_table_that_is_not_finite_is_named(steps_with: StepsWith) -> None:
             match=r"nan at step 2, .* group 0, row .* feature C7 \(its table user_C7\)",
         ):
             steps.take()
+            steps.flush()
         assert torch.equal(other.local_shards()[0].tensor, before)
 
 

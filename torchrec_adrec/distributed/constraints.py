@@ -75,7 +75,7 @@ def _one(
     table: EmbeddingBagConfig, config: ShardingConfig, ids: float, topology: Topology
 ) -> ParameterConstraints:
     wanted, device = asked(table.name, config), topology.compute_device
-    types: Sequence[str] = wanted.types or config.types or DEFAULT[device]
+    types: Sequence[str] = wanted.types or config.types or _default(topology)
     if device == "cpu":
         if wanted.kernel != "fused":
             raise ConfigError(
@@ -89,6 +89,15 @@ def _one(
         min_partition=wanted.min_partition,
         pooling_factors=[ids],
     )
+
+
+def _default(topology: Topology) -> Sequence[str]:
+    """Of one rank every cut is the whole table, but row_wise sorts the ids into ranks
+    first and makes the host wait for the counts.
+    """
+    if topology.world_size == 1:
+        return ("table_wise",)
+    return DEFAULT[topology.compute_device]
 
 
 def _fills_every_rank(

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
@@ -33,18 +33,28 @@ def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
 
 
 def build_optimizer(
-    model: DistributedModelParallel, config: OptimizerConfig
+    model: DistributedModelParallel, config: OptimizerConfig, bad: Tensor
 ) -> "StepOptimizer":
-    """The tables' fused optimizer and AdamW for the rest, as one."""
+    """The tables' fused optimizer and AdamW for the rest, as one.
+
+    Args:
+        bad: () float32, the guard's note: 1 makes AdamW skip its steps.
+    """
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     dense = KeyedOptimizerWrapper(
-        rest,
-        lambda parameters: torch.optim.AdamW(
-            parameters, lr=config.dense_lr, weight_decay=config.weight_decay, fused=True
-        ),
+        rest, lambda parameters: _guarded_adamw(parameters, config, bad)
     )
     _make_state(dense)
     return StepOptimizer(model.fused_optimizer, dense, config)
+
+
+def _guarded_adamw(parameters: Any, config: OptimizerConfig, bad: Tensor) -> Any:
+    adamw = torch.optim.AdamW(
+        parameters, lr=config.dense_lr, weight_decay=config.weight_decay, fused=True
+    )
+    # What the fused kernels of torch read when a gradient scaler has met an infinity.
+    adamw.found_inf = bad  # type: ignore[attr-defined]
+    return adamw
 
 
 class StepOptimizer(CombinedOptimizer):  # type: ignore[misc]
@@ -81,7 +91,7 @@ class StepOptimizer(CombinedOptimizer):  # type: ignore[misc]
         """Clear what was used up. For tables this hands the new rate to the kernel."""
         self.tables.zero_grad(set_to_none)
         if self._first:
-            self.dense.zero_grad(set_to_none)
+            self.dense.zero_grad(set_to_none=True)  # nothing to fill with zeros
 
     def step(self, closure: Any = None) -> None:
         """Update the dense part, if its gradients are complete."""

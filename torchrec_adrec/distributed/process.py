@@ -36,7 +36,10 @@ class Process:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        if self.device.type == "cuda":
+            dist.barrier(device_ids=[self.device.index])
+        else:
+            dist.barrier()
 
 
 @contextmanager
@@ -74,11 +77,13 @@ def process_group(
         # The launcher leaves one thread a rank; share the cores among them instead.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     dist.init_process_group(
-        "nccl" if cuda else "gloo",
+        # Objects (plans, names) travel over the host: they are no business of a GPU's.
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
         rank=rank,
         world_size=size,
         timeout=timeout,
         store=_store(rank, size, timeout),
+        device_id=place,
     )
     try:
         yield Process(rank, size, local, place or torch.device("cpu"))

@@ -1,15 +1,16 @@
-"""Softmax cross-entropy against many columns that never holds all its logits.
+"""Softmax cross-entropy against many columns that never holds all its logits, on CPUs.
 
 The logits of a block of rows are made, turned into probabilities, into the gradients of
 both factors, and written over by the next block. So memory is one block, whatever the
-batch, and the backward pass only scales what the forward pass has found.
+batch. Blocks are small enough to stay in the processor's cache.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchrec_adrec.losses.known_gradients import Softmax, with_known_gradients
 from torchrec_adrec.losses.matches import matches
 
 BLOCK = 1 << 22  # logits held at a time, 16 MB (or `ROUND` rows, if these are more):
@@ -52,57 +53,44 @@ def chunked_cross_entropy(
         weights: (A,).
         masked: (P,) rows in rising order and (P,) columns, pairs to leave out.
     """
-    low = torch.is_autocast_enabled(rows.device.type)
-    with torch.autocast(rows.device.type, enabled=False):
-        total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            rows.float(), columns.vectors.float(), columns, own, weights, masked, low
-        )
-    return total
+
+    def find(rows: Tensor, vectors: Tensor, low: bool) -> Softmax:
+        return _in_small_blocks(rows, vectors, columns, own, weights, masked, low)
+
+    return with_known_gradients(find, rows, columns.vectors)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Forward finds the gradients too; backward multiplies them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        vectors: Tensor,
-        columns: Columns,
-        own: Tensor,
-        weights: Tensor,
-        masked: tuple[Tensor, Tensor] | None,
-        low: bool,
-    ) -> Tensor:
-        count, more = len(rows), -len(rows) % ROUND
-        rows, own, weights = _pad(rows, more), _pad(own, more), _pad(weights, more)
-        block = max(BLOCK // max(len(vectors), 1) // ROUND, 1) * ROUND
-        room = rows.new_empty(min(block, len(rows)), len(vectors))
-        grad_rows, grad_vectors = torch.empty_like(rows), torch.zeros_like(vectors)
-        total = rows.new_zeros(())
-        narrow = vectors.bfloat16() if low else vectors
-        for first in range(0, len(rows), block):
-            at = slice(first, min(first + block, len(rows)))
-            logits = room[: at.stop - first]
-            _logits(logits, rows[at], vectors, columns, own[at])
-            if masked is not None:
-                _leave_out(logits, at, masked)
-            total -= _softmax(logits, own[at]) @ weights[at]
-            slope = logits.to(narrow.dtype)
-            grad_rows[at] = (slope @ narrow) * weights[at, None]
-            weighted = (rows[at] * weights[at, None]).to(narrow.dtype)
-            if low:
-                grad_vectors += slope.T @ weighted
-            else:
-                grad_vectors.addmm_(slope.T, weighted)
-        ctx.save_for_backward(grad_rows[:count], grad_vectors)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_rows, grad_vectors = ctx.saved_tensors
-        (scale,) = grads
-        return grad_rows * scale, grad_vectors * scale, None, None, None, None, None
+def _in_small_blocks(
+    rows: Tensor,
+    vectors: Tensor,
+    columns: Columns,
+    own: Tensor,
+    weights: Tensor,
+    masked: tuple[Tensor, Tensor] | None,
+    low: bool,
+) -> Softmax:
+    count, more = len(rows), -len(rows) % ROUND
+    rows, own, weights = _pad(rows, more), _pad(own, more), _pad(weights, more)
+    block = max(BLOCK // max(len(vectors), 1) // ROUND, 1) * ROUND
+    room = rows.new_empty(min(block, len(rows)), len(vectors))
+    grad_rows, grad_vectors = torch.empty_like(rows), torch.zeros_like(vectors)
+    total = rows.new_zeros(())
+    narrow = vectors.bfloat16() if low else vectors
+    for first in range(0, len(rows), block):
+        at = slice(first, min(first + block, len(rows)))
+        logits = room[: at.stop - first]
+        _logits(logits, rows[at], vectors, columns, own[at])
+        if masked is not None:
+            _leave_out(logits, at, masked)
+        total -= _softmax(logits, own[at]) @ weights[at]
+        slope = logits.to(narrow.dtype)
+        grad_rows[at] = (slope @ narrow) * weights[at, None]
+        weighted = (rows[at] * weights[at, None]).to(narrow.dtype)
+        if low:
+            grad_vectors += slope.T @ weighted
+        else:
+            grad_vectors.addmm_(slope.T, weighted)
+    return Softmax(total, grad_rows[:count], grad_vectors)
 
 
 def _pad(values: Tensor, more: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.losses.gather import gather
+from torchrec_adrec.losses.left_out import LeftOut
 from torchrec_adrec.losses.matches import matches
 
 FIRST_KNOWN = 2  # ids below say missing or unknown, and equal each other by no meaning
@@ -18,11 +19,13 @@ class History(NamedTuple):
         values: the users' items, row after row.
         lengths: (B,) items of each row.
         items: (N,) the item of each ad of this rank.
+        longest: items that a row holds at most.
     """
 
     values: Tensor
     lengths: Tensor
     items: Tensor
+    longest: int
 
 
 def known_positives(
@@ -42,3 +45,22 @@ def known_positives(
     place[anchors] = torch.arange(len(anchors), device=place.device)
     kept = (place[row] >= 0) & (column != row + first)
     return place[row][kept], column[kept]
+
+
+def left_out(history: History, rows: Tensor) -> LeftOut:
+    """The same for the blocks of a device, where no shape may follow from the data.
+
+    Args:
+        rows: (A,) of this rank.
+    """
+    places = torch.arange(history.longest, device=rows.device)
+    lengths = history.lengths.long()
+    first = lengths.cumsum(0) - lengths
+    nothing = history.values.new_full((1,), -1)
+    values = torch.cat([history.values, nothing]).long()
+    index = torch.where(
+        places < lengths[:, None], first[:, None] + places, len(values) - 1
+    )
+    items = values[index.index_select(0, rows)]
+    known = torch.where(items >= FIRST_KNOWN, items, -1)
+    return LeftOut(known, gather(history.items).long())

@@ -5,29 +5,39 @@ returns its sum times W over the global count: the average is then the global me
 however unevenly the rows that count are spread.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-def global_scale(weights: Tensor) -> Tensor:
-    """W over the sum of all ranks' weights: a rank's weighted sum times this, averaged
-    over ranks, is the global mean (0 if nothing counts).
+class Share(NamedTuple):
+    """This rank's share of a weighted mean.
 
-    Args:
-        weights: (B,), 0 for rows that do not count.
+    Attributes:
+        total: (), the weighted sum of its rows' losses.
+        weight: (), the sum of their weights.
     """
-    count = weights.sum().detach().clone()
-    if dist.get_world_size() > 1:
-        dist.all_reduce(count)
-    return dist.get_world_size() / count.clamp(min=1e-12)
+
+    total: Tensor
+    weight: Tensor
 
 
-def global_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean over the rows of all ranks, as this rank's share of it.
-
-    Args:
-        losses, weights: (B,); a row of weight 0 counts for nothing, whatever its loss.
-    """
+def share_of(losses: Tensor, weights: Tensor) -> Share:
+    """The share of rows (B,); a row of weight 0 counts for nothing, whatever its loss."""
     kept = torch.where(weights > 0, losses, torch.zeros_like(losses))
-    return (kept * weights).sum() * global_scale(weights)
+    return Share((kept * weights).sum(), weights.sum())
+
+
+def global_means(shares: Sequence[Share]) -> Tensor:
+    """Each mean over the rows of all ranks, as this rank's share of it, (len(shares),).
+
+    All counts travel in one message; a mean over nothing is 0. Collective.
+    """
+    counts = torch.stack([share.weight for share in shares]).detach()
+    if dist.get_world_size() > 1:
+        dist.all_reduce(counts)
+    scales = dist.get_world_size() / counts.clamp(min=1e-12)
+    return torch.stack([share.total for share in shares]) * scales

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchrec_adrec.losses.anchors import Anchors
 from torchrec_adrec.losses.gather import gather_ads
-from torchrec_adrec.losses.mean import global_scale
+from torchrec_adrec.losses.mean import Share
 
 PAIRS = 16
 
@@ -40,21 +41,20 @@ def pairwise_loss(
     user: Tensor,
     ad: Tensor,
     ad_ids: Tensor,
-    anchors: Tensor,
+    anchors: Anchors,
     temperature: float | Tensor,
-) -> Tensor:
-    """Mean over the anchors of all ranks of the mean over their pairs.
+) -> Share:
+    """This rank's share of the mean, over the anchors, of the mean over their pairs.
 
     Args:
         way: `bpr` or `triplet`.
         user: (B, D).
         ad: (N, D); row i < B is the ad shown to row i of `user`.
         ad_ids: (N,) int64.
-        anchors: (B,), 1 for rows that count (clicked), else 0.
+        anchors: the clicked rows.
     """
     columns, _ = gather_ads(ad, ad_ids)
-    scale = global_scale(anchors)
-    at = anchors.nonzero().squeeze(1)
+    at = anchors.rows
     drawn = torch.randint(len(columns.ids), (len(at), PAIRS), device=at.device)
     # No `einsum`: it is bfloat16 under autocast, and the clicked ad's score is not.
     others = (user[at][:, None] * columns.vectors[drawn]).sum(dim=2)
@@ -62,4 +62,4 @@ def pairwise_loss(
     losses = WAYS[way]((own - others) / temperature)
     differs = columns.ids[drawn] != ad_ids[at, None]
     mean = (losses * differs).sum(dim=1) / differs.sum(dim=1).clamp(min=1)
-    return mean @ anchors[at] * scale
+    return Share(mean @ anchors.weights, anchors.weights.sum())

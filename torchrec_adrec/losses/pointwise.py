@@ -1,4 +1,4 @@
-"""Losses of single rows: a click, a value.
+"""Losses of single rows: a click, a value. Each returns this rank's share of a mean.
 
 Shape letters: B rows of this rank.
 """
@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchrec_adrec.losses.mean import global_mean
+from torchrec_adrec.losses.mean import Share, share_of
 
 
-def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Share:
     """Binary cross-entropy; a label that was not observed (NaN) does not count.
 
     Args:
@@ -19,10 +19,10 @@ def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     observed = ~labels.isnan()
     target = torch.where(observed, labels, torch.zeros_like(labels))
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return global_mean(losses, weights * observed)
+    return share_of(losses, weights * observed)
 
 
-def value_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+def value_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Share:
     """Poisson quasi-likelihood exp(z) - y z of values >= 0, NaN where not observed.
 
     Its minimum is the mean, whatever the distribution (Gourieroux et al., Econometrica
@@ -36,4 +36,4 @@ def value_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     observed = ~values.isnan()
     target = torch.where(observed, values, torch.zeros_like(values))
     losses = F.poisson_nll_loss(logits, target, log_input=True, reduction="none")
-    return global_mean(losses, weights * observed)
+    return share_of(losses, weights * observed)

@@ -7,6 +7,8 @@ many users as ads, a served score is the trained score.
 Shape letters: B ads, U user tokens, A ad tokens, D model width, T tasks.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -38,11 +40,26 @@ class Ranker(nn.Module):
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
         """Score B ads, each for its user or all for one user."""
-        user_vectors, ad_vectors = (
-            self.user_tables(user.sparse),
-            self.ad_tables(ad.sparse),
-        )
-        logits: Tensor = self.head(user_vectors, user.dense, ad_vectors, ad.dense)
+        vectors = self.in_order(self.look_up(user, ad))
+        return self.dense(vectors, user.dense, ad.dense)
+
+    def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
+        """The vectors of both sides' tables."""
+        return self.user_tables(user.sparse), self.ad_tables(ad.sparse)
+
+    def in_order(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
+        """Each as (B, E), in the order of features."""
+        sides = (self.head.user_tokens, self.head.ad_tokens)
+        return [
+            in_order(vectors, side.names)
+            for vectors, side in zip(looked_up, sides, strict=True)
+        ]
+
+    def dense(
+        self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """The same as `forward`, of vectors that are looked up and in order."""
+        logits: Tensor = self.head(vectors[0], user_dense, vectors[1], ad_dense)
         return logits
 
 
@@ -76,7 +93,7 @@ class RankerHead(nn.Module):
         )
 
     def forward(
-        self, user: KeyedTensor, user_dense: Tensor, ad: KeyedTensor, ad_dense: Tensor
+        self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """Looked-up vectors and floats of both sides -> (B, T) logits."""
         user_bud = self.user_tokens(user, user_dense)
@@ -120,11 +137,9 @@ class Tokens(nn.Module):
         at = torch.tensor([columns.index(f.source) for f in dense], dtype=torch.long)
         self.register_buffer("positions", at, persistent=False)
 
-    def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:
-        """Vectors of the side's ids and (B, F) floats -> (B, count, D)."""
-        ids = in_order(vectors, self.names).view(
-            -1, len(self.names), self.embedding_dim
-        )
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        """Vectors (B, E) of the side's ids and (B, F) floats -> (B, count, D)."""
+        ids = vectors.view(-1, len(self.names), self.embedding_dim)
         if self.frozen:
             # requires_grad=False does not freeze a sharded table; this does.
             ids = ids.detach()

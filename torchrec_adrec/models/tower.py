@@ -6,7 +6,6 @@ its own so that the tracer treats it as a leaf and Python may do there what it l
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.modules.embeddings import (
@@ -52,9 +51,9 @@ class TowerHead(nn.Module):
         own = 1 if config.similarity == "additive" else config.output_dim
         self.mlp = mlp((width, *config.hidden, own), config.dropout)
 
-    def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:
-        """`vectors` of the side's features and (B, F) floats -> (B, D)."""
-        return self.encode(beside(in_order(vectors, self.names), dense))
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        """Vectors (B, E) of the side's features in order, (B, F) floats -> (B, D)."""
+        return self.encode(beside(vectors, dense))
 
     def encode(self, joined: Tensor) -> Tensor:
         """(B, width) -> (B, D); what `train.compile` compiles."""
@@ -76,10 +75,9 @@ class BiasHead(nn.Module):
         self.names = names
         self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
 
-    def forward(self, vectors: KeyedTensor, dense: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """-> (B,)."""
-        joined = beside(in_order(vectors, self.names), dense)
-        out: Tensor = self.mlp(joined).float()
+        out: Tensor = self.mlp(beside(vectors, dense)).float()
         return out[:, 0]
 
 
@@ -98,11 +96,6 @@ class Bias(nn.Module):
         width = len(names) * BIAS_DIM + len(schema.dense_of(side))
         self.tables = embedding_tables(schema, side, BIAS_DIM, device, BIAS_SUFFIX)
         self.head = BiasHead(names, width, config)
-
-    def forward(self, rows: TowerInput) -> Tensor:
-        """`TowerInput` of one side -> (B,)."""
-        bias: Tensor = self.head(self.tables(rows.sparse), rows.dense)
-        return bias
 
 
 class Tower(nn.Module):
@@ -123,5 +116,6 @@ class Tower(nn.Module):
 
     def forward(self, rows: TowerInput) -> Tensor:
         """Encode one side."""
-        vectors: Tensor = self.head(self.tables(rows.sparse), rows.dense)
+        looked_up = in_order(self.tables(rows.sparse), self.head.names)
+        vectors: Tensor = self.head(looked_up, rows.dense)
         return vectors

@@ -1,10 +1,14 @@
 """A user tower and an ad tower that meet only in an inner product."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.models.tower import Bias, Tower
+from torchrec_adrec.modules.embeddings import in_order
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.train_config import TowersConfig
 
@@ -40,15 +44,42 @@ class TwoTower(nn.Module):
 
         The ad's side may have more rows, N >= B: negatives, which belong to no user.
         """
-        user_vectors, ad_vectors = self.user_tower(user), self.ad_tower(ad)
+        vectors = self.in_order(self.look_up(user, ad))
+        return self.dense(vectors, user.dense, ad.dense)
+
+    def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
+        """The vectors of all tables: user, ad, and of the biases' tables."""
+        vectors = (
+            self.user_tower.tables(user.sparse),
+            self.ad_tower.tables(ad.sparse),
+        )
+        if self.user_bias is None or self.ad_bias is None:
+            return vectors
+        biases = (self.user_bias.tables(user.sparse), self.ad_bias.tables(ad.sparse))
+        return vectors + biases
+
+    def in_order(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
+        """Each as (B or N, E), in the order of features."""
+        parts = (self.user_tower, self.ad_tower, self.user_bias, self.ad_bias)
+        return [
+            in_order(vectors, part.head.names)
+            for vectors, part in zip(looked_up, parts, strict=False)
+            if part is not None
+        ]
+
+    def dense(
+        self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as `forward`, of vectors that are looked up and in order."""
+        user = self.user_tower.head(vectors[0], user_dense)
+        ad = self.ad_tower.head(vectors[1], ad_dense)
         biases = []
         if self.user_bias is not None and self.ad_bias is not None:
-            biases = [self.user_bias(user), self.ad_bias(ad)]
-        return (
-            user_vectors,
-            ad_vectors,
-            self.calibration(user_vectors, ad_vectors, biases),
-        )
+            biases = [
+                self.user_bias.head(vectors[2], user_dense),
+                self.ad_bias.head(vectors[3], ad_dense),
+            ]
+        return user, ad, self.calibration(user, ad, biases)
 
 
 class Calibration(nn.Module):

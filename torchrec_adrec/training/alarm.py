@@ -22,6 +22,10 @@ from torchrec_adrec.schema import Schema, Side
 ROWS = 20_000  # of all ranks, looked at together, or more:
 NOISE = 0.01  # until an AUC is known so well; at a click rate of .1%, 830,000 rows
 WINDOWS = 3  # with an AUC of .5, one after the other, before it counts
+EVERY = (
+    50  # steps from one window to the next: an AUC of 65,536 rows costs more than the
+)
+# step that a GPU takes meanwhile
 SAME = 1e-5  # spread of logits that are one number, in units of that number
 OUTSTANDING = 100.0  # a fitted number has a deviation of about 1
 
@@ -42,20 +46,31 @@ class DeadModelAlarm:
     _rows: int = 0
     _chance: int = 0
     _wanted: int = ROWS
+    _next: int = 0
+    _open: bool = False
+
+    def rows_of(self, number: int) -> int:
+        """How many of this rank's rows it wants to see of a step; the same on all."""
+        if not self._open and number < self._next:
+            return 0
+        if not self._open:
+            self._open, self._next = True, number + EVERY
+        return -(-self._wanted // dist.get_world_size())
 
     def look(self, logits: Tensor, labels: Tensor, batch: Batch) -> None:
-        """Take a step's logits and labels, (B, T). Collective: all do at every step.
+        """Take a step's logits and labels, (B, T) on the host, or some rows of them.
+        Collective: all ranks do at the same steps.
 
         Raises:
             TrainingError: the model is dead; on every rank.
         """
-        first = (part[:, 0].double().cpu().numpy() for part in (logits, labels))
-        self._parts.append((next(first), next(first)))
+        first = [part[:, 0].double().numpy() for part in (logits, labels)]
+        self._parts.append((first[0], first[1]))
         self._rows += len(logits) * dist.get_world_size()
         if self._rows < self._wanted:
             return
         own = tuple(np.concatenate(part) for part in zip(*self._parts, strict=True))
-        self._parts, self._rows = [], 0
+        self._parts, self._rows, self._open = [], 0, False
         everyone: list[tuple[Floats, ...]] = [own] * dist.get_world_size()
         dist.all_gather_object(everyone, own)
         logit, label = (np.concatenate(part) for part in zip(*everyone, strict=True))

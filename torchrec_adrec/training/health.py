@@ -11,7 +11,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-Sums = dict[str, float]
+Sums = dict[str, Tensor]  # scalars on the device: read all at once, at the end
 
 
 class Health:
@@ -60,22 +60,35 @@ class Health:
         """
         # Backward's gradients are those of W times this rank's share of the loss.
         ranks = dist.get_world_size()
-        own = {f"gradient/{n}": v / ranks**2 for n, v in self._grads.items()}
-        own |= _weights(self.model) | _touched(self.optimizer)
-        found = {
-            name: value**0.5 if name.startswith(("gradient", "weight")) else value
-            for name, value in _add_up(own).items()
-        }
-        rows = {n: found.pop(n) for n in list(found) if n.startswith("rows/")}
-        for name in [n for n in found if n.startswith("touched/")]:
-            found[name] /= max(rows[name.replace("touched", "rows")], 1)
-        found |= _dense(self.model)
+        sums = {f"gradient/{n}": v / ranks**2 for n, v in self._grads.items()}
+        sums |= _weights(self.model) | _touched(self.optimizer)
+        whole = _dense(self.model)
         if ads.numel():
-            found["ads/effective_rank"] = effective_rank(ads)
-        return found
+            whole["ads/effective_rank"] = effective_rank(ads)
+        return _finished(_add_up(_read(sums))) | _read(whole)
 
 
-def effective_rank(vectors: Tensor) -> float:
+def _read(figures: Sums) -> dict[str, float]:
+    """To the host, in one copy."""
+    if not figures:
+        return {}
+    values = torch.stack([value.double() for value in figures.values()]).tolist()
+    return dict(zip(figures, values, strict=True))
+
+
+def _finished(sums: dict[str, float]) -> dict[str, float]:
+    """Norms of sums of squares, and touched rows as a share of all rows."""
+    figures = {
+        name: value**0.5 if name.startswith(("gradient", "weight")) else value
+        for name, value in sums.items()
+    }
+    rows = {n: figures.pop(n) for n in list(figures) if n.startswith("rows/")}
+    for name in [n for n in figures if n.startswith("touched/")]:
+        figures[name] /= max(rows[name.replace("touched", "rows")], 1)
+    return figures
+
+
+def effective_rank(vectors: Tensor) -> Tensor:
     """exp of the entropy of the singular values as shares: 1 when all vectors point one
     way (a collapsed tower), D when they use every direction alike.
 
@@ -84,37 +97,38 @@ def effective_rank(vectors: Tensor) -> float:
     Args:
         vectors: (N, D).
     """
-    values = torch.linalg.svdvals(vectors.float())
+    # Eigenvalues of the D x D products: an SVD of all N vectors waits for the device
+    # several times. In float64, for they are squares.
+    vectors = vectors.double()
+    values = torch.linalg.eigvalsh(vectors.T @ vectors).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=1e-12)
-    return float(torch.special.entr(shares).sum().exp())
+    return torch.xlogy(shares, shares).sum().neg().exp()
 
 
 def _weights(model: DistributedModelParallel) -> Sums:
     """Squared norms of this rank's parts of the tables."""
-    found: Sums = {}
+    sums: Sums = {}
     for name, value in model.state_dict().items():
         if hasattr(value, "local_shards"):
-            parts = [shard.tensor for shard in value.local_shards()]
-            found[f"weight/{_table(name)}"] = sum(map(_square, parts))
-    return found
+            for shard in value.local_shards():
+                _add(sums, f"weight/{_table(name)}", _square(shard.tensor))
+    return sums
 
 
 def _touched(optimizer: CombinedOptimizer) -> Sums:
     """Rows whose Adagrad state has left 0: those that training has ever updated."""
-    found: Sums = {}
+    sums: Sums = {}
     for name, state in optimizer.state_dict()["state"].items():
         for value in state.values():
             if hasattr(value, "local_shards"):
                 for shard in value.local_shards():
-                    table = _table(name)
-                    count = float((shard.tensor > 0).sum())
-                    found[f"touched/{table}"] = found.get(f"touched/{table}", 0) + count
-                    size = float(shard.tensor.numel())
-                    found[f"rows/{table}"] = found.get(f"rows/{table}", 0) + size
-    return found
+                    rows, table = shard.tensor, _table(name)
+                    _add(sums, f"touched/{table}", (rows > 0).sum())
+                    _add(sums, f"rows/{table}", torch.ones_like(rows).sum())
+    return sums
 
 
-def _dense(model: DistributedModelParallel) -> dict[str, float]:
+def _dense(model: DistributedModelParallel) -> Sums:
     """Norms of what every rank holds whole, by the module two levels down."""
     sums: Sums = {}
     for name, parameter in model.named_parameters():
@@ -123,18 +137,21 @@ def _dense(model: DistributedModelParallel) -> dict[str, float]:
         part = ".".join(name.split(".")[:2])
         for kind, value in (("weight", parameter), ("gradient", parameter.grad)):
             if value is not None:
-                key = f"{kind}/{part}"
-                sums[key] = sums.get(key, 0.0) + _square(value.detach())
-    return {name: value**0.5 for name, value in sums.items()}
+                _add(sums, f"{kind}/{part}", _square(value.detach()))
+    return {name: value.sqrt() for name, value in sums.items()}
 
 
-def _add_up(own: Sums) -> Sums:
+def _add(sums: Sums, name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def _add_up(sums: dict[str, float]) -> dict[str, float]:
     """Ranks hold different tables, so they exchange names with the numbers."""
-    everyone: list[Sums] = [own] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    total: Sums = {}
-    for sums in everyone:
-        for name, value in sums.items():
+    everyone: list[dict[str, float]] = [sums] * dist.get_world_size()
+    dist.all_gather_object(everyone, sums)
+    total: dict[str, float] = {}
+    for part in everyone:
+        for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
 
@@ -143,5 +160,5 @@ def _table(name: str) -> str:
     return name.split("embedding_bags.")[1].split(".")[0]
 
 
-def _square(values: Tensor) -> float:
-    return float(values.float().square().sum())
+def _square(values: Tensor) -> Tensor:
+    return values.float().square().sum()

@@ -15,7 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SIZE, ROUNDS = 512, 5
+from torchrec_adrec.errors import ConfigError
+
+SIZES = {"cpu": 512, "cuda": 4096}  # of a product that a device notices
+ROUNDS = 5
 EXACT = (
     2e-5  # relative error of a float32 product; TF32 and bfloat16 have 1e-3 and more
 )
@@ -40,8 +43,16 @@ def choose(wanted: str, device: torch.device) -> Products:
     """Find out what is fastest here. Collective: the first rank measures for all.
 
     Args:
-        wanted: `auto`, `float32` or `bfloat16`.
+        wanted: `auto`, `float32`, `tf32` or `bfloat16`.
+
+    Raises:
+        ConfigError: `tf32` on a device that has none.
     """
+    if wanted == "tf32" and device.type != "cuda":
+        raise ConfigError(
+            "train.precision=tf32 is for NVIDIA GPUs, this device is"
+            f" {device.type}; set float32, bfloat16 or auto"
+        )
     found = [Products("highest", False)]
     if dist.get_rank() == 0:
         found = [_measure(wanted, device)]
@@ -51,12 +62,18 @@ def choose(wanted: str, device: torch.device) -> Products:
 
 def _measure(wanted: str, device: torch.device) -> Products:
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(SIZE, SIZE, generator=generator).to(device) for _ in range(2))
+    size = SIZES.get(device.type, SIZES["cuda"])
+    a, b = (torch.randn(size, size, generator=generator).to(device) for _ in range(2))
     exact = (a.double() @ b.double()).float()
     seconds = {"highest": _seconds(a, b, "highest")}
     if _error(a, b, exact, "medium") <= EXACT:
         seconds["medium"] = _seconds(a, b, "medium")
     best = min(seconds, key=lambda name: seconds[name])
+    if wanted == "tf32":
+        seconds["high"], best = _seconds(a, b, "high"), "high"
+        faster = seconds["highest"] / seconds["high"]
+        log.info("products in TF32; measured here, %.2g times float32's speed", faster)
+        return Products("high", False)
     faster = seconds[best] / _seconds(a.bfloat16(), b.bfloat16(), best)
     low = wanted == "bfloat16" or (wanted == "auto" and faster >= WORTH)
     log.info(

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,18 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
+from torchrec_adrec.distributed.alone import AloneLoop, can_be_alone
 from torchrec_adrec.distributed.optimizer import StepOptimizer
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import NonFiniteLossError
 from torchrec_adrec.models.tower import TowerHead
-from torchrec_adrec.tasks import Agreement, Outputs
+from torchrec_adrec.sharded_task import guard_of
+from torchrec_adrec.tasks import Outputs
 from torchrec_adrec.training.alarm import DeadModelAlarm
 from torchrec_adrec.training.diagnose import culprits
+from torchrec_adrec.training.graphs import run_as_graphs
 from torchrec_adrec.training.health import Health
+from torchrec_adrec.training.late import LateReader
 from torchrec_adrec.training.precision import Products
 from torchrec_adrec.training.source import Source
 
@@ -31,8 +36,8 @@ class Step:
 
     Attributes:
         number: from 1.
-        loss: the global loss, a scalar tensor.
-        stop: whether a rank was asked to stop; the same on all.
+        loss: the global loss, a scalar tensor on the device.
+        stop: whether a rank was asked to stop, in the step before; the same on all.
         figures: signs of health, in the steps that look for them.
     """
 
@@ -68,32 +73,72 @@ class Steps:
             compile_heads(model)
         self.alarm = DeadModelAlarm(source.schema, config.train.dead_model)
         self.health = Health(model, optimizer)
-        self.agreement = next(m for m in model.modules() if isinstance(m, Agreement))
-        self.pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
+        self.guard = guard_of(model)
+        self.late = LateReader(process.device)
+        self._stop = False
+        self.pipeline = _pipeline(model, optimizer, process)
+        alone_on_gpu = process.device.type == "cuda" and process.world_size == 1
+        if alone_on_gpu and config.train.graphs:
+            run_as_graphs(model, optimizer, source.schema)
         self.batches: Iterator[Batch] = source.batches(first)
         model.train()
 
-    def take(self) -> Step:
-        """Take the next one.
+    def take(self, asked_to_stop: bool = False) -> Step:
+        """Take the next one, and look at the one before.
+
+        Args:
+            asked_to_stop: whether this rank was.
 
         Raises:
-            NonFiniteLossError: names rows and features; no weight has changed.
+            NonFiniteLossError: of the step before; names rows and features; no weight
+                has changed since.
             TrainingError: the model is dead.
         """
         self.number += 1
         self._seed()
         self.optimizer.at(self.number, self.source.steps)
+        self.guard.asked_to_stop = asked_to_stop
         every = self.config.train.health_every
         looks = bool(every) and self.number % every == 0
         with self.health.watched() if looks else nullcontext():
             out = self._progress()
+        watched = out.logits[: self._rows_watched()]
+        self.late.ask(self.number, out.report, watched)
+        self._look(self.number)
+        if self.process.world_size == 1:  # nobody to agree with
+            self._stop = asked_to_stop
         if not self._settled:
             self._settle()
-        if self.number > self.optimizer.config.warmup_steps:
-            batch = self.source.begin(self.number)
-            self.alarm.look(out.logits, out.labels, batch)
         figures = self.health.figures(out.ads) if looks else {}
-        return Step(self.number, out.loss, bool(out.stop), figures)
+        return Step(self.number, out.report[0], self._stop, figures)
+
+    def flush(self) -> None:
+        """Look at every step that was taken: before a model is saved or judged.
+
+        Raises:
+            NonFiniteLossError, TrainingError: as `take`.
+        """
+        self._look(None)
+
+    def _look(self, before: int | None) -> None:
+        """At the steps below `before` that were not looked at."""
+        while (late := self.late.read(before)) is not None:
+            report, logits = late.tensors
+            loss, stopping, bad = report.tolist()
+            self._stop = stopping > 0
+            batch = self.source.begin(late.number)
+            if bad:
+                self.detach()
+                raise self._diagnosed(loss, late.number)
+            if len(logits):
+                rows, labels = logits.shape
+                self.alarm.look(logits, batch.labels[:rows, :labels], batch)
+
+    def _rows_watched(self) -> int:
+        """Of this step by the alarm; while the rates rise no model is alive yet."""
+        if self.number <= self.optimizer.config.warmup_steps:
+            return 0
+        return self.alarm.rows_of(self.number)
 
     def marks(self, step: int) -> Sequence[Tensor]:
         """Tensors on the host that tell a step's rows, for the watchdog; of the first
@@ -121,11 +166,7 @@ class Steps:
     def _progress(self) -> Outputs:
         device = self.process.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.low):
-            try:
-                out: Outputs = self.pipeline.progress(self.batches)
-            except NonFiniteLossError as error:
-                self.detach()
-                raise self._diagnosed(error) from None
+            out: Outputs = self.pipeline.progress(self.batches)
         return out
 
     def _seed(self) -> None:
@@ -139,16 +180,28 @@ class Steps:
         if self.process.device.type == "cuda":
             torch.cuda.manual_seed(value)
 
-    def _diagnosed(self, error: NonFiniteLossError) -> NonFiniteLossError:
+    def _diagnosed(self, loss: float, number: int) -> NonFiniteLossError:
         """Say which rows, and what in the model is not finite. Collective."""
-        batch = self.source.begin(self.number).to(self.process.device)
+        batch = self.source.begin(number).to(self.process.device)
         found = culprits(self.model, batch, self.source.schema)
         what = ", ".join(found[:5]) or "neither inputs nor weights: the loss alone"
         return NonFiniteLossError(
-            f"{error} at step {self.number}, before any weight changed. Rank"
-            f" {self.process.rank}: {self.source.where(self.number)}. Not finite:"
-            f" {what}. Lower the learning rates, or set optimizer.clip_norm"
+            f"the loss became {loss} at step {number}, before any weight changed. Rank"
+            f" {self.process.rank}: {self.source.where(number)}. Not finite: {what}."
+            " Lower the learning rates, or set optimizer.clip_norm"
         )
+
+
+def _pipeline(
+    model: DistributedModelParallel, optimizer: StepOptimizer, process: Process
+) -> Any:
+    if can_be_alone(model, process.world_size):
+        return AloneLoop(model, optimizer, process.device)
+    # A batch is asked for after the forward pass is queued: the device then has work
+    # while the host reads and copies.
+    return TrainPipelineSparseDist(
+        model, optimizer, process.device, enqueue_batch_after_forward=True
+    )
 
 
 def compile_heads(model: torch.nn.Module) -> None:

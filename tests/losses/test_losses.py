@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.losses import softmax
+from torchrec_adrec.losses.anchors import Anchors, anchors_of
 from torchrec_adrec.losses.history import History
+from torchrec_adrec.losses.mean import Share, global_means
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.losses.softmax import in_batch_softmax
@@ -24,30 +27,42 @@ def one_rank() -> Iterator[None]:
         yield
 
 
+def mean(share: Share) -> Tensor:
+    """The mean over all rows, of this one rank."""
+    return global_means([share])[0]
+
+
+@pytest.fixture(params=["small blocks", "large blocks"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of the softmax, the CPU's and that of other devices."""
+    large = request.param == "large blocks"
+    monkeypatch.setattr(softmax, "in_large_blocks", lambda device: large)
+
+
 def test_a_label_that_was_not_observed_does_not_count() -> None:
     logits = torch.tensor([1.0, -2.0, 3.0, 5.0])
     labels = torch.tensor([1.0, 0.0, torch.nan, 1.0])
     weights = torch.tensor([1.0, 1.0, 1.0, 0.0])
     expected = F.binary_cross_entropy_with_logits(logits[:2], labels[:2])
-    torch.testing.assert_close(click_loss(logits, labels, weights), expected)
+    torch.testing.assert_close(mean(click_loss(logits, labels, weights)), expected)
     logits.requires_grad_()
-    click_loss(logits, labels, weights).backward()
+    mean(click_loss(logits, labels, weights)).backward()
     assert logits.grad is not None and logits.grad[2:].tolist() == [0, 0]
 
 
 def test_nothing_observed_is_zero() -> None:
     nan = torch.full((3,), torch.nan)
-    assert click_loss(torch.zeros(3), nan, torch.ones(3)).item() == 0
+    assert mean(click_loss(torch.zeros(3), nan, torch.ones(3))).item() == 0
 
 
 def test_the_best_predicted_value_is_the_mean_of_the_observed_ones() -> None:
     values = torch.tensor([0.0, 1.0, 50.0, torch.nan, 9.0])
     weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
     logit = torch.tensor(17.0).log().requires_grad_()
-    value_loss(logit.expand(5), values, weights).backward()
+    mean(value_loss(logit.expand(5), values, weights)).backward()
     assert logit.grad is not None and abs(logit.grad.item()) < 1e-5
     every = torch.zeros(5, requires_grad=True)
-    value_loss(every, values, weights).backward()
+    mean(value_loss(every, values, weights)).backward()
     assert every.grad is not None and every.grad[3:].tolist() == [0, 0]
     # exp(0) - y, over the three rows that count
     assert every.grad[:3].tolist() == pytest.approx([1 / 3, 0, -49 / 3])
@@ -67,6 +82,7 @@ def test_a_value_is_learnt_and_told_as_a_multiple_of_its_mean() -> None:
     assert prediction(click, torch.zeros(1)).item() == 0.5
 
 
+@pytest.mark.usefixtures("blocks")
 def test_softmax_masks_other_rows_of_the_same_ad_and_subtracts_log_q() -> None:
     torch.manual_seed(0)
     user, ad = torch.randn(4, 3), torch.randn(4, 3)
@@ -82,33 +98,41 @@ def test_softmax_masks_other_rows_of_the_same_ad_and_subtracts_log_q() -> None:
     first = torch.stack([scores[0, 0], logits[0, 1], logits[0, 3]])
     last = torch.stack([scores[3, 3], *logits[3, :3]])
     first, last = (-row.log_softmax(0)[0] for row in (first, last))
-    found = in_batch_softmax(user, ad, ids, log_q, anchors, 0.5)
+    found = mean(in_batch_softmax(user, ad, ids, log_q, anchors_of(anchors), 0.5))
     torch.testing.assert_close(found, (first + last) / 2)
 
 
+@pytest.mark.usefixtures("blocks")
 def test_an_ad_without_log_q_cannot_be_trained_on_by_mistake() -> None:
     vectors, ids = torch.randn(2, 3), torch.tensor([1, 2])
     log_q = torch.tensor([0.0, torch.nan])
-    loss = in_batch_softmax(vectors, vectors, ids, log_q, torch.ones(2), 1.0)
+    every = anchors_of(torch.ones(2))
+    loss = mean(in_batch_softmax(vectors, vectors, ids, log_q, every, 1.0))
     assert loss.isnan()
 
 
+@pytest.mark.usefixtures("blocks")
 def test_no_anchor_on_a_rank_is_no_loss_and_a_whole_backward() -> None:
     user, ad = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
-    loss = in_batch_softmax(user, ad, torch.arange(3), None, torch.zeros(3), 1.0)
+    nobody = Anchors(torch.zeros(4, dtype=torch.int64), torch.zeros(4))
+    loss = mean(in_batch_softmax(user, ad, torch.arange(3), None, nobody, 1.0))
     loss.backward()
     assert loss.item() == 0
     assert user.grad is not None and ad.grad is not None
     assert not user.grad.any() and not ad.grad.any()
 
 
+@pytest.mark.usefixtures("blocks")
 def test_ads_of_the_history_are_no_negatives() -> None:
     """Unknown items (id 1) equal each other by no meaning and stay negatives."""
     torch.manual_seed(0)
     user, ad = torch.randn(3, 2), torch.randn(5, 2)  # two ads belong to no row
     items = torch.tensor([7, 1, 8, 9, 7])
     history = History(
-        values=torch.tensor([9, 8, 1, 8]), lengths=torch.tensor([2, 0, 2]), items=items
+        values=torch.tensor([9, 8, 1, 8]),
+        lengths=torch.tensor([2, 0, 2]),
+        items=items,
+        longest=3,
     )
     ids = torch.arange(5)
     anchors = torch.tensor([1.0, 0.0, 1.0])
@@ -116,10 +140,13 @@ def test_ads_of_the_history_are_no_negatives() -> None:
     # Row 0 clicked items 9 and 8 before: ads 3 and 2. Row 2: item 8, its own ad.
     first = -(logits[0, 0] - logits[0, [0, 1, 4]].logsumexp(0))
     last = -(logits[2, 2] - logits[2].logsumexp(0))
-    found = in_batch_softmax(user, ad, ids, None, anchors, 1.0, history)
+    found = mean(
+        in_batch_softmax(user, ad, ids, None, anchors_of(anchors), 1.0, history)
+    )
     torch.testing.assert_close(found, (first + last) / 2)
 
 
+@pytest.mark.usefixtures("blocks")
 def test_a_learned_temperature_has_the_gradient_of_its_definition() -> None:
     torch.manual_seed(0)
     user, ad = torch.randn(4, 3), torch.randn(4, 3)
@@ -127,8 +154,9 @@ def test_a_learned_temperature_has_the_gradient_of_its_definition() -> None:
     for way in ("ours", "plain"):
         temperature = torch.tensor(0.5, requires_grad=True)
         if way == "ours":
-            loss = in_batch_softmax(
-                user, ad, torch.arange(4), None, torch.ones(4), temperature
+            every = anchors_of(torch.ones(4))
+            loss = mean(
+                in_batch_softmax(user, ad, torch.arange(4), None, every, temperature)
             )
         else:
             loss = F.cross_entropy(user @ ad.T / temperature, torch.arange(4))
@@ -144,7 +172,7 @@ def test_pairs_pull_the_clicked_ad_up_and_others_down(way: str) -> None:
     ad = torch.zeros(6, 1, requires_grad=True)
     ids = torch.tensor([5, 6, 5, 7, 8, 9])  # ad 2 is ad 0 again
     anchors = torch.tensor([1.0, 0.0])
-    loss = pairwise_loss(way, user, ad, ids, anchors, 1.0)
+    loss = mean(pairwise_loss(way, user, ad, ids, anchors_of(anchors), 1.0))
     expected = {"bpr": torch.tensor(2.0).log().item(), "triplet": 1.0}
     assert loss.item() == pytest.approx(expected[way])
     loss.backward()
@@ -177,7 +205,8 @@ def mean_gradients(
         who = torch.randint(USERS, (BATCH,), generator=generator)
         ads = torch.cat([drawn, more])
         log_q = mixed.log()[ads] * factor if (factor := log_q_factor) else None
-        loss = in_batch_softmax(user[who], ad[ads], ads, log_q, torch.ones(BATCH), 1.0)
+        every = anchors_of(torch.ones(BATCH))
+        loss = mean(in_batch_softmax(user[who], ad[ads], ads, log_q, every, 1.0))
         total += torch.cat(torch.autograd.grad(loss, (user, ad)))
     chance = (shown / USERS).repeat(USERS)
     pairs = torch.log_softmax(user @ ad.T, 1).flatten()
@@ -203,6 +232,8 @@ SCRIPT = """
 import torch
 import torch.distributed as dist
 from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.losses.anchors import anchors_of
+from torchrec_adrec.losses.mean import global_means
 from torchrec_adrec.losses.pointwise import click_loss
 from torchrec_adrec.losses.softmax import in_batch_softmax
 
@@ -215,8 +246,11 @@ with process_group("cpu") as process:
 
     def loss(at):
         user, ad = layer(features[at]), head(features[at])
-        return click_loss((user * ad).sum(1), labels[at], torch.ones(len(labels[at]))
-            ) + in_batch_softmax(user, ad, ids[at], log_q[at], labels[at], 0.5)
+        clicks = click_loss((user * ad).sum(1), labels[at], torch.ones(len(labels[at])))
+        contrast = in_batch_softmax(
+            user, ad, ids[at], log_q[at], anchors_of(labels[at]), 0.5
+        )
+        return global_means([clicks, contrast]).sum()
 
     share = B // process.world_size
     own = loss(slice(process.rank * share, (process.rank + 1) * share))

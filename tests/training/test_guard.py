@@ -1,0 +1,103 @@
+"""A loss that is not finite on one rank changes no weight on any."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+SCRIPT = """
+from pathlib import Path
+
+import torch
+
+from torchrec_adrec.config import load_config
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.errors import NonFiniteLossError
+from torchrec_adrec.guard import Guard
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.sharded_task import build
+from torchrec_adrec.training.precision import Products
+from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.steps import Steps
+
+
+def state_of(steps):
+    '''Every weight, momentum and step count that this rank holds.'''
+    found = {{}}
+
+    def keep(name, value):
+        if hasattr(value, "local_shards"):
+            for i, shard in enumerate(value.local_shards()):
+                found[f"{{name}}/{{i}}"] = shard.tensor.clone()
+        elif isinstance(value, torch.Tensor):
+            found[name] = value.detach().clone()
+
+    for name, value in steps.model.state_dict().items():
+        keep(name, value)
+    for name, state in steps.optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            keep(f"{{name}} {{key}}", value)
+    return found
+
+
+fault = {fault!r}
+if fault == "tables are not guarded":
+    Guard.pass_on = lambda self, vectors: vectors
+data, config = Path({data!r}), load_config(None, {words!r})
+with process_group("cpu") as process:
+    schema = Schema.load(data / "schema.json")
+    source = Source(data, schema, config, process, data)
+    model, optimizer = build("retrieval", schema, config, process)
+    if fault == "the dense part is not guarded":
+        for group in optimizer.optimizers:
+            inner = getattr(group[1], "_optimizer", None)
+            if inner is not None:
+                inner.found_inf = None
+    products = Products("highest", False)
+    steps = Steps(model, optimizer, source, process, config, products)
+    for _ in range(3):
+        steps.take()
+    steps.flush()
+    before = state_of(steps)
+    if process.rank == 1:  # one row of one of two ranks
+        source.ahead(4).weights[5] = torch.nan
+    raised = "nothing"
+    try:
+        steps.take()
+        steps.take()
+    except NonFiniteLossError as error:
+        raised = str(error)
+    after = state_of(steps)
+    same = [torch.equal(before[name], after[name]) for name in before]
+    counted = any(name.endswith(" step") for name in before)
+    found = [""] * 2
+    told = f"RESULT {{process.rank}} {{all(same)}} {{counted}} {{len(same) > 50}} {{raised}}"
+    torch.distributed.all_gather_object(found, told)
+    if process.is_first:
+        for line in ("", *found):
+            print(line)
+"""
+
+
+@pytest.mark.parametrize(
+    "fault", ["", "tables are not guarded", "the dense part is not guarded"]
+)
+def test_no_weight_changes_on_either_rank(
+    fault: str,
+    prepared: Path,
+    ranks_script: Callable[[int, str], subprocess.CompletedProcess[str]],
+) -> None:
+    """Nor a momentum, nor a step count; both ranks stop a step later and say why."""
+    text = SCRIPT.format(data=str(prepared), words=list(TINY), fault=fault)
+    done = ranks_script(2, text)
+    assert done.returncode == 0, done.stderr
+    lines = [x for x in done.stdout.splitlines() if "RESULT" in x]
+    assert len(lines) == 2
+    for rank, line in enumerate(lines):
+        assert line.startswith(
+            f"RESULT {rank} {not fault} True True the loss became nan"
+        )
+        assert "at step 4, before any weight changed" in line
+        assert "row" in line and ".parquet" in line
