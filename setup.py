@@ -37,7 +37,10 @@ setup(
         "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "uvicorn"],
-        "dev": ["httpx", "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"],
+        "dev": [
+            *("httpx", "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"),
+            "triton==3.7.1",  # its interpreter runs the kernels' tests on CPUs
+        ],
     },
     entry_points={"console_scripts": ["adrec=torchrec_adrec.cli:main"]},
 )

@@ -56,7 +56,9 @@ class AloneLoop:
         device: torch.device,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._next: Batch | None = None
         self._originals: list[tuple[Any, Callable[..., Any]]] = []
 

@@ -46,8 +46,9 @@ def _in_large_blocks(
     blocks = max(-(-count * len(vectors) // BLOCK), 1)
     size = max(-(-count // blocks), 1)
     narrow = torch.bfloat16 if low else torch.float32
-    left, right = halves(rows), halves(vectors)
-    scale, left, right = left.scale * right.scale, as_left(left), as_right(right).T
+    row_halves, vector_halves = halves(rows), halves(vectors)
+    scale = row_halves.scale * vector_halves.scale
+    left, right = as_left(row_halves), as_right(vector_halves).T
     low_rows, low_vectors = rows.to(narrow), vectors.to(narrow)
     total, grad_rows = rows.new_zeros(()), []
     grad_vectors = torch.zeros_like(vectors)

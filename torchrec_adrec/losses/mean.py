@@ -26,7 +26,7 @@ class Share(NamedTuple):
 
 
 def share_of(losses: Tensor, weights: Tensor) -> Share:
-    """The share of rows (B,); a row of weight 0 counts for nothing, whatever its loss."""
+    """The share of rows (B,); one of weight 0 counts for nothing, whatever its loss."""
     kept = torch.where(weights > 0, losses, torch.zeros_like(losses))
     return Share((kept * weights).sum(), weights.sum())
 

@@ -2,8 +2,8 @@
 
 A launch costs the host 25 to 40 microseconds on a GPU machine, and heads, loss and
 their backward pass are some 150 of them, which at 8,192 rows the card finishes in half
-a millisecond. A captured graph is one launch. Its inputs have addresses of their own, so
-looked-up vectors and the batch are copied into them first (three copies).
+a millisecond. A captured graph is one launch. Its inputs have addresses of their own:
+looked-up vectors and the batch are copied there first (three copies).
 
 For one rank: collectives stay outside of graphs.
 """
@@ -79,7 +79,7 @@ class _Graph:
         self.batch = Batch(batch.buffer.clone(), batch.layout)
         self.graph = torch.cuda.CUDAGraph()
         drawn = torch.cuda.get_rng_state()
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM):
