@@ -67,8 +67,8 @@ def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
         named = json.loads((folder / METRICS).read_text())["checkpoint"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder} has no model: {METRICS} names no checkpoint ({error}); run"
-            " `adrec train` again"
+            f"{folder} has no model: {METRICS} names no checkpoint ({error}); it was"
+            " damaged, or made by another version: remove it and run `adrec train`"
         ) from None
     origin = Origin.model_validate(named)
     path = checkpoint.folder_of(folder / CHECKPOINTS, origin.step)
