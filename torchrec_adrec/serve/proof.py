@@ -35,7 +35,7 @@ ADS = 256  # of the catalog that are encoded again
 # what is loaded. Export always computes in float32; on another processor, device or
 # number of ranks its sums are rounded in another order, which was 1e-6 at most. fp16
 # lookups (`sharding.qcomm`) are rounded to 5e-4 on their way between ranks, which the
-# tower's layers may enlarge. The last checkpoint in the place of the best one was 0.01
+# tower's layers may enlarge. The last checkpoint in the place of the best one was 0.1
 # to 0.4 away.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2}
 
