@@ -30,7 +30,7 @@ def main() -> None:
     words = arguments.parse_args()
     recommender = Recommender.load(words.run)
     users = json.loads((words.run / "data/example_users.json").read_text())
-    one = recommender._user_input(users[0])
+    one = recommender.user_input(users[0])
     count = recommender.config.recommend.candidates
     ids, _ = recommender.retriever.retrieve(one, count)
     repeated = _repeat(recommender, one, len(ids))

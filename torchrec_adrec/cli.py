@@ -171,7 +171,7 @@ def train(
 def evaluate(
     task: TaskName, out: Out, config: ConfigFile = None, overrides: Overrides = None
 ) -> None:
-    """Test figures of the last checkpoint, on any number of ranks, as JSON."""
+    """Test figures of the model that is served, on any number of ranks, as JSON."""
     from torchrec_adrec.distributed.process import process_group
     from torchrec_adrec.evaluation.predict import evaluate_split
     from torchrec_adrec.schema import Schema
@@ -187,7 +187,7 @@ def evaluate(
             model, out / "data/test", schema, process, size, settings.data.bounds
         )
         if process.is_first:
-            found: dict[str, Any] = {"task": task, "step": start.step}
+            found: dict[str, Any] = {"task": task} | start.origin.model_dump()
             found |= {"world_size": process.world_size, "test": test}
             typer.echo(json.dumps(found))
 

@@ -6,6 +6,7 @@ AdRecError
 ├── SchemaError       columns that do not fit the schema
 ├── DataError         rows that cannot be used
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
+├── PredictionError   a prediction that is not finite
 ├── ManifestError     an artefact that is damaged, or was made from something else
 ├── TrainingError     a model that cannot be trained on: not finite, or dead
 │   └── NonFiniteLossError
@@ -51,6 +52,10 @@ class DataError(AdRecError):
 
 class CheckpointError(AdRecError):
     """A checkpoint that does not fit the model that loads it."""
+
+
+class PredictionError(AdRecError):
+    """A prediction that is not finite: any order of such is wrong."""
 
 
 class ManifestError(AdRecError):

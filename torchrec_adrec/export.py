@@ -3,6 +3,7 @@
 embeddings/
   part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]
   queries.parquet          held-out clicks: vector, clicked ad_id
+  examples.json            the example users: raw columns, vector; serving must agree
   manifest.json            made from what, how many, sha256 of each part
   metrics.json             full-catalog figures of the clicked ads, and their protocol
   recall_by_popularity.png
@@ -25,13 +26,15 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import tower_input
+from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
 from torchrec_adrec.evaluation.full_catalog import held_out_clicks, judge
 from torchrec_adrec.evaluation.pictures import recall_by_popularity
 from torchrec_adrec.files import sha256
-from torchrec_adrec.index.manifest import EmbeddingManifest, load_vectors
+from torchrec_adrec.index.manifest import EXAMPLES, EmbeddingManifest, load_vectors
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import AD_ID, Schema, Side
@@ -70,8 +73,10 @@ def export(
     users = encode(towers.user_tower, clicks, schema, Side.USER, config, process)
     clicked = clicks[AD_ID].to_numpy()[slice_of(len(clicks), process)]
     write_vectors(out / f"queries-{process.rank:05d}.parquet", clicked, users)
+    examples = encode_examples(towers.user_tower, data, process)
     process.barrier()
     if process.is_first:
+        (out / EXAMPLES).write_text(json.dumps(examples) + "\n")
         _join_queries(out)
         _write_manifest(start, catalog, schema, config, out)
     process.barrier()
@@ -116,6 +121,23 @@ def encode(
     vectors = np.concatenate(parts)[: len(own)]
     _check_vectors(vectors, side, config)
     return vectors
+
+
+@torch.no_grad()
+def encode_examples(
+    tower: nn.Module, data: Path, process: Process
+) -> list[dict[str, Any]]:
+    """The example users as serving meets them, raw, and their vectors. Collective:
+    every rank encodes all of them.
+    """
+    encoder = Encoder.load(data)
+    users = json.loads((data / "example_users.json").read_text())
+    raw = [raw_user(user, encoder.schema) for user in users]
+    encoded = [encoder.encode(columns, Side.USER) for columns in raw]
+    rows = {name: np.concatenate([e[name] for e in encoded]) for name in encoded[0]}
+    vectors = tower(tower_input(rows, encoder.schema, Side.USER).to(process.device))
+    pairs = zip(users, vectors.tolist(), strict=True)
+    return [{"user": user, "vector": vector} for user, vector in pairs]
 
 
 def _check_vectors(vectors: NDArray[np.float32], side: Side, config: Config) -> None:
@@ -169,10 +191,10 @@ def _write_manifest(
     config: Config,
     out: Path,
 ) -> None:
-    written = [*sorted(out.glob("part-*.parquet")), out / QUERIES]
+    written = [*sorted(out.glob("part-*.parquet")), out / QUERIES, out / EXAMPLES]
     EmbeddingManifest(
-        checkpoint=start.path.name,
-        step=start.step,
+        checkpoint=start.origin,
+        lookups=config.sharding.qcomm,
         schema_fingerprint=schema.fingerprint,
         similarity=config.towers.similarity,
         dim=config.towers.vector_dim,

@@ -1,13 +1,33 @@
-"""Hashes of files: what was written whole must be what is read."""
+"""Hashes of files: what was written whole must be what is read; what came from what."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from torchrec_adrec.errors import ManifestError
 
 HASHES = "hashes.json"
+
+
+class Origin(BaseModel):
+    """Names the checkpoint that something was made from.
+
+    Attributes:
+        step: optimizer steps taken.
+        weights: hash of the files that hold its tensors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    weights: str
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"step {self.step} (weights {self.weights})"
 
 
 def matching(pattern: str) -> list[Path]:
@@ -31,18 +51,29 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
         ManifestError: a file is missing, cut short or changed.
     """
     for name, expected in hashes.items():
-        path = folder / name
-        found = sha256(path) if path.exists() else "no file"
-        if found != expected:
-            raise ManifestError(
-                f"{path}: expected sha256 {expected[:12]}, found {found[:12]}; it was"
-                " damaged or changed, make it again"
-            )
+        difference = changed(folder / name, expected)
+        if difference:
+            raise ManifestError(f"{difference}, make it again")
+
+
+def changed(path: Path, expected: str) -> str:
+    """How a file differs from the one that was hashed, or nothing if it is that one."""
+    found = sha256(path) if path.exists() else "no file"
+    if found == expected:
+        return ""
+    return (
+        f"{path}: expected sha256 {expected[:12]}, found {found[:12]}; it was damaged"
+        " or changed"
+    )
 
 
 def write_hashes(folder: Path, paths: Iterable[Path]) -> None:
     """Write `hashes.json` for some files of a folder."""
-    hashes = {str(path.relative_to(folder)): sha256(path) for path in paths}
+    save_hashes(folder, {str(p.relative_to(folder)): sha256(p) for p in paths})
+
+
+def save_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Write `hashes.json`: name of a file in the folder -> its sha256."""
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n")
 
 
@@ -52,18 +83,23 @@ def check_hashes(folder: Path, prefix: str = "") -> None:
     Raises:
         ManifestError: one is missing or changed, or there is no `hashes.json`.
     """
-    hashes = _hashes(folder)
+    hashes = load_hashes(folder)
     check_files(folder, {n: h for n, h in hashes.items() if n.startswith(prefix)})
 
 
 def vocabulary_hashes(data: Path) -> dict[str, str]:
     """Feature -> hash of its vocabulary, of a prepared data set."""
-    found = _hashes(data)
+    found = load_hashes(data)
     names = (name for name in found if name.startswith("vocabulary/"))
     return {Path(name).stem: found[name] for name in names}
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def load_hashes(folder: Path) -> dict[str, str]:
+    """Read `hashes.json`.
+
+    Raises:
+        ManifestError: there is none, or it is damaged.
+    """
     try:
         return dict(json.loads((folder / HASHES).read_text()))
     except (OSError, ValueError) as error:

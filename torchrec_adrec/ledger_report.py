@@ -19,7 +19,7 @@ def audit_stage(folder: Path) -> list[Audit]:
     Raises:
         DataError: the run kept no ledger.
     """
-    last = latest(folder / CHECKPOINTS)
+    last = latest(folder / CHECKPOINTS)  # the best one need not know all rows
     segments = last.state["ledger"] if last is not None else []
     if not segments:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")

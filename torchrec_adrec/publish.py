@@ -21,6 +21,7 @@ from torchrec_adrec.index.manifest import (
 )
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.spec import IndexSpec
+from torchrec_adrec.sharded_task import check_origin, final_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,14 @@ def publish(embeddings: Path, config: Config, process: Process, out: Path) -> No
     """Build and judge the index in `out`. Collective; the caller renames the folder.
 
     Raises:
-        ManifestError: the exported parts are damaged or incomplete.
+        ManifestError: the exported parts are damaged or incomplete, or from other
+            towers than those that will be served.
         GateError: the index is too far from brute force.
     """
     exported = EmbeddingManifest.load(embeddings)
     check_files(embeddings, exported.files)
+    towers = final_checkpoint(embeddings.parent / "retrieval")
+    check_origin(embeddings, exported.checkpoint, towers)
     ids, vectors = load_vectors(embeddings)
     if len(ids) != exported.count or len(np.unique(ids)) != exported.count:
         raise ManifestError(

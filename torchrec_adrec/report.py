@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.data_report import dependency_table
+from torchrec_adrec.files import Origin
 from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
@@ -40,6 +41,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
     for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
+        yield f"{title}: judged and served", _checkpoint(metrics[name])
     yield from _recalls(metrics["embeddings"]["test"])
     gate = metrics["index"]
     yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
@@ -57,6 +59,14 @@ def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
     shown = {"auc": "AUC", "log_loss": "log loss"}
     what = " / ".join(shown.get(name, name) for name in names)
     return f"{title}: test {what}", " / ".join(f"{figures[n]:.4f}" for n in names)
+
+
+def _checkpoint(metrics: Metrics) -> str:
+    """Which of the checkpoints, and why it is not the last one, if it is not."""
+    train = metrics["train"]
+    origin, looks = Origin.model_validate(metrics["checkpoint"]), train["validation"]
+    best = f", the best of {len(looks)} evaluations" if looks else ""
+    return f"{origin} of {train['steps']}{best}"
 
 
 def _recalls(judged: Metrics) -> Iterator[tuple[str, str]]:

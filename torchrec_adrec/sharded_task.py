@@ -1,5 +1,9 @@
-"""A task, sharded over all ranks: new, or with the weights of a finished run."""
+"""A task, sharded over all ranks: new, or the model of a finished stage.
 
+Whoever reads what training left opens it here: export, ranking, evaluation, serving.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +12,22 @@ from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from torchrec_adrec.config import Config
+from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.audit import audit, collections_of
 from torchrec_adrec.distributed.constraints import ids_per_row
 from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_optimizer
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
-from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.errors import CheckpointError, ManifestError
+from torchrec_adrec.files import Origin
 from torchrec_adrec.guard import Guard
 from torchrec_adrec.schema import Schema, Side
+from torchrec_adrec.stages import CONFIG
 from torchrec_adrec.tasks import build_task
 
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.json"
 
 
 def build(
@@ -60,28 +67,62 @@ def guard_of(model: DistributedModelParallel) -> Guard:
 
 
 def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
-    """The best checkpoint of a finished training stage, or the last one.
+    """The checkpoint that holds the model of a finished training stage.
 
-    There is a best one if training evaluated on the way (`train.evaluate_every`).
+    Training names it beside the figures that it reports, once: nobody else chooses
+    between the best and the last one.
 
     Raises:
         CheckpointError: there is none.
+        ManifestError: another one stands in its place.
     """
-    found = checkpoint.best(folder / CHECKPOINTS)
-    found = found or checkpoint.latest(folder / CHECKPOINTS)
-    if found is None:
-        raise CheckpointError(f"{folder} has no checkpoint; run `adrec train` first")
+    try:
+        named = json.loads((folder / METRICS).read_text())["checkpoint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} has no model: {METRICS} names no checkpoint ({error}); it was"
+            " damaged, or made by another version: remove it and run `adrec train`"
+        ) from None
+    origin = Origin.model_validate(named)
+    path = checkpoint.folder_of(folder / CHECKPOINTS, origin.step)
+    found = checkpoint.open_checkpoint(path)
+    check_origin(folder / METRICS, origin, found)
     return found
+
+
+def check_origin(
+    what: Path, made_from: Origin | None, start: checkpoint.Checkpoint
+) -> None:
+    """Refuse what was made from another checkpoint than the one it is used with.
+
+    Raises:
+        ManifestError: names both.
+    """
+    if made_from != start.origin:
+        raise ManifestError(
+            f"{what} was made from {made_from or 'no checkpoint'}, {start.path} is"
+            f" {start.origin}; make it again from the one that is there"
+        )
 
 
 def restore(
     task: str, run: Path, schema: Schema, config: Config, process: Process
 ) -> tuple[DistributedModelParallel, checkpoint.Checkpoint]:
-    """A sharded model with the weights of a finished run, at any world size."""
+    """The model of a finished stage, sharded over any number of ranks. Collective."""
     model, _ = build(task, schema, config, process)
     start = final_checkpoint(run / task)
     checkpoint.load(start, model, schema)
     return model, start
+
+
+def restore_whole(
+    task: str, run: Path, schema: Schema
+) -> tuple[Any, checkpoint.Checkpoint]:
+    """The model of a finished stage in one piece, ready to predict."""
+    model: nn.Module = build_task(task, schema, load_config(run / task / CONFIG))
+    start = final_checkpoint(run / task)
+    checkpoint.load(start, model, schema)
+    return model.eval(), start
 
 
 def warm_start_names(model: nn.Module) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torchrec_adrec import __version__
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.files import HASHES
 
 RECORD = "stage.json"
 CONFIG = "config.yaml"
@@ -129,8 +130,8 @@ def _settings(stage: Stage, config: Config) -> str:
     dump = config.model_dump(mode="json", exclude={"train": WITHOUT_EFFECT})
     if "towers" in stage.settings and config.towers.start:
         # The same path may hold another checkpoint by now.
-        state = Path(config.towers.start) / "state.json"
-        dump["towers"]["start"] = state.read_text() if state.exists() else "missing"
+        hashes = Path(config.towers.start) / HASHES
+        dump["towers"]["start"] = hashes.read_text() if hashes.exists() else "missing"
     return _digest([dump[name] for name in stage.settings])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
+from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.guard import Guard
 from torchrec_adrec.losses.anchors import Anchors
 from torchrec_adrec.losses.history import History
@@ -62,10 +63,21 @@ def build_task(
 
 
 def prediction(label: Label, logits: Tensor) -> Tensor:
-    """What a logit says: the probability of a binary label, or the expected value."""
-    if label.kind == "binary":
-        return torch.sigmoid(logits)
-    return label.mean * torch.exp(logits)
+    """What a logit says: the probability of a binary label, or the expected value.
+
+    Raises:
+        PredictionError: one is not finite.
+    """
+    is_binary = label.kind == "binary"
+    found = torch.sigmoid(logits) if is_binary else label.mean * torch.exp(logits)
+    wrong = ~(logits.isfinite() & found.isfinite())
+    if wrong.any():
+        raise PredictionError(
+            f"{int(wrong.sum())} of {len(logits)} predictions of {label.name} are not"
+            f" finite (one is {found[wrong][0]:g}, of a logit {logits[wrong][0]:g}):"
+            " `adrec checkpoint inspect` shows whether the weights are; train again"
+        )
+    return found
 
 
 class RetrievalTask(nn.Module):

@@ -21,10 +21,16 @@ from torchrec_adrec.distributed.process import Process, restarts
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.pictures import loss_curve
-from torchrec_adrec.files import vocabulary_hashes
+from torchrec_adrec.files import Origin, vocabulary_hashes
 from torchrec_adrec.progress import Progress
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.sharded_task import CHECKPOINTS, build, warm_start_names
+from torchrec_adrec.sharded_task import (
+    CHECKPOINTS,
+    METRICS,
+    build,
+    check_origin,
+    warm_start_names,
+)
 from torchrec_adrec.training.board import Board, board
 from torchrec_adrec.training.judge import Judge
 from torchrec_adrec.training.precision import Products, choose
@@ -110,10 +116,13 @@ class Trainer:
                 self.config.seed,
             )
         rate, step = self._train(first)
+        chosen = self._take_best()
         metrics = {
             "task": self.task,
             "seed": self.config.seed,
             "world_size": self.process.world_size,
+            "checkpoint": chosen.origin.model_dump(),
+            "tables_from": self._tables_from(),
             "initialised": self.initialised,
             "train": {
                 "steps": step,
@@ -127,9 +136,7 @@ class Trainer:
             **self.judge.held_out(self.model),
         }
         if self.process.is_first:
-            (self.folder / "metrics.json").write_text(
-                json.dumps(metrics, indent=1) + "\n"
-            )
+            (self.folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
             title = f"{self.task}: training loss"
             loss_curve(self.curve, title, self.folder / "loss.png")
         return metrics
@@ -146,6 +153,7 @@ class Trainer:
                 self.source.ledger.go_on(found.step, found.state["ledger"])
             self.initialised = found.state["initialised"]
             self.products = Products(*found.state["products"])
+            self._check_tables(found)
             log.info("resumed from %s", found.path)
             return found.step
         if self.task == "retrieval" and self.config.towers.start:
@@ -157,6 +165,15 @@ class Trainer:
                 "%d tables warm-started from %s", len(origin), self.warm_start.path
             )
         return 0
+
+    def _tables_from(self) -> dict[str, Any] | None:
+        """Names the checkpoint whose tables a ranker starts with."""
+        return self.warm_start.origin.model_dump() if self.warm_start else None
+
+    def _check_tables(self, found: checkpoint.Checkpoint) -> None:
+        before = found.state["tables_from"]
+        if self.warm_start is not None and before is not None:
+            check_origin(found.path, Origin.model_validate(before), self.warm_start)
 
     def _start_from(self, path: Path) -> None:
         """Take the weights of another run's checkpoint."""
@@ -210,19 +227,23 @@ class Trainer:
                 progress.advance(size, note)
         steps.detach()
         self.source.mended.report()
-        self._take_best(number)
         return progress.rate, number
 
-    def _take_best(self, last: int) -> None:
-        """Go back to the weights of the best evaluation, if there were any."""
-        best = checkpoint.best(self.folder / CHECKPOINTS)
-        if best is not None and best.step != last:
-            checkpoint.load(best, self.model, self.schema)
-            log.info(
-                "the best of %d evaluations is %s",
-                len(self.stopping.history),
-                best.path,
-            )
+    def _take_best(self) -> checkpoint.Checkpoint:
+        """Go back to the weights of the best evaluation, if there were any.
+
+        They are the model of this stage: what is judged, exported and served.
+        """
+        last = checkpoint.latest(self.folder / CHECKPOINTS)
+        assert last is not None, "training saves at its end"
+        step = self.stopping.best_step
+        if step is None or step == last.step:
+            return last
+        path = checkpoint.folder_of(self.folder / CHECKPOINTS, step)
+        best = checkpoint.open_checkpoint(path)
+        checkpoint.load(best, self.model, self.schema)
+        log.info("the best of %d evaluations is %s", len(self.stopping.history), path)
+        return best
 
     def _keep(self, step: Step, steps: Steps, scalars: Board) -> bool:
         """Evaluate and save, if it is time; whether training was asked to stop here."""
@@ -233,7 +254,7 @@ class Trainer:
         is_best = self._validate(step.number, steps, scalars)
         ends = last or self.stopping.stops
         if ends or stops or is_best or self._is_due(step.number):
-            self._save(step.number, step.loss.item(), is_best)
+            self._save(step.number, step.loss.item())
         return stops
 
     def _is_whole(self, step: int) -> bool:
@@ -278,7 +299,7 @@ class Trainer:
         scalars.write(step, {"loss": mean, "samples_per_second": rate})
         return f"loss {mean:.4f}"
 
-    def _save(self, step: int, loss: float, is_best: bool) -> None:
+    def _save(self, step: int, loss: float) -> None:
         self._last_loss = loss
         ledger = self.source.ledger
         checkpoint.save(
@@ -296,11 +317,12 @@ class Trainer:
                 "validation": self.stopping.history,
                 "ledger": ledger.keep(step) if ledger is not None else [],
                 "initialised": self.initialised,
+                "tables_from": self._tables_from(),
                 "products": self.products,
                 "steps_an_epoch": self.source.reader.steps,
                 "vocabulary": vocabulary_hashes(self.data),
                 "config": self.config.model_dump(mode="json"),
             },
             self.config.train.keep_checkpoints,
-            {"log_loss": self.stopping.history[-1][1]} if is_best else None,
+            self.stopping.best_step,
         )

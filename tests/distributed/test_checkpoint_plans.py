@@ -111,6 +111,15 @@ with process_group("cpu") as process, torch.no_grad():
         check(process, sliced, (RW, TW, TW))
     except CheckpointError as error:
         print(f"refused: {{error}}\\n", end="", flush=True)  # one write, or they mix
+    process.barrier()
+    if process.is_first:
+        file = mixed.path / "__1_0.distcp"
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    process.barrier()
+    try:
+        check(process, mixed, (TW, RW, TW))
+    except CheckpointError as error:
+        print(f"damaged: {{error}}\\n", end="", flush=True)
 """
 
 
@@ -124,6 +133,9 @@ def test_plans_go_into_one_another(
     done = ranks_script(2, text)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("refused: ") == 2
+    damaged = [x for x in done.stdout.splitlines() if x.startswith("damaged: ")]
+    assert len(damaged) == 2  # both ranks say so, though one has hashed the file
+    assert all("__1_0.distcp: expected sha256" in line for line in damaged)
     for words in (
         "does not fit the optimizer",
         "t0.momentum1 [60] there, [30] here",

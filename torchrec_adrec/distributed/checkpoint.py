@@ -24,25 +24,23 @@ from torchrec_adrec.distributed.checkpoint_files import (
     STATE,
     Checkpoint,
     Shape,
-    best,
-    best_mark,
     folder_of,
     latest,
-    mark_best,
     open_checkpoint,
     prune,
     read,
     shapes,
 )
+from torchrec_adrec.distributed.checkpoint_hashes import hash_files
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.files import save_hashes
 from torchrec_adrec.modules.embeddings import BIAS_SUFFIX
 from torchrec_adrec.schema import Schema
 
 __all__ = [
     "Checkpoint",
-    "best",
-    "best_mark",
+    "folder_of",
     "latest",
     "load",
     "load_tables",
@@ -61,14 +59,15 @@ def save(
     schema: Schema,
     state: dict[str, Any],
     keep: int,
-    best: Mapping[str, float] | None = None,
+    best: int | None = None,
 ) -> Path:
     """Save model, optimizer state and `state` as `step-N`; keep the last `keep`.
 
     Collective: every rank calls it at the same step.
 
     Args:
-        best: the figures by which this is the best so far; the best one is kept too.
+        best: the step that is the best so far, this one or an earlier one; it is kept
+            beside the last ones.
     """
     final = folder_of(folder, state["step"])
     partial = final.with_suffix(".tmp")
@@ -84,11 +83,12 @@ def save(
             "world_size": process.world_size,
         }
         (partial / STATE).write_text(json.dumps(whole) + "\n")
+    hashes = hash_files(partial, process)
+    if process.is_first:
+        save_hashes(partial, hashes)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        if best is not None:
-            mark_best(folder, state["step"], best)
-        prune(folder, keep)
+        prune(folder, keep, best)
     process.barrier()
     return final
 
@@ -104,8 +104,8 @@ def load(
     Collective where the model is sharded.
 
     Raises:
-        CheckpointError: other columns; a tensor that is only here or only there, or has
-            another shape.
+        CheckpointError: a file is damaged; other columns; a tensor that is only here or
+            only there, or has another shape.
     """
     _check_schema(checkpoint, schema)
     tensors: dict[str, Any] = {"model": model.state_dict()}
@@ -127,7 +127,7 @@ def load_tables(
         origin: this model's parameter name -> the checkpoint's.
 
     Raises:
-        CheckpointError: other columns, or a table that the checkpoint does not hold.
+        CheckpointError: a file is damaged; other columns, or a table that is not there.
     """
     _check_schema(checkpoint, schema)
     own = model.state_dict()
@@ -154,7 +154,7 @@ def load_weights(
         The parameters that were left as initialised.
 
     Raises:
-        CheckpointError: they differ, all differences named.
+        CheckpointError: a file is damaged; they differ, all differences named.
     """
     own = model.state_dict()
     there, here = shapes(checkpoint), _shapes({"model": own})

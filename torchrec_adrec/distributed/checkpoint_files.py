@@ -1,16 +1,18 @@
-"""The files of checkpoints: which there are, which is best, what each one holds.
+"""The files of checkpoints: which there are, what each one holds.
 
-    checkpoints/step-00000400/    torch.distributed.checkpoint files + state.json
-    checkpoints/best.json         the step with the best figures, and these
+    checkpoints/step-00000400/    torch.distributed.checkpoint files, state.json and
+                                  hashes.json, the sha256 of all the others
 
-`state.json` is written last and the directory then renamed, so a name without `.tmp`
-is a checkpoint that was written whole. Nothing here needs a process group or a model.
+`hashes.json` is written last and the directory then renamed, so a name without `.tmp`
+is a checkpoint that was written whole. No byte is used that is not the one written.
+Nothing here needs a process group or a model.
 """
 
+import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.distributed.checkpoint_hashes import check_file, check_files
+from torchrec_adrec.errors import CheckpointError, ManifestError
+from torchrec_adrec.files import HASHES, Origin, load_hashes
 
 STATE = "state.json"
-BEST = "best.json"
+METADATA = ".metadata"  # which tensor lies where
+TENSORS = ".distcp"
 Shape = tuple[int, ...]
 
 
@@ -37,15 +42,29 @@ class Checkpoint:
         path: its directory.
         state: what `state.json` holds: `step`, `schema`, `world_size`, and what the
             trainer added.
+        hashes: sha256 of each of its files, as they were written.
     """
 
     path: Path
     state: dict[str, Any]
+    hashes: dict[str, str]
 
     @property
     def step(self) -> int:
         """Optimizer steps taken."""
         return int(self.state["step"])
+
+    @property
+    def origin(self) -> Origin:
+        """Its step and a hash of its tensors: what is saved twice has one name.
+
+        `.metadata` is left out, torch draws a new id for it each time.
+        """
+        files = sorted(
+            pair for pair in self.hashes.items() if pair[0].endswith(TENSORS)
+        )
+        whole = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return Origin(step=self.step, weights=whole[:16])
 
 
 def folder_of(folder: Path, step: int) -> Path:
@@ -59,37 +78,9 @@ def latest(folder: Path) -> Checkpoint | None:
     return open_checkpoint(steps[-1]) if steps else None
 
 
-def best(folder: Path) -> Checkpoint | None:
-    """The checkpoint with the best figures, if any was judged.
-
-    Raises:
-        CheckpointError: it was judged and is gone.
-    """
-    mark = best_mark(folder)
-    return open_checkpoint(folder_of(folder, mark["step"])) if mark else None
-
-
-def best_mark(folder: Path) -> dict[str, Any] | None:
-    """What `best.json` says: `step` and the figures that made it the best."""
-    try:
-        return dict(json.loads((folder / BEST).read_text()))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{folder / BEST} is damaged: {error}") from None
-
-
-def mark_best(folder: Path, step: int, figures: Mapping[str, float]) -> None:
-    """Name the best checkpoint, which `prune` then spares."""
-    partial = folder / f"{BEST}.partial"
-    partial.write_text(json.dumps({"step": step, **figures}) + "\n")
-    partial.rename(folder / BEST)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints and the best one."""
-    mark = best_mark(folder)
-    spared = folder_of(folder, mark["step"]) if mark else None
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the last `keep` checkpoints and that of the step `best`."""
+    spared = None if best is None else folder_of(folder, best)
     for old in _steps(folder)[:-keep]:
         if old != spared:
             shutil.rmtree(old)
@@ -99,11 +90,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read what a checkpoint says of itself.
 
     Raises:
-        CheckpointError: it is not there or was not written whole.
+        CheckpointError: it is not there, was not written whole, or its `state.json` is
+            damaged.
     """
+    if (path / STATE).exists() and not (path / HASHES).exists():
+        raise CheckpointError(
+            f"{path} has no {HASHES}: it was written by a version that did not record"
+            " the sha256 of its files, so damage could not be seen; train again"
+        )
     try:
-        return Checkpoint(path, json.loads((path / STATE).read_text()))
-    except (OSError, ValueError) as error:
+        hashes = load_hashes(path)
+        check_file(path / STATE, hashes)
+        return Checkpoint(path, json.loads((path / STATE).read_text()), hashes)
+    except (OSError, ValueError, ManifestError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint: {error}") from None
 
 
@@ -126,21 +125,25 @@ def shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
 
 
 def _metadata(checkpoint: Checkpoint) -> Metadata:
+    check_file(checkpoint.path / METADATA, checkpoint.hashes)
     try:
         return FileSystemReader(checkpoint.path).read_metadata()
     except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{checkpoint.path} is damaged: {error}") from error
 
 
-def read(checkpoint: Checkpoint, tensors: dict[str, Any], alone: bool = False) -> None:
-    """Fill tensors, sharded in any way or not at all, with what was saved.
-
-    Args:
-        alone: do not ask other ranks.
+def read(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
+    """Fill tensors, sharded in any way or not at all, with what was saved. Collective.
 
     Raises:
-        CheckpointError: a tensor is not there, has another shape, or is damaged.
+        CheckpointError: a file is damaged, or a tensor is not there or has another
+            shape.
     """
+    check_files(checkpoint.path, checkpoint.hashes)
+    _fill(checkpoint, tensors, alone=False)
+
+
+def _fill(checkpoint: Checkpoint, tensors: dict[str, Any], alone: bool) -> None:
     try:
         state_dict_loader.load(tensors, checkpoint_id=checkpoint.path, no_dist=alone)
     except (OSError, RuntimeError, ValueError, CheckpointException) as error:
@@ -156,13 +159,14 @@ def tensors(
     """Every tensor (or these), one at a time, by name; shards are put together.
 
     Raises:
-        CheckpointError: one is damaged.
+        CheckpointError: a file is damaged.
     """
+    check_files(checkpoint.path, checkpoint.hashes, alone=True)
     entries = _metadata(checkpoint).state_dict_metadata
     for name, entry in sorted(entries.items()):
         if isinstance(entry, TensorStorageMetadata) and (
             names is None or name in names
         ):
             found = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
-            read(checkpoint, found, alone=True)
+            _fill(checkpoint, found, alone=True)
             yield name, found[name]

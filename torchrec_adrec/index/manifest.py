@@ -1,17 +1,20 @@
 """What was exported and what was built, from what, with the hash of every file."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.files import Origin
 from torchrec_adrec.schema import AD_ID
 
 MANIFEST = "manifest.json"
+EXAMPLES = "examples.json"
 
 
 class _Manifest(BaseModel):
@@ -35,10 +38,16 @@ class _Manifest(BaseModel):
 
 
 class EmbeddingManifest(_Manifest):
-    """Exported ad vectors."""
+    """Exported vectors of the ads.
 
-    checkpoint: str
-    step: int
+    Attributes:
+        checkpoint: the towers that made them.
+        lookups: precision in which rows of sharded tables travelled between ranks.
+        files: sha256 of each.
+    """
+
+    checkpoint: Origin
+    lookups: Literal["fp32", "fp16"]
     schema_fingerprint: str
     similarity: str
     dim: int
@@ -89,3 +98,24 @@ def load_vectors(
         if len(chunk)
     ]
     return ids, np.concatenate(parts)
+
+
+def vectors_of(folder: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The exported vectors of some ads, in the order of `ids`, (n, D).
+
+    Raises:
+        ManifestError: one was not exported, or the files cannot be read.
+    """
+    try:
+        rows = pl.scan_parquet(folder / "part-*.parquet")
+        rows = rows.filter(pl.col(AD_ID).is_in(ids.tolist()))
+        found = rows.collect().sort(AD_ID)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ManifestError(f"{folder} cannot be read: {error}") from None
+    lacking = np.setdiff1d(ids, found[AD_ID].to_numpy())
+    if len(lacking):
+        raise ManifestError(
+            f"ad {lacking[0]} of the catalog is not in {folder}; export and index again"
+        )
+    vectors = found["vector"].to_numpy()
+    return np.asarray(vectors[np.searchsorted(found[AD_ID].to_numpy(), ids)])

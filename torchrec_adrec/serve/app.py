@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
-from torchrec_adrec.errors import DataError
+from torchrec_adrec.errors import AdRecError, DataError
 from torchrec_adrec.serve.recommender import Recommender
 
 
@@ -40,6 +40,8 @@ def build_app(recommender: Recommender) -> FastAPI:
             answer = recommender.recommend(request.user, request.top)
         except DataError as error:
             raise HTTPException(422, str(error)) from None
+        except AdRecError as error:
+            raise HTTPException(500, str(error)) from None
         ads = [{**ad, "ad_id": str(ad["ad_id"])} for ad in answer.ads.to_dicts()]
         return Response(
             ads=ads, candidates=answer.candidates, milliseconds=answer.milliseconds

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
-from torch import nn
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config import Config, load_config
@@ -17,13 +15,14 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.collate import tower_input
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
-from torchrec_adrec.distributed import checkpoint
-from torchrec_adrec.errors import CheckpointError, DataError
+from torchrec_adrec.errors import DataError
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
-from torchrec_adrec.schema import AD_ID, SCORE, Schema, Side
+from torchrec_adrec.schema import AD_ID, SCORE, Side
+from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import Scorer
+from torchrec_adrec.sharded_task import restore_whole
 from torchrec_adrec.stages import (
     CONFIG,
     EMBEDDINGS,
@@ -32,7 +31,6 @@ from torchrec_adrec.stages import (
     RETRIEVAL,
     check_inputs,
 )
-from torchrec_adrec.tasks import build_task
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,9 @@ class Recommender:
                 for a busy core made ranking 15 times slower.
 
         Raises:
-            ManifestError, CheckpointError: a part is missing, damaged, or was made from
-                another part than the ones beside it.
+            ManifestError, CheckpointError: a part is missing, damaged, was made from
+                another part than the ones beside it, or gives other vectors or scores
+                than were exported.
         """
         torch.set_num_threads(threads)
         set_search_threads(threads)
@@ -84,16 +83,27 @@ class Recommender:
         config = load_config(run / "index" / CONFIG)
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
-        towers = _load(run / "retrieval", schema)
-        ranker = _load(run / "ranking", schema)
+        towers, start = restore_whole("retrieval", run, schema)
+        ranker, ranking = restore_whole("ranking", run, schema)
         manifest = IndexManifest.load(run / "index")
+        check_names(run, start, ranking, manifest)
         index = ShardedIndex.load(run / "index", manifest)
-        return cls(
+        found = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
             Scorer(ranker.model, schema, load_catalog(run / "data")),
             config,
         )
+        Proof(
+            found.user_input,
+            found.retriever,
+            found.scorer,
+            towers.model.ad_tower,
+            start,
+            manifest,
+            run / "embeddings",
+        ).check()
+        return found
 
     def recommend(self, user: RawUser, top: int | None = None) -> Recommendation:
         """The best ads for one user.
@@ -105,6 +115,7 @@ class Recommender:
         Raises:
             DataError: a column that no user feature is made of, a value of the wrong
                 kind, or a `top` below 1 or above the number of candidates.
+            PredictionError: a vector or a prediction is not finite.
         """
         candidates = self._candidates()
         if top is None:  # a catalog may hold fewer ads than the setting asks for
@@ -115,7 +126,7 @@ class Recommender:
             )
         spent: dict[str, float] = {}
         with _clock("encode", spent):
-            rows = self._user_input(user)
+            rows = self.user_input(user)
         with _clock("retrieve", spent):
             ids, scores = self.retriever.retrieve(rows, candidates)
         with _clock("rank", spent):
@@ -130,19 +141,14 @@ class Recommender:
     def _candidates(self) -> int:
         return min(self.config.recommend.candidates, self.retriever.index.count)
 
-    def _user_input(self, user: RawUser) -> TowerInput:
+    def user_input(self, user: RawUser) -> TowerInput:
+        """One user as the models take it.
+
+        Raises:
+            DataError: as of `recommend`.
+        """
         encoded = self.encoder.encode(raw_user(user, self.encoder.schema), Side.USER)
         return tower_input(encoded, self.encoder.schema, Side.USER)
-
-
-def _load(folder: Path, schema: Schema) -> Any:
-    """A task, unsharded and ready to predict, from a stage's last checkpoint."""
-    task: nn.Module = build_task(folder.name, schema, load_config(folder / CONFIG))
-    start = checkpoint.latest(folder / "checkpoints")
-    if start is None:
-        raise CheckpointError(f"{folder} has no checkpoint; run `adrec train` again")
-    checkpoint.load(start, task, schema)
-    return task.eval()
 
 
 @contextmanager

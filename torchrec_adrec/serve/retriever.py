@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.index.sharded import ShardedIndex
 
 
@@ -19,7 +20,16 @@ class Retriever:
     def retrieve(
         self, user: TowerInput, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """ids and scores of the `k` best ads for one user, best first, both (k,)."""
+        """ids and scores of the `k` best ads for one user, best first, both (k,).
+
+        Raises:
+            PredictionError: the user's vector is not finite.
+        """
         vector = self.tower(user).numpy()
+        if not np.isfinite(vector).all():
+            raise PredictionError(
+                "the vector of the user is not finite: `adrec checkpoint inspect` shows"
+                " whether the towers' weights are; train again"
+            )
         ids, scores = self.index.search(vector, k)
         return ids[0], scores[0]

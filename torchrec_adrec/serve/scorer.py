@@ -40,6 +40,19 @@ class Scorer:
 
         Raises:
             ManifestError: an ad that the catalog does not hold.
+            PredictionError: a prediction is not finite.
+        """
+        logits = self.ranker(user, self.features(ad_ids))
+        return {
+            label.name: prediction(label, logits[:, t].double()).numpy()
+            for t, label in enumerate(self.schema.labels)
+        }
+
+    def features(self, ad_ids: NDArray[np.int64]) -> TowerInput:
+        """What the catalog holds of some ads, one row each.
+
+        Raises:
+            ManifestError: an ad that the catalog does not hold.
         """
         at = np.searchsorted(self.ids, ad_ids).clip(max=len(self.ids) - 1)
         strange = self.ids[at] != ad_ids
@@ -49,9 +62,4 @@ class Scorer:
                 " export and index again"
             )
         columns = {name: column[at] for name, column in self.columns.items()}
-        ads = tower_input(columns, self.schema, Side.AD)
-        logits = self.ranker(user, ads)
-        return {
-            label.name: prediction(label, logits[:, t].double()).numpy()
-            for t, label in enumerate(self.schema.labels)
-        }
+        return tower_input(columns, self.schema, Side.AD)

@@ -28,6 +28,11 @@ class EarlyStopping:
         return min(self.history, key=lambda pair: pair[1], default=None)
 
     @property
+    def best_step(self) -> int | None:
+        """Step of the best evaluation, if there was any."""
+        return None if self.best is None else self.best[0]
+
+    @property
     def stops(self) -> bool:
         """Whether patience has run out."""
         if self.patience is None or self.best is None:

@@ -1,0 +1,249 @@
+"""Judged, exported, indexed, ranked with and served: the same weights, or an error."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from torchrec_adrec import sharded_task
+from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.data.adapters import open_data
+from torchrec_adrec.data.prepare import prepare
+from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.checkpoint import Checkpoint
+from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.errors import CheckpointError, ManifestError, PredictionError
+from torchrec_adrec.evaluation.predict import evaluate_split
+from torchrec_adrec.export import export
+from torchrec_adrec.files import Origin
+from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest, load_vectors
+from torchrec_adrec.publish import publish
+from torchrec_adrec.ranks import Alone
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.serve import proof, recommender
+from torchrec_adrec.serve.proof import Proof
+from torchrec_adrec.serve.recommender import Recommender
+from torchrec_adrec.sharded_task import final_checkpoint, restore, restore_whole
+from torchrec_adrec.stage_folder import at_work, make_run
+from torchrec_adrec.stages import DATA, EMBEDDINGS, INDEX, RANKING, RETRIEVAL
+from torchrec_adrec.train import Trainer
+
+SETTINGS = (
+    "data.adapter=synthetic",
+    "data.synthetic={rows: 4000, ads: 200, users: 200}",
+    "train={batch_size: 128, epochs: 8, evaluate_every: 5, patience: 2}",
+    "train.dead_model=warn",
+    "recommend.candidates=50",
+    "towers={embedding_dim: 4, hidden: [8], output_dim: 4}",
+    "ranker={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8}",
+    # so large that the validation loss soon rises: `patience` ends training after that
+    "towers.optimizer={tables_lr: 1, dense_lr: 0.1}",
+    "ranker.optimizer={tables_lr: 1, dense_lr: 0.1}",
+)
+TASKS = ("retrieval", "ranking")
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Process]:
+    with process_group("cpu") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config(None, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def run(
+    config: Config, process: Process, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """All that serving needs, made in this process. The best step is not the last."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    make_run(out)
+    with at_work(DATA, config, out) as folder:
+        data = open_data(config.data, config.seed, folder, Alone())
+        prepare(config.data, data, folder, config.seed)
+    with at_work(RETRIEVAL, config, out, process) as folder:
+        Trainer("retrieval", config, process, out / "data", folder).fit()
+    schema = Schema.load(out / "data/schema.json")
+    with at_work(EMBEDDINGS, config, out, process) as folder:
+        model, start = restore("retrieval", out, schema, config, process)
+        export(model, start, out / "data", config, process, folder)
+    with at_work(INDEX, config, out, process) as folder:
+        publish(out / "embeddings", config, process, folder)
+    with at_work(RANKING, config, out, process) as folder:
+        tables = final_checkpoint(out / "retrieval")
+        Trainer("ranking", config, process, out / "data", folder, tables).fit()
+    for task in TASKS:
+        assert final_checkpoint(out / task).step < last(out / task).step
+    return out
+
+
+def last(folder: Path) -> Checkpoint:
+    """What serving took before there was one function for all."""
+    found = checkpoint.latest(folder / "checkpoints")
+    assert found is not None
+    return found
+
+
+def metrics(run: Path, task: str) -> dict[str, Any]:
+    return dict(json.loads((run / task / "metrics.json").read_text()))
+
+
+def test_all_name_the_best_checkpoint(run: Path) -> None:
+    towers, ranker = (final_checkpoint(run / task) for task in TASKS)
+    for task, found in zip(TASKS, (towers, ranker), strict=True):
+        history = metrics(run, task)["train"]["validation"]
+        assert found.step == min(history, key=lambda pair: pair[1])[0]
+        assert metrics(run, task)["checkpoint"] == found.origin.model_dump()
+    exported = EmbeddingManifest.load(run / "embeddings")
+    indexed = IndexManifest.load(run / "index")
+    assert exported.checkpoint == indexed.embeddings.checkpoint == towers.origin
+    tables = ranker.state["tables_from"]
+    assert Origin.model_validate(tables) == towers.origin
+    assert metrics(run, "ranking")["tables_from"] == tables
+
+
+def test_served_is_exported(run: Path) -> None:
+    """To 1e-6, and far below what loading refuses; the last checkpoint is far above."""
+    served = Recommender.load(run)
+    ids, exported = load_vectors(run / "embeddings")
+    towers, _ = restore_whole("retrieval", run, served.encoder.schema)
+    with torch.inference_mode():
+        ads = towers.model.ad_tower(served.scorer.features(ids)).numpy()
+        checkpoint.load(last(run / "retrieval"), towers, served.encoder.schema)
+        others = towers.model.ad_tower(served.scorer.features(ids)).numpy()
+    np.testing.assert_allclose(ads, exported, atol=1e-6)
+    examples = json.loads((run / "embeddings/examples.json").read_text())
+    assert len(examples) == 50
+    for example in examples:
+        user = served.user_input(example["user"])
+        found, scores = served.retriever.retrieve(user, len(ids))
+        vector = np.array(example["vector"], dtype=np.float32)
+        exact = exported[np.searchsorted(ids, found)] @ vector
+        np.testing.assert_allclose(scores, exact, atol=1e-6)
+    right, wrong = (proof._distance(v, exported).max() for v in (ads, others))
+    allowed = proof.TOLERANCE["fp32"]
+    print(f"furthest ad: served {right:.2g}, last {wrong:.2g}, allowed {allowed:g}")
+    assert right * 10 < allowed < wrong / 10
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reported_is_served(task: str, run: Path, process: Process) -> None:
+    schema = Schema.load(run / "data/schema.json")
+    model, _ = restore_whole(task, run, schema)
+    served = evaluate_split(model, run / "data/test", schema, process, 512)
+    reported = metrics(run, task)["test"]
+    checkpoint.load(last(run / task), model, schema)
+    other = evaluate_split(model, run / "data/test", schema, process, 512)
+    for label, figures in served.items():
+        assert figures == pytest.approx(reported[label], abs=1e-6, nan_ok=True)
+    assert other["click"]["log_loss"] != pytest.approx(
+        reported["click"]["log_loss"], abs=1e-4
+    )
+
+
+def test_the_last_checkpoint_in_its_place_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name; and by its vectors alone, where all names are made to agree."""
+    monkeypatch.setattr(sharded_task, "final_checkpoint", last)
+    best, newest = final_checkpoint(run / "retrieval"), last(run / "retrieval")
+    both = rf"made from step {best.step} .*is step {newest.step} "
+    with pytest.raises(ManifestError, match=both):
+        Recommender.load(run)
+    monkeypatch.setattr(recommender, "check_names", lambda *_: None)
+    both = f"step {newest.step} .* gives other ads .* made from step {best.step} "
+    with pytest.raises(ManifestError, match=both):
+        Recommender.load(run)
+
+
+def test_an_index_of_other_towers_is_not_built(
+    run: Path,
+    config: Config,
+    process: Process,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torchrec_adrec.publish.final_checkpoint", last)
+    with pytest.raises(ManifestError, match=r"embeddings was made from step .*, .* is"):
+        publish(run / "embeddings", config, process, tmp_path)
+
+
+def prove(served: Recommender, run: Path, ad_tower: Any, start: Checkpoint) -> None:
+    Proof(
+        served.user_input,
+        served.retriever,
+        served.scorer,
+        ad_tower,
+        start,
+        IndexManifest.load(run / "index"),
+        run / "embeddings",
+    ).check()
+
+
+def test_each_part_is_proved(run: Path) -> None:
+    """A wrong user tower, other vectors in the index: each alone is enough."""
+    served = Recommender.load(run)
+    towers, start = restore_whole("retrieval", run, served.encoder.schema)
+    ad_tower = towers.model.ad_tower
+    prove(served, run, ad_tower, start)
+    right = served.retriever.tower
+    other, _ = restore_whole("retrieval", run, served.encoder.schema)
+    checkpoint.load(last(run / "retrieval"), other, served.encoder.schema)
+    served.retriever.tower = other.model.user_tower
+    with pytest.raises(ManifestError, match="gives other users than"):
+        prove(served, run, ad_tower, start)
+    served.retriever.tower = right
+    search = served.retriever.index.search
+    served.retriever.index.search = lambda *a: (search(*a)[0], search(*a)[1] * 0.999)  # type: ignore[method-assign]
+    with pytest.raises(ManifestError, match="gives other scores of the index than"):
+        prove(served, run, ad_tower, start)
+
+
+def test_a_ranker_with_other_tables_is_refused(run: Path) -> None:
+    towers, ranker = (final_checkpoint(run / task) for task in TASKS)
+    manifest = IndexManifest.load(run / "index")
+    proof.check_names(run, towers, ranker, manifest)
+    tables = last(run / "retrieval").origin.model_dump()
+    other = replace(ranker, state=ranker.state | {"tables_from": tables})
+    with pytest.raises(ManifestError, match=f"was made from step {tables['step']} "):
+        proof.check_names(run, towers, other, manifest)
+
+
+def test_figures_of_another_checkpoint_are_refused(run: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "retrieval"
+    shutil.copytree(run / "retrieval", stage)
+    whole = metrics(tmp_path, "retrieval")
+    named = whole["checkpoint"] | {"weights": "0" * 16}
+    (stage / "metrics.json").write_text(json.dumps(whole | {"checkpoint": named}))
+    with pytest.raises(ManifestError, match=rf"weights {'0' * 16}\), .* is step"):
+        final_checkpoint(stage)
+    (stage / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match=r"metrics\.json names no checkpoint"):
+        final_checkpoint(stage)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (lambda r: r.scorer.ranker, "50 of 50 predictions of click are not finite"),
+        (lambda r: r.retriever.tower, "the vector of the user is not finite"),
+    ],
+)
+def test_a_prediction_that_is_not_finite_is_an_error(
+    part: Callable[[Recommender], Any], message: str, run: Path
+) -> None:
+    served = Recommender.load(run)
+    with torch.no_grad():
+        for weights in part(served).parameters():
+            weights.fill_(torch.nan)
+    with pytest.raises(PredictionError, match=message):
+        served.recommend({})
