@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.data_report import dependency_table
+from torchrec_adrec.evaluation.below import below_baselines
 from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
@@ -41,6 +42,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
     yield from _recalls(metrics["embeddings"]["test"])
+    yield from (("WARNING", line) for line in below_baselines(metrics))
     gate = metrics["index"]
     yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
     serve = metrics["serve"]

@@ -64,8 +64,11 @@ def test_only_training_rows_are_looked_at() -> None:
 
 def test_a_column_that_names_the_ad_is_refused() -> None:
     user = [i % 3 for i in range(60)]
-    with pytest.raises(DataError, match=r"u -> a \(1\.000\); put both ends"):
-        refuse_leaky_sides(measure({"u": user, "a": [u + 5 for u in user]}))
+    found = measure({"u": user, "a": [u + 5 for u in user]})
+    with pytest.raises(DataError, match=r"a \(1\.000\); put both ends .* \(here\), or"):
+        refuse_leaky_sides(found, "here")
+    with pytest.raises(DataError, match=r"a \(1\.000\); set data\.allow_leaky_sides"):
+        refuse_leaky_sides(found)
 
 
 def test_an_ad_column_that_hardly_varies_is_no_leak() -> None:

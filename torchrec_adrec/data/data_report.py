@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.leaks import Dependency, column_aucs, future_columns
+from torchrec_adrec.data.odd_columns import hardly_recurring, odd_lines
 from torchrec_adrec.data.spill import Spilled
 from torchrec_adrec.data.splits import SPLITS
 from torchrec_adrec.data.tally import Tally, total
@@ -62,6 +63,8 @@ def report_of(
         "column_auc": aucs,
         "drift": {name: _drift(tally, name) for name in aucs},
         "future_columns": [f.model_dump() for f in future_columns(tally, aucs)],
+        "hardly_recurring": hardly_recurring(tally),
+        "binary_labels": [f.name for f in schema.labels if f.kind == "binary"],
         "rows_in_two_splits": repeats,
         "label_periods": periods,
     }
@@ -170,6 +173,7 @@ def _warnings(report: Report) -> Iterator[str]:
         if value > DRIFTS
     ]
     found += [f"- {n}: {c:,} rows mended" for n, c in report["mended"].items()]
+    found += [f"- {line}" for line in odd_lines(report)]
     if found:
         yield from ("## Look at these", "", *found, "")
 

@@ -31,6 +31,8 @@ class DataSet:
             rows, however they are cut into frames.
         time: Int64 column to split by; None: rows stand in time order.
         user: String column that names the user, for a split by user; None: unknown.
+        sides: the settings by which a column is moved to the other side, for messages;
+            empty: the adapter has decided.
     """
 
     schema: Schema
@@ -38,6 +40,7 @@ class DataSet:
     read: Callable[[Path, BadRows], Iterator[pl.DataFrame]]
     time: str | None = None
     user: str | None = None
+    sides: str = ""
 
 
 def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:

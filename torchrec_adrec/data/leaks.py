@@ -136,8 +136,11 @@ def _pair(rows: pl.DataFrame, user: str, ad: str) -> Dependency:
     )
 
 
-def refuse_leaky_sides(found: list[Dependency]) -> None:
+def refuse_leaky_sides(found: list[Dependency], sides: str = "") -> None:
     """Refuse sides between which a column gives the ad away.
+
+    Args:
+        sides: the settings that say which column is whose (`DataSet.sides`).
 
     Raises:
         DataError: names the pairs and the way out.
@@ -145,9 +148,10 @@ def refuse_leaky_sides(found: list[Dependency]) -> None:
     leaks = [d for d in found if d.leaks]
     if leaks:
         named = ", ".join(f"{d.user} -> {d.ad} ({d.determined:.3f})" for d in leaks[:5])
+        mend = f"put both ends on one side ({sides}), or " if sides else ""
         raise DataError(
-            f"{len(leaks)} user columns give an ad column away: {named}; put both ends"
-            " on one side (data.ad_features), or set data.allow_leaky_sides=true"
+            f"{len(leaks)} user columns give an ad column away: {named}; {mend}set"
+            " data.allow_leaky_sides=true"
         )
 
 

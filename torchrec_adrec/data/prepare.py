@@ -33,6 +33,7 @@ from torchrec_adrec.data.data_report import report_of, write_report
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.leaks import dependencies, refuse_leaky_sides
+from torchrec_adrec.data.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.spill import Place, Spilled, each, spill
 from torchrec_adrec.data.splits import TEST, TRAIN, Splitter, check_sizes, splitter
 from torchrec_adrec.data.tally import Tally
@@ -76,7 +77,7 @@ def prepare(
     split = splitter(config.split, data, spilled, seed)
     found = dependencies(_training(spilled, split), data.schema)
     if not config.allow_leaky_sides:
-        refuse_leaky_sides(found)
+        refuse_leaky_sides(found, data.sides)
     encoder, ads = _fit(config, data, spilled, split, ranks)
     writer = SplitWriter(data, encoder, ads, spilled, split, out)
     writer.write(ranks)
@@ -87,7 +88,10 @@ def prepare(
         report = report_of(
             data, spilled, encoder, ads, tally, found, repeats, config.split.by, seed
         )
+        report["joined_ids"] = joined_ids(_training(spilled, split), data.schema)
         _check_learnable(report, data.schema)
+        for line in odd_lines(report):
+            log.warning("%s", line)
         write_report(report, out)
         _write_examples(spilled, split, data.schema, out / "example_users.json")
         _write_fitted(encoder, ads, out)
@@ -159,14 +163,40 @@ def _with_label_means(encoder: Encoder, tally: Tally) -> Encoder:
 
 
 def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
-    train = report["splits"]["train"]
+    """Refuse labels of which nothing could be learnt, or measured after training."""
+    splits, click = report["splits"], schema.labels[0].name
     for label in schema.labels:
-        rate, rows = train["label_rate"][label.name], train["observed"][label.name]
-        if rate == 0 or (rate == 1 and label.kind == "binary"):
+        rates = {
+            name: about["label_rate"][label.name] for name, about in splits.items()
+        }
+        rows = splits["train"]["observed"][label.name]
+        if rates["train"] == 0 or (rates["train"] == 1 and label.kind == "binary"):
             raise DataError(
-                f"every training row has {label.name} = {rate:g} ({rows} observed):"
-                " there is nothing to learn"
+                f"every training row has {label.name} = {rates['train']:g} ({rows}"
+                f" observed): there is nothing to learn; {_mend(label.name, rates)}"
             )
+    if not splits["test"]["label_rate"][click]:
+        rows = splits["test"]["observed"][click]
+        raise DataError(
+            f"no test row has {click} = 1 ({rows} observed): neither recall nor the"
+            " index could be measured after training; give later rows, or choose"
+            " data.split so that clicks stand in the test rows"
+        )
+
+
+def _mend(label: str, rates: dict[str, float]) -> str:
+    if rates["train"] == 1:
+        return (
+            f"give the rows that were shown and had none too, with {label} = 0, or make"
+            " negatives of your own (docs/own_data.md)"
+        )
+    elsewhere = [name for name, rate in rates.items() if rate]
+    if elsewhere:
+        return (
+            f"{' and '.join(elsewhere)} have some: choose other shares of data.split,"
+            " or data.split.by=random"
+        )
+    return "look at the label's column, or leave the label out if it is not the click"
 
 
 def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:

@@ -56,6 +56,7 @@ def open_data(config: DataConfig) -> DataSet:
         read=partial(_read, table=table, chunk_bytes=config.chunk_megabytes << 20),
         time=TIME if table.time else None,
         user=USER if table.user_id else None,
+        sides="data.table.user, data.table.ad",
     )
 
 
