@@ -146,7 +146,7 @@ def test_a_column_in_which_nothing_comes_back_is_named(
     with caplog.at_level(logging.WARNING):
         report = prepared(config_of(path, min_count=min_count), tmp_path / "out")
     assert report["hardly_recurring"] == {"uid": 1.0}
-    line = "hardly a value comes back in the training rows: uid (1.00)"
+    line = "enough in training (data.min_count): uid (1.00); nothing can be learnt"
     assert line in looked_at(tmp_path / "out") and line in caplog.text
 
 

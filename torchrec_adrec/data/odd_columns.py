@@ -100,8 +100,8 @@ def odd_lines(report: Report) -> Iterator[str]:
     unique = report["hardly_recurring"]
     if unique:
         yield (
-            f"hardly a value comes back in the training rows: {_shares(unique)}; a"
-            " model cannot learn from values that it sees once"
+            "hardly a value comes back often enough in training (data.min_count):"
+            f" {_shares(unique)}; nothing can be learnt of them"
         )
     known = {c["name"] for c in report["future_columns"]} | set(unique)
     unknown = {
@@ -122,10 +122,10 @@ def _one_sided(report: Report) -> Iterator[str]:
             rows = about["observed"][label]
             always = rate == 1 and label in report["binary_labels"]
             if about["rows"] and (not rate or always):
-                yield (
-                    f"every {split} row has {label} = {rate:g} ({rows:,} observed):"
-                    " how well it is told cannot be measured there"
-                )
+                found = f"every {split} row has {label} = {rate:g} ({rows:,} observed)"
+                if not rows:
+                    found = f"no {split} row has {label} observed"
+                yield f"{found}: how well it is told cannot be measured there"
 
 
 def _shares(shares: dict[str, float]) -> str:
