@@ -1,11 +1,13 @@
-"""Sequences that hold the ad of their own row: a history written after the click.
+"""User columns that hold the ad of their own row: a history written after the click.
 
 A model then finds the ad in its input, and recall looks perfect. No request can bring
-such a list, because the ad is what it asks for.
+such a value, because the ad is what it asks for. Unlike `leaks.dependencies`, this also
+sees lists, and ads so rare that nothing can be said of what determines them.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -19,23 +21,26 @@ from torchrec_adrec.data.leaks import LIMIT, MIN_SEEN, sampled
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, SequenceFeature, Side, SparseFeature
 
+MOST = 0.5  # share of rows from which an id of the user is told of
+
 Keys = NDArray[np.int64]
-Place = Literal["last item", "any item"]
+Place = Literal["value", "last item", "any item"]
 
 
 class HeldAd(BaseModel):
-    """How often a sequence holds its own row's value of an ad column.
+    """How often a user column holds its own row's value of an ad column.
 
     Attributes:
-        place: where it is looked for.
+        user: a sequence or a scalar feature.
+        place: where in it the value is looked for.
         held: share of the rows in which it is there.
-        base_rate: the same, were every sequence beside the ad of a row drawn at random.
-        rows: rows with a sequence that is not empty and a value of the ad column.
+        base_rate: the same, were each user beside the ad of a row drawn at random.
+        rows: rows in which neither is missing.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    sequence: str
+    user: str
     place: Place
     ad: str
     held: float
@@ -44,7 +49,7 @@ class HeldAd(BaseModel):
 
     @property
     def leaks(self) -> bool:
-        """Above the limit, unless sequences of any other row were so as well."""
+        """Above the limit, unless the ad of any other row is there as well."""
         often = self.held > LIMIT and self.rows >= MIN_SEEN
         return often and self.base_rate <= LIMIT
 
@@ -52,56 +57,67 @@ class HeldAd(BaseModel):
 def held_ads(
     chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], schema: Schema
 ) -> list[HeldAd]:
-    """Every sequence against the ids of the ad, the most telling first.
+    """Every sequence of the user against the ids of the ad, the most telling first.
 
-    A sequence that shares the ids of a feature is compared with that one, another with
-    all of them.
+    One that shares the ids of a feature is compared with that feature, the others with
+    all. An id of the user is told of where it is the ad's in most rows.
 
     Args:
         chunks: chunks with their training rows; the same rows are looked at as in
             `leaks.dependencies`.
     """
+    users, ads = (
+        [f for f in schema.sparse_of(side) if f.kind != "number"]
+        for side in (Side.USER, Side.AD)
+    )
     sequences = schema.sequences_of(Side.USER)
-    if not sequences:
-        return []
-    ads = [f for f in schema.sparse_of(Side.AD) if f.kind != "number"]
-    values: dict[str, list[Keys]] = {f.name: [] for f in ads}
-    there: dict[str, list[NDArray[np.bool_]]] = {f.name: [] for f in ads}
+    values: dict[str, list[_Values]] = {f.name: [] for f in (*users, *ads)}
     items: dict[str, list[_Items]] = {f.name: [] for f in sequences}
     for chunk, rows in sampled(chunks):
-        for ad in ads:
-            found = _values(chunk, ad).rows(rows)
-            values[ad.name].append(found.spread(keys(found.values), 0))
-            there[ad.name].append(found.codes >= 0)
-        for feature in sequences:
-            items[feature.name].append(_Items.of(chunk, feature, rows))
-    measured = [
-        one
-        for feature in sequences
-        for one in _measure(
-            _Items.join(items[feature.name]),
-            feature.name,
-            {
-                f.source: (
-                    np.concatenate(values[f.name]),
-                    np.concatenate(there[f.name]),
-                )
-                for f in ads
-                if feature.shares in (None, f.name)
-            },
+        for scalar in (*users, *ads):
+            values[scalar.name].append(_Values.of(chunk, scalar, rows))
+        for sequence in sequences:
+            items[sequence.name].append(_Items.of(chunk, sequence, rows))
+    joined = {name: _Values.join(parts) for name, parts in values.items()}
+    found: list[HeldAd] = []
+    for user, ad in product(users, ads):
+        found += _value_held(user.name, joined[user.name], ad.name, joined[ad.name])
+    for sequence in sequences:
+        compared = {
+            f.name: joined[f.name] for f in ads if sequence.shares in (None, f.name)
+        }
+        found += _items_held(sequence.name, _Items.join(items[sequence.name]), compared)
+    return sorted(found, key=lambda h: h.held - h.base_rate, reverse=True)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The ids of some rows: their keys, and where they are there, (B,) each."""
+
+    keys: Keys
+    there: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, chunk: Chunk, feature: SparseFeature, rows: NDArray[np.int64]
+    ) -> "_Values":
+        """Of some rows of a chunk; a hash counts as the text that it was."""
+        column = chunk.columns[feature.source]
+        assert isinstance(column, Column), feature.source
+        values = column.values
+        if feature.kind == "hex":
+            texts = [f"{value:08x}" for value in values]
+            values = pl.Series(texts, dtype=pl.String)
+        found = column.rows(rows)
+        return cls(found.spread(keys(values), 0), found.codes >= 0)
+
+    @classmethod
+    def join(cls, parts: list["_Values"]) -> "_Values":
+        """One after the other."""
+        return cls(
+            np.concatenate([part.keys for part in parts]),
+            np.concatenate([part.there for part in parts]),
         )
-    ]
-    return sorted(measured, key=lambda h: h.held - h.base_rate, reverse=True)
-
-
-def _values(chunk: Chunk, feature: SparseFeature) -> Column:
-    """The ad's values as text, as they may stand in a sequence."""
-    column = chunk.columns[feature.source]
-    assert isinstance(column, Column), feature.source
-    if feature.kind != "hex":
-        return column
-    texts = [f"{value:08x}" for value in column.values]
-    return Column(column.codes, pl.Series(texts, dtype=pl.String))
 
 
 @dataclass(frozen=True)
@@ -128,8 +144,7 @@ class _Items:
         column = chunk.columns[feature.source]
         assert isinstance(column, Bags), feature.source
         bags = column.rows(rows)
-        lengths = np.diff(bags.offsets)
-        row = np.repeat(np.arange(len(rows)), lengths)
+        row = np.repeat(np.arange(len(rows)), np.diff(bags.offsets))
         behind = bags.offsets[1:][row] - np.arange(len(row))  # 1: the last
         seen = behind <= feature.max_length
         found = bags.items.spread(keys(bags.items.values), 0)
@@ -147,29 +162,52 @@ class _Items:
         )
 
 
-def _measure(
-    items: _Items, name: str, ads: dict[str, tuple[Keys, NDArray[np.bool_]]]
-) -> Iterator[HeldAd]:
-    """One sequence against some columns of the ad: their keys, and where they are."""
-    known, codes = np.unique(items.keys, return_inverse=True)
+def _value_held(user: str, own: _Values, ad: str, shown: _Values) -> Iterator[HeldAd]:
+    """An id of the user that is the ad's in most rows."""
+    rows = own.there & shown.there
+    users, ads = pl.Series(own.keys[rows]), pl.Series(shown.keys[rows])
+    held, count = int((users == ads).sum()), len(users)
+    if held > MOST * count:
+        both = _counts(users).join(_counts(ads), on="value")
+        by_chance = int((both["count"] * both["count_right"]).sum())
+        yield HeldAd(
+            user=user,
+            place="value",
+            ad=ad,
+            held=held / count,
+            base_rate=by_chance / count**2,
+            rows=count,
+        )
+
+
+def _counts(values: pl.Series) -> pl.DataFrame:
+    counts = values.rename("value").value_counts()
+    return counts.cast({"count": pl.Int64})  # products of 32 bits overflow
+
+
+def _items_held(user: str, items: _Items, ads: dict[str, _Values]) -> Iterator[HeldAd]:
+    """One sequence against some columns of the ad."""
+    known = pl.Series(items.keys).unique().sort().to_numpy()
+    codes = np.searchsorted(known, items.keys)
     size = len(known) + 1  # the last one: an ad that stands in no sequence
-    has_items = np.bincount(items.row, minlength=items.num_rows) > 0
+    pairs = items.row * size + codes
+    last = pairs[items.is_last]
     # An item that stands twice in a row holds the ad once.
-    pairs = np.unique(items.row * size + codes)
-    last = items.row[items.is_last] * size + codes[items.is_last]
+    pairs = np.sort(pairs)  # np.unique takes ten times as long
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     places: dict[Place, Keys] = {"last item": last, "any item": pairs}
-    for ad, (values, there) in ads.items():
-        place = np.searchsorted(known, values).clip(max=max(len(known) - 1, 0))
-        found = known[place] == values if len(known) else np.zeros_like(there)
-        own = np.where(found, place, size - 1)
-        rows = has_items & there
+    has_items = np.bincount(items.row, minlength=items.num_rows) > 0
+    for ad, shown in ads.items():
+        place = np.searchsorted(known, shown.keys)
+        is_known = np.append(known, 0)[place] == shown.keys
+        own = np.where(is_known & (place < len(known)), place, size - 1)
+        rows = has_items & shown.there
         counts = np.bincount(own[rows], minlength=size)
-        counts[-1] = 0
         count = max(int(rows.sum()), 1)
         for where, looked_at in places.items():
             row, item = np.divmod(looked_at[rows[looked_at // size]], size)
             yield HeldAd(
-                sequence=name,
+                user=user,
                 place=where,
                 ad=ad,
                 held=int((own[row] == item).sum()) / count,
@@ -179,7 +217,7 @@ def _measure(
 
 
 def refuse_held_ads(found: list[HeldAd]) -> None:
-    """Refuse sequences that hold the ad of their own row.
+    """Refuse user columns that hold the ad of their own row.
 
     Raises:
         DataError: names them and the way out.
@@ -187,25 +225,25 @@ def refuse_held_ads(found: list[HeldAd]) -> None:
     leaks = [h for h in found if h.leaks]
     if leaks:
         named = ", ".join(
-            f"{h.sequence} ({h.place}) -> {h.ad} ({h.held:.3f}, by chance"
+            f"{h.user} ({h.place}) -> {h.ad} ({h.held:.3f}, by chance"
             f" {h.base_rate:.3f})"
             for h in leaks[:5]
         )
         raise DataError(
-            f"sequences hold the ad of their own row: {named}; a sequence must hold"
-            " only what came before its row: leave the row itself out, or set"
+            f"user columns hold the ad of their own row: {named}; a column of the user"
+            " may hold only what came before its row: leave the row itself out, or set"
             " data.allow_leaky_sides=true"
         )
 
 
 def held_table(found: list[dict[str, Any]], kept: int = 10) -> Iterator[str]:
-    """How often sequences hold their own ad: recall must be read beside it."""
-    if found:
-        yield from ("## How often a sequence holds its own row's ad", "")
-        yield "| sequence | place | ad | held | by chance | rows |"
-        yield "|---|---|---|---|---|---|"
+    """How often user columns hold their own ad: recall must be read beside it."""
+    if not found:
+        return
+    yield from ("## How often a user column holds its own row's ad", "")
+    yield "| user | place | ad | held | by chance | rows |"
+    yield "|---|---|---|---|---|---|"
     for h in found[:kept]:
         shares = f"{h['held']:.3f} | {h['base_rate']:.3f} | {h['rows']:,}"
-        yield f"| {h['sequence']} | {h['place']} | {h['ad']} | {shares} |"
-    if found:
-        yield ""
+        yield f"| {h['user']} | {h['place']} | {h['ad']} | {shares} |"
+    yield ""

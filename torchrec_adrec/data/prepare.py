@@ -29,7 +29,11 @@ from numpy.typing import NDArray
 from torchrec_adrec.data.catalog import AdCounter, load_ads, values_of
 from torchrec_adrec.data.column import Bags, Chunk, Column, RawColumns
 from torchrec_adrec.data.counts import Counter, Counts, count, load_counts
-from torchrec_adrec.data.data_report import report_of, write_report
+from torchrec_adrec.data.data_report import (
+    DEPENDENCIES_KEPT,
+    report_of,
+    write_report,
+)
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder
 from torchrec_adrec.data.held_ads import held_ads, refuse_held_ads
@@ -100,7 +104,7 @@ def prepare(
             data, spilled, encoder, ads, tally, found, repeats, config.split.by, seed
         )
         report |= {
-            "held_ads": [h.model_dump() for h in held],
+            "held_ads": [h.model_dump() for h in held[:DEPENDENCIES_KEPT]],
             "varying_ads": varying and varying.model_dump() | {"line": varying.line},
         }
         _check_learnable(report, data.schema)

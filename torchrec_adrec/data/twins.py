@@ -27,20 +27,20 @@ def refuse_twins(spilled: Spilled, data: DataSet) -> None:
     ids = _id_columns(data)
     twice = data.user if data.user and data.copies.get(data.user) else None
 
-    def with_point(place: Place) -> dict[str, pl.Series]:
+    def with_point(place: Place) -> list[tuple[str, pl.Series]]:
         chunk = place.load()
         found = ((n, _texts(chunk, n)) for n in chunk.columns if n != twice)
-        return {
-            ids.get(name, name): _number(texts.filter(texts.str.contains(WITH_POINT)))
+        return [
+            (ids.get(name, name), _number(some))
             for name, texts in found
-        }
+            if len(some := texts.filter(texts.str.contains(WITH_POINT)))
+        ]
 
     numbers: dict[str, pl.Series] = {}
     for found in each(spilled.places, with_point):
-        for name, some in found.items():
-            if len(some):
-                known = numbers.get(name, some.clear())
-                numbers[name] = pl.concat([known, some]).unique()
+        for name, some in found:
+            known = numbers.get(name, some.clear())
+            numbers[name] = pl.concat([known, some]).unique()
     if numbers:
         _refuse(_forms(spilled, numbers, ids), data)
 

@@ -48,18 +48,18 @@ class Varying(BaseModel):
     @property
     def line(self) -> str:
         """What to tell of it, in one line."""
-        verb = "vary" if len(self.columns) > 1 else "varies"
         if self.outdated is None:
+            verb = "vary" if len(self.columns) > 1 else "varies"
             named = ", ".join(self.columns)
             many = f"{self.item} stands for {self.values:,} values but {self.ads:,} ads"
             return f"{many}: {named} {verb}"
         parts = (
-            f"{name} in {count:,} of them ({self.outdated[name]:.1%} of the training"
+            f"{name} varies in {count:,} ({self.outdated[name]:.1%} of the training"
             " rows show another value)"
             for name, count in self.columns.items()
         )
         kept = f"{self.item} names {self.ads:,} ads, each with its latest values"
-        return f"{kept}: {', '.join(parts)} {verb}"
+        return f"{kept}: {', '.join(parts)}"
 
 
 def latest(

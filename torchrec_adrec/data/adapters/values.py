@@ -85,8 +85,8 @@ def needed_text(name: str, given: Given) -> Column:
 
 def needed(column: Column) -> Column:
     """The same ids, where a row without one is a fault."""
-    lacks = column.value.is_null()
-    return replace(column, fault=column.fault | lacks, expected="an id")
+    fault = column.fault | column.value.is_null()
+    return replace(column, fault=fault, expected=f"an id ({column.expected})")
 
 
 def time(name: str, given: Given, settings: TimeColumn) -> Column:
