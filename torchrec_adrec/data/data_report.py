@@ -189,8 +189,9 @@ def _warnings(report: Report) -> Iterator[str]:
 def _mostly_missing(splits: Report) -> Iterator[str]:
     """Columns that are missing in most rows of the training or of the test."""
     train, test = (splits[split]["missing"] for split in ("train", "test"))
+    filled = [about["missing"] for about in splits.values() if about["rows"]]
     for name, share in train.items():
-        if share == test[name] == 1:
+        if all(missing[name] == 1 for missing in filled):
             yield f"- **{name} is missing in every row**: is it empty in the raw files?"
         elif max(share, test[name]) > MOSTLY:
             shares = f"{share:.1%} of the training rows, {test[name]:.1%} of the test's"

@@ -128,7 +128,7 @@ def _refuse(forms: pl.DataFrame, data: DataSet) -> None:
         for column, _, texts, files, rows in pairs.head(SHOWN).iter_rows()
     ]
     raise DataError(
-        f"{len(pairs):,} numbers are written as two ids: {'; '.join(named)}; write each"
-        " id in one form (pandas writes integers as 7.0 where some are missing: convert"
-        " the column with astype('Int64') first)"
+        f"one number is written as two ids: {'; '.join(named)} ({len(pairs):,} numbers"
+        " in all); write each id in one form (pandas writes integers as 7.0 where some"
+        " are missing: convert the column with astype('Int64') first)"
     )
