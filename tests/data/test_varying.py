@@ -31,12 +31,12 @@ KEYED = TABLE | {"ad_id": "sku"}
 
 
 def rows(prices: int = 7) -> pl.DataFrame:
-    """25 items of five brands, shown in turn; times fall, each of some sixty rows."""
+    """25 items of five brands, shown in turn; times fall, each of seventy rows."""
     rng = np.random.default_rng(0)
     i = np.arange(ROWS)
     return pl.DataFrame(
         {
-            "ts": (ROWS - i) // 60,
+            "ts": (ROWS - 1 - i) // 70,
             "uid": [f"u{n}" for n in rng.integers(50, size=ROWS)],
             "sku": [f"s{n}" for n in i % 25],
             "brand": [f"b{n}" for n in i % 5],
@@ -121,7 +121,7 @@ def test_without_a_time_the_last_row_counts(tmp_path: Path) -> None:
 
 def test_a_latest_value_that_is_missing_stays_so(tmp_path: Path) -> None:
     found = rows().with_columns(
-        price=pl.when((pl.col("ts") < 17) | (pl.col("sku") == "s0")).then("price"),
+        price=pl.when((pl.col("ts") < 14) | (pl.col("sku") == "s0")).then("price"),
         brand=pl.when(pl.col("sku") != "s3").then(pl.col("brand")),
     )
     prepare_table(tmp_path / "a", found, KEYED)
@@ -139,8 +139,10 @@ def test_a_row_without_its_key_is_bad(tmp_path: Path) -> None:
 
 
 def test_ranks_and_blocks_do_not_change_it(tmp_path: Path) -> None:
-    """Three files that overlap in time, so that the latest row may be in any."""
-    found = rows()
+    """Three files of the same times: the latest time has two prices, one of them twice,
+    in the first file and in the last.
+    """
+    found = rows(prices=2)
     for i in range(3):
         part = found.filter(pl.int_range(pl.len()) % 3 == i)
         part.write_csv(tmp_path / f"part_{i}.csv")

@@ -73,9 +73,10 @@ def held_ads(
     sequences = schema.sequences_of(Side.USER)
     values: dict[str, list[_Values]] = {f.name: [] for f in (*users, *ads)}
     items: dict[str, list[_Items]] = {f.name: [] for f in sequences}
+    kinds = {f.kind for f in (*users, *ads)} | {f.kind for f in sequences}
     for chunk, rows in sampled(chunks):
         for scalar in (*users, *ads):
-            values[scalar.name].append(_Values.of(chunk, scalar, rows))
+            values[scalar.name].append(_Values.of(chunk, scalar, rows, "text" in kinds))
         for sequence in sequences:
             items[sequence.name].append(_Items.of(chunk, sequence, rows))
     joined = {name: _Values.join(parts) for name, parts in values.items()}
@@ -99,13 +100,17 @@ class _Values:
 
     @classmethod
     def of(
-        cls, chunk: Chunk, feature: SparseFeature, rows: NDArray[np.int64]
+        cls,
+        chunk: Chunk,
+        feature: SparseFeature,
+        rows: NDArray[np.int64],
+        as_text: bool,
     ) -> "_Values":
-        """Of some rows of a chunk; a hash counts as the text that it was."""
+        """Of some rows of a chunk; a hash counts `as_text` where others are text."""
         column = chunk.columns[feature.source]
         assert isinstance(column, Column), feature.source
         values = column.values
-        if feature.kind == "hex":
+        if feature.kind == "hex" and as_text:
             texts = [f"{value:08x}" for value in values]
             values = pl.Series(texts, dtype=pl.String)
         found = column.rows(rows)
