@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.data_report import dependency_table
+from torchrec_adrec.data.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
 from torchrec_adrec.schema import AD_ID
 
@@ -138,6 +139,7 @@ def write_report(config: Config, metrics: Metrics, run: Path) -> None:
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
     lines += ["The data: [report](data/report.md)", ""]
     lines += dependency_table(metrics["data"]["side_dependencies"])
+    lines += held_table(metrics["data"]["held_ads"])
     bad = metrics["data"]["bad_rows"]["first"]
     if bad:
         lines += ["## Bad rows", "", *(f"- `{line}`" for line in bad), ""]

@@ -1,6 +1,6 @@
 """A raw column of any type -> a column of `dataset.raw_types`, with its faults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -88,8 +88,13 @@ def label(name: str, given: Given, settings: LabelColumn, needed: bool) -> Colum
 
 def needed_text(name: str, given: Given) -> Column:
     """Text that must be there in every row."""
-    column = _text(name, given)
-    return Column(name, given.source, column.value, given.value().is_null(), "an id")
+    return needed(_text(name, given))
+
+
+def needed(column: Column) -> Column:
+    """The same ids, where a row without one is a fault."""
+    fault = column.fault | column.value.is_null()
+    return replace(column, fault=fault, expected=f"an id ({column.expected})")
 
 
 def time(name: str, given: Given, settings: TimeColumn) -> Column:
