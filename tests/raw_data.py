@@ -1,6 +1,7 @@
 """Small known raw files for every adapter, each with one missing value, one bad row."""
 
 import gzip
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import criteo_line
 
 from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
 from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.prepare import prepare
 from torchrec_adrec.data_config import DataConfig, SyntheticConfig
 
 FIRST_MS = 1_650_812_741_436
@@ -177,3 +179,22 @@ ADAPTERS = {
     "table-csv": write_table_csv,
     "table-parquet": write_table_parquet,
 }
+
+
+def prepare_table(
+    out: Path, rows: pl.DataFrame, table_settings: dict[str, Any], **data: Any
+) -> dict[str, Any]:
+    """Prepare a table of one's own, written as one CSV; returns the report."""
+    out.mkdir(exist_ok=True)
+    rows.write_csv(out.parent / f"{out.name}.csv")
+    config = DataConfig.model_validate(
+        {
+            "adapter": "table",
+            "raw": str(out.parent / f"{out.name}.csv"),
+            "table": table_settings,
+            "min_count": 2,
+            **data,
+        }
+    )
+    prepare(config, table.open_data(config), out)
+    return dict(json.loads((out / "report.json").read_text()))

@@ -1,8 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config_errors import _models_in
 from torchrec_adrec.errors import ConfigError
 
 
@@ -32,6 +35,9 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
         ("data.split={train: .9}", "must be 1, found 1.1"),
         ("ranker.heads=5", "must be a multiple of heads"),
         ("train.batch_size", "expected key=value"),
+        ("towers.optimizer.tables_lr=0", "greater than 0, found 0"),
+        ("ranker.optimizer.dense_lr=0.0", "greater than 0, found 0"),
+        ("train=3", "train: expected a block of keys (batch_size, "),
         ("sharding.types=[data_parallel]", "table_wise"),
     ],
 )
@@ -57,3 +63,33 @@ def test_a_saved_config_is_read_back_the_same(tmp_path: Path) -> None:
 def test_shipped_configs_are_valid() -> None:
     for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"):
         assert isinstance(load_config(path), Config)
+
+
+def classes(model: type[BaseModel]) -> Iterator[str]:
+    """The names of a settings class and of all that stand in it."""
+    yield model.__name__
+    for field in model.model_fields.values():
+        for inner in _models_in(field.annotation):
+            yield from classes(inner)
+
+
+def paths(model: type[BaseModel], before: str = "") -> Iterator[str]:
+    """The dotted names of all blocks of settings."""
+    for name, field in model.model_fields.items():
+        for inner in _models_in(field.annotation):
+            yield f"{before}{name}"
+            yield from paths(inner, f"{before}{name}.")
+
+
+@pytest.mark.parametrize("value", ["3", "word", "[1]", "{a: 3}"])
+def test_no_message_speaks_of_classes(value: str) -> None:
+    """They are the program's names, not the user's."""
+    names = set(classes(Config))
+    assert len(set(paths(Config))) > 10 and "LabelColumn" in names
+    for path in set(paths(Config)):
+        with pytest.raises(ConfigError) as error:
+            load_config(None, [f"{path}={value}"])
+        said = str(error.value)
+        assert not any(name in said.split() for name in names), said
+        for word in ("instance of", "discriminator", "extract"):
+            assert word not in said

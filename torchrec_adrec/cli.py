@@ -158,13 +158,17 @@ def train(
     with on_all_ranks(stage, settings, out) as work:
         if work is None:
             return
+        from torchrec_adrec.evaluation.below import warn_below
         from torchrec_adrec.sharded_task import final_checkpoint
         from torchrec_adrec.train import Trainer
 
         process, folder = work
         warm = task == TaskName.RANKING and settings.ranker.tables != "scratch"
         start = final_checkpoint(out / "retrieval") if warm else None
-        Trainer(task, settings, process, out / "data", folder, start).fit()
+        found = Trainer(task, settings, process, out / "data", folder, start).fit()
+        if process.is_first and stages.is_done(stages.BASELINES, settings, out):
+            metrics = (out / "baselines/metrics.json").read_text()
+            warn_below({"baselines": json.loads(metrics), task: found})
 
 
 @app.command()

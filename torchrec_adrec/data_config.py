@@ -69,7 +69,11 @@ class DataConfig(Settings):
     ad_features: tuple[str, ...] = ("C2", "C14", "C15", "C18", "C25")
     """The raw columns that describe the ad; every other feature is the user's side."""
     allow_leaky_sides: bool = False
-    """Go on although a user column determines an ad column in over 95% of its rows."""
+    """Go on although a user column determines an ad column, or a sequence holds the ad
+    of its own row, in over 95% of its rows."""
+    allow_varying_ads: bool = False
+    """Go on although there are more than two ads for each value of the column that may
+    be the ad's id: another of the ad's columns varies, and each value makes an ad."""
     split: SplitConfig = SplitConfig()
     numbers: NumbersConfig = NumbersConfig()
     ids: Literal["frequency", "hash"] = "frequency"

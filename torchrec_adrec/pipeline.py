@@ -15,6 +15,7 @@ from typing import Any
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, StageError
+from torchrec_adrec.evaluation.below import warn_below
 from torchrec_adrec.report import ads_table, summary_table, wide_console, write_report
 from torchrec_adrec.stages import STAGES, Stage, is_done
 
@@ -49,6 +50,7 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
     metrics = {name: _metrics(run / name) for name in STAGES} | {
         "serve": served["speed"]
     }
+    warn_below(metrics)
     write_report(config, metrics, run)
     console = wide_console()
     console.print(summary_table(metrics))

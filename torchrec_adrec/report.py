@@ -11,6 +11,8 @@ from rich.table import Column, Table
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.data.data_report import dependency_table
+from torchrec_adrec.data.held_ads import held_table
+from torchrec_adrec.evaluation.below import below_baselines
 from torchrec_adrec.files import Origin
 from torchrec_adrec.schema import AD_ID
 
@@ -43,6 +45,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", _checkpoint(metrics[name])
     yield from _recalls(metrics["embeddings"]["test"])
+    yield from (("WARNING", line) for line in below_baselines(metrics))
     gate = metrics["index"]
     yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
     serve = metrics["serve"]
@@ -146,6 +149,7 @@ def write_report(config: Config, metrics: Metrics, run: Path) -> None:
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
     lines += ["The data: [report](data/report.md)", ""]
     lines += dependency_table(metrics["data"]["side_dependencies"])
+    lines += held_table(metrics["data"]["held_ads"])
     bad = metrics["data"]["bad_rows"]["first"]
     if bad:
         lines += ["## Bad rows", "", *(f"- `{line}`" for line in bad), ""]

@@ -165,6 +165,12 @@ class Schema(_Part):
         return tuple(f for f in self.sequences if f.side == side)
 
     @property
+    def dense_alone(self) -> tuple[DenseFeature, ...]:
+        """The dense features of whose numbers no id is made."""
+        with_ids = {f.source for f in self.sparse}
+        return tuple(f for f in self.dense if f.source not in with_ids)
+
+    @property
     def bags(self) -> tuple[Bag, ...]:
         """All that has a table, in key order."""
         return (*self.sparse, *self.sequences)

@@ -107,6 +107,10 @@ class TableConfig(Settings):
     """Default: the rows stand in time order."""
     user_id: str | None = None
     """The column that names the user, for a split by user."""
+    ad_id: str | None = None
+    """The column that names the ad, a feature of the ad's side too: an ad whose other
+    values change stays one ad, and the latest ones count. Default: the same values are
+    the same ad."""
     ignore: tuple[str, ...] = ()
     """Columns left out, as `tmp_*` too. Every other one must be used, so that none is
     forgotten by a slip."""
@@ -133,6 +137,24 @@ class TableConfig(Settings):
                 " may be no features"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_key_is_an_id_of_the_ad(self) -> Self:
+        if self.ad_id is not None and self.key is None:
+            raise ValueError(
+                f"ad_id: no text or hex feature of the ad is made of {self.ad_id}, so"
+                " no answer could name the ad; add one to `ad`, as"
+                f" `item: {{column: {self.ad_id}, kind: text}}`"
+            )
+        return self
+
+    @property
+    def key(self) -> str | None:
+        """The ad's feature that `ad_id` is the column of."""
+        ids = {
+            f.column or n: n for n, f in self.ad.items() if f.kind in ("text", "hex")
+        }
+        return ids.get(self.ad_id) if self.ad_id else None
 
     def features(self) -> Iterator[tuple[str, FeatureColumn, str]]:
         """Name, settings and column of every feature, the user's first."""

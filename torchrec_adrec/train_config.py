@@ -7,13 +7,15 @@ from pydantic import BeforeValidator, Field, model_validator
 from torchrec_adrec.settings import Count, Fraction, Rate, Settings
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+# At 0 nothing is learnt, and nothing would say so; `ranker.tables` freezes tables.
+LearningRate = Annotated[float, Field(gt=0)]
 
 
 class OptimizerConfig(Settings):
     """Row-wise Adagrad for the tables (fused into backward), AdamW for the rest."""
 
-    tables_lr: Rate = 0.02
-    dense_lr: Rate = 0.001
+    tables_lr: LearningRate = 0.02
+    dense_lr: LearningRate = 0.001
     weight_decay: Rate = 1e-5
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which both learning rates rise from 0."""

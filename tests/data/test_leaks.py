@@ -1,10 +1,12 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from conftest import REPOSITORY, criteo_line, prepare_criteo
+from raw_data import prepare_table
 from sklearn.metrics import roc_auc_score
 
 from torchrec_adrec.config import load_config
@@ -64,8 +66,11 @@ def test_only_training_rows_are_looked_at() -> None:
 
 def test_a_column_that_names_the_ad_is_refused() -> None:
     user = [i % 3 for i in range(60)]
-    with pytest.raises(DataError, match=r"u -> a \(1\.000\); put both ends"):
-        refuse_leaky_sides(measure({"u": user, "a": [u + 5 for u in user]}))
+    found = measure({"u": user, "a": [u + 5 for u in user]})
+    with pytest.raises(DataError, match=r"a \(1\.000\); put both ends .* \(here\), or"):
+        refuse_leaky_sides(found, "here")
+    with pytest.raises(DataError, match=r"a \(1\.000\); set data\.allow_leaky_sides"):
+        refuse_leaky_sides(found)
 
 
 def test_an_ad_column_that_hardly_varies_is_no_leak() -> None:
@@ -84,7 +89,7 @@ def test_the_auc_of_a_column_is_that_of_its_training_rates() -> None:
         ids = rng.choice(6, 30_000, p=shares).astype(np.int32)
         click = (rng.random(30_000) < rates[ids]).astype(np.float32)
         columns = {"u": ids, "a": np.zeros_like(ids), "click": click}
-        tally.add(split, columns, np.arange(30_000, dtype=np.uint64))
+        tally.add(split, columns, np.arange(30_000, dtype=np.uint64), {})
         parts.append((ids, click))
     (train, clicked), (test, label) = parts
     fitted = np.bincount(train, weights=clicked) / np.bincount(train)
@@ -136,7 +141,79 @@ def test_rows_in_two_splits_are_counted(tmp_path: Path) -> None:
     lines[95], lines[97] = line(3), line(40)
     (tmp_path / "a.tsv").write_text("\n".join(lines))
     report = prepare_criteo(tmp_path / "out", tmp_path / "a.tsv")
-    assert report["rows_in_two_splits"] == {"compared": 20, "also_in_train": 2}
+    expected = {"compared": 20, "also_in_train": 2, "without": []}
+    assert report["rows_in_two_splits"] == expected
+    text = (tmp_path / "out/report.md").read_text()
+    assert (
+        "2 of 20 held-out rows are\nequal to a training row in every column.\n" in text
+    )
+
+
+def own_rows(repeats: int) -> pl.DataFrame:
+    """A hundred users in turn; the last rows repeat the first ones at other times."""
+    rows = np.arange(1000)
+    rows[1000 - repeats :] = np.arange(repeats)
+    return pl.DataFrame(
+        {
+            "ts": np.arange(1000) * 10,
+            "uid": [f"u{i % 100}" for i in rows],
+            "page": [f"p{i % 500}" for i in rows],
+            "item": [f"i{i % 499}" for i in rows],
+            "click": rows * 7 // 3 % 2,
+        }
+    )
+
+
+OWN_TABLE: dict[str, Any] = {
+    "labels": {"click": {}},
+    "time": {"column": "ts", "kind": "number"},
+    "user_id": "uid",
+    "user": {
+        "user": {"column": "uid", "kind": "text"},
+        "page": "text",
+        "when": {"column": "ts", "kind": "number"},
+    },
+    "ad": {"item": "text"},
+}
+
+
+@pytest.mark.parametrize(
+    ("by", "without"),
+    [
+        ("time", ["time", "when"]),
+        ("random", ["time", "when"]),
+        ("user", ["time", "when", "user", "user"]),
+    ],
+)
+def test_rows_equal_but_for_the_columns_of_the_split(
+    tmp_path: Path, by: str, without: list[str]
+) -> None:
+    """The time and the user, also where a feature is made of the same column."""
+    rows = own_rows(150)
+    if by == "user":  # of another user, and so perhaps in another split
+        rows = rows.with_columns(uid="u" + pl.int_range(pl.len()).cast(pl.String))
+    report = prepare_table(tmp_path / "a", rows, OWN_TABLE, split={"by": by})
+    found = report["rows_in_two_splits"]
+    assert found["without"] == without
+    if by == "time":
+        assert found == {"compared": 200, "also_in_train": 150, "without": without}
+    else:
+        assert found["also_in_train"] > 20
+    text = (tmp_path / "a/report.md").read_text()
+    assert f"every column but {', '.join(without)}." in text
+
+
+def test_the_hash_of_a_split_knows_the_time(tmp_path: Path) -> None:
+    """Though rows are compared without it."""
+    rows = own_rows(0)
+    later = rows.with_columns(ts=pl.col("ts") + (pl.col("ts") == 9990))
+    table = OWN_TABLE | {"user": {"page": "text"}}
+    splits = [
+        prepare_table(tmp_path / name, some, table)["splits"]
+        for name, some in (("a", rows), ("b", later))
+    ]
+    assert splits[0]["train"]["hash"] == splits[1]["train"]["hash"]
+    assert splits[0]["test"]["hash"] != splits[1]["test"]["hash"]
 
 
 def real(path: Path, ads: tuple[str, ...]) -> dict[tuple[str, str], float]:

@@ -21,6 +21,7 @@ from torchrec_adrec.data.tally import exact_sums, total
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.baselines import baselines
+from torchrec_adrec.evaluation.below import below_baselines
 from torchrec_adrec.evaluation.metrics import click_metrics
 from torchrec_adrec.schema import RESERVED, Label, Schema, Side, SparseFeature
 from torchrec_adrec.tasks import build_task
@@ -133,13 +134,23 @@ def test_ids_alone_have_a_baseline(made: Path, tmp_path: Path) -> None:
 
 
 def test_histories_of_sharded_tables_are_those_of_whole_ones(made: Path) -> None:
-    """On two ranks, each of which holds half of the rows that a mean is taken of."""
+    """On two ranks, each of which holds half of the rows that a mean is taken of.
+
+    The labels are drawn by lot: what the baselines do better, training says.
+    """
+    done = adrec("baselines", "--out", made / "one")
+    assert done.returncode == 0, done.stderr
     rows = "sharding.types=[row_wise]"
     words = ["train.batch_size=100", rows, "--out", made / "one"]
     done = on_ranks(2, "train", "retrieval", *words)
     assert done.returncode == 0, done.stderr
     stage, data = made / "one/retrieval", made / "one/data"
-    sharded = json.loads((stage / "metrics.json").read_text())["test"]["click"]
+    metrics = json.loads((stage / "metrics.json").read_text())
+    beaten = json.loads((made / "one/baselines/metrics.json").read_text())
+    worse = below_baselines({"baselines": beaten, "retrieval": metrics})
+    assert done.stderr.count("evaluation.below | ") == len(worse)
+    assert all(f"evaluation.below | {line}: look at" in done.stderr for line in worse)
+    sharded = metrics["test"]["click"]
     schema = Schema.load(data / "schema.json")
     task = build_task("retrieval", schema, load_config(stage / "config.yaml")).eval()
     last = checkpoint.latest(stage / "checkpoints")

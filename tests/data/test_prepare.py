@@ -26,7 +26,7 @@ def test_the_splits_are_the_rows_in_time_order(prepared: Path, raw_file: Path) -
 
 def test_fitted_on_the_training_rows_alone(tmp_path: Path) -> None:
     lines = [criteo_line(i, i % 2) for i in range(80)]
-    lines += [criteo_line(i, c1="ffffffff") for i in range(80, 100)]
+    lines += [criteo_line(i, i % 2, c1="ffffffff") for i in range(80, 100)]
     (tmp_path / "raw.tsv").write_text("\n".join(lines))
     report = prepare_criteo(tmp_path / "out", tmp_path / "raw.tsv")
     assert report["num_embeddings"]["C1"] == 3
@@ -54,7 +54,7 @@ def test_log_q_is_the_share_of_the_training_impressions(prepared: Path) -> None:
 
 def test_an_ad_that_training_never_saw_has_no_log_q(tmp_path: Path) -> None:
     lines = [criteo_line(i - i % 7, i % 2) for i in range(90)]
-    lines += [criteo_line(5)] * 10
+    lines += [criteo_line(5, 1)] * 10
     (tmp_path / "raw.tsv").write_text("\n".join(lines))
     prepare_criteo(tmp_path / "out", tmp_path / "raw.tsv")
     assert pl.read_parquet(tmp_path / "out/test/*.parquet")[LOG_Q].is_nan().all()

@@ -241,7 +241,12 @@ def test_a_cut_gzip_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("user={uid: txt}", "data.table.user.uid"),
+        ("user={uid: txt}", "user.uid: expected a kind: text, hex, number, sequence"),
+        ("user={new: {column: x}}", "user.new: expected a kind: text, hex"),
+        ("user={uid: 3}", "user.uid: expected a kind: text, hex"),
+        ("user=text", "user: expected names with settings"),
+        ("labels={click: clicked}", "keys .column, kind, high., as {column: clicked}"),
+        ("time=3", "time: expected a block of keys .column, kind., found 3"),
         ("user={uid: {kind: number, bucket: quantile}}", "number.buckets'"),
         ("labels={click: {columns: x}}", "mean 'data.table.labels.click.column'"),
         ("lables={}", "did you mean 'data.table.labels'"),

@@ -32,3 +32,34 @@ def test_adrec_run_launches_by_it(finished_run: Path) -> None:
     printed = (finished_run / "printed.txt").read_text()
     options = "launch/components.py:ddp -j 1x2 --max_restarts 3 -- train retrieval"
     assert options in printed
+
+
+@pytest.mark.parametrize("folder", ["bin", "the other's bin $HOME"])
+def test_torchrun_is_that_of_this_torchx(tmp_path: Path, folder: str) -> None:
+    """Called by its path, from a shell whose environment is not the activated one.
+
+    The folder of the interpreter may have any name: a shell line is made of it.
+    """
+    activated = tmp_path / "activated"
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    for place, word in ((tmp_path / folder, "right"), (activated, "wrong")):
+        place.mkdir()
+        (place / "torchrun").write_text(f'#!/bin/sh\necho {word} "$@" > "$HOME/said"\n')
+        (place / "torchrun").chmod(0o755)
+    (tmp_path / folder / "python").symlink_to(sys.executable)
+    script = tmp_path / "called.py"
+    script.write_text(
+        f"import sys; sys.executable = {str(tmp_path / folder / 'python')!r}\n"
+        "from torchx.cli.main import main; main()\n"
+    )
+    words = [sys.executable, script, "run", "-s", "local_cwd", f"{COMPONENTS}:ddp"]
+    done = subprocess.run(
+        [*words, "-j", "1x1", "--", "train", "retrieval"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment | {"PATH": f"{activated}:/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    # Of a job this short torchx may print nothing: hence a file.
+    assert (tmp_path / "said").read_text().startswith("right --max_restarts 3 ")

@@ -19,6 +19,8 @@ from torchrec_adrec.files import check_hashes
 from torchrec_adrec.schema import AD_ID
 
 COUNTED = ("impressions", "clicks")
+# When a combination of values was last seen; a feature's name has no colon.
+SEEN_TIME, SEEN_ROW = "seen:time", "seen:row"
 MISSING_KEY = np.int64(-1)
 KEPT = 2_000_000  # ads of all chunks that wait before equal ones are joined
 
@@ -45,14 +47,21 @@ class AdCounter:
     Args:
         sources: the ad side's raw columns.
         label: the click.
+        dated: whether to note when each was last seen (see `varying.latest`).
     """
 
     sources: Sequence[str]
     label: str
+    dated: bool = False
     _parts: list[pl.DataFrame] = field(default_factory=list)
 
-    def count(self, chunk: Chunk, train: NDArray[np.bool_]) -> pl.DataFrame:
+    def count(
+        self, chunk: Chunk, train: NDArray[np.bool_], first_row: int = 0
+    ) -> pl.DataFrame:
         """Every ad of a chunk, with the training rows as impressions and clicks.
+
+        Args:
+            first_row: number of the chunk's first row among those of all files.
 
         Raises:
             DataError: two ads share an id.
@@ -69,9 +78,10 @@ class AdCounter:
         for name in self.sources:
             column = _scalar(chunk.columns, name)
             if (column.codes[first][ads.codes] != column.codes).any():
-                raise _clash()
+                raise clash()
             raw[name] = values_of(column.rows(first))
-        return pl.DataFrame({AD_ID: ads.values} | raw | counted)
+        seen = _last_seen(ads, chunk, first_row) if self.dated else {}
+        return pl.DataFrame({AD_ID: ads.values} | raw | counted | seen)
 
     def add(self, ads: pl.DataFrame) -> None:
         """Add the ads of one chunk."""
@@ -128,14 +138,32 @@ def load_catalog(data: Path) -> pl.DataFrame:
 
 def _join(parts: list[pl.DataFrame], sources: Sequence[str]) -> pl.DataFrame:
     """One row per ad. Grouped by the raw values too, so a clash of ids is seen."""
-    sums = [pl.col(name).sum().cast(pl.Int64) for name in COUNTED]
-    ads = pl.concat(parts).group_by(AD_ID, *sources).agg(sums).sort(AD_ID)
+    joined = pl.concat(parts)
+    found = [pl.col(name).sum().cast(pl.Int64) for name in COUNTED]
+    if SEEN_TIME in joined.columns:
+        time, row = pl.col(SEEN_TIME), pl.col(SEEN_ROW)
+        found += [time.max(), row.filter(time == time.max()).max()]
+    ads = joined.group_by(AD_ID, *sources).agg(found).sort(AD_ID)
     if ads[AD_ID].n_unique() != len(ads):
-        raise _clash()
+        raise clash()
     return ads
 
 
-def _clash() -> DataError:
+def _last_seen(ads: Column, chunk: Chunk, first_row: int) -> dict[str, pl.Series]:
+    """The latest time of each ad of a chunk and, at that time, its last row."""
+    rows = np.arange(chunk.num_rows)
+    times = np.zeros_like(rows) if chunk.time is None else chunk.time
+    order = np.lexsort((rows, times))
+    last = np.empty(len(ads.values), dtype=np.int64)
+    last[ads.codes[order]] = order  # of several rows of an ad the last one stays
+    return {
+        SEEN_TIME: pl.Series(times[last]),
+        SEEN_ROW: pl.Series(last + first_row),
+    }
+
+
+def clash() -> DataError:
+    """The error of two ads whose ids are equal."""
     return DataError("two ads share a 63-bit id; leave one column out of the ad's side")
 
 

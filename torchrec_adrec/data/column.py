@@ -95,6 +95,13 @@ class Bags:
         found = per_item.take(at, mode="clip")
         return np.where(inside, found, np.asarray(fill, dtype=per_item.dtype))
 
+    def last_items(self) -> Column:
+        """The last item of each row; missing where a list is empty."""
+        codes = np.append(self.items.codes, -1)  # one to look at where there is none
+        there = np.diff(self.offsets) > 0
+        last = np.where(there, self.offsets[1:] - 1, len(codes) - 1)
+        return Column(codes[last], self.items.values)
+
     def count(self, rows: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """How often each item stands in some rows, (V,)."""
         if rows is None:

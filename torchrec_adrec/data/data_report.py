@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.held_ads import held_table
 from torchrec_adrec.data.leaks import Dependency, column_aucs, future_columns
+from torchrec_adrec.data.odd_columns import hardly_recurring, odd_lines
 from torchrec_adrec.data.spill import Spilled
 from torchrec_adrec.data.splits import SPLITS
 from torchrec_adrec.data.tally import Tally, total
@@ -21,6 +23,7 @@ from torchrec_adrec.data.vocabulary import FIRST, MISSING, UNKNOWN
 
 DEPENDENCIES_KEPT = 20  # of the strongest
 DRIFT_VALUES = 50  # the most frequent values have a share of their own, the rest one
+MOSTLY = 0.5  # share of rows
 DRIFTS = 0.25  # a stability index above this is commonly called a shift
 
 Report = dict[str, Any]
@@ -33,7 +36,7 @@ def report_of(
     ads: pl.DataFrame,
     tally: Tally,
     found: list[Dependency],
-    repeats: dict[str, int],
+    repeats: dict[str, Any],
     split_by: str,
     seed: int,
 ) -> Report:
@@ -62,6 +65,8 @@ def report_of(
         "column_auc": aucs,
         "drift": {name: _drift(tally, name) for name in aucs},
         "future_columns": [f.model_dump() for f in future_columns(tally, aucs)],
+        "hardly_recurring": hardly_recurring(tally),
+        "binary_labels": [f.name for f in schema.labels if f.kind == "binary"],
         "rows_in_two_splits": repeats,
         "label_periods": periods,
     }
@@ -87,6 +92,8 @@ def _shares(tally: Tally, split: str, number: int) -> dict[str, float]:
     """
     at = {f.name: number for f in tally.schema.sparse}
     at |= {f.name: 0 if number == MISSING else 2 for f in tally.schema.sequences}
+    if number == MISSING:
+        at |= {f.name: MISSING for f in tally.schema.dense_alone}
     shares = {}
     for name, place in at.items():
         rows = tally.counts.get(f"rows:{split}:{name}")
@@ -113,7 +120,7 @@ def _known(tally: Tally, split: str, name: str) -> NDArray[np.int64]:
         return np.append(rows[MISSING], rows[FIRST:])
     if name in {f.name for f in tally.schema.sequences}:  # one further on
         return np.append(rows[: MISSING + 2].sum(), rows[FIRST + 1 :])
-    return np.append(0, rows)  # a number without ids: bins
+    return np.asarray(rows)  # a number without ids: missing, then bins
 
 
 def _coarse(rows: NDArray[np.int64], by: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -143,7 +150,7 @@ def _lines(report: Report) -> Iterator[str]:
     )
     yield f"{report['rows_in']:,} rows in, {bad['count']:,} of them bad; "
     yield f"{repeats['also_in_train']:,} of {repeats['compared']:,} held-out rows are"
-    yield "equal to a training row in every column.\n"
+    yield f"equal to a training row in every column{_but(repeats['without'])}.\n"
     labels = list(sizes["train"]["label_rate"])
     yield f"| split | rows | {' | '.join(labels)} | hash |"
     yield "|---" * (len(labels) + 3) + "|"
@@ -154,8 +161,13 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _warnings(report)
     yield from _columns(report)
     yield from dependency_table(report["side_dependencies"])
+    yield from held_table(report["held_ads"])
     if bad["first"]:
         yield from ("## Bad rows", "", *(f"- `{line}`" for line in bad["first"]), "")
+
+
+def _but(names: list[str]) -> str:
+    return f" but {', '.join(names)}" if names else ""
 
 
 def _warnings(report: Report) -> Iterator[str]:
@@ -170,8 +182,24 @@ def _warnings(report: Report) -> Iterator[str]:
         if value > DRIFTS
     ]
     found += [f"- {n}: {c:,} rows mended" for n, c in report["mended"].items()]
+    found += [f"- {line}" for line in odd_lines(report)]
+    found += _mostly_missing(report["splits"])
+    if report["varying_ads"]:
+        found.append(f"- {report['varying_ads']['line']}")
     if found:
         yield from ("## Look at these", "", *found, "")
+
+
+def _mostly_missing(splits: Report) -> Iterator[str]:
+    """Columns that are missing in most rows of the training or of the test."""
+    train, test = (splits[split]["missing"] for split in ("train", "test"))
+    filled = [about["missing"] for about in splits.values() if about["rows"]]
+    for name, share in train.items():
+        if all(missing[name] == 1 for missing in filled):
+            yield f"- **{name} is missing in every row**: is it empty in the raw files?"
+        elif max(share, test[name]) > MOSTLY:
+            shares = f"{share:.1%} of the training rows, {test[name]:.1%} of the test's"
+            yield f"- {name} is mostly missing: in {shares}"
 
 
 def _columns(report: Report) -> Iterator[str]:
@@ -224,7 +252,7 @@ def draw(report: Report, path: Path) -> None:
     names = list(test["missing"])
     at = np.arange(len(names))
     missing = np.array([test["missing"][n] for n in names])
-    unknown = np.array([test["unknown"][n] for n in names])
+    unknown = np.array([test["unknown"].get(n, 0.0) for n in names])
     grid["B"].barh(at, missing, label="missing", color="lightgray")
     grid["B"].barh(at, unknown, left=missing, label="unknown", color="tab:red")
     grid["B"].set_yticks(at, names, fontsize=6)

@@ -6,8 +6,8 @@ An adapter is a module with one function, `open_data(config) -> DataSet`. All el
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +16,7 @@ from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.files import matching
-from torchrec_adrec.schema import Schema, SequenceFeature
+from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ class DataSet:
             rows, however they are cut into frames.
         time: Int64 column to split by; None: rows stand in time order.
         user: String column that names the user, for a split by user; None: unknown.
+        sides: the settings by which a column is moved to the other side, for messages;
+            empty: the adapter has decided.
+        ad: the ad's column that names it: its latest values stand in the catalog. None:
+            an ad is every distinct combination of its side's values.
+        items: the ad's columns of which one may name it, where `ad` is None.
+        copies: features made of the very raw column that `time` or `user` is made of.
     """
 
     schema: Schema
@@ -38,6 +44,26 @@ class DataSet:
     read: Callable[[Path, BadRows], Iterator[pl.DataFrame]]
     time: str | None = None
     user: str | None = None
+    sides: str = ""
+    ad: str | None = None
+    items: tuple[str, ...] = ()
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def ad_key(self) -> tuple[str, ...]:
+        """The raw columns whose values make an ad."""
+        return (self.ad,) if self.ad else self.schema.sources_of(Side.AD)
+
+    def not_compared(self, split_by: str) -> tuple[str, ...]:
+        """The raw columns in which a row of one split can hardly equal one of another.
+
+        The time, and where users are split, the user. Rows that differ in nothing else
+        are the same example.
+        """
+        names = (self.time, self.user if split_by == "user" else None)
+        return tuple(
+            n for name in names if name for n in (name, *self.copies.get(name, ()))
+        )
 
 
 def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:

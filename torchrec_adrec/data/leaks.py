@@ -6,7 +6,7 @@ alone tells the label, or that tells the time: it carries the future. Rows that 
 two splits: the test was trained on.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, Literal
@@ -76,37 +76,55 @@ def dependencies(
 ) -> list[Dependency]:
     """Every user column against every ad column, the strongest first.
 
+    Of a sequence its last item is looked at.
+
     Args:
         chunks: chunks with their training rows, of which `SAMPLE_ROWS` are looked at.
     """
-    users, ads = ([f.source for f in schema.sparse_of(s)] for s in (Side.USER, Side.AD))
-    sample = _sample(chunks, [*users, *ads])
+    users, ads = (
+        {f.source: f.source for f in schema.sparse_of(side)}
+        for side in (Side.USER, Side.AD)
+    )
+    lists = schema.sequences_of(Side.USER)
+    users |= {f"{f.source} (last item)": f.source for f in lists}
+    sample = _sample(chunks, users | ads)
     with ThreadPoolExecutor() as pool:
-        measured = pool.map(lambda user: _measure(sample, user, ads), users)
+        measured = pool.map(lambda user: _measure(sample, user, list(ads)), users)
         found = list(chain.from_iterable(measured))
     return sorted(found, key=lambda d: d.determined - d.base_rate, reverse=True)
 
 
 def _sample(
-    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], names: list[str]
+    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], names: dict[str, str]
 ) -> pl.DataFrame:
     """The first training rows, every value as a small number; null where missing."""
-    parts, rows = [], 0
-    for chunk, train in chunks:
-        chosen = np.flatnonzero(train)[: SAMPLE_ROWS - rows]
-        parts.append(
-            pl.DataFrame({name: _sampled(chunk, name, chosen) for name in names})
-        )
-        rows += len(chosen)
-        if rows == SAMPLE_ROWS:
-            break
+    parts = [
+        pl.DataFrame({n: _keys_of(chunk, source, rows) for n, source in names.items()})
+        for chunk, rows in sampled(chunks)
+    ]
     return pl.concat(parts).select(pl.all().rank("dense").cast(pl.UInt32))
 
 
-def _sampled(chunk: Chunk, name: str, rows: NDArray[np.int64]) -> pl.Series:
+def sampled(
+    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]],
+) -> Iterator[tuple[Chunk, NDArray[np.int64]]]:
+    """The first `SAMPLE_ROWS` training rows: chunks with the chosen rows of each."""
+    rows = 0
+    for chunk, train in chunks:
+        chosen = np.flatnonzero(train)[: SAMPLE_ROWS - rows]
+        yield chunk, chosen
+        rows += len(chosen)
+        if rows == SAMPLE_ROWS:
+            break
+
+
+def _keys_of(chunk: Chunk, name: str, rows: NDArray[np.int64]) -> pl.Series:
+    """The key (`data.keys`) of some rows' values, null where missing.
+
+    Of a list, that of its last item.
+    """
     column = chunk.columns[name]
-    assert isinstance(column, Column)
-    found = column.rows(rows)
+    found = (column.last_items() if isinstance(column, Bags) else column).rows(rows)
     values = pl.Series(found.spread(keys(found.values), 0))
     return values.set(pl.Series(found.codes < 0), None)
 
@@ -136,8 +154,11 @@ def _pair(rows: pl.DataFrame, user: str, ad: str) -> Dependency:
     )
 
 
-def refuse_leaky_sides(found: list[Dependency]) -> None:
+def refuse_leaky_sides(found: list[Dependency], sides: str = "") -> None:
     """Refuse sides between which a column gives the ad away.
+
+    Args:
+        sides: the settings that say which column is whose (`DataSet.sides`).
 
     Raises:
         DataError: names the pairs and the way out.
@@ -145,9 +166,10 @@ def refuse_leaky_sides(found: list[Dependency]) -> None:
     leaks = [d for d in found if d.leaks]
     if leaks:
         named = ", ".join(f"{d.user} -> {d.ad} ({d.determined:.3f})" for d in leaks[:5])
+        mend = f"put both ends on one side ({sides}), or " if sides else ""
         raise DataError(
-            f"{len(leaks)} user columns give an ad column away: {named}; put both ends"
-            " on one side (data.ad_features), or set data.allow_leaky_sides=true"
+            f"{len(leaks)} user columns give an ad column away: {named}; {mend}set"
+            " data.allow_leaky_sides=true"
         )
 
 
@@ -213,18 +235,37 @@ def row_hashes(chunk: Chunk) -> NDArray[np.uint64]:
     Equal rows have equal hashes: the sum over columns of a random number per value
     (Zobrist hashing), mixed. In a list the place counts too.
     """
+    return splitmix(_hash_sums(chunk, chunk.columns, chunk.labels, chunk.time))
+
+
+def both_hashes(
+    chunk: Chunk, left_out: Collection[str]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """`row_hashes`, and what they are without the time and some columns."""
+    whole = _hash_sums(chunk, chunk.columns, chunk.labels, chunk.time)
+    names = [name for name in chunk.columns if name in left_out]
+    return splitmix(whole), splitmix(whole - _hash_sums(chunk, names, (), chunk.time))
+
+
+def _hash_sums(
+    chunk: Chunk,
+    columns: Iterable[str],
+    labels: Iterable[str],
+    time: NDArray[np.int64] | None,
+) -> NDArray[np.uint64]:
     total = np.zeros(chunk.num_rows, dtype=np.uint64)
-    for name, column in chunk.columns.items():
+    for name in columns:
+        column = chunk.columns[name]
         if isinstance(column, Column):
             total += _value_hashes(column, name)
         else:
             total += splitmix(_list_hashes(column, name))
-    for name, values in chunk.labels.items():
-        bits = values.view(np.uint32).astype(np.uint64)
+    for name in labels:
+        bits = chunk.labels[name].view(np.uint32).astype(np.uint64)
         total += splitmix(bits ^ salt(name))
-    if chunk.time is not None:
-        total += splitmix(chunk.time.view(np.uint64) ^ salt("time"))
-    return splitmix(total)
+    if time is not None:
+        total += splitmix(time.view(np.uint64) ^ salt("time"))
+    return total
 
 
 def _value_hashes(column: Column, name: str) -> NDArray[np.uint64]:
@@ -247,7 +288,7 @@ def kept_hashes(hashes: NDArray[np.uint64], rows: int) -> NDArray[np.uint64]:
     return hashes if every == 1 else hashes[hashes % every == 0]
 
 
-def repeated(train: NDArray[np.uint64], held_out: NDArray[np.uint64]) -> dict[str, int]:
-    """How many held-out rows are equal to a training row in every column."""
+def repeated(train: NDArray[np.uint64], held_out: NDArray[np.uint64]) -> dict[str, Any]:
+    """How many held-out rows are equal to a training row in what was hashed."""
     seen = pl.Series(held_out).is_in(pl.Series(train).implode())
     return {"compared": len(held_out), "also_in_train": int(seen.sum())}

@@ -29,13 +29,21 @@ from numpy.typing import NDArray
 from torchrec_adrec.data.catalog import AdCounter, load_ads, values_of
 from torchrec_adrec.data.column import Bags, Chunk, Column, RawColumns
 from torchrec_adrec.data.counts import Counter, Counts, count, load_counts
-from torchrec_adrec.data.data_report import report_of, write_report
+from torchrec_adrec.data.data_report import (
+    DEPENDENCIES_KEPT,
+    report_of,
+    write_report,
+)
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.held_ads import held_ads, refuse_held_ads
 from torchrec_adrec.data.leaks import dependencies, refuse_leaky_sides
+from torchrec_adrec.data.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.spill import Place, Spilled, each, spill
 from torchrec_adrec.data.splits import TEST, TRAIN, Splitter, check_sizes, splitter
 from torchrec_adrec.data.tally import Tally
+from torchrec_adrec.data.twins import refuse_twins
+from torchrec_adrec.data.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.write import SplitWriter, merged_tally
 from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import DataError
@@ -65,29 +73,45 @@ def prepare(
 
     Raises:
         ConfigError: a raw file is missing, or the data cannot be split as asked.
-        DataError: too many bad rows, a split without rows, only one label, or a user
-            column that gives an ad column away.
+        DataError: too many bad rows, a split without rows, only one label, one number
+            written as two ids, a user column or a sequence that gives the ad away, or
+            an item that is many ads.
     """
     ranks = ranks or Alone()
     raw = out / "raw"
     spill(data, raw, ranks)
     spilled = Spilled.open(raw)
     _check_bad(spilled, config)
+    refuse_twins(spilled, data)
     split = splitter(config.split, data, spilled, seed)
     found = dependencies(_training(spilled, split), data.schema)
+    held = held_ads(_training(spilled, split), data.schema)
     if not config.allow_leaky_sides:
-        refuse_leaky_sides(found)
-    encoder, ads = _fit(config, data, spilled, split, ranks)
-    writer = SplitWriter(data, encoder, ads, spilled, split, out)
+        refuse_held_ads(held)
+        refuse_leaky_sides(found, data.sides)
+    encoder, seen = _fit(config, data, spilled, split, ranks)
+    ads, varying = _catalog(seen, data, config)
+    left_out = data.not_compared(config.split.by)
+    writer = SplitWriter(data, encoder, ads, spilled, split, out, left_out)
     writer.write(ranks)
     if ranks.is_first:
         tally, repeats = merged_tally(raw, encoder.schema, ranks.world_size)
+        repeats["without"] = [name.removeprefix("row:") for name in left_out]
+        if varying:
+            log.warning("%s", varying.line)
         check_sizes(config.split, tally.sizes())
         encoder = _with_label_means(encoder, tally)
         report = report_of(
             data, spilled, encoder, ads, tally, found, repeats, config.split.by, seed
         )
+        report |= {
+            "held_ads": [h.model_dump() for h in held[:DEPENDENCIES_KEPT]],
+            "varying_ads": varying and varying.model_dump() | {"line": varying.line},
+        }
+        report["joined_ids"] = joined_ids(_training(spilled, split), data.schema)
         _check_learnable(report, data.schema)
+        for line in odd_lines(report):
+            log.warning("%s", line)
         write_report(report, out)
         _write_examples(spilled, split, data.schema, out / "example_users.json")
         _write_fitted(encoder, ads, out)
@@ -112,19 +136,38 @@ def _training(
         yield chunk, split.assign(chunk, place) == TRAIN
 
 
+def _catalog(
+    seen: pl.DataFrame, data: DataSet, config: DataConfig
+) -> tuple[pl.DataFrame, Varying | None]:
+    """The ads, and which of their columns vary."""
+    sources = data.schema.sources_of(Side.AD)
+    if data.ad:
+        ads, varying = latest(seen, data.ad, sources)
+    else:
+        ads, varying = seen, unnamed(seen, data.items, sources)
+    if not config.allow_varying_ads:
+        refuse_varying(varying)
+    return ads, varying
+
+
 def _fit(
     config: DataConfig, data: DataSet, spilled: Spilled, split: Splitter, ranks: Ranks
 ) -> tuple[Encoder, pl.DataFrame]:
-    """Count this rank's rows, then fit on the counts of all ranks."""
+    """Count this rank's rows, then fit on the counts of all ranks.
+
+    Returns:
+        The encoder, and every combination of the ad's raw values (see `load_ads`).
+    """
     schema, raw = data.schema, spilled.places[0].path.parent
     names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
-    counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name)
+    dated = data.ad is not None
+    counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name, dated)
 
     def look(place: Place) -> tuple[Counts, pl.DataFrame, int]:
         chunk = place.load()
         train = split.assign(chunk, place) == TRAIN
         found = count(chunk.columns, names, None if train.all() else train)
-        return found, ads.count(chunk, train), chunk.num_rows
+        return found, ads.count(chunk, train, place.row), chunk.num_rows
 
     with Progress("prepare: counting", unit="rows") as progress:
         for values, seen, rows in each(spilled.of(ranks), look):
@@ -159,14 +202,40 @@ def _with_label_means(encoder: Encoder, tally: Tally) -> Encoder:
 
 
 def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
-    train = report["splits"]["train"]
+    """Refuse labels of which nothing could be learnt, or measured after training."""
+    splits, click = report["splits"], schema.labels[0].name
     for label in schema.labels:
-        rate, rows = train["label_rate"][label.name], train["observed"][label.name]
-        if rate == 0 or (rate == 1 and label.kind == "binary"):
+        rates = {
+            name: about["label_rate"][label.name] for name, about in splits.items()
+        }
+        rows = splits["train"]["observed"][label.name]
+        if rates["train"] == 0 or (rates["train"] == 1 and label.kind == "binary"):
             raise DataError(
-                f"every training row has {label.name} = {rate:g} ({rows} observed):"
-                " there is nothing to learn"
+                f"every training row has {label.name} = {rates['train']:g} ({rows}"
+                f" observed): there is nothing to learn; {_mend(label.name, rates)}"
             )
+    if not splits["test"]["label_rate"][click]:
+        rows = splits["test"]["observed"][click]
+        raise DataError(
+            f"no test row has {click} = 1 ({rows} observed): neither recall nor the"
+            " index could be measured after training; give later rows, or choose"
+            " data.split so that clicks stand in the test rows"
+        )
+
+
+def _mend(label: str, rates: dict[str, float]) -> str:
+    if rates["train"] == 1:
+        return (
+            f"give the rows that were shown and had none too, with {label} = 0, or make"
+            " negatives of your own (docs/own_data.md)"
+        )
+    elsewhere = [name for name, rate in rates.items() if rate]
+    if elsewhere:
+        return (
+            f"{' and '.join(elsewhere)} have some: choose other shares of data.split,"
+            " or data.split.by=random"
+        )
+    return "look at the label's column, or leave the label out if it is not the click"
 
 
 def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:

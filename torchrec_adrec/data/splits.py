@@ -20,6 +20,7 @@ from torchrec_adrec.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
+SMALLEST = 0.001  # share that is proposed
 
 Splits = NDArray[np.int8]
 
@@ -48,8 +49,8 @@ def splitter(
         return ByHash(config, salt(f"split {seed}"), None)
     if data.user is None:
         raise ConfigError(
-            "data.split.by = user, but the data names no user; split by time, or give"
-            " the adapter a user column"
+            "data.split.by = user, but the data names no user; split by time, or name"
+            " the user's column (of an own table: data.table.user_id)"
         )
     return ByHash(config, salt(f"split {seed}"), data.user)
 
@@ -84,9 +85,7 @@ class ByTime:
         low = times[first] if first < len(times) else times[-1] + 1
         high = times[second] if second < len(times) else times[-1] + 1
         if low == times[0] or (config.valid > 0 and low == high):
-            raise DataError(
-                f"data.split: too many rows share the time {low}; choose other shares"
-            )
+            raise DataError(_too_few_times(config, times))
         return cls((int(low), int(high)))
 
     def assign(self, chunk: Chunk, place: Place) -> Splits:
@@ -127,6 +126,47 @@ class ByHash:
         share = hashed.astype(np.float64) / 2**64
         cuts = (self.config.train, self.config.train + self.config.valid)
         return np.searchsorted(cuts, share, side="right").astype(np.int8)
+
+
+def _too_few_times(config: SplitConfig, times: NDArray[np.int64]) -> str:
+    """Why times do not cut off the shares, and shares that they do cut off."""
+    found, counts = np.unique(times, return_counts=True)
+    most = int(counts.max())
+    text = (
+        "data.split: these shares cannot be cut off, as rows of one time stand"
+        f" together (different times: {len(found)}; the most frequent,"
+        f" {found[counts.argmax()]}, has {most:,} of {len(times):,} rows); give a finer"
+        " time"
+    )
+    if len(found) == 1:
+        return f"{text}, or set data.split.by=random"
+    shares = _possible_shares(config, counts)
+    if not shares:
+        return f"{text}, data.split.valid=0, or data.split.by=random"
+    named = ", ".join(f"{n}: {s:g}" for n, s in zip(SPLITS, shares, strict=True))
+    return f"{text}, these shares: 'data.split={{{named}}}', or data.split.by=random"
+
+
+def _possible_shares(
+    config: SplitConfig, counts: NDArray[np.int64]
+) -> tuple[float, ...]:
+    """The nearest shares that whole times make up; without valid where there are two.
+
+    Args:
+        counts: rows of each time, in time order.
+    """
+    rows = int(counts.sum())
+    ends = np.cumsum(counts)[:-1] / rows  # where a later split may begin
+    has_valid = config.valid > 0 and len(ends) > 1
+    later = ends[1:] if has_valid else ends
+    test = later[np.abs(later - (1 - config.test)).argmin()]
+    earlier = ends[ends < test] if has_valid else np.array([test])
+    train = earlier[np.abs(earlier - config.train).argmin()]
+    # Rounded down: the row at the cut is then one of the time that begins there.
+    held_out = [int(share * 1e4) / 1e4 for share in (test - train, 1 - test)]
+    if min(held_out[1], held_out[0] if has_valid else 1) < SMALLEST:
+        return ()
+    return (round(1 - sum(held_out), 4), *held_out)
 
 
 def _cuts(config: SplitConfig, rows: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torchrec_adrec.data.encoder import PAD
 from torchrec_adrec.data.keys import splitmix
 from torchrec_adrec.data.splits import SPLITS
+from torchrec_adrec.data.vocabulary import MISSING
 from torchrec_adrec.schema import Schema
 
 BINS = 64  # of a number that has no id of its own
@@ -66,12 +67,19 @@ class Tally:
     schema: Schema
     counts: dict[str, Array] = field(default_factory=dict)
 
-    def add(self, split: int, columns: dict[str, Array], hashes: Array) -> None:
+    def add(
+        self,
+        split: int,
+        columns: dict[str, Array],
+        hashes: Array,
+        missing: dict[str, Array],
+    ) -> None:
         """Count rows of one split.
 
         Args:
             columns: encoded, with the labels.
             hashes: (B,) uint64, one per row (see `row_hashes`).
+            missing: (B,) of each number without an id, true where it is missing.
         """
         name = SPLITS[split]
         mixed = splitmix(hashes).sum(dtype=np.uint64)
@@ -84,7 +92,7 @@ class Tally:
         click = columns[self.schema.labels[0].name]
         observed = ~np.isnan(click)
         clicked = click[observed] == 1
-        for feature, ids, size in self._ids(columns):
+        for feature, ids, size in self._ids(columns, missing):
             if not observed.all():
                 ids = ids[observed]
             # One pass for both: the second half counts the clicks.
@@ -92,7 +100,9 @@ class Tally:
             self._add(f"rows:{name}:{feature}", both[:size] + both[size:])
             self._add(f"clicks:{name}:{feature}", both[size:])
 
-    def _ids(self, columns: dict[str, Array]) -> list[tuple[str, Array, int]]:
+    def _ids(
+        self, columns: dict[str, Array], missing: dict[str, Array]
+    ) -> list[tuple[str, Array, int]]:
         found = [
             (f.name, columns[f.name], f.num_embeddings) for f in self.schema.sparse
         ]
@@ -100,11 +110,13 @@ class Tally:
             (f.name, columns[f.columns[0]] - PAD, f.num_embeddings - PAD)
             for f in self.schema.sequences
         ]
-        with_ids = {f.source for f in self.schema.sparse}
         found += [
-            (f.name, bins(columns[f.name]), BINS)
-            for f in self.schema.dense
-            if f.source not in with_ids
+            (
+                f.name,
+                np.where(missing[f.name], MISSING, bins(columns[f.name]) + 1),
+                BINS + 1,
+            )
+            for f in self.schema.dense_alone
         ]
         return found
 

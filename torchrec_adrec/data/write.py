@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from torchrec_adrec.data.catalog import ad_ids, log_q
-from torchrec_adrec.data.column import Chunk
+from torchrec_adrec.data.column import Chunk, Column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.encoder import Encoder, NotFiniteError
-from torchrec_adrec.data.leaks import kept_hashes, repeated, row_hashes
+from torchrec_adrec.data.leaks import both_hashes, kept_hashes, repeated
 from torchrec_adrec.data.spill import Place, Spilled, each, time_of
-from torchrec_adrec.data.splits import SPLITS, TRAIN, Splits, Splitter
+from torchrec_adrec.data.splits import SPLITS, TRAIN, Splitter
 from torchrec_adrec.data.tally import PERIODS, Tally
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.progress import Progress
@@ -39,6 +39,8 @@ class SplitWriter:
     spilled: Spilled
     splitter: Splitter
     out: Path
+    left_out: tuple[str, ...] = ()
+    """The columns in which rows of two splits are not compared."""
     _hashes: dict[bool, list[NDArray[np.uint64]]] = field(
         default_factory=lambda: {True: [], False: []}
     )
@@ -67,17 +69,20 @@ class SplitWriter:
     def _write(self, place: Place) -> tuple[Tally, list[tuple[bool, Hashes]], int]:
         """Write one chunk; what was counted, and row hashes of training or not."""
         chunk, tally = place.load(), Tally(self.encoder.schema)
-        splits, hashes = self.splitter.assign(chunk, place), row_hashes(chunk)
+        splits = self.splitter.assign(chunk, place)
+        hashes, to_compare = both_hashes(chunk, self.left_out)
         encoder = replace(self.encoder, mended={})
         columns = self._columns(encoder, chunk, place)
+        missing = _missing(encoder.schema, chunk)
         tally.add_mended(encoder.mended)
         periods, compared = self._periods(chunk, place), []
         for label in self.encoder.schema.label_names:
             tally.add_period(label, columns[label], periods)
         for split in np.unique(splits).tolist():
-            mine, own = _rows_of(split, splits, columns, hashes)
-            tally.add(split, mine, own)
-            kept = kept_hashes(own, self.spilled.num_rows)
+            rows = splits == split
+            mine = _rows_of(rows, columns)
+            tally.add(split, mine, hashes[rows], _rows_of(rows, missing))
+            kept = kept_hashes(to_compare[rows], self.spilled.num_rows)
             compared.append((split == TRAIN, kept))
             part = f"part-{place.file:05d}-{place.number:06d}.parquet"
             write_rows(self.out / SPLITS[split] / part, mine)
@@ -92,7 +97,7 @@ class SplitWriter:
             file = self.data.files[place.file]
             row = place.row_in_file + error.row + 1
             raise DataError(f"{file}, good row {row}: {error}") from None
-        ids = ad_ids(chunk.columns, encoder.schema.sources_of(Side.AD))
+        ids = ad_ids(chunk.columns, self.data.ad_key)
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
 
     def _periods(self, chunk: Chunk, place: Place) -> NDArray[np.int64]:
@@ -107,13 +112,20 @@ class SplitWriter:
 _NONE = np.zeros(0, dtype=np.uint64)
 
 
-def _rows_of(
-    split: int, splits: Splits, columns: Columns, hashes: NDArray[np.uint64]
-) -> tuple[Columns, NDArray[np.uint64]]:
-    rows = splits == split
+def _rows_of(rows: NDArray[np.bool_], columns: Columns) -> Columns:
     if rows.all():
-        return columns, hashes
-    return {name: column[rows] for name, column in columns.items()}, hashes[rows]
+        return columns
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def _missing(schema: Schema, chunk: Chunk) -> Columns:
+    """Where a number without an id is missing: written, it is the mean."""
+    found = {}
+    for feature in schema.dense_alone:
+        column = chunk.columns[feature.source]
+        assert isinstance(column, Column), feature.source
+        found[feature.name] = column.codes < 0
+    return found
 
 
 def write_rows(path: Path, columns: Columns) -> None:
@@ -133,7 +145,7 @@ def write_rows(path: Path, columns: Columns) -> None:
 
 def merged_tally(
     raw: Path, schema: Schema, world_size: int
-) -> tuple[Tally, dict[str, int]]:
+) -> tuple[Tally, dict[str, Any]]:
     """What all ranks counted, and the held-out rows that stand in training too."""
     tally = Tally(schema)
     hashes: dict[str, list[NDArray[np.uint64]]] = {"True": [], "False": []}

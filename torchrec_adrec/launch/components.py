@@ -6,6 +6,10 @@
 torchx runs this file by its path, so it imports nothing of the package.
 """
 
+import shlex
+import sys
+from pathlib import Path
+
 from torchx import specs
 from torchx.components import dist
 
@@ -63,5 +67,15 @@ def ddp(
     shell, line = role.args  # bash -c "torchrun ..."
     assert line.startswith(LAUNCHER), f"torchx launches by {line.split()[0]}"
     options = f"--max_restarts {max_restarts} --shutdown_timeout {grace_seconds} "
-    role.args = [shell, LAUNCHER + options + line.removeprefix(LAUNCHER)]
+    role.args = [shell, f"{_path()} {LAUNCHER}{options}{line.removeprefix(LAUNCHER)}"]
     return job
+
+
+def _path() -> str:
+    """The folder of this torchx first: `torchrun` is then that of its environment.
+
+    Without it, torchx called by its path from a shell whose environment is not the
+    activated one finds no `torchrun`, or another one, and ends with FAILED alone.
+    """
+    folder = shlex.quote(str(Path(sys.executable).parent))
+    return f'PATH={folder}:"$$PATH"'  # $$: torchx fills in what a single $ names

@@ -48,7 +48,7 @@ def open_data(config: DataConfig) -> DataSet:
     def read(path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
         return read_file(path, layouts[path], bad, config.chunk_megabytes << 20)
 
-    return DataSet(schema(config), files, read)
+    return DataSet(schema(config), files, read, sides="data.ad_features")
 
 
 def schema(config: DataConfig) -> Schema:

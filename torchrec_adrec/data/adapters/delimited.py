@@ -23,6 +23,7 @@ from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.errors import DataError, SchemaError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHERS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
 FEW = 10_000  # lines that plain Python parses in .3 s, one by one
 BROKEN = "\0"  # stands for bytes that are no UTF-8 and for a CR within a line
 
@@ -38,17 +39,56 @@ def header(path: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: the file cannot be read.
         DataError: it is empty, or its first line is no UTF-8.
-        SchemaError: two columns share a name.
+        SchemaError: two columns share a name, or another sign divides them.
     """
-    text = _utf8(first_line(path).removeprefix(b"\xef\xbb\xbf"))
-    line = text.decode()
+    raw = first_line(path).removeprefix(b"\xef\xbb\xbf")
+    line = _utf8(raw).decode()
     if not line.strip() or BROKEN in line:
-        raise DataError(f"{path}:1: expected the columns' names, found {line[:40]!r}")
+        found = f"expected the columns' names, found {line[:40]!r}"
+        raise DataError(f"{path}:1: {found}{_mend(raw)}")
+    _check_separator(path, line)
     names = next(csv.reader([line], delimiter=SEPARATORS[_kind(path)]))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SchemaError(f"{path}:1: columns {twice} stand there twice")
     return tuple(names)
+
+
+def _mend(line: bytes) -> str:
+    """What a first line that cannot be read most likely is, and how to mend it."""
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
+        big = line.startswith((b"\xfe\xff", b"\0"))
+        name = "UTF-16BE" if big else "UTF-16LE"
+        return f": most likely {name}; make UTF-8 of it: iconv -f {name} -t UTF-8 OLD"
+    if b"\r" in line:
+        old, new = "'\\r'", "'\\n'"
+        return (
+            ": most likely the line ends of old Macs, CR alone; make newlines of them:"
+            f" tr {old} {new} < OLD"
+        )
+    if line.strip():
+        return (
+            ": no UTF-8, most likely Latin-1; make some of it: iconv -f LATIN1 -t UTF-8"
+            " OLD"
+        )
+    return ""
+
+
+def _check_separator(path: Path, line: str) -> None:
+    own = SEPARATORS[_kind(path)]
+    sign = max(OTHERS, key=line.count)
+    if own in line or sign not in line:
+        return
+    endings = {separator: ending for ending, separator in SEPARATORS.items()}
+    mend = (
+        f"name the file {endings[sign]}"
+        if sign in endings
+        else f"polars.read_csv(OLD, separator={sign!r}).write_csv(NEW) mends it"
+    )
+    raise SchemaError(
+        f"{path}:1: found one column {line[:60]!r}, expected {OTHERS[own]} between"
+        f" columns; these seem to be divided by {OTHERS[sign]}: {mend}"
+    )
 
 
 def batches(

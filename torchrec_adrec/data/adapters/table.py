@@ -50,13 +50,26 @@ def open_data(config: DataConfig) -> DataSet:
     files = raw_files(config)
     for path in files:
         _check_columns(path, _types(path), table)
+    made = schema(table)
     return DataSet(
-        schema=schema(table),
+        schema=made,
         files=files,
         read=partial(_read, table=table, chunk_bytes=config.chunk_megabytes << 20),
         time=TIME if table.time else None,
         user=USER if table.user_id else None,
+        sides="data.table.user, data.table.ad",
+        ad=table.key,
+        items=tuple(f.source for f in made.sparse_of(Side.AD) if f.kind != "number"),
+        copies={
+            TIME: _made_of(table.time.column if table.time else None, table),
+            USER: _made_of(table.user_id, table),
+        },
     )
+
+
+def _made_of(source: str | None, table: TableConfig) -> tuple[str, ...]:
+    """The features of one column of the file."""
+    return tuple(name for name, _, column in table.features() if column == source)
 
 
 def schema(table: TableConfig) -> Schema:
@@ -172,6 +185,7 @@ def _columns(
         for i, (name, label) in enumerate(table.labels.items())
     ]
     made += [values.feature(n, given(column), f) for n, f, column in table.features()]
+    made = [values.needed(c) if c.name == table.key else c for c in made]
     if table.time:
         made.append(values.time(TIME, given(table.time.column), table.time))
     if table.user_id:

@@ -1,6 +1,6 @@
 """A raw column of any type -> a column of `dataset.raw_types`, with its faults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +17,9 @@ from torchrec_adrec.table_config import (
 )
 
 HEX = r"^[0-9a-fA-F]{8}$"
+# Lists that a program printed: ['101', '102'], [1 2], {1,2}, and quoted ids.
+PRINTED = r"""(?s)^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"""
+QUOTED = r"""^(".*"|'.*'),?$"""
 DAY, SECOND, OFFSET = "%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z"
 
 
@@ -36,6 +39,11 @@ class Given:
             column = column.cast(pl.String)
             return pl.when(~column.is_in(self.missing)).then(column)
         return column.fill_nan(None) if self.type.is_float() else column
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the file has no value in the column, so that it has no type."""
+        return self.type == pl.Null()
 
     def refused(self, expected: str) -> SchemaError:
         """The error of a type that has no reading."""
@@ -80,8 +88,13 @@ def label(name: str, given: Given, settings: LabelColumn, needed: bool) -> Colum
 
 def needed_text(name: str, given: Given) -> Column:
     """Text that must be there in every row."""
-    column = _text(name, given)
-    return Column(name, given.source, column.value, given.value().is_null(), "an id")
+    return needed(_text(name, given))
+
+
+def needed(column: Column) -> Column:
+    """The same ids, where a row without one is a fault."""
+    fault = column.fault | column.value.is_null()
+    return replace(column, fault=fault, expected=f"an id ({column.expected})")
 
 
 def time(name: str, given: Given, settings: TimeColumn) -> Column:
@@ -93,7 +106,7 @@ def time(name: str, given: Given, settings: TimeColumn) -> Column:
 
 def _text(name: str, given: Given) -> Column:
     kind = given.type
-    simple = kind.is_integer() or kind in (pl.Boolean(), pl.Date())
+    simple = kind.is_integer() or kind in (pl.Boolean(), pl.Date(), pl.Null())
     if not (simple or isinstance(kind, pl.String | pl.Categorical | pl.Enum)):
         raise given.refused("text or integers: 7.0 would be another id than 7")
     value = given.value().cast(pl.String)
@@ -101,9 +114,9 @@ def _text(name: str, given: Given) -> Column:
 
 
 def _hex(name: str, given: Given) -> Column:
-    if given.type != pl.String():
+    if not (given.type == pl.String() or given.is_empty):
         raise given.refused("text of eight hexadecimal digits")
-    text = given.value()
+    text = given.value().cast(pl.String)
     number = text.str.to_integer(base=16, strict=False, dtype=pl.UInt32)
     value = pl.when(text.str.contains(HEX)).then(number)
     fault = text.is_not_null() & value.is_null()
@@ -124,29 +137,45 @@ def _float(given: Given, expected: str) -> pl.Expr:
 
 
 def _sequence(name: str, given: Given, settings: SequenceColumn) -> Column:
-    kind = given.type
-    ids = given.value()
-    if kind == pl.String():
-        ids = ids.str.split(settings.separator)
-    elif not isinstance(kind, pl.List) or not (
-        pl.List(pl.String) == kind or kind.inner.is_integer()
-    ):
-        raise given.refused("a list of text or of integers, or divided text")
+    ids, fault, expected = _divided(given, settings)
     # Between two separators stands no id; a list of none is no history.
     there = pl.element().drop_nulls().cast(pl.String)
     ids = ids.list.eval(there.filter(there != "")).list.tail(settings.max_length)
     value = pl.when(ids.list.len() > 0).then(ids)
-    return Column(name, given.source, value, pl.lit(False), "ids")
+    return Column(name, given.source, value, fault, expected)
+
+
+def _divided(given: Given, settings: SequenceColumn) -> tuple[pl.Expr, pl.Expr, str]:
+    """The lists, what is wrong with them, and what was expected."""
+    kind, value = given.type, given.value()
+    if kind == pl.String():
+        ids = value.str.split(settings.separator)
+        # Of `101, 102`, divided by a comma, the second id is not " 102".
+        ids = ids.list.eval(pl.element().str.strip_chars())
+        printed = value.str.contains(PRINTED)
+        quoted = ids.list.eval(pl.element().str.contains(QUOTED)).list.any()
+        expected = (
+            f"ids divided by {settings.separator!r} alone, without brackets or quotes"
+            " (or a list in Parquet)"
+        )
+        return ids, printed | quoted, expected
+    if given.is_empty:
+        return value.cast(pl.List(pl.String)), pl.lit(False), "ids"
+    if isinstance(kind, pl.List) and (
+        kind.inner in (pl.String(), pl.Null()) or kind.inner.is_integer()
+    ):
+        return value, pl.lit(False), "ids"
+    raise given.refused("a list of text or of integers, or divided text")
 
 
 def _integers(given: Given) -> pl.Expr:
-    if not (given.type.is_integer() or given.type == pl.String()):
+    if not (given.type.is_integer() or given.type == pl.String() or given.is_empty):
         raise given.refused("integers (time.kind: number)")
     return given.value().cast(pl.Int64, strict=False)
 
 
 def _moment(given: Given) -> pl.Expr:
-    if isinstance(given.type, pl.Date | pl.Datetime):
+    if isinstance(given.type, pl.Date | pl.Datetime | pl.Null):
         return given.value().cast(pl.Datetime("ms")).dt.epoch("ms")
     if given.type != pl.String():
         raise given.refused("dates, times or ISO text; or set time.kind: number")

@@ -1,0 +1,58 @@
+"""Says so when a model is worse than what it is there to beat."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+Metrics = dict[str, Any]
+MODELS = {"retrieval": "towers", "ranking": "ranker"}
+
+log = logging.getLogger(__name__)
+
+
+def below_baselines(metrics: Metrics) -> list[str]:
+    """The test figures of a run that a baseline does better, one sentence each.
+
+    Args:
+        metrics: by stage; `baselines`, and those of `retrieval`, `ranking` and
+            `embeddings` that there are.
+    """
+    lines: list[str] = []
+    for stage, model in MODELS.items():
+        if stage in metrics:
+            figures = next(iter(metrics[stage]["test"].values()))  # of the click
+            lines += _clicks(model, figures, metrics["baselines"])
+    if "embeddings" in metrics:
+        lines += _recalls(metrics["embeddings"]["test"]["all"])
+    return lines
+
+
+def _clicks(model: str, figures: Metrics, baselines: Metrics) -> Iterator[str]:
+    regression = baselines["logistic_regression"]["test"]["auc"]
+    constant = baselines["constant"]["test"]["log_loss"]
+    if figures["auc"] < regression:
+        yield (
+            f"the test AUC of the {model}, {figures['auc']:.4f}, is below"
+            f" {regression:.4f} of the logistic regression"
+        )
+    if figures["log_loss"] > constant:
+        yield (
+            f"the test log loss of the {model}, {figures['log_loss']:.4f}, is worse"
+            f" than {constant:.4f} of one probability for all rows"
+        )
+
+
+def _recalls(judged: Metrics) -> Iterator[str]:
+    towers, popularity = judged["towers"], judged["popularity"]
+    for name in (key for key in towers if key.startswith("recall@")):
+        if towers[name] < popularity[name]:
+            yield (
+                f"{name} of the towers, {towers[name]:.4f}, is below"
+                f" {popularity[name]:.4f} of the most shown ads for all"
+            )
+
+
+def warn_below(metrics: Metrics) -> None:
+    """Log what `below_baselines` finds."""
+    for line in below_baselines(metrics):
+        log.warning("%s: look at data/report.md and the learning rates", line)
