@@ -218,7 +218,7 @@ def test_a_valid_split_of_one_label_is_named(tmp_path: Path, value: int) -> None
 
 def test_sides_that_leak_are_mended_by_the_tables_settings(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    rows().with_columns(uid=pl.col("item")).write_parquet(path)
+    rows().with_columns(uid=pl.format("fan of {}", "item")).write_parquet(path)
     with pytest.raises(DataError, match=r"side \(data\.table\.user, data\.table\.ad\)"):
         prepared(config_of(path), tmp_path / "out")
 

@@ -22,8 +22,10 @@ DOC = (REPOSITORY / "docs/own_data.md").read_text()
 USERS, ITEMS, ROWS = 40, 15, 600
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
+def block(language: str, word: str) -> str:
+    """The first block of a language that holds a word."""
+    found = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
+    return next(text for text in found if word in text)
 
 
 def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +46,7 @@ def log(**more: Any) -> pl.DataFrame:
 @pytest.fixture
 def five_rows(tmp_path: Path) -> list[str]:
     """The words that prepare the five rows of the first example."""
-    (tmp_path / "2024-05.csv").write_text(blocks("csv")[0])
+    (tmp_path / "2024-05.csv").write_text(block("csv", "session"))
     config = REPOSITORY / "configs/table_example.yaml"
     return ["prepare", "--config", str(config), f"data.raw={tmp_path}/*.csv"]
 
@@ -56,7 +58,7 @@ def test_the_five_rows_are_prepared_and_their_user_is_a_request(
     assert done.returncode == 0, done.stderr
     data = tmp_path / "run/data"
     encoder = Encoder.load(data)
-    request = json.loads(blocks("json")[0])
+    request = json.loads(block("json", "history"))
     found = encoder.encode(raw_user(request, encoder.schema), Side.USER)
     # The third row of the file, but for its age.
     row = pl.read_parquet(data / "train/*.parquet").row(2, named=True)
@@ -73,7 +75,7 @@ def test_a_request_has_the_types_of_the_table(five_rows: list[str]) -> None:
     config = load_config(REPOSITORY / "configs/table_example.yaml").data.table
     assert config is not None
     schema = table.schema(config)
-    good = json.loads(blocks("json")[0])
+    good = json.loads(block("json", "history"))
     raw_user(good | {"age": "34"}, schema)
     for wrong in ({"uid": 7}, {"history": "a2 a1"}, {"history": [7]}, {"seen": []}):
         with pytest.raises(DataError, match=r"expected|unknown user columns"):
@@ -84,8 +86,8 @@ def test_a_smaller_min_count_keeps_more_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log(stars=lambda rng: rng.integers(1, 6, ROWS)).write_csv(tmp_path / "ratings.csv")
-    run(blocks("python")[1], tmp_path, monkeypatch)
-    (tmp_path / "config.yaml").write_text(blocks("yaml")[1])
+    run(block("python", "liked"), tmp_path, monkeypatch)
+    (tmp_path / "config.yaml").write_text(block("yaml", "liked"))
     known = {}
     for count in (2, 13):
         words = [f"data.min_count={count}"]
@@ -117,7 +119,7 @@ def test_the_join_keeps_rows_and_knows_no_later_price(
     )
     for name, frame in (("users", users), ("items", items), ("prices", prices)):
         frame.write_csv(tmp_path / f"{name}.csv")
-    run(blocks("python")[0], tmp_path, monkeypatch)
+    run(block("python", "join_asof"), tmp_path, monkeypatch)
     rows = pl.read_parquet(tmp_path / "rows.parquet")
     assert rows.select(shown.columns).equals(shown)
     assert rows["country"].null_count() == (shown["user"] >= USERS - 5).sum()
@@ -126,7 +128,7 @@ def test_the_join_keeps_rows_and_knows_no_later_price(
     assert set(rows.filter(pl.col("ts") >= raised)["price"]) == {9.5}
     pl.concat([users, users.head(1)]).write_csv(tmp_path / "users.csv")
     with pytest.raises(pl.exceptions.ComputeError):
-        run(blocks("python")[0], tmp_path, monkeypatch)
+        run(block("python", "join_asof"), tmp_path, monkeypatch)
 
 
 def test_negatives_are_drawn_of_what_the_user_never_took(
@@ -134,7 +136,7 @@ def test_negatives_are_drawn_of_what_the_user_never_took(
 ) -> None:
     clicks = log().with_columns(item=pl.col("item") ** 2 // 8)
     clicks.write_csv(tmp_path / "clicks.csv")
-    run(blocks("python")[2], tmp_path, monkeypatch)
+    run(block("python", "drawn"), tmp_path, monkeypatch)
     rows = pl.read_parquet(tmp_path / "clicks.parquet")
     taken = rows.filter(click=1).select(clicks.columns)
     assert taken.sort(clicks.columns).equals(clicks.sort(clicks.columns))
