@@ -17,7 +17,7 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.data.negatives import UniformNegatives
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
-from torchrec_adrec.distributed.process import Process, restarts
+from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.pictures import loss_curve
@@ -98,6 +98,7 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
         first = self._restore()
+        restarts = restarts_of(self.folder) if self.process.is_first else 0
         if self.process.is_first:
             log.info(
                 "%s: steps %d to %d of %d global rows, %d rows an epoch left out (the"
@@ -122,7 +123,7 @@ class Trainer:
                 "samples_per_second": rate,
                 "resumed_at_step": first,
                 "validation": self.stopping.history,
-                "restarts": restarts(),
+                "restarts": restarts,
             },
             **self.judge.held_out(self.model),
         }
