@@ -2,15 +2,32 @@
 
 import errno
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from torchrec_adrec.errors import AdRecError, DiskError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EIO)
+# torch.save hides what the system said behind complaints of its own.
+UNSAID = re.compile(r"unexpected pos \d+ vs|PytorchStreamWriter failed")
 ADVICE = "what was written whole has stayed, and the same command goes on from there"
+
+
+class Refusal(NamedTuple):
+    """What the system said.
+
+    Attributes:
+        code: an errno, 0 where the library keeps it to itself.
+        path: of the file, where the error names it.
+    """
+
+    code: int
+    path: str | None = None
 
 
 @contextmanager
@@ -18,7 +35,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turn what comes of a full or forbidden disk into a `DiskError`.
 
     Libraries wrap it: a checkpoint's writer gathers the errors of all ranks, FAISS and
-    polars keep its text alone.
+    polars keep its text alone, torch not even that.
 
     Args:
         folder: named where the error names no file.
@@ -31,14 +48,25 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except AdRecError:
         raise
     except BaseException as error:
-        refusal = next(filter(None, map(_refusal, _led_to(error))), None)
-        if refusal is None:
+        refusals = [found for part in _led_to(error) if (found := _refusal(part))]
+        if not refusals:
             raise
-        code, path = refusal
-        mend = "free some space" if code in FULL else "make it readable and writable"
-        raise DiskError(
-            f"{path or folder}: {os.strerror(code)}; {mend}: {ADVICE}"
-        ) from None
+        told = max(refusals, key=lambda refusal: bool(refusal.code))
+        raise DiskError(_line(told, folder)) from None
+
+
+def _line(refusal: Refusal, folder: Path) -> str:
+    where = refusal.path or str(folder)
+    if refusal.code == 0:
+        free = shutil.disk_usage(folder).free >> 20
+        return (
+            f"{where}: a file could not be written whole; {free:,} MiB are free there,"
+            f" look at quotas and limits too: {ADVICE}"
+        )
+    mend = "make it readable and writable"
+    if refusal.code in FULL:
+        mend = "free some space"
+    return f"{where}: {os.strerror(refusal.code)}; {mend}: {ADVICE}"
 
 
 def _led_to(error: BaseException) -> Iterator[BaseException]:
@@ -52,17 +80,16 @@ def _led_to(error: BaseException) -> Iterator[BaseException]:
     yield error
 
 
-def _refusal(error: BaseException) -> tuple[int, str | None] | None:
-    """The errno and the path of a disk's refusal; None if it is something else."""
+def _refusal(error: BaseException) -> Refusal | None:
     codes = (*FULL, *FORBIDDEN)
     if isinstance(error, OSError) and error.errno in codes:
         path = error.filename
-        return error.errno, str(path) if isinstance(path, str | Path) else None
-    if isinstance(error, OSError | RuntimeError) or _is_of_polars(error):
-        text = str(error)
-        return next(((c, None) for c in codes if os.strerror(c) in text), None)
-    return None
-
-
-def _is_of_polars(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] == "polars"
+        return Refusal(error.errno, str(path) if isinstance(path, str | Path) else None)
+    of_polars = type(error).__module__.partition(".")[0] == "polars"
+    if not (isinstance(error, OSError | RuntimeError) or of_polars):
+        return None
+    text = str(error)
+    code = next((code for code in codes if os.strerror(code) in text), None)
+    if code is None and UNSAID.search(text):
+        code = 0
+    return None if code is None else Refusal(code)

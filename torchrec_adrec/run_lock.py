@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError
 
 LOCK, STAGE_LOCK = ".lock", ".lock-stage"
+SHOWN = 60  # characters of another command
 JOB = "ADREC_JOB"  # environment: the `adrec run` that launched this process
 
 
@@ -95,13 +97,19 @@ def _locked(path: Path, run: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            who = _text(run)
-            what = f": `adrec {who['command']}`, process {who['process']}"
             raise ConfigError(
-                f"another command is at work in {run}{what if who else ''}; wait for"
-                " its end, or choose another --out"
+                f"another command is at work in {run}{_who(run)}; wait for its end, or"
+                " choose another --out"
             ) from None
         yield
+
+
+def _who(run: Path) -> str:
+    text = _text(run)
+    if not text:  # it has just begun
+        return ""
+    words = shorten(text["command"], SHOWN, placeholder=" ...")
+    return f": `adrec {words}`, process {text['process']}"
 
 
 def write_settings(run: Path, job: Job, settings: Config) -> None:
