@@ -52,7 +52,7 @@ def test_it_is_found_behind_other_errors(tmp_path: Path) -> None:
             raise ValueError("closing failed too")  # noqa: B904
     for code in (errno.EACCES, errno.EROFS):
         with (
-            pytest.raises(DiskError, match="^/a/b: .*; make it"),
+            pytest.raises(DiskError, match=r"^/a/b: .*; make it"),
             disk_errors(tmp_path),
         ):
             raise OSError(code, "", "/a/b")
@@ -90,9 +90,9 @@ def test_a_stage_that_cannot_write(
     (run / stage).unlink(missing_ok=True)
     files = [path for path in (finished_run / stage).rglob("*") if path.is_file()]
     largest = max(path.stat().st_size for path in files)
+    words = (*COMMANDS[stage].split(), "--out", str(run))
     done = subprocess.run(
-        [sys.executable, "-m", "torchrec_adrec", *COMMANDS[stage].split(), "--out"]
-        + [str(run)],
+        [sys.executable, "-m", "torchrec_adrec", *words],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
