@@ -174,6 +174,7 @@ class Trainer:
         """Run the steps that are left; samples/s and the last step."""
         size, number = self.config.train.batch_size, first
         wanted, device = self.config.train.precision, self.process.device
+        hang_seconds = self.config.train.hang_seconds
         self.products = self.products or choose(wanted, device)
         steps = Steps(
             self.model,
@@ -188,7 +189,7 @@ class Trainer:
         done = self.curve[-1][0] if self.curve else 0
         with (
             Interrupt() as interrupt,
-            Watchdog(self.process, self.config.train.hang_seconds) as watchdog,
+            Watchdog(self.process, hang_seconds, name=self.task) as watchdog,
             board(self.task, self.folder, self.process.is_first, done) as scalars,
             Progress(
                 f"train {self.task}", (self.source.steps - first) * size, "samples"

@@ -61,6 +61,7 @@ def process_group(
 
     Raises:
         ConfigError: `cuda` asked for and not there.
+        LostRankError: another rank has ended meanwhile.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
