@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config import Config
 from torchrec_adrec.pipeline import launch
-from torchrec_adrec.run_folder import keep
+from torchrec_adrec.run_folder import command_in
 from torchrec_adrec.stages import STAGES, is_done
 
 
@@ -12,12 +12,11 @@ def run_stages(
     config: Path | None, overrides: list[str], out: Path, job: str, *names: str
 ) -> Config:
     """Run the named stages in their order, those that are done already left out."""
-    settings = load_config(config, overrides)
-    keep(settings, out)
-    for name in names:
-        if not is_done(STAGES[name], settings, out):
-            launch(STAGES[name], out, job)
-    return settings
+    with command_in(out, config, overrides) as settings:
+        for name in names:
+            if not is_done(STAGES[name], settings, out):
+                launch([STAGES[name]], settings, out, job)
+        return settings
 
 
 def share_data(base: Path, out: Path) -> None:

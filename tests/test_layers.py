@@ -13,9 +13,15 @@ LAYERS = (
         *("cli", "cli_checkpoint", "cli_options", "cli_plan", "cli_serve"),
         *("__main__", "launch"),
     ),
-    ("pipeline", "train", "export", "publish", "run_folder", "ledger_report"),
+    (
+        *("pipeline", "job", "train", "export", "publish", "run_folder"),
+        "ledger_report",
+    ),
     ("sharded_task", "training", "serve", "report", "planning"),
-    ("tasks", "distributed", "evaluation", "stages", "stage_folder", "doctor"),
+    (
+        *("tasks", "distributed", "evaluation", "stages", "stage_folder", "run_lock"),
+        "doctor",
+    ),
     ("models", "losses", "index"),
     ("modules", "data"),
     (
@@ -23,6 +29,7 @@ LAYERS = (
             "schema",
             "batch",
             "errors",
+            "disk",
             "files",
             "memory",
             "progress",

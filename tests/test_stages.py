@@ -9,7 +9,7 @@ from conftest import adrec, criteo_line, on_ranks
 from torchrec_adrec import stages
 from torchrec_adrec.config import Config, load_config
 from torchrec_adrec.errors import ConfigError, ManifestError
-from torchrec_adrec.stage_folder import at_work, make_run
+from torchrec_adrec.stage_folder import at_work, check_place, make_run
 from torchrec_adrec.stages import DATA, EMBEDDINGS, INDEX, RANKING, RETRIEVAL
 
 
@@ -80,13 +80,60 @@ def test_a_stage_that_failed_leaves_the_old_one(config: Config, run: Path) -> No
     assert not (run / "data/half").exists()
 
 
-def test_two_commands_cannot_work_in_one_run(config: Config, run: Path) -> None:
-    with (
-        at_work(DATA, config, run),
-        pytest.raises(ConfigError, match="another command is at work"),
-        at_work(RETRIEVAL, config, run),
-    ):
-        pass
+def test_a_place_that_is_no_folder_is_refused_before_the_work(
+    config: Config, run: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (run / "ranking").rename(elsewhere)
+    for name in ("ranking", "ranking.old", "ranking.partial-1"):
+        (run / name).symlink_to(elsewhere)
+        with pytest.raises(ConfigError, match=f"{name} is a symbolic link to"):
+            check_place(RANKING, run)
+        (run / name).unlink()
+        (run / name).touch()
+        with pytest.raises(ConfigError, match="expected a folder, found a file"):
+            check_place(RANKING, run)
+        (run / name).unlink()
+    check_place(RANKING, run)
+    make(RANKING, config, run)
+    check_place(RANKING, run)
+
+
+def test_commands_refuse_a_link_before_they_work(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """A stage that is done may be read through one."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("data", "baselines", "retrieval", "embeddings"):
+        (run / name).symlink_to(finished_run / name)
+    shutil.copy(finished_run / "config.yaml", run)
+    (run / "index").symlink_to(finished_run / "index")
+    shutil.copytree(finished_run / "ranking", run / "ranking")
+    assert adrec("recommend", "--out", run).returncode == 0
+    for words in (("run", "-j", "1x1"), ("index",)):
+        done = adrec(*words, "--out", run, "index.nlist=3")
+        assert done.returncode == 2
+        assert f"{run}/index is a symbolic link" in done.stderr
+    assert not list(run.glob("*.partial-*"))
+
+
+def test_ranks_with_other_settings_are_refused(config: Config, run: Path) -> None:
+    class Second:
+        rank, world_size, is_first = 1, 2, False
+
+        def barrier(self) -> None:
+            """The first rank has begun."""
+
+    other = load_config(None, [f"data.raw={config.data.raw[0]}", "data.min_count=9"])
+    with at_work(DATA, config, run):
+        with at_work(DATA, config, run, Second()):
+            pass
+        with (
+            pytest.raises(ConfigError, match="rank 1 would make data from other"),
+            at_work(DATA, other, run, Second()),
+        ):
+            pass
 
 
 def test_baselines_are_not_for_the_launcher(tmp_path: Path) -> None:

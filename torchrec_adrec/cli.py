@@ -17,8 +17,7 @@ from torchrec_adrec.errors import AdRecError, ConfigError
 from torchrec_adrec.memory import keep_freed_memory
 from torchrec_adrec.progress import setup_logging
 from torchrec_adrec.run_folder import (
-    keep,
-    on_all_ranks,
+    command_in,
     ranks_of_launcher,
     read_settings,
     starts,
@@ -47,6 +46,15 @@ class TaskName(StrEnum):
     RANKING = "ranking"
 
 
+class TaskStage(StrEnum):
+    """The stages that all ranks run."""
+
+    RETRIEVAL = "retrieval"
+    EMBEDDINGS = "embeddings"
+    INDEX = "index"
+    RANKING = "ranking"
+
+
 @app.command()
 def run(
     out: Out,
@@ -62,9 +70,27 @@ def run(
     """
     from torchrec_adrec.pipeline import run_pipeline
 
-    settings = read_settings(config, overrides, out)
-    keep(settings, out)
-    run_pipeline(settings, out, job)
+    with command_in(out, config, overrides) as settings:
+        run_pipeline(settings, out, job)
+
+
+@app.command(hidden=True)
+def job(stage: list[TaskStage], out: Out) -> None:
+    """Several stages in a row in the same processes, as `adrec run` launches them."""
+    keep_threads_awake()  # before anything imports torch
+    _run_stages([stages.STAGES[name] for name in stage], out)
+
+
+def _run_stages(
+    several: list[stages.Stage],
+    out: Path,
+    config: Path | None = None,
+    overrides: list[str] | None = None,
+) -> None:
+    with command_in(out, config, overrides, several[0]) as settings:
+        from torchrec_adrec.job import run_stages
+
+        run_stages(several, settings, out)
 
 
 @app.command()
@@ -77,8 +103,9 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
     from torchrec_adrec.data.adapters import open_data
     from torchrec_adrec.data.prepare import prepare as prepare_data
 
-    settings = read_settings(config, overrides, out)
-    if starts(stages.DATA, settings, out):
+    with command_in(out, config, overrides, stages.DATA) as settings:
+        if not starts(stages.DATA, settings, out):
+            return
         with (
             ranks_of_launcher() as ranks,
             at_work(stages.DATA, settings, out, ranks) as folder,
@@ -123,10 +150,10 @@ def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) 
     """The constant and a logistic regression on the test split: what to beat."""
     from torchrec_adrec.evaluation.baselines import baselines as judge
 
-    settings = read_settings(config, overrides, out)
-    if starts(stages.BASELINES, settings, out):
-        with at_work(stages.BASELINES, settings, out) as folder:
-            judge(out / "data", folder)
+    with command_in(out, config, overrides, stages.BASELINES) as settings:
+        if starts(stages.BASELINES, settings, out):
+            with at_work(stages.BASELINES, settings, out) as folder:
+                judge(out / "data", folder)
 
 
 @app.command()
@@ -153,22 +180,7 @@ def train(
             )
         allowed = str(allow_new_tables).lower()
         words += [f"towers.start={origin}", f"towers.allow_new_tables={allowed}"]
-    settings = read_settings(config, words, out)
-    stage = stages.STAGES[task]
-    with on_all_ranks(stage, settings, out) as work:
-        if work is None:
-            return
-        from torchrec_adrec.evaluation.below import warn_below
-        from torchrec_adrec.sharded_task import final_checkpoint
-        from torchrec_adrec.train import Trainer
-
-        process, folder = work
-        warm = task == TaskName.RANKING and settings.ranker.tables != "scratch"
-        start = final_checkpoint(out / "retrieval") if warm else None
-        found = Trainer(task, settings, process, out / "data", folder, start).fit()
-        if process.is_first and stages.is_done(stages.BASELINES, settings, out):
-            metrics = (out / "baselines/metrics.json").read_text()
-            warn_below({"baselines": json.loads(metrics), task: found})
+    _run_stages([stages.STAGES[task]], out, config, words)
 
 
 @app.command()
@@ -199,31 +211,13 @@ def evaluate(
 @app.command()
 def export(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Encode every ad on all ranks; measure full-catalog recall of held-out clicks."""
-    settings = read_settings(config, overrides, out)
-    with on_all_ranks(stages.EMBEDDINGS, settings, out) as work:
-        if work is None:
-            return
-        from torchrec_adrec.export import export as export_ads
-        from torchrec_adrec.schema import Schema
-        from torchrec_adrec.sharded_task import restore
-
-        process, folder = work
-        schema = Schema.load(out / "data/schema.json")
-        model, start = restore("retrieval", out, schema, settings, process)
-        export_ads(model, start, out / "data", settings, process, folder)
+    _run_stages([stages.EMBEDDINGS], out, config, overrides)
 
 
 @app.command()
 def index(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Build the FAISS shards on all ranks; publish only past the recall gate."""
-    settings = read_settings(config, overrides, out)
-    with on_all_ranks(stages.INDEX, settings, out) as work:
-        if work is None:
-            return
-        from torchrec_adrec.publish import publish
-
-        process, folder = work
-        publish(out / "embeddings", settings, process, folder)
+    _run_stages([stages.INDEX], out, config, overrides)
 
 
 app.command()(cli_serve.recommend)

@@ -12,6 +12,8 @@ AdRecError
 │   └── NonFiniteLossError
 ├── GateError         an index that was measured and found too bad to publish
 ├── StageError        a launched stage that did not end well
+├── DiskError         a disk that is full, or a folder that may not be written
+├── LostRankError     another rank that ended while this one waited for it
 └── StoppedError      training that was asked to stop, and has saved
 """
 
@@ -76,6 +78,16 @@ class GateError(AdRecError):
 
 class StageError(AdRecError):
     """A launched stage that did not end well."""
+
+
+class DiskError(AdRecError):
+    """A disk that is full, or a folder that may not be written."""
+
+
+class LostRankError(AdRecError):
+    """Another rank that ended while this one waited for it; a launcher may retry."""
+
+    code = 1
 
 
 class StoppedError(AdRecError):

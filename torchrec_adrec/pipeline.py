@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -17,6 +19,8 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError, StageError
 from torchrec_adrec.evaluation.below import warn_below
 from torchrec_adrec.report import ads_table, summary_table, wide_console, write_report
+from torchrec_adrec.run_lock import JOB, holder
+from torchrec_adrec.stage_folder import check_place
 from torchrec_adrec.stages import STAGES, Stage, is_done
 
 COMPONENTS = Path(__file__).parent / "launch/components.py"
@@ -40,12 +44,18 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
             " stages by torchx for more"
         )
     for stage in STAGES.values():
-        if is_done(stage, config, run):
-            log.info("%s: skipped, its inputs have not changed", stage.name)
-            continue
-        started = time.monotonic()
-        launch(stage, run, job, config.train.restarts)
-        log.info("%s: finished in %.0f s", stage.name, time.monotonic() - started)
+        if not is_done(stage, config, run):
+            check_place(stage, run)  # before the work, not after it
+    # Stages that all ranks run share a job; each of the others has one of its own.
+    for _, group in groupby(STAGES.values(), lambda s: s.ranks == "all" or s.name):
+        todo = []
+        for stage in group:
+            if is_done(stage, config, run):
+                log.info("%s: skipped, its inputs have not changed", stage.name)
+            else:
+                todo.append(stage)
+        if todo:
+            launch(todo, config, run, job)
     served = _serve_examples(run)
     metrics = {name: _metrics(run / name) for name in STAGES} | {
         "serve": served["speed"]
@@ -58,38 +68,45 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
     console.print(f"Everything of this run: {run}/report.md")
 
 
-def command(stage: Stage, run: Path, job: str, restarts: int) -> list[str]:
-    """The command line of a stage, the same one that a user types."""
-    words = [*stage.command, "--out", str(run)]
-    if stage.ranks != "all":
+def command(stages: Sequence[Stage], run: Path, job: str, restarts: int) -> list[str]:
+    """The command line of some stages; that of one is what a user types."""
+    names = [stage.name for stage in stages]
+    several = len(stages) > 1
+    words = [*(("job", *names) if several else stages[0].command), "--out", str(run)]
+    if stages[0].ranks != "all":
         return [sys.executable, "-m", "torchrec_adrec", *words]
     torchx = [str(Path(sys.executable).with_name("torchx")), "run", "-s", "local_cwd"]
     options = ["-j", job, "--max_restarts", str(restarts)]
     return [*torchx, f"{COMPONENTS}:ddp", *options, "--", *words]
 
 
-def launch(stage: Stage, run: Path, job: str, restarts: int = 0) -> None:
-    """Run a stage on the ranks that `job` asks for, or on one if it takes only one.
+def launch(stages: Sequence[Stage], config: Config, run: Path, job: str) -> None:
+    """Run stages in one job, on the ranks that `job` asks for or on one.
+
+    All ranks start again after one died, `train.restarts` times. For the command that
+    holds the run (`run_lock.py`).
 
     Args:
-        restarts: times that all ranks are started again after one died.
+        stages: one, or several that all ranks run.
 
     Raises:
-        StageError: it ended with an error.
+        StageError: one of them ended with an error.
     """
-    words = command(stage, run, job, restarts)
-    log.info("%s: %s", stage.name, " ".join(words))
-    # The launcher calls `torchrun` by name: it must be the one of this environment.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    ranks = int(job.rpartition("x")[2]) if stage.ranks == "all" else 1
+    names = ", ".join(stage.name for stage in stages)
+    words = command(stages, run, job, config.train.restarts)
+    log.info("%s: %s", names, " ".join(words))
+    ranks = int(job.rpartition("x")[2]) if stages[0].ranks == "all" else 1
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
-    environment = {"OMP_NUM_THREADS": threads} | dict(os.environ) | {"PATH": path}
-    code = _wait(subprocess.Popen(words, env=environment))
+    environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
+    began = time.monotonic()
+    code = _wait(subprocess.Popen(words, env=environment | {JOB: holder(run)}))
     if code:
+        failed = next((s for s in stages if not is_done(s, config, run)), stages[-1])
         raise StageError(
-            f"stage {stage.name} failed with exit code {code}; its last lines above say"
-            " why. The same command goes on from what is finished"
+            f"stage {failed.name} failed with exit code {code}; its last lines above"
+            " say why. The same command goes on from what is finished"
         )
+    log.info("%s: finished in %.0f s", names, time.monotonic() - began)
 
 
 def _wait(job: subprocess.Popen[bytes]) -> int:

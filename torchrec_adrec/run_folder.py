@@ -2,21 +2,25 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from torchrec_adrec import stages
 from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.disk import disk_errors
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.ranks import Alone, Ranks
-from torchrec_adrec.stage_folder import at_work, make_run
-
-if TYPE_CHECKING:
-    from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.run_lock import (
+    Job,
+    hold,
+    hold_for_stages,
+    launched_with,
+    write_settings,
+)
+from torchrec_adrec.stage_folder import check_place, make_run
 
 
 def read_settings(
@@ -32,48 +36,79 @@ def read_settings(
     return settings
 
 
-def keep(settings: Config, out: Path) -> None:
-    """Make the run's folder and write its settings; of several ranks only the first."""
-    if os.environ.get("RANK", "0") == "0":
-        make_run(out)
-        partial = out / f"{stages.CONFIG}.partial"
-        settings.save(partial)
-        partial.rename(out / stages.CONFIG)
+@contextmanager
+def command_in(
+    out: Path,
+    config: Path | None,
+    overrides: list[str] | None,
+    stage: stages.Stage | None = None,
+) -> Iterator[Config]:
+    """Hold the run's folder; give the settings that the command was launched with.
+
+    Of several ranks the first holds it. Nothing is written before it is held, and no
+    folder is made for settings or inputs that are refused.
+
+    Args:
+        stage: the first that the command works on; None: it launches the stages.
+
+    Raises:
+        ConfigError: another command is at work, or the settings cannot be used.
+        ManifestError: an input is missing or was made with other settings.
+        DiskError: the disk is full, or may not be written.
+    """
+    job = Job.here() if stage is not None else Job.new()
+    is_first = os.environ.get("RANK", "0") == "0"
+    if not out.exists():
+        _settings(job, config, overrides, out, stage)
+    with disk_errors(out):
+        if is_first:
+            make_run(out)
+        holder = hold if stage is not None else hold_for_stages
+        with holder(out, job) if is_first else nullcontext():
+            settings = _settings(job, config, overrides, out, stage)
+            if is_first and not job.goes_on:
+                write_settings(out, job, settings)
+                _keep(settings, out)
+            yield settings
 
 
-def starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
-    """Check the inputs, then keep the settings; False if there is nothing to do."""
+def _settings(
+    job: Job,
+    config: Path | None,
+    overrides: list[str] | None,
+    out: Path,
+    stage: stages.Stage | None,
+) -> Config:
+    settings = launched_with(out, job) or read_settings(config, overrides, out)
+    if stage is None:
+        return settings
     if stage.ranks == "one" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"`adrec {' '.join(stage.command)}` runs in one process; start it without"
             " the launcher"
         )
     stages.require(stage, settings, out)
-    keep(settings, out)
+    return settings
+
+
+def _keep(settings: Config, out: Path) -> None:
+    """Write the run's settings."""
+    partial = out / f"{stages.CONFIG}.partial"
+    settings.save(partial)
+    partial.rename(out / stages.CONFIG)
+
+
+def starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
+    """Check the inputs and the stage's place; False if there is nothing to do."""
+    stages.require(stage, settings, out)
     if stages.is_done(stage, settings, out):
         typer.echo(
             f"{stage.name}: skipped, its inputs have not changed; remove"
             f" {out / stage.name} to do it again"
         )
         return False
+    check_place(stage, out)
     return True
-
-
-@contextmanager
-def on_all_ranks(
-    stage: stages.Stage, config: Config, out: Path
-) -> Iterator[tuple["Process", Path] | None]:
-    """The process group and the stage's folder, or None if there is nothing to do."""
-    from torchrec_adrec.distributed.process import process_group
-
-    if not starts(stage, config, out):
-        yield None
-        return
-    with (
-        process_group(config.device) as process,
-        at_work(stage, config, out, process) as folder,
-    ):
-        yield process, folder
 
 
 @contextmanager

@@ -5,15 +5,15 @@ when it is done: a folder without `.partial` was written whole, a restarted stag
 its own work again, and other settings can never resume it.
 """
 
-import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from torchrec_adrec.config import Config
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.ranks import Alone, Ranks
+from torchrec_adrec.run_lock import STAGE_LOCK
 from torchrec_adrec.stages import CONFIG, RECORD, Record, Stage, describe
 
 
@@ -24,23 +24,21 @@ def at_work(
     """Give the stage its partial folder; on success record and rename it.
 
     What an interrupted stage left in the folder is still there if the stage resumes,
-    otherwise it is removed first.
+    otherwise it is removed first. For the command that holds the run (`run_lock.py`).
+
+    Raises:
+        ConfigError: this rank has other settings or inputs than the first one.
     """
     ranks = ranks or Alone()
     record = describe(stage, config, run)
     partial = run / f"{stage.name}.partial-{record.made_from}"
-    with _only_one(run) if ranks.is_first else nullcontext():
-        yield from _work(stage, config, run, ranks, record, partial)
-
-
-def _work(
-    stage: Stage, config: Config, run: Path, ranks: Ranks, record: Record, partial: Path
-) -> Iterator[Path]:
     if ranks.is_first:
         if not stage.resumes:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(exist_ok=True)
+        (run / STAGE_LOCK).write_text(record.made_from)
     ranks.barrier()
+    _check_same(record, stage, run, ranks)
     yield partial
     ranks.barrier()
     if ranks.is_first:
@@ -50,20 +48,41 @@ def _work(
     ranks.barrier()
 
 
-@contextmanager
-def _only_one(run: Path) -> Iterator[None]:
-    """Hold the run's lock; the system frees it when the process ends, however."""
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another command is at work in {run}") from None
-        yield
+def _check_same(record: Record, stage: Stage, run: Path, ranks: Ranks) -> None:
+    first = (run / STAGE_LOCK).read_text()
+    if record.made_from != first:
+        raise ConfigError(
+            f"rank {ranks.rank} would make {stage.name} from other settings or inputs"
+            f" ({record.made_from}) than rank 0 ({first}). Launch all ranks with the"
+            " same words, and change nothing meanwhile"
+        )
+
+
+def check_place(stage: Stage, run: Path) -> None:
+    """Refuse before the work a place where the stage's folder could not be put.
+
+    Raises:
+        ConfigError: what is in the way, and what to do.
+    """
+    final = run / stage.name
+    for path in (final, _old(final), *run.glob(f"{stage.name}.partial-*")):
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path} is a symbolic link to {path.readlink()}: a stage is put in its"
+                f" place by renaming, which would replace the link. Remove it; to keep"
+                f" the run elsewhere, let {run} itself be the link"
+            )
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: expected a folder, found a file; remove it")
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(final.name + ".old")
 
 
 def _publish(partial: Path, final: Path) -> None:
     """Put the new folder in the old one's place."""
-    old = final.with_name(final.name + ".old")
+    old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)

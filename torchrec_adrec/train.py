@@ -17,7 +17,7 @@ from torchrec_adrec.config import Config
 from torchrec_adrec.data.negatives import UniformNegatives
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
-from torchrec_adrec.distributed.process import Process, restarts
+from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.pictures import loss_curve
@@ -104,6 +104,7 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
         first = self._restore()
+        restarts = restarts_of(self.folder) if self.process.is_first else 0
         if self.process.is_first:
             log.info(
                 "%s: steps %d to %d of %d global rows, %d rows an epoch left out (the"
@@ -131,7 +132,7 @@ class Trainer:
                 "samples_per_second": rate,
                 "resumed_at_step": first,
                 "validation": self.stopping.history,
-                "restarts": restarts(),
+                "restarts": restarts,
             },
             **self.judge.held_out(self.model),
         }
@@ -190,6 +191,7 @@ class Trainer:
         """Run the steps that are left; samples/s and the last step."""
         size, number = self.config.train.batch_size, first
         wanted, device = self.config.train.precision, self.process.device
+        hang_seconds = self.config.train.hang_seconds
         self.products = self.products or choose(wanted, device)
         steps = Steps(
             self.model,
@@ -204,7 +206,7 @@ class Trainer:
         done = self.curve[-1][0] if self.curve else 0
         with (
             Interrupt() as interrupt,
-            Watchdog(self.process, self.config.train.hang_seconds) as watchdog,
+            Watchdog(self.process, hang_seconds, name=self.task) as watchdog,
             board(self.task, self.folder, self.process.is_first, done) as scalars,
             Progress(
                 f"train {self.task}", (self.source.steps - first) * size, "samples"

@@ -21,7 +21,8 @@ def test_restarts_and_grace_reach_torchrun(scheduler: str) -> None:
     line = " ".join(done.stdout.replace("'", "").replace('"', "").split())
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in line
     for words in (
-        "torchrun --max_restarts 5 --shutdown_timeout 77",
+        f"PATH={Path(sys.executable).parent}:",
+        "torchrec_adrec.launch.agent --max_restarts 5 --shutdown_timeout 77",
         "--nnodes 2 --nproc_per_node 8",
         "-m torchrec_adrec train retrieval --out runs/x train.epochs=2",
     ):
@@ -29,9 +30,11 @@ def test_restarts_and_grace_reach_torchrun(scheduler: str) -> None:
 
 
 def test_adrec_run_launches_by_it(finished_run: Path) -> None:
+    """Stages that all ranks run share a job."""
     printed = (finished_run / "printed.txt").read_text()
-    options = "launch/components.py:ddp -j 1x2 --max_restarts 3 -- train retrieval"
-    assert options in printed
+    options = "launch/components.py:ddp -j 1x2 --max_restarts 3 -- "
+    assert options + "job retrieval embeddings index ranking --out" in printed
+    assert printed.count("components.py:ddp") == 1
 
 
 @pytest.mark.parametrize("folder", ["bin", "the other's bin $HOME"])

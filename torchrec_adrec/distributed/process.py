@@ -1,12 +1,18 @@
 """The process group, opened and closed by the command that needs it."""
 
+import gc
 import os
+import random
+import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed import (  # type: ignore[attr-defined]
@@ -15,9 +21,13 @@ from torch.distributed import (  # type: ignore[attr-defined]
     Store,
 )
 
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import ConfigError, LostRankError
 
 SWITCH_S = 0.0005
+# What gloo and NCCL say when the process at the other end has gone.
+LOST = re.compile(r"closed by peer|reset by peer|remote process exited")
+LAST_WORDS_S = 5
+BEGUN = "begun.txt"
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ def process_group(
 
     Raises:
         ConfigError: `cuda` asked for and not there.
+        LostRankError: another rank has ended meanwhile.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -87,6 +98,13 @@ def process_group(
     )
     try:
         yield Process(rank, size, local, place or torch.device("cpu"))
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        # The other one knows why: a launcher that sees it end first ends this one.
+        time.sleep(LAST_WORDS_S)
+        reason = str(error).strip().splitlines()[-1]
+        raise LostRankError(f"another rank has ended: {reason}") from None
     finally:
         dist.destroy_process_group()
 
@@ -110,6 +128,53 @@ def _store(rank: int, size: int, timeout: timedelta) -> Store:
     return PrefixStore(f"attempt-{restarts()}", store)
 
 
+@contextmanager
+def unchanged_process(device: torch.device) -> Iterator[None]:
+    """Put back afterwards what a stage sets for the whole process.
+
+    So the stage after it computes what it would in a process of its own: the precision
+    of products, the threads and the generators are as they were, and the models of the
+    one before take no memory.
+    """
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    drawn = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    switch = sys.getswitchinterval()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(drawn[0])
+        np.random.set_state(drawn[1])
+        random.setstate(drawn[2])
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, device)
+        sys.setswitchinterval(switch)
+        gc.unfreeze()
+        gc.collect()
+        if on_gpu is not None:
+            torch.cuda.empty_cache()
+
+
 def restarts() -> int:
     """How often the launcher has started these ranks again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def restarts_of(folder: Path) -> int:
+    """How often it has since its job began to work in a stage's folder.
+
+    For the first rank. A job may have several stages: a note in the folder says at
+    which attempt this one was begun.
+    """
+    job, now = os.environ.get("TORCHELASTIC_RUN_ID", "none"), restarts()
+    if job == "none":  # a launcher that was given no name
+        job = str(os.getppid())
+    note = folder / BEGUN
+    if note.exists():
+        begun_by, _, attempt = note.read_text().partition(" ")
+        if begun_by == job:
+            return now - int(attempt)
+    note.write_text(f"{job} {now}")
+    return 0

@@ -67,12 +67,19 @@ class Watchdog:
         hang_seconds: without a beat after which a rank counts as hung. Less than the
             process group's timeout, or the group gives up first and says less.
         every: seconds between two reports.
+        name: of the work, one of several in this process group: the reports of the one
+            before would be taken for those of a stopped rank.
     """
 
     def __init__(
-        self, process: Process, hang_seconds: float, every: float = 1.0
+        self,
+        process: Process,
+        hang_seconds: float,
+        every: float = 1.0,
+        name: str = "",
     ) -> None:
         self.process, self.hang_seconds, self.every = process, hang_seconds, every
+        self.name = name
         self._step, self._at = 0, time.monotonic()
         self._batch: tuple[Tensor, ...] = ()
         self._pauses = self._count = 0
@@ -101,7 +108,7 @@ class Watchdog:
     def __enter__(self) -> Self:
         # The store's own connection may be taken by a rank that waits in it.
         own = _get_default_store().clone()  # type: ignore[attr-defined]
-        self._store = PrefixStore("watchdog", own)
+        self._store = PrefixStore(f"watchdog-{self.name}", own)
         self._store.set_timeout(timedelta(seconds=ANSWER_S))
         self._at = time.monotonic()
         self._thread.start()

@@ -6,14 +6,19 @@
 torchx runs this file by its path, so it imports nothing of the package.
 """
 
-import shlex
 import sys
 from pathlib import Path
+from shlex import quote
 
 from torchx import specs
 from torchx.components import dist
 
 LAUNCHER = "torchrun "
+# Takes torchrun's words, and starts nothing again that was refused.
+AGENT = "python -m torchrec_adrec.launch.agent "
+# The environment of this torchx need not be the activated one; where the job runs
+# elsewhere and there is no such folder, PATH says the same without it.
+ENVIRONMENT = f'PATH={quote(str(Path(sys.executable).parent))}:"$PATH" '
 # After a restart the ranks of several nodes would find the addresses of dead ones in a
 # store that the agents keep; of one node `distributed/process.py` knows the attempt.
 NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -67,15 +72,6 @@ def ddp(
     shell, line = role.args  # bash -c "torchrun ..."
     assert line.startswith(LAUNCHER), f"torchx launches by {line.split()[0]}"
     options = f"--max_restarts {max_restarts} --shutdown_timeout {grace_seconds} "
-    role.args = [shell, f"{_path()} {LAUNCHER}{options}{line.removeprefix(LAUNCHER)}"]
+    line = AGENT + options + line.removeprefix(LAUNCHER)
+    role.args = [shell, ENVIRONMENT + line]
     return job
-
-
-def _path() -> str:
-    """The folder of this torchx first: `torchrun` is then that of its environment.
-
-    Without it, torchx called by its path from a shell whose environment is not the
-    activated one finds no `torchrun`, or another one, and ends with FAILED alone.
-    """
-    folder = shlex.quote(str(Path(sys.executable).parent))
-    return f'PATH={folder}:"$$PATH"'  # $$: torchx fills in what a single $ names
