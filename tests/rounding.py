@@ -2,7 +2,7 @@
 
 The same mathematics with its rows in another order adds up other sums, and the largest
 difference that this makes is the machine's rounding noise. A right result lies within
-MULTIPLE times the noise. A planted fault must lie beyond FAULT times the noise: else the
+MULTIPLE times the noise. A planted fault must lie beyond FAULT times the noise, or the
 bound would not find it. `pytest -s` prints the noise and all distances.
 """
 
@@ -63,8 +63,8 @@ class Rounding:
             apart = differences(self.right, found, kind)
             worst = max(apart, key=lambda name: apart[name])
             assert value <= MULTIPLE, (
-                f"{self.name}, {what}: {kind} differ by {value:.3g} times this machine's"
-                f" noise of {self.noise[kind]:.2g}, most of all {worst}"
+                f"{self.name}, {what}: {kind} differ by {value:.3g} times the noise of"
+                f" this machine, {self.noise[kind]:.2g}, most of all {worst}"
             )
 
     def sees(self, fault: str, found: Results) -> None:
@@ -79,6 +79,8 @@ class Rounding:
         assert found.keys() == self.right.keys()
         apart = {kind: largest(differences(self.right, found, kind)) for kind in found}
         times = {kind: apart[kind] / self.noise[kind] for kind in apart}
-        shown = (f"{kind} {apart[kind]:.2g} ({times[kind]:,.1f} times)" for kind in apart)
+        shown = (
+            f"{kind} {apart[kind]:.2g} ({times[kind]:,.1f} times)" for kind in apart
+        )
         print(f"  {what}: {', '.join(shown)}")
         return times

@@ -91,6 +91,8 @@ def _reorder(trainer: Trainer, seed: int) -> None:
     def reordered(step: int, rows: Rows) -> object:
         places = np.random.default_rng([seed, step]).permutation(len(rows.weights))
         columns = {name: column[places] for name, column in rows.columns.items()}
-        return collate(step, replace(rows, columns=columns, weights=rows.weights[places]))
+        return collate(
+            step, replace(rows, columns=columns, weights=rows.weights[places])
+        )
 
     trainer.source._collate = reordered  # type: ignore[method-assign, assignment]

@@ -38,7 +38,9 @@ def drop_a_row(model: nn.Module) -> None:
     """One row's gradient is lost in one step."""
 
     def without(gradient: Tensor, step: int) -> Tensor:
-        return gradient.index_fill(0, torch.tensor(ROW), 0) if step == STEP else gradient
+        return (
+            gradient.index_fill(0, torch.tensor(ROW), 0) if step == STEP else gradient
+        )
 
     _change_gradients(model, without)
 

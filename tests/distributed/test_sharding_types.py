@@ -189,7 +189,7 @@ def test_slices_of_columns_are_another_optimizer() -> None:
 
 
 def test_vectors_in_fp16_are_near_and_not_equal(two_ranks: dict[str, Any]) -> None:
-    """By what fp16 rounds, 5e-4 of a value: no processor's rounding, but the format's."""
+    """Apart by what fp16 rounds, 5e-4 of a value: the format's rounding, anywhere."""
     half, whole = (two_ranks[n]["results"]["losses"] for n in ("fp16", "row_wise"))
     apart = (half["of each step"] - whole["of each step"]).abs().max()
     assert 0 < apart < 2e-3
