@@ -7,9 +7,15 @@ bound would not find it. `pytest -s` prints the noise and all distances.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.data.parquet import Rows
+from torchrec_adrec.training.source import Source
 
 MULTIPLE, FAULT = 10, 30
 ORDERS = (1, 2, 3, 4)
@@ -17,6 +23,19 @@ ORDERS = (1, 2, 3, 4)
 
 Results = Mapping[str, Mapping[str, Tensor]]
 """What a run ends with: kind ("weights", "losses") -> name -> values."""
+
+
+def reorder(source: Source, seed: int) -> None:
+    """Let a trainer's source, of one rank, turn the order of every step's rows."""
+    collate = source._collate
+
+    def reordered(step: int, rows: Rows) -> Batch:
+        places = np.random.default_rng([seed, step]).permutation(len(rows.weights))
+        columns = {name: column[places] for name, column in rows.columns.items()}
+        weights = rows.weights[places]
+        return collate(step, replace(rows, columns=columns, weights=weights))
+
+    source._collate = reordered  # type: ignore[method-assign]
 
 
 def differences(one: Results, other: Results, kind: str) -> dict[str, float]:

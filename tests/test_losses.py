@@ -50,7 +50,7 @@ def test_the_best_predicted_value_is_the_mean_of_the_observed_ones() -> None:
     weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
     logit = torch.tensor(17.0).log().requires_grad_()
     value_loss(logit.expand(5), values, weights).backward()
-    assert logit.grad is not None and abs(logit.grad.item()) < 1e-5
+    assert logit.grad is not None and abs(logit.grad.item()) < 1e-4
     every = torch.zeros(5, requires_grad=True)
     value_loss(every, values, weights).backward()
     assert every.grad is not None and every.grad[3:].tolist() == [0, 0]
@@ -67,7 +67,7 @@ def test_a_value_is_learnt_and_told_as_a_multiple_of_its_mean() -> None:
     logits[:, 1] = torch.tensor(30.0 / 20.0).log()
     logits.requires_grad_()
     loss(logits, labels, torch.ones(2)).backward()
-    assert logits.grad is not None and logits.grad[:, 1].abs().max() < 1e-6
+    assert logits.grad is not None and logits.grad[:, 1].abs().max() < 1e-5
     assert prediction(value, logits[:1, 1]).item() == pytest.approx(30.0)
     assert prediction(click, torch.zeros(1)).item() == 0.5
 
@@ -155,7 +155,7 @@ def test_pairs_pull_the_clicked_ad_up_and_others_down(way: str) -> None:
     loss.backward()
     assert ad.grad is not None
     assert ad.grad[0] < 0 and ad.grad[2] == 0 and (ad.grad[[1, 3, 4, 5]] >= 0).all()
-    assert ad.grad.sum().abs() < 1e-6
+    assert ad.grad.sum().abs() < 1e-5
 
 
 ADS, USERS, BATCH = 200, 40, 256

@@ -5,17 +5,14 @@ ranker are smooth and without dropout, whose masks are drawn per rank.
 """
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from conftest import SMALL
 from fifty_steps import results_of, whole_weights
 from planted import Fault, smooth
-from rounding import Results
+from rounding import Results, reorder
 
 from torchrec_adrec.config import load_config
-from torchrec_adrec.data.parquet import Rows
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.sharded_task import CHECKPOINTS, final_checkpoint
@@ -57,7 +54,7 @@ def second_half(
     trainer = _trainer(task, folder, out, process)
     if order is not None:
         assert process.world_size == 1
-        _reorder(trainer, order)
+        reorder(trainer.source, order)
     if fault is not None:
         fault(trainer.model)
     return _train(trainer, HALF)
@@ -83,16 +80,3 @@ def _train(trainer: Trainer, first: int) -> Results:
     assert [step for step, _ in trainer.curve] == list(range(1, STEPS + 1))
     losses = [loss for step, loss in trainer.curve if step > first]
     return results_of(losses, whole_weights(trainer.model))
-
-
-def _reorder(trainer: Trainer, seed: int) -> None:
-    collate = trainer.source._collate
-
-    def reordered(step: int, rows: Rows) -> object:
-        places = np.random.default_rng([seed, step]).permutation(len(rows.weights))
-        columns = {name: column[places] for name, column in rows.columns.items()}
-        return collate(
-            step, replace(rows, columns=columns, weights=rows.weights[places])
-        )
-
-    trainer.source._collate = reordered  # type: ignore[method-assign, assignment]

@@ -14,7 +14,7 @@ from torchrec_adrec.models.ranker import RankerHead
 from torchrec_adrec.models.tower import BiasHead, TowerHead
 from torchrec_adrec.tasks import RankingTask, RetrievalTask
 
-STEP, ROW, SCALE = 25, 3, 1.001  # the step and the row that are harmed, the wrong scale
+STEP, ROW, SCALE = 5, 3, 1.001  # the step and the row that are harmed, the wrong scale
 
 Fault = Callable[[nn.Module], None]
 
