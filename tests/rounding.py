@@ -71,7 +71,8 @@ class Rounding:
             # Never less than one float32 step of the largest value: equal sums by
             # chance are no proof of a machine without rounding.
             top = max(float(v.abs().max()) for v in tensors.values() if v.numel())
-            self.noise[kind] = max(*found, torch.finfo(torch.float32).eps * top)
+            step = torch.finfo(torch.float32).eps * top
+            self.noise[kind] = torch.tensor([step, *found]).max().item()  # NaN stays
         shown = ", ".join(f"{kind} {noise:.2g}" for kind, noise in self.noise.items())
         print(f"\n{name}: noise here: {shown}; allowed: {MULTIPLE} times")
 
