@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo test check bench fuzz clean
+.PHONY: setup demo test test-processors check bench fuzz clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## the whole path on rows made here: a table and ten ranked ads
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-processors: $(STAMP)  ## parity, losses and sharding as on older processors, other threads
+	$(BIN)/python tests/processors.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

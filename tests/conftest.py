@@ -101,7 +101,10 @@ def on_ranks(ranks: int, *words: object) -> subprocess.CompletedProcess[str]:
 def ranks_script(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[int, str], subprocess.CompletedProcess[str]]:
-    """Run a piece of Python on several gloo ranks."""
+    """Run a piece of Python on several gloo ranks; it can import what tests can."""
+    tests = REPOSITORY / "tests"
+    folders = [REPOSITORY, tests, tests / "distributed", tests / "losses"]
+    places = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
 
     def run(ranks: int, text: str) -> subprocess.CompletedProcess[str]:
         path = tmp_path_factory.mktemp("ranks") / "script.py"
@@ -112,7 +115,7 @@ def ranks_script(
             capture_output=True,
             text=True,
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"PYTHONPATH": places},
         )
 
     return run

@@ -124,9 +124,13 @@ def on_one_and_two(finished_run: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_one_checkpoint_is_the_same_on_any_number_of_ranks(on_one_and_two: Any) -> None:
     (one, (ids, vectors)), (two, (other_ids, other_vectors)) = on_one_and_two
     assert (one["world_size"], two["world_size"]) == (1, 2)
-    for name in ("auc", "log_loss"):
-        figures = [run["test"]["click"][name] for run in (one, two)]
-        assert figures[0] == pytest.approx(figures[1], abs=1e-6)
+    figures, others = (run["test"]["click"] for run in (one, two))
+    assert figures["rows"] == others["rows"]
+    assert figures["log_loss"] == pytest.approx(others["log_loss"], abs=1e-6)
+    # Rounding may swap two rows of nearly equal scores, a few pairs among all.
+    clicks = figures["rows"] * figures["label_rate"]
+    pairs = clicks * (figures["rows"] - clicks)
+    assert figures["auc"] == pytest.approx(others["auc"], abs=20 / pairs)
     assert ids.tolist() == other_ids.tolist()
     np.testing.assert_allclose(vectors, other_vectors, atol=1e-6)
 

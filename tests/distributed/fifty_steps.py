@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from planted import smooth
+from rounding import Results
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -110,8 +112,12 @@ def config(*words: str) -> Config:
     return load_config(None, [*own, *towers, *loss, *rates, *words])
 
 
-def rows_of(step: int, rank: int, ranks: int) -> Batch:
-    """A rank's slice of the global batch: empty, short and full histories in it."""
+def rows_of(step: int, rank: int, ranks: int, order: int | None = None) -> Batch:
+    """A rank's slice of the global batch: empty, short and full histories in it.
+
+    Args:
+        order: seed of another order of the global batch's rows.
+    """
     rng = np.random.default_rng(step)
     columns: dict[str, Any] = {}
     for f in SCHEMA.sparse:
@@ -126,9 +132,11 @@ def rows_of(step: int, rank: int, ranks: int) -> Batch:
     columns["click"] = (rng.random(ROWS) < 0.4).astype(np.float32)
     columns["ad_id"] = columns["c"].astype(np.int64) * 7 + columns["d"]
     columns["log_q"] = rng.normal(-3, 1, ROWS).astype(np.float32)
-    each = ROWS // ranks
-    own = slice(rank * each, (rank + 1) * each)
-    mine = {name: np.ascontiguousarray(column[own]) for name, column in columns.items()}
+    each, places = ROWS // ranks, np.arange(ROWS)
+    if order is not None:
+        np.random.default_rng([order, step]).shuffle(places)
+    own = places[rank * each : (rank + 1) * each]
+    mine = {name: column[own] for name, column in columns.items()}
     weights = np.ones(each, np.float32)
     return collate(Rows(mine, weights, NO_SPLIT, ()), SCHEMA)
 
@@ -172,8 +180,9 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def train(case: Case, process: Process) -> dict[str, Any]:
-    """Losses, whole weights and the types of the plan after fifty steps."""
+    """Results and the types of the plan after fifty steps of smooth towers."""
     model, optimizer = build("retrieval", SCHEMA, config(*case.words), process)
+    smooth(model)
     set_start(model)
     model.train()
     pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
@@ -189,4 +198,9 @@ def train(case: Case, process: Process) -> dict[str, Any]:
         for part in model.plan.plan.values()
         for name, found in part.items()
     }
-    return {"losses": losses, "weights": whole_weights(model), "types": types}
+    return {"results": results_of(losses, whole_weights(model)), "types": types}
+
+
+def results_of(losses: list[float], weights: dict[str, Tensor]) -> Results:
+    """What `Rounding` compares."""
+    return {"weights": weights, "losses": {"of each step": torch.tensor(losses)}}

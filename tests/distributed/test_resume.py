@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, on_ranks
 
+from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.checkpoint import Checkpoint
+from torchrec_adrec.distributed.checkpoint_report import compare
 from torchrec_adrec.ledger_report import audit_stage
 from torchrec_adrec.pipeline import COMPONENTS
 
@@ -76,6 +79,29 @@ def kill_a_rank_after(checkpoint: str, run: Path) -> None:
     assert job.returncode == 0, said
 
 
+def last_of(stage: Path) -> Checkpoint:
+    found = checkpoint.latest(stage / "checkpoints")
+    assert found is not None
+    return found
+
+
+def stop_one_like(finished: Path, run: Path) -> int:
+    """Stop a run after step 50 that makes its products as the finished one did.
+
+    How they are made is measured at the start of a run and kept in its checkpoints.
+    Where two ways are about as fast, the next run may choose the other one: it rounds
+    otherwise, and tells nothing of stopping.
+    """
+    wanted = last_of(finished / "retrieval").state["products"]
+    for _ in range(10):
+        step = stop_after("step-00000050", run)
+        (partial,) = run.glob("retrieval.partial-*")
+        if last_of(partial).state["products"] == wanted:
+            return step
+        shutil.rmtree(partial)
+    raise AssertionError(f"no run of ten made its products as {wanted}")
+
+
 def trained(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "retrieval/metrics.json").read_text()))
 
@@ -87,19 +113,18 @@ def test_neither_a_stop_nor_a_killed_rank_changes_the_result(
     run = tmp_path / "run"
     shutil.copytree(finished_run / "data", run / "data")
     shutil.copy(finished_run / "config.yaml", run)
-    step = stop_after("step-00000050", run)
+    step = stop_one_like(finished_run, run)
     assert list(run.glob(f"retrieval.partial-*/checkpoints/step-{step:08d}"))
     kill_a_rank_after("step-00000100", run)
     whole, resumed = trained(finished_run), trained(run)
     assert (whole["train"]["resumed_at_step"], whole["train"]["restarts"]) == (0, 0)
     assert resumed["train"]["resumed_at_step"] >= 100
     assert resumed["train"]["restarts"] == 1
-    assert whole["train"]["last_step_loss"] == pytest.approx(
-        resumed["train"]["last_step_loss"], abs=1e-5
-    )
-    for name in ("log_loss", "auc"):
-        found, expected = (r["test"]["click"][name] for r in (resumed, whole))
-        assert found == pytest.approx(expected, abs=1e-5), name
+    # As many ranks: not near, but the same bits of every weight and optimizer's state.
+    found = compare(last_of(finished_run / "retrieval"), last_of(run / "retrieval"))
+    assert not (found.differ or found.only_first or found.only_second), found
+    assert whole["train"]["last_step_loss"] == resumed["train"]["last_step_loss"]
+    assert whole["test"] == resumed["test"]
     (epoch,) = audit_stage(run / "retrieval")
     assert epoch.is_whole and epoch.rows == 150 * 128
 

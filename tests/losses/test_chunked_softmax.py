@@ -1,8 +1,11 @@
 """The softmax in blocks against its definition, all logits at once."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import ORDERS, Results, Rounding
 from torch import Tensor
 
 from torchrec_adrec.losses import chunked
@@ -23,34 +26,87 @@ def plain_cross_entropy(
     return (F.cross_entropy(logits, own, reduction="none") * weights).sum()
 
 
+@dataclass
+class Problem:
+    """Rows, columns and what is hidden; `blocks` and `plain` solve it."""
+
+    rows: Tensor
+    vectors: Tensor
+    own: Tensor
+    weights: Tensor
+    hidden: Tensor
+    ids: Tensor
+    correction: Tensor
+
+    @classmethod
+    def drawn(cls) -> "Problem":
+        torch.manual_seed(0)
+        rows, vectors = torch.randn(37, 8) / 3, torch.randn(120, 8) / 3
+        own, weights = torch.randint(120, (37,)), torch.rand(37)
+        hidden = torch.rand(37, 120) < 0.1
+        hidden[torch.arange(37), own] = False
+        ids, correction = torch.arange(120) % 40, torch.linspace(-1, 1, 120)
+        return cls(rows, vectors, own, weights, hidden, ids, correction)
+
+    def solved(self, in_blocks: bool) -> Results:
+        """Three times the loss, and both gradients."""
+        a, b = (x.clone().requires_grad_() for x in (self.rows, self.vectors))
+        columns = Columns(b, self.correction, self.ids)
+        if in_blocks:
+            masked = self.hidden.nonzero(as_tuple=True)
+            loss = chunked_cross_entropy(a, columns, self.own, self.weights, masked)
+        else:
+            loss = plain_cross_entropy(a, columns, self.own, self.weights, self.hidden)
+        loss = 3 * loss / self.weights.sum()
+        loss.backward()
+        assert a.grad is not None and b.grad is not None
+        gradients = {"rows": a.grad, "columns": b.grad}
+        return {"losses": {"softmax": loss.detach()}, "gradients": gradients}
+
+    def solved_in_other_orders(self, seed: int) -> Results:
+        """The plain solution of turned rows and columns; gradients turned back."""
+        generator = torch.Generator().manual_seed(seed)
+        rows, columns = (torch.randperm(n, generator=generator) for n in (37, 120))
+        turned = Problem(
+            self.rows[rows],
+            self.vectors[columns],
+            columns.argsort()[self.own[rows]],
+            self.weights[rows],
+            self.hidden[rows][:, columns],
+            self.ids[columns],
+            self.correction[columns],
+        )
+        found = turned.solved(in_blocks=False)
+        gradients = {
+            "rows": found["gradients"]["rows"][rows.argsort()],
+            "columns": found["gradients"]["columns"][columns.argsort()],
+        }
+        return {"losses": found["losses"], "gradients": gradients}
+
+
 @pytest.mark.parametrize(
     ("block", "round_"), [(1, 1), (130, 8), (1_000, 1), (1_000, 64), (10**6, 64)]
 )
 def test_softmax_in_blocks_is_the_plain_one(
     block: int, round_: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Value and both gradients to 1e-6, whatever a block takes, filled up or not."""
+    """Value and both gradients but for rounding, whatever a block takes."""
     monkeypatch.setattr(chunked, "BLOCK", block)
     monkeypatch.setattr(chunked, "ROUND", round_)
-    torch.manual_seed(0)
-    rows, vectors = torch.randn(37, 8) / 3, torch.randn(120, 8) / 3
-    own, weights = torch.randint(120, (37,)), torch.rand(37)
-    hidden = torch.rand(37, 120) < 0.1
-    hidden[torch.arange(37), own] = False
-    found = []
-    for blocks in (True, False):
-        a, b = rows.clone().requires_grad_(), vectors.clone().requires_grad_()
-        columns = Columns(b, torch.linspace(-1, 1, 120), torch.arange(120) % 40)
-        if blocks:
-            masked = hidden.nonzero(as_tuple=True)
-            loss = chunked_cross_entropy(a, columns, own, weights, masked)
-        else:
-            loss = plain_cross_entropy(a, columns, own, weights, hidden)
-        loss = loss / weights.sum()
-        (3 * loss).backward()
-        found.append((loss.detach(), a.grad, b.grad))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    problem = Problem.drawn()
+    reordered = [problem.solved_in_other_orders(seed) for seed in ORDERS]
+    rounding = Rounding("a softmax", problem.solved(in_blocks=False), *reordered)
+    rounding.holds(f"in blocks of {block}", problem.solved(in_blocks=True))
+    lacking = problem.weights.clone()
+    lacking[3] = 0
+    shown = problem.hidden.clone()
+    shown[0] = False
+    for fault, wrong in (
+        ("a row dropped", replace(problem, weights=lacking)),
+        ("rows times 1.001", replace(problem, rows=problem.rows * 1.001)),
+        ("one row's mask lost", replace(problem, hidden=shown)),
+    ):
+        rounding.sees(fault, wrong.solved(in_blocks=True))
 
 
 def test_a_right_ad_of_no_probability_has_its_exact_loss() -> None:

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import torch
 from conftest import StepsWith
+from planted import faults, smooth
+from rounding import ORDERS, Results, Rounding, reorder
 
 from torchrec_adrec.models.tower import TowerHead
 from torchrec_adrec.training.steps import Steps
@@ -27,18 +29,39 @@ def test_every_step_of_every_rank_and_seed_draws_its_own_and_draws_it_again() ->
     assert [drawn(*place) for place in places] == first
 
 
+FAULTS = faults("ad_tower.tables.embedding_bags.ad_C14.weight")
+
+
+def ten_steps(
+    steps_with: StepsWith,
+    compiled: bool = False,
+    order: int | None = None,
+    fault: str | None = None,
+) -> Results:
+    """Losses and weights after ten steps of smooth towers."""
+    with steps_with(f"train.compile={str(compiled).lower()}") as steps:
+        heads = [m for m in steps.model.modules() if isinstance(m, TowerHead)]
+        kinds = {hasattr(head.encode, "_torchdynamo_orig_callable") for head in heads}
+        assert kinds == {compiled}
+        smooth(steps.model)
+        if order is not None:
+            reorder(steps.source, order)
+        if fault is not None:
+            FAULTS[fault](steps.model)
+        losses = torch.stack([steps.take().loss.clone() for _ in range(10)])
+        weights = {}
+        for name, value in steps.model.state_dict().items():
+            shards = getattr(value, "local_shards", None)
+            weights[name] = (shards()[0].tensor if shards else value).clone()
+    return {"weights": weights, "losses": {"of each step": losses}}
+
+
 def test_compiled_towers_take_the_same_steps(steps_with: StepsWith) -> None:
-    losses = []
-    for compiled in ("false", "true"):
-        with steps_with(f"train.compile={compiled}") as steps:
-            losses.append([steps.take().loss.item() for _ in range(4)])
-            heads = [m for m in steps.model.modules() if hasattr(m, "encode")]
-            kinds = {
-                hasattr(head.encode, "_torchdynamo_orig_callable") for head in heads
-            }
-            assert kinds == {compiled == "true"}
-    assert losses[0][0] != losses[0][3]
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    reordered = [ten_steps(steps_with, order=order) for order in ORDERS]
+    rounding = Rounding("ten steps", ten_steps(steps_with), *reordered)
+    rounding.holds("compiled", ten_steps(steps_with, compiled=True))
+    for fault in FAULTS:
+        rounding.sees(fault, ten_steps(steps_with, fault=fault))
 
 
 def test_a_step_in_bfloat16_has_float32_vectors_of_length_one(

@@ -1,0 +1,106 @@
+"""How far two right results may lie apart on this machine: measured, never assumed.
+
+The same mathematics with its rows in another order adds up other sums, and the largest
+difference that this makes is the machine's rounding noise. A right result lies within
+MULTIPLE times the noise. A planted fault must lie beyond FAULT times the noise, or the
+bound would not find it. `pytest -s` prints the noise and all distances.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.data.parquet import Rows
+from torchrec_adrec.training.source import Source
+
+MULTIPLE, FAULT = 10, 30
+ORDERS = (1, 2, 3, 4)
+"""Seeds of the orders of rows that the noise is the largest difference of."""
+
+Results = Mapping[str, Mapping[str, Tensor]]
+"""What a run ends with: kind ("weights", "losses") -> name -> values."""
+
+
+def reorder(source: Source, seed: int) -> None:
+    """Let a trainer's source, of one rank, turn the order of every step's rows."""
+    collate = source._collate
+
+    def reordered(step: int, rows: Rows) -> Batch:
+        places = np.random.default_rng([seed, step]).permutation(len(rows.weights))
+        columns = {name: column[places] for name, column in rows.columns.items()}
+        weights = rows.weights[places]
+        return collate(step, replace(rows, columns=columns, weights=weights))
+
+    source._collate = reordered  # type: ignore[method-assign]
+
+
+def differences(one: Results, other: Results, kind: str) -> dict[str, float]:
+    """The largest difference in every tensor of a kind; NaN if anything is NaN."""
+    assert one[kind].keys() == other[kind].keys()
+    found = {}
+    for name, value in one[kind].items():
+        assert value.shape == other[kind][name].shape, name
+        change = value.detach().double() - other[kind][name].detach().double()
+        if change.numel():  # a side without numbers has an empty parameter for them
+            found[name] = change.abs().max().item()
+    return found
+
+
+def largest(values: Mapping[str, float]) -> float:
+    """NaN if one is NaN, which `max` might pass over."""
+    return torch.tensor(list(values.values()), dtype=torch.float64).max().item()
+
+
+class Rounding:
+    """A right result, and how far rounding alone leads away from it.
+
+    Args:
+        name: of the setting; printed.
+        right: one rank's result.
+        reordered: the same with the rows of every step in other orders.
+    """
+
+    def __init__(self, name: str, right: Results, *reordered: Results) -> None:
+        self.name, self.right, self.noise = name, right, {}
+        for kind, tensors in right.items():
+            found = [largest(differences(right, other, kind)) for other in reordered]
+            # Never less than one float32 step of the largest value: equal sums by
+            # chance are no proof of a machine without rounding.
+            top = max(float(v.abs().max()) for v in tensors.values() if v.numel())
+            step = torch.finfo(torch.float32).eps * top
+            self.noise[kind] = torch.tensor([step, *found]).max().item()  # NaN stays
+        shown = ", ".join(f"{kind} {noise:.2g}" for kind, noise in self.noise.items())
+        print(f"\n{name}: noise here: {shown}; allowed: {MULTIPLE} times")
+
+    def holds(self, what: str, found: Results) -> None:
+        """Fail unless a result differs by rounding alone."""
+        times = self._times(what, found)
+        for kind, value in times.items():
+            apart = differences(self.right, found, kind)
+            worst = max(apart, key=lambda name: apart[name])
+            assert value <= MULTIPLE, (
+                f"{self.name}, {what}: {kind} differ by {value:.3g} times the noise of"
+                f" this machine, {self.noise[kind]:.2g}, most of all {worst}"
+            )
+
+    def sees(self, fault: str, found: Results) -> None:
+        """Fail unless a planted fault lies far beyond the noise."""
+        times = self._times(f"planted: {fault}", found)
+        assert max(times.values()) >= FAULT, (
+            f"{self.name}: {fault} is {times} times the noise, expected {FAULT}: a test"
+            " with this bound would not find it"
+        )
+
+    def _times(self, what: str, found: Results) -> dict[str, float]:
+        assert found.keys() == self.right.keys()
+        apart = {kind: largest(differences(self.right, found, kind)) for kind in found}
+        times = {kind: apart[kind] / self.noise[kind] for kind in apart}
+        shown = (
+            f"{kind} {apart[kind]:.2g} ({times[kind]:,.1f} times)" for kind in apart
+        )
+        print(f"  {what}: {', '.join(shown)}")
+        return times
