@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.types import Shard
+from torchrec.distributed.planner.types import Perf, Shard, ShardingOption
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -53,6 +53,28 @@ def test_the_same_as_torchrecs_own() -> None:
             (s.size, s.offset, s.storage, s.perf) for s in wanted
         ], key
     assert several > 3  # else nothing of different sizes was compared
+
+
+class ByRows:
+    """An estimator by which a shard takes as long as it has rows."""
+
+    def estimate(self, options: list[ShardingOption], _: object) -> None:
+        for option in options:
+            for shard in option.shards:
+                shard.perf = Perf(shard.size[0], 0, 0, 0)
+
+
+def test_every_shard_has_the_time_of_its_own_size() -> None:
+    class Enumerator(_InOrder):
+        def populate_estimates(self, options: list[ShardingOption]) -> None:
+            self._estimators[0] = ByRows()
+            super().populate_estimates(options)
+
+    sizes = set()
+    for found in shards(Enumerator).values():
+        assert all(shard.perf.total == shard.size[0] for shard in found)
+        sizes.add(len({shard.size[0] for shard in found}))
+    assert max(sizes) > 1
 
 
 def test_a_copy_has_a_rank_of_its_own() -> None:

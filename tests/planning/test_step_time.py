@@ -120,6 +120,9 @@ def test_more_launches_are_slower() -> None:
         more = ONE | {name: ONE[name] * 50}
         after = HOST.milliseconds(all_of(calls(ranks=2, **more)))
         assert after > many
+    for ranks in (1, 2):  # every part of a collection's, not their sum alone
+        two, four = (calls(ranks=ranks, **ONE | {"lookups": n}) for n in (2, 4))
+        assert four["lookups"] == two["lookups"] * 2
     # The dense part of one rank is a graph: its kernels cost the host nothing.
     graph = calls(ranks=1, **ONE | {"dense_kernels": 10_000})
     assert HOST.milliseconds(all_of(graph)) == one
