@@ -29,6 +29,19 @@ def plan(
     ads: Annotated[
         int | None, typer.Option(min=1, help="Of the index; default: the run's.")
     ] = None,
+    clicked: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of clicked rows; default: the run's, .25."
+        ),
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="GPU=DOLLARS an hour, as H100-80GB=2.50; may be repeated. Default: an"
+            " assumption, see gpus.yaml."
+        ),
+    ] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(help="Another cluster, as 64xA100-40GB; may be repeated."),
@@ -37,13 +50,14 @@ def plan(
 ) -> None:
     """What training the towers needs on GPUs that need not be there.
 
-    The sharding plan, memory a GPU, bytes sent and estimated milliseconds a step, the
-    checkpoint, the index. What does not fit is refused (exit code 2) with the numbers
-    and the smallest cluster that does. Nothing moves to host memory unasked.
+    The sharding plan, memory a GPU, bytes sent and estimated milliseconds a step with
+    what limits it, dollars, the checkpoint, the index. What does not fit is refused
+    (exit code 2) with the numbers and the smallest cluster that does. Nothing moves to
+    host memory unasked.
     """
     from torchrec_adrec.planning.command import lines_of
     from torchrec_adrec.planning.job import Job
 
-    job = Job.read(schema, out, config, overrides or [], batch, ads)
-    for line in lines_of(job, gpus, nodes, compare or []):
+    job = Job.read(schema, out, config, overrides or [], batch, ads, clicked)
+    for line in lines_of(job, gpus, nodes, compare or [], price or []):
         typer.echo(line)

@@ -6,6 +6,7 @@ text with `python tests/planning/test_plan.py`.
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from conftest import REPOSITORY, adrec
 from torchrec_adrec.config import load_config
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.errors import ConfigError, PlanError
-from torchrec_adrec.planning.cluster import parse
+from torchrec_adrec.planning.cluster import parse, with_prices
 from torchrec_adrec.planning.command import lines_of
 from torchrec_adrec.planning.estimate import estimate
 from torchrec_adrec.planning.job import Job
@@ -96,7 +97,25 @@ def test_a_batch_that_fills_the_memory_of_the_dense_part() -> None:
     found = job("criteo_1tb_mlperf")
     cluster = parse("8xH100-80GB")
     with pytest.raises(PlanError, match=r"the dense part needs .* GiB .*smaller batch"):
-        estimate(found.schema, found.config, cluster, 2**23, None)
+        estimate(replace(found, batch=2**23), cluster)
+
+
+def test_a_price_of_the_users_own() -> None:
+    """Dollars: GPUs x price; a billion rows by the step's time. A word that names no
+    GPU or no number is refused.
+    """
+    found = estimate(job("criteo_1tb"), parse("8xH100-80GB", 2, with_prices(PRICES)))
+    assert found.dollars_per_hour == 16 * 2.5
+    hours = found.step_ms / 3.6e6 * (1e9 / found.batch)
+    assert found.dollars_per_billion_rows == pytest.approx(16 * 2.5 * hours)
+    lines = lines_of(job("criteo_1tb"), "8xH100-80GB", 2, [], PRICES)
+    assert any("assuming $2.50 an hour and GPU" in line for line in lines)
+    for word in ("H100-80GB", "H100-80GB=-1", "B100=2", "H100-80GB=two"):
+        with pytest.raises(ConfigError, match="expected GPU=DOLLARS an hour"):
+            with_prices([word])
+
+
+PRICES = ["H100-80GB=2.50"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """GPUs by name, and clusters of them as a user writes them: `8xH100-80GB`."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -28,11 +29,20 @@ class Gpu:
     memory: float
     hbm: float
     fp32: float
+    tf32: float
+    bf16: float
+    fp16: float
     intra_node: float
     inter_node: float
     host_bus: float
     host_memory: float
     gpus_per_node: int
+    dollars: float
+
+    def peak(self, precision: str) -> float:
+        """Operations/s of products in `train.precision`; auto: bfloat16."""
+        tflops = {"float32": self.fp32, "tf32": self.tf32}.get(precision, self.bf16)
+        return tflops * 1e12
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,30 @@ def gpus() -> dict[str, Gpu]:
     return {name: Gpu(name=name, **of) for name, of in yaml.safe_load(text).items()}
 
 
-def parse(text: str, nodes: int | None = None) -> Cluster:
+def with_prices(prices: Sequence[str]) -> dict[str, Gpu]:
+    """All GPUs, some at a price of the user's.
+
+    Args:
+        prices: GPU=DOLLARS an hour, as H100-80GB=2.50.
+
+    Raises:
+        ConfigError: no such GPU, or no positive number.
+    """
+    priced = dict(gpus())
+    for word in prices:
+        name, _, dollars = word.partition("=")
+        if name not in priced or not re.fullmatch(r"\d+(\.\d+)?", dollars):
+            raise ConfigError(
+                f"--price {word!r}: expected GPU=DOLLARS an hour, as H100-80GB=2.50;"
+                f" known GPUs: {', '.join(priced)}"
+            )
+        priced[name] = replace(priced[name], dollars=float(dollars))
+    return priced
+
+
+def parse(
+    text: str, nodes: int | None = None, known: Mapping[str, Gpu] | None = None
+) -> Cluster:
     """A cluster as it is written.
 
     `8xH100-80GB` is a node of 8; with `nodes` there are so many of them. A count above
@@ -94,12 +127,13 @@ def parse(text: str, nodes: int | None = None) -> Cluster:
     match = re.fullmatch(r"([1-9]\d*)x(.+)", text)
     if match is None:
         raise ConfigError(f"{text!r}: expected COUNTxGPU, as 8xH100-80GB")
+    known = gpus() if known is None else known
     count, name = int(match[1]), match[2]
-    if name not in gpus():
+    if name not in known:
         raise ConfigError(
-            f"{text!r}: no figures of {name!r}; known: {', '.join(gpus())}"
+            f"{text!r}: no figures of {name!r}; known: {', '.join(known)}"
         )
-    return of_size(gpus()[name], count, nodes, text)
+    return of_size(known[name], count, nodes, text)
 
 
 def of_size(gpu: Gpu, count: int, nodes: int | None, text: str) -> Cluster:

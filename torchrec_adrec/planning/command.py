@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from torchrec_adrec.errors import PlanError
-from torchrec_adrec.planning.cluster import Cluster, parse
+from torchrec_adrec.planning.cluster import Cluster, parse, with_prices
 from torchrec_adrec.planning.estimate import Estimate
 from torchrec_adrec.planning.fit import estimate_or_smallest
 from torchrec_adrec.planning.job import Job
@@ -11,18 +11,26 @@ from torchrec_adrec.planning.report import compare, report
 
 
 def lines_of(
-    job: Job, gpus: str, nodes: int | None, others: Sequence[str]
+    job: Job,
+    gpus: str,
+    nodes: int | None,
+    others: Sequence[str],
+    prices: Sequence[str] = (),
 ) -> list[str]:
     """The report of the first cluster, then what changes on the others.
+
+    Args:
+        prices: GPU=DOLLARS an hour and GPU, in place of `gpus.yaml`'s.
 
     Raises:
         PlanError: the first cluster does not fit.
         ConfigError: no such GPU, or a batch that its number does not divide.
     """
-    first = _estimate(job, parse(gpus, nodes))
+    priced = with_prices(prices)
+    first = estimate_or_smallest(job, parse(gpus, nodes, priced))
     lines = report(first, job.config.sharding)
     if others:
-        found = {text: _or_refusal(job, parse(text)) for text in others}
+        found = {text: _or_refusal(job, parse(text, None, priced)) for text in others}
         lines += ["", *compare(_name(gpus, nodes), first, found)]
     return lines
 
@@ -33,10 +41,6 @@ def _name(gpus: str, nodes: int | None) -> str:
 
 def _or_refusal(job: Job, cluster: Cluster) -> Estimate | PlanError:
     try:
-        return _estimate(job, cluster)
+        return estimate_or_smallest(job, cluster)
     except PlanError as error:
         return error
-
-
-def _estimate(job: Job, cluster: Cluster) -> Estimate:
-    return estimate_or_smallest(job.schema, job.config, cluster, job.batch, job.ads)

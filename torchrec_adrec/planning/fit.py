@@ -1,42 +1,37 @@
 """The smallest cluster of a GPU that fits."""
 
-from torchrec_adrec.config import Config
 from torchrec_adrec.distributed.planner import DENSE_SHARE, GIB
 from torchrec_adrec.errors import PlanError
 from torchrec_adrec.planning.cluster import Cluster, Gpu
 from torchrec_adrec.planning.estimate import Estimate, estimate
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.planning.job import Job
 
 MOST = 1024  # GPUs
 TRIES = 6  # clusters that are planned; a plan takes seconds
 
 
-def estimate_or_smallest(
-    schema: Schema, config: Config, cluster: Cluster, batch: int, ads: int | None
-) -> Estimate:
+def estimate_or_smallest(job: Job, cluster: Cluster) -> Estimate:
     """As `estimate`; a refusal names the smallest cluster of the same GPU that fits.
 
     Raises:
         PlanError: it does not fit.
     """
     try:
-        return estimate(schema, config, cluster, batch, ads)
+        return estimate(job, cluster)
     except PlanError as error:
-        found = smallest(schema, config, cluster.gpu, batch, error.needed)
+        found = smallest(job, cluster.gpu, error.needed)
         hint = (
             f"the next {TRIES} larger clusters do not fit either"
             if found is None
             else f"the smallest cluster that fits: {found}"
         )
-        where = f"{cluster}, batch {batch:,}"
+        where = f"{cluster}, batch {job.batch:,}"
         raise PlanError(
             f"{where}: {error}; {hint}", error.needed, error.there
         ) from None
 
 
-def smallest(
-    schema: Schema, config: Config, gpu: Gpu, batch: int, needed: int
-) -> Cluster | None:
+def smallest(job: Job, gpu: Gpu, needed: int) -> Cluster | None:
     """The first of 1, 2, 4 GPUs, then 1, 2, 3, ... full nodes that fits.
 
     Args:
@@ -45,10 +40,10 @@ def smallest(
     tries = TRIES
     for cluster in _sizes(gpu):
         there = cluster.ranks * gpu.memory * GIB * (1 - DENSE_SHARE)
-        if there < needed or batch % cluster.ranks or not tries:
+        if there < needed or job.batch % cluster.ranks or not tries:
             continue
         try:
-            estimate(schema, config, cluster, batch, None)
+            estimate(job, cluster)
         except PlanError as error:
             tries, needed = tries - 1, max(needed, error.needed)
         else:

@@ -14,13 +14,16 @@ from torchrec_adrec.distributed.plan_report import (
 )
 from torchrec_adrec.distributed.planner import DENSE_SHARE
 from torchrec_adrec.errors import PlanError
-from torchrec_adrec.planning.estimate import PEAK_SHARE, Estimate
+from torchrec_adrec.planning.estimate import Estimate
+from torchrec_adrec.planning.launches import Calls, all_of
+from torchrec_adrec.planning.step_time import PEAK_SHARE
 from torchrec_adrec.train_config import ShardingConfig
 
 CAUTION = (
-    "An estimate that was not verified on a GPU: figures of data sheets, TorchRec's"
-    " planner,",
-    f"the dense part at {PEAK_SHARE:.0%} of the fp32 peak, no overlap of parts.",
+    "An estimate: figures of data sheets, TorchRec's planner for tables, products at"
+    f" {PEAK_SHARE:.0%} of the peak,",
+    "a launch's cost as measured on one H200. Nothing with more than one GPU was"
+    " measured.",
 )
 
 
@@ -38,8 +41,11 @@ def report(found: Estimate, config: ShardingConfig) -> list[str]:
         "",
         *_sent(found),
         "",
+        *_calls(found.time.calls),
+        "",
         *_time(found),
         "",
+        *_cost(found),
         *_disk(found),
     ]
 
@@ -72,14 +78,12 @@ def _memory(found: Estimate) -> list[str]:
 
 
 def _sent(found: Estimate) -> list[str]:
-    rows: list[tuple[str, ...]] = [
-        ("sent in a step", "a GPU, mean", "most", "all GPUs")
-    ]
+    head = ("sent in a step", "a GPU, mean", "most", "all GPUs", "ms")
+    rows: list[tuple[str, ...]] = [head]
     for name, sent in found.sent.parts().items():
-        rows.append(
-            (NAMES[name], *map(in_bytes, (sent.mean(), sent.max(), sent.sum())))
-        )
-    return columns(rows, right=(1, 2, 3))
+        counts = map(in_bytes, (sent.mean(), sent.max(), sent.sum()))
+        rows.append((NAMES[name], *counts, f"{found.links[name]:.3f}"))
+    return columns(rows, right=(1, 2, 3, 4))
 
 
 NAMES = {
@@ -91,12 +95,41 @@ NAMES = {
 }
 
 
+def _calls(parts: dict[str, Calls]) -> list[str]:
+    named = {**parts, "all": all_of(parts)}
+    rows = [("the host calls on a GPU", "launches", "copies")]
+    rows += [(name, f"{c.launches:,}", f"{c.copies:,}") for name, c in named.items()]
+    return columns(rows, right=(1, 2))
+
+
 def _time(found: Estimate) -> list[str]:
-    rows = [("part of a step", "ms")]
-    rows += [(name, f"{ms:.3f}") for name, ms in found.ms.items()]
-    rows.append(("all", f"{found.step_ms:.3f}"))
+    time = found.time
+    rows = [
+        ("part of a step", "ms", ""),
+        ("host", f"{time.host:.3f}", "launches and copies; the device works meanwhile"),
+        ("device", f"{time.device:.3f}", "the four below, one after the other"),
+        ("  products", f"{time.products:.3f}", ""),
+        ("  memory", f"{time.memory:.3f}", "all other kernels of the dense part"),
+        ("  tables", f"{time.tables:.3f}", "lookup and update"),
+        (
+            "  communication",
+            f"{time.communication:.3f}",
+            "vectors, gradients, ads, dense",
+        ),
+        ("copies", f"{time.copies:.3f}", "the next batch, meanwhile"),
+        ("ids", f"{time.ids:.3f}", "of the next batch between ranks, meanwhile"),
+        ("all", f"{time.total:.3f}", f"limited by {time.limit}"),
+    ]
     rate = found.batch / found.step_ms / 1e3
     return [*columns(rows, right=(1,)), f"{rate:,.1f} million rows/s"]
+
+
+def _cost(found: Estimate) -> list[str]:
+    return [
+        f"cost: ${found.dollars_per_hour:,.2f} an hour,"
+        f" ${found.dollars_per_billion_rows:,.2f} a billion rows, assuming"
+        f" ${found.cluster.gpu.dollars:.2f} an hour and GPU (--price)"
+    ]
 
 
 def _disk(found: Estimate) -> list[str]:
@@ -106,7 +139,6 @@ def _disk(found: Estimate) -> list[str]:
     return [f"checkpoint: {in_bytes(found.checkpoint)}", f"FAISS shard: {index}"]
 
 
-OF_TABLES = ("ids", "lookup", "vectors", "gradients", "update")
 FIGURES: dict[str, Callable[[Estimate], str]] = {
     "GPUs": lambda e: f"{e.cluster.ranks}",
     "fullest GPU": lambda e: in_bytes(e.fullest),
@@ -114,11 +146,14 @@ FIGURES: dict[str, Callable[[Estimate], str]] = {
     "sent by a GPU": lambda e: in_bytes(
         sum(sent.mean() for sent in e.sent.parts().values())
     ),
-    "ms, tables": lambda e: f"{sum(e.ms[part] for part in OF_TABLES):.2f}",
-    "ms, dense": lambda e: f"{e.ms['dense']:.2f}",
-    "ms, other links": lambda e: f"{e.ms['dense all-reduce'] + e.ms['ads']:.2f}",
+    "ms, host": lambda e: f"{e.time.host:.2f}",
+    "ms, products": lambda e: f"{e.time.products:.2f}",
+    "ms, memory": lambda e: f"{e.time.memory:.2f}",
+    "ms, tables": lambda e: f"{e.time.tables:.2f}",
+    "ms, communication": lambda e: f"{e.time.communication:.2f}",
     "ms, all": lambda e: f"{e.step_ms:.2f}",
     "million rows/s": lambda e: f"{e.batch / e.step_ms / 1e3:.1f}",
+    "$ a billion rows": lambda e: f"{e.dollars_per_billion_rows:.2f}",
     "checkpoint": lambda e: in_bytes(e.checkpoint),
 }
 

@@ -1,0 +1,189 @@
+"""What a GPU computes in a step beside its tables: every kernel with its work.
+
+The towers' heads are counted by running them, forward and backward, on tensors without
+numbers. The softmax over the batch's ads runs otherwise on a GPU than on a CPU, so its
+kernels are written out.
+
+Shape letters: A clicked rows of a rank, N ads of all ranks, D columns.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from torchrec_adrec.models.tower import BiasHead, TowerHead
+from torchrec_adrec.models.two_tower import TwoTower
+
+SOFTMAX_BLOCK = 1 << 28  # logits that a GPU holds at a time
+FLOAT, HALF = 4, 2
+# Operations of the losses beside the blocks, forward and backward (the click's
+# cross-entropy, both means, the split of the factors), and of a block beside its three
+# products: counted from our own code on 2026-11-26.
+LOSS_KERNELS, BLOCK_KERNELS = 85, 5
+ADAM_KERNELS = 3  # the fused kernel, its step count, its learning rate
+ADAM_BYTES = 7 * FLOAT  # a parameter, its gradient and two moments, three written back
+NOTHING = frozenset(  # to do for the device, though they are operations
+    (
+        *("_unsafe_view", "alias", "detach", "device"),
+        *("empty", "empty_like", "empty_strided", "new_empty"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch's work.
+
+    Attributes:
+        operations: floating point operations of a matrix product, else 0.
+        bytes: read and written.
+        half: whether a product is of fp16 numbers, whatever the others are.
+    """
+
+    operations: float
+    bytes: float
+    half: bool = False
+
+
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects what would be launched; views and empty memory cost a device nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels: list[Kernel] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation and note it."""
+        out = func(*args, **(kwargs or {}))
+        if func.is_view or func._schema.name.split("::")[1] in NOTHING:
+            return out
+        product = flop_registry.get(func._overloadpacket)
+        work = float(product(*args, **(kwargs or {}), out_val=out)) if product else 0.0
+        leaves = tree_leaves((args, kwargs, out))
+        # What an operation writes in place is argument and result: read and written.
+        moved = sum(x.numel() * x.element_size() for x in leaves if torch.is_tensor(x))
+        self.kernels.append(Kernel(work, moved))
+        return out
+
+
+def heads(model: TwoTower, rows: int, low: bool) -> list[Kernel]:
+    """Both towers' dense parts, the click's logit, and their backward pass.
+
+    Args:
+        rows: of one rank.
+        low: products in bfloat16.
+    """
+    parts: list[Any] = [model.user_tower.head, model.ad_tower.head]
+    if model.user_bias is not None and model.ad_bias is not None:
+        parts += [model.user_bias.head, model.ad_bias.head]
+    *on_gpu, click = (copy.deepcopy(part) for part in (*parts, model.calibration))
+    counted = Counted()
+    with FakeTensorMode():
+        for part in (*on_gpu, click):
+            _without_numbers(part)
+        inputs = [
+            torch.empty(rows, part.mlp[0].in_features, requires_grad=True)
+            for part in on_gpu
+        ]
+        weights = [p for part in (*on_gpu, click) for p in part.parameters()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=low), counted:
+            outs = [_head(p, x) for p, x in zip(on_gpu, inputs, strict=True)]
+            outs.append(click(*outs[:2], outs[2:]))
+        slopes = [torch.empty_like(out) for out in outs]
+        with counted:
+            torch.autograd.grad(outs, [*inputs, *weights], slopes, allow_unused=True)
+    return counted.kernels
+
+
+def _head(part: nn.Module, joined: Tensor) -> Tensor:
+    if isinstance(part, TowerHead):
+        return part.encode(joined)
+    assert isinstance(part, BiasHead)
+    out: Tensor = part.mlp(joined)
+    return out.float()[:, 0]
+
+
+def _without_numbers(part: nn.Module) -> None:
+    """Weights that have shapes alone, and a GPU's dropout: one kernel, where a CPU
+    takes three.
+    """
+    for module in part.modules():
+        if isinstance(module, nn.Dropout):
+            module.forward = partial(_gpu_dropout, module.p)  # type: ignore[method-assign]
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(weight.shape)))
+
+
+def _gpu_dropout(share: float, values: Tensor) -> Tensor:
+    return torch.native_dropout(values, share, True)[0] if share else values
+
+
+def softmax(anchors: int, ads: int, width: int, low: bool) -> list[Kernel]:
+    """The losses. Logits are made of factors split in two halves of fp16, one product
+    three times as deep; the two products with their slopes as the config says.
+
+    Args:
+        anchors: A.
+        ads: N.
+        width: D.
+        low: slopes and their products in bfloat16.
+    """
+    count = blocks(anchors, ads)
+    cells, each = anchors * ads / count, HALF if low else FLOAT
+    product = 2 * cells * width
+    block = [
+        Kernel(3 * product, cells * FLOAT, half=True),
+        Kernel(0, cells * (2 * FLOAT + each)),  # reads the logits twice
+        Kernel(product, cells * each),
+        Kernel(product, cells * each),
+        *[Kernel(0, ads * width * FLOAT)] * (BLOCK_KERNELS - 1),
+    ]
+    return [*[Kernel(0, ads * FLOAT)] * LOSS_KERNELS, *block * count]
+
+
+def blocks(anchors: int, ads: int) -> int:
+    """Blocks in which the softmax is made."""
+    return max(ceil(anchors * ads / SOFTMAX_BLOCK), 1)
+
+
+def adam(parameters: int) -> list[Kernel]:
+    """The fused AdamW of the dense part."""
+    return [Kernel(0, parameters * ADAM_BYTES / ADAM_KERNELS)] * ADAM_KERNELS
+
+
+def milliseconds(
+    kernels: Iterable[Kernel],
+    peak: float,
+    half_peak: float,
+    memory: float,
+    least: float,
+) -> tuple[float, float]:
+    """Of all products, and of all other kernels: each takes as long as the slowest of
+    what it computes, what it moves, and the least that any kernel takes.
+
+    Args:
+        peak: operations/s of products; `half_peak`: of those of fp16.
+        memory: bytes/s.
+        least: s.
+    """
+    products = others = 0.0
+    for kernel in kernels:
+        fastest = half_peak if kernel.half else peak
+        spent = max(kernel.operations / fastest, kernel.bytes / memory, least) * 1e3
+        if kernel.operations:
+            products += spent
+        else:
+            others += spent
+    return products, others
