@@ -254,12 +254,7 @@ Change = Callable[[Tensor], Tensor]
 def joint_loss(
     process: Process, order: int | None = None, change: Change | None = None
 ) -> Results:
-    """Click loss and softmax over the rows of all ranks: value and mean gradient.
-
-    Args:
-        order: seed of another order of the rows.
-        change: of the gradients of this rank's vectors, a fault.
-    """
+    """Click loss and softmax over all ranks' rows; `change` harms the gradients."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(ROWS, 4, generator=generator)
     log_q = torch.rand(ROWS, generator=generator).log()
