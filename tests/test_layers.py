@@ -30,6 +30,7 @@ LAYERS = (
             "batch",
             "errors",
             "disk",
+            "guard",
             "files",
             "memory",
             "progress",

@@ -142,10 +142,12 @@ def test_products_that_are_not_float32_are_not_taken_for_it(
     before, cpu = torch.get_float32_matmul_precision(), torch.device("cpu")
     try:
         assert precision.choose("float32", cpu).low is False
+        precision._measure.cache_clear()
         monkeypatch.setattr(precision, "_error", lambda *_: 1e-3)
         assert precision.choose("float32", cpu).setting == "highest"
         assert precision.choose("bfloat16", cpu).low is True
     finally:
+        precision._measure.cache_clear()
         torch.set_float32_matmul_precision(before)
 
 

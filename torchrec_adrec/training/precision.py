@@ -8,6 +8,7 @@ processor knows it and a hundred times slower where it does not.
 import logging
 import time
 from collections.abc import Callable
+from functools import cache
 from statistics import median
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ class Products(NamedTuple):
 
 
 def choose(wanted: str, device: torch.device) -> Products:
-    """Find out what is fastest here. Collective: the first rank measures for all.
+    """Find out what is fastest here. Collective: the first rank measures for all, once
+    in a process: two runs in it make their products alike.
 
     Args:
         wanted: `auto`, `float32`, `tf32` or `bfloat16`.
@@ -60,6 +62,7 @@ def choose(wanted: str, device: torch.device) -> Products:
     return found[0]
 
 
+@cache
 def _measure(wanted: str, device: torch.device) -> Products:
     generator = torch.Generator().manual_seed(0)
     size = SIZES.get(device.type, SIZES["cuda"])
