@@ -55,6 +55,11 @@ class Guard(nn.Module):
         return passed
 
 
+def reading_is_free(device: torch.device) -> bool:
+    """Whether the host need not wait for a number of this device."""
+    return device.type == "cpu"
+
+
 class _Guarded(torch.autograd.Function):
     """Decides in backward, when the note of this very step has been made."""
 
@@ -66,6 +71,6 @@ class _Guarded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = grads
-        if gradient.device.type == "cpu":  # reading is free, a pass over it is not
+        if reading_is_free(gradient.device):  # and a pass over the gradient is not
             return (torch.zeros_like(gradient) if ctx.bad else gradient), None
         return torch.where(ctx.bad > 0, 0.0, gradient), None

@@ -1,0 +1,138 @@
+"""What a step asks of a device: few operations, none that it has to be waited for."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, StepsWith
+from operations import Operations
+
+from torchrec_adrec import guard
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.losses import softmax
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks import AfterLookup
+from torchrec_adrec.training.steps import Steps
+
+sys.path.append(str(REPOSITORY / "benchmarks"))
+WORDS = ("towers.click_bias=false", "train.health_every=0", "train.dead_model=warn")
+
+
+def count(steps: Steps) -> Operations:
+    """The operations of a step that is neither the first nor one that looks."""
+    operations = Operations()
+    for module in steps.model.modules():
+        if isinstance(module, AfterLookup):
+            operations.watch(module, "heads, loss")
+    loop: Any = steps.pipeline
+    loop.optimizer.step = operations.during("optimizer", loop.optimizer.step)
+    backward = operations.during("backward", torch.Tensor.backward)
+    for _ in range(3):
+        steps.take()
+    with pytest.MonkeyPatch.context() as patch, operations:
+        patch.setattr(torch.Tensor, "backward", backward)
+        steps.take()
+    return operations
+
+
+def plain_operations(prepared: Path) -> Operations:
+    """The same of the plain TorchRec trainer, with the mask of accidental hits."""
+    from baselines import torchrec_plain
+    from conftest import TINY
+
+    from torchrec_adrec.config import load_config
+    from torchrec_adrec.training.source import Source
+
+    config = load_config(None, [*TINY, *WORDS])
+    schema = Schema.load(prepared / "schema.json")
+    with process_group("cpu") as process:
+        source = Source(prepared, schema, config, process, prepared)
+        size = config.train.batch_size
+        _, pipeline = torchrec_plain.build(schema, config.towers, size, masked=True)
+        batches = source.batches(0)
+        for _ in range(3):
+            pipeline.progress(batches)
+        operations = Operations()
+        with operations:
+            pipeline.progress(batches)
+    return operations
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "in_large_blocks", lambda device: True)
+    monkeypatch.setattr(guard, "reading_is_free", lambda device: False)
+
+
+@pytest.mark.usefixtures("as_on_a_device")
+def test_a_step_asks_no_more_than_plain_torchrec(
+    steps_with: StepsWith, prepared: Path
+) -> None:
+    with steps_with(*WORDS) as steps:
+        ours = count(steps)
+    plain = plain_operations(prepared)
+    print(f"ours {ours.total} {dict(ours.counts)}, plain {plain.total}")
+    assert 50 < ours.total <= plain.total
+
+
+@pytest.mark.usefixtures("as_on_a_device")
+def test_nothing_in_a_step_waits_for_the_device(steps_with: StepsWith) -> None:
+    with steps_with(*WORDS) as steps:
+        operations = count(steps)
+    # One read: the late report, which is on the host by then.
+    assert [w for w in operations.waits if not w.endswith("in rest")] == []
+    assert len(operations.waits) <= 3, operations.waits
+
+
+def test_the_blocks_of_a_cpu_would_be_seen(steps_with: StepsWith) -> None:
+    """The old lines: sorted matches, a mask of places, one block after the other."""
+    with steps_with(*WORDS) as steps:
+        operations = count(steps)
+    assert any("repeat_interleave" in wait for wait in operations.waits)
+
+
+STEP_FILES = (
+    *("guard.py", "tasks.py", "distributed/alone.py", "training/graphs.py"),
+    *("training/steps.py", "training/late.py", "distributed/optimizer.py"),
+    *("losses/softmax.py", "losses/device_blocks.py", "losses/left_out.py"),
+    *("losses/products.py", "losses/slopes.py", "losses/slopes_kernel.py"),
+    *("losses/history.py", "losses/gather.py", "losses/mean.py"),
+    *("losses/pointwise.py", "losses/pairwise.py", "models/two_tower.py"),
+    *("models/tower.py", "models/ranker.py", "modules/embeddings.py"),
+    *("modules/attention.py", "modules/mlp.py"),
+)
+HOST = re.compile(r"\.(cpu|item|tolist|numpy|new_tensor|nonzero)\(")
+READ_ON_PURPOSE = {
+    # What was copied to the host behind the step before.
+    ("training/steps.py", "loss, stopping, bad = report.tolist()"),
+}
+
+
+def host_reads(name: str) -> list[str]:
+    text = (REPOSITORY / "torchrec_adrec" / name).read_text()
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if HOST.search(line)]
+
+
+@pytest.mark.parametrize("name", STEP_FILES)
+def test_no_file_of_a_step_reads_the_device(name: str) -> None:
+    found = [line for line in host_reads(name) if (name, line) not in READ_ON_PURPOSE]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line", ["value.cpu()", "loss.item()", "loss.new_tensor(flag)", "rows.nonzero()"]
+)
+def test_a_read_would_be_seen(line: str) -> None:
+    assert HOST.search(line)
+
+
+def test_every_file_of_a_step_is_there() -> None:
+    there: Callable[[str], bool] = lambda n: (  # noqa: E731
+        REPOSITORY / "torchrec_adrec" / n
+    ).exists()
+    assert all(map(there, STEP_FILES))
