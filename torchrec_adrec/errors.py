@@ -5,6 +5,7 @@ AdRecError
 │   └── PlanError     tables that fit no sharding plan, with what is needed and there
 ├── SchemaError       columns that do not fit the schema
 ├── DataError         rows that cannot be used
+├── ReaderError       a process that read rows ahead, and died
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
 ├── ManifestError     an artefact that is damaged, or was made from something else
 ├── TrainingError     a model that cannot be trained on: not finite, or dead
@@ -47,6 +48,10 @@ class SchemaError(AdRecError):
 
 class DataError(AdRecError):
     """Rows that cannot be used."""
+
+
+class ReaderError(AdRecError):
+    """A process that read rows ahead, and died."""
 
 
 class CheckpointError(AdRecError):

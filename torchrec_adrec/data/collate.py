@@ -108,8 +108,7 @@ def _batch(rows: Rows, schema: Schema, extra: Columns | None, memory: Memory) ->
     user, ad = _Part(rows.columns, schema, Side.USER), _Part(ads, schema, Side.AD)
     labels = [rows.columns[name] for name in schema.label_names]
     anchors = np.flatnonzero((labels[0] == 1) & (rows.weights > 0))
-    bucket = anchor_bucket(user.rows)
-    filled_up = max(-(-len(anchors) // bucket), 1) * bucket
+    filled_up = _filled_up(len(anchors), user.rows)
     layout = _batch_layout(user.layout(), ad.layout(), len(labels), filled_up)
     batch = Batch(memory(layout.nbytes), layout)
     user.fill(batch.user)
@@ -121,6 +120,26 @@ def _batch(rows: Rows, schema: Schema, extra: Columns | None, memory: Memory) ->
     _put_first(batch.anchors, anchors)
     _put_first(batch.anchor_weights, rows.weights[anchors])
     return batch
+
+
+def _filled_up(anchors: int, rows: int) -> int:
+    bucket = anchor_bucket(rows)
+    return max(-(-anchors // bucket), 1) * bucket
+
+
+def most_bytes(schema: Schema, rows: int, ads: int) -> int:
+    """Of the buffer of so many rows and ads, whatever stands in them."""
+    user, ad = (
+        TowerLayout(
+            keys=tuple(feature.name for feature in schema.bags_of(side)),
+            rows=count,
+            dense=len(schema.dense_of(side)),
+            histories=tuple(count * f.max_length for f in schema.sequences_of(side)),
+        )
+        for side, count in ((Side.USER, rows), (Side.AD, ads))
+    )
+    labels = len(schema.labels)
+    return BatchLayout(user, ad, labels, _filled_up(rows, rows)).nbytes
 
 
 def _put_first(into: Tensor, values: NDArray[Any]) -> None:

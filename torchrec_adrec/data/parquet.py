@@ -44,6 +44,12 @@ class Rows:
         parts = [self.split.numbers(groups, rows) for groups, rows in self.places]
         return np.concatenate(parts)
 
+    @property
+    def first_number(self) -> int:
+        """That of the first row alone."""
+        groups, rows = self.places[0]
+        return int(self.split.numbers(groups, rows[:1])[0])
+
 
 @dataclass(frozen=True)
 class _Window:
