@@ -195,6 +195,7 @@ def test_the_setting_chooses_and_a_source_says_where(
     for way in ("auto", "thread", "process"):
         words = ["train.batch_size=32", f"train.reader={way}", "train.ledger=true"]
         config = load_config(None, words)
+        (prepared / way).mkdir()
         with process_group("cpu") as process:
             source = Source(prepared, schema, config, process, prepared / way)
             first, second = islice(source.batches(4), 2)

@@ -101,19 +101,21 @@ def collate(
 
 
 def _batch(rows: Rows, schema: Schema, extra: Columns | None, memory: Memory) -> Batch:
-    refuse(rows.columns, map(label_limit, schema.labels))
+    # In one piece: each is gone over several times, and rows lie far apart.
+    labels = {n: np.ascontiguousarray(rows.columns[n]) for n in schema.label_names}
+    refuse(labels, map(label_limit, schema.labels))
     ads = rows.columns
     if extra is not None:
         ads = {name: np.append(ads[name], values) for name, values in extra.items()}
     user, ad = _Part(rows.columns, schema, Side.USER), _Part(ads, schema, Side.AD)
-    labels = [rows.columns[name] for name in schema.label_names]
-    anchors = np.flatnonzero((labels[0] == 1) & (rows.weights > 0))
+    click = labels[schema.label_names[0]]
+    anchors = np.flatnonzero((click == 1) & (rows.weights > 0))
     filled_up = _filled_up(len(anchors), user.rows)
     layout = _batch_layout(user.layout(), ad.layout(), len(labels), filled_up)
     batch = Batch(memory(layout.nbytes), layout)
     user.fill(batch.user)
     ad.fill(batch.ad)
-    np.stack(labels, axis=1, out=batch.labels.numpy(), casting="same_kind")
+    np.stack([*labels.values()], 1, out=batch.labels.numpy(), casting="same_kind")
     batch.weights.numpy()[:] = rows.weights
     batch.ad_ids.numpy()[:] = ads[AD_ID]
     batch.log_q.numpy()[:] = ads[LOG_Q]
