@@ -217,7 +217,7 @@ def test_a_slot_fits_the_fullest_batch(histories: Path) -> None:
     rows = next(feed.reader.epoch())
     seen = {f"seen:{i}": np.zeros(32, np.int32) for i in range(3)}
     clicked = {"click": np.ones(32, np.float32)}
-    full = replace(rows, columns=rows.columns | seen | clicked)
+    full = replace(rows, columns={**rows.columns, **seen, **clicked})
     assert feed.negatives is not None
     batch = collate(full, feed.schema, extra=feed.negatives.of_step(1))
     assert batch.buffer.numel() == feed.most_bytes

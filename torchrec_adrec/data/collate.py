@@ -28,6 +28,7 @@ from torchrec_adrec.data.bounds import (
     refuse,
     side_limits,
 )
+from torchrec_adrec.data.matrices import Gathered
 from torchrec_adrec.data.parquet import Rows
 from torchrec_adrec.data_config import Bounds
 from torchrec_adrec.errors import DataError
@@ -205,10 +206,19 @@ class _Part:
         """
         ids, ones = made.sparse.values().numpy(), len(self.sparse) * self.rows
         table = ids[:ones].reshape(len(self.sparse), self.rows)
-        _put_ids(table, [self.columns[f.name] for f in self.sparse])
-        dense = made.dense.numpy()
-        for i, feature in enumerate(self.dense):
-            dense[:, i] = self.columns[feature.name]
+        names = [feature.name for feature in self.sparse]
+        block = self._block(names)
+        if block is not None and block.dtype == ID:
+            table[:] = block.T
+        else:
+            _put_ids(table, [self.columns[name] for name in names])
+        dense, names = made.dense.numpy(), [feature.name for feature in self.dense]
+        block = self._block(names)
+        if block is not None:
+            dense[:] = block
+        else:
+            for i, name in enumerate(names):
+                dense[:, i] = self.columns[name]
         right = _fit(table, 0, [f.num_embeddings for f in self.sparse])
         if not (right and np.isfinite(dense).all()):
             self._refuse()
@@ -217,6 +227,12 @@ class _Part:
             lengths = made.sparse.lengths().numpy()
             lengths[:ones] = 1
             np.concatenate([each for _, each in self.histories], out=lengths[ones:])
+
+    def _block(self, names: list[str]) -> NDArray[Any] | None:
+        """These columns as one matrix, (B, names), if they are one."""
+        if isinstance(self.columns, Gathered):
+            return self.columns.block(names)
+        return None
 
     def _refuse(self) -> None:
         refuse(self.columns, side_limits(self.schema, self.side))
