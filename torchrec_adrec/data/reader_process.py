@@ -61,7 +61,9 @@ def read_in_process(
             taken, changed, mended.counts = told
             layout = changed or layout
             slot = ring[number % SLOTS][: layout.nbytes]
-            batch = Batch(memory(layout.nbytes).copy_(slot), layout)
+            buffer = memory(layout.nbytes)
+            buffer.numpy()[:] = slot.numpy()  # torch would wake threads for it
+            batch = Batch(buffer, layout)
             child.tell(b".")
             number += 1
             yield taken, batch
