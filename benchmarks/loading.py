@@ -4,12 +4,16 @@ Writes rows of its own: 13 numbers, 26 ids with tables of 4 to a million rows.
 
 python benchmarks/loading.py           rows/s, beside a bare read of the row groups
 python benchmarks/loading.py --train   what training loses to loading
+python benchmarks/loading.py --ranks   1, 2 and 4 ranks of one machine, by thread and by
+                                       process: rows/s of all, bytes decoded by each
 """
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from itertools import count, islice
+from itertools import count, islice, product
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,9 +25,12 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config import Config
-from torchrec_adrec.data.collate import batch_columns, collate
+from torchrec_adrec.data.bounds import Mended
+from torchrec_adrec.data.collate import batch_columns, collate, heap
+from torchrec_adrec.data.feed import Feed
 from torchrec_adrec.data.parquet import Reader
 from torchrec_adrec.data.prefetch import prefetch
+from torchrec_adrec.data.reader_process import read_in_process
 from torchrec_adrec.data.row_groups import Split
 from torchrec_adrec.data.write import write_rows
 from torchrec_adrec.distributed.process import process_group
@@ -50,11 +57,14 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=5_000_000)
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--train", action="store_true")
-    arguments.add_argument("--batch-size", type=int, default=2048, help="of --train")
+    arguments.add_argument("--ranks", action="store_true")
+    arguments.add_argument("--batch-size", type=int, default=2048, help="a rank's")
     words = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         split = write(Path(folder), words.rows)
-        if words.train:
+        if words.ranks:
+            keep("loading_ranks", ranks(split, words.rounds, words.batch_size))
+        elif words.train:
             keep("loading_train", train(split, words.rounds, words.batch_size))
         else:
             keep("loading", load(split, words.rounds))
@@ -135,6 +145,67 @@ def load(split: Split, rounds: int) -> dict[str, Any]:
         },
         "seconds": seconds,
     }
+
+
+def ranks(split: Split, rounds: int, size: int) -> dict[str, Any]:
+    """One epoch of several ranks at once, `size` rows a step each."""
+    seconds: dict[str, list[float]] = {}
+    decoded: dict[str, list[int]] = {}
+    for _, world, way in product(range(rounds), (1, 2, 4), ("thread", "process")):
+        pipes = [Pipe() for _ in range(world)]
+        words = [(split, size, rank, world, way) for rank in range(world)]
+        workers = [
+            get_context("spawn").Process(target=read_alone, args=(*word, pipe[1]))
+            for word, pipe in zip(words, pipes, strict=True)
+        ]
+        for worker in workers:
+            worker.start()
+        for ours, _ in pipes:
+            ours.recv()  # it has read its first batch
+        started = time.perf_counter()
+        for ours, _ in pipes:
+            ours.send("go")
+        name = f"{world} by {way}"
+        decoded[name] = [ours.recv() for ours, _ in pipes]
+        seconds.setdefault(name, []).append(time.perf_counter() - started)
+        for worker in workers:
+            worker.join()
+    return {
+        "rows": split.num_rows,
+        "batch_size": size,
+        "rows_per_second_of_all_ranks": {
+            name: round(split.num_rows / median(spent))
+            for name, spent in seconds.items()
+        },
+        "bytes_decoded_by_each_rank": decoded,
+        "seconds": seconds,
+    }
+
+
+def read_alone(
+    split: Split, size: int, rank: int, world: int, way: str, pipe: Any
+) -> None:
+    """One rank: tells of its first batch, and at the end how much it decoded."""
+    schema = make_schema()
+    reader = Reader(split, batch_columns(schema), size * world, rank, world, seed=0)
+    feed = Feed(reader, schema, 1, "raise")
+    read = read_in_process if way == "process" else Feed.read
+    batches = prefetch(read(feed, 0, heap, Mended()))
+    next(batches)
+    pipe.send("reads")
+    pipe.recv()
+    drain(batches)
+    pipe.send(decoded_bytes(reader))
+
+
+def decoded_bytes(reader: Reader) -> int:
+    """Of one epoch: a window of which a rank takes a row, it decodes whole."""
+    first, rows = 0, 0
+    for groups in reader._grouped(0):
+        end = first + reader._size(groups)
+        rows += end - first if reader._own(first) < end else 0
+        first = end
+    return rows * sum(reader.split.types[name].itemsize for name in reader.columns)
 
 
 def train(split: Split, rounds: int, size: int) -> dict[str, Any]:

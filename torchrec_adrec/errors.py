@@ -5,6 +5,7 @@ AdRecError
 │   └── PlanError     tables that fit no sharding plan, with what is needed and there
 ├── SchemaError       columns that do not fit the schema
 ├── DataError         rows that cannot be used
+├── ReaderError       a process that read rows ahead, and died
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
 ├── PredictionError   a prediction that is not finite
 ├── ManifestError     an artefact that is damaged, or was made from something else
@@ -50,6 +51,10 @@ class SchemaError(AdRecError):
 
 class DataError(AdRecError):
     """Rows that cannot be used."""
+
+
+class ReaderError(AdRecError):
+    """A process that read rows ahead, and died."""
 
 
 class CheckpointError(AdRecError):

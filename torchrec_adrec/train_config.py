@@ -135,6 +135,9 @@ class TrainConfig(Settings):
     ledger: bool = False
     """Write down which rows every step took: `adrec checkpoint ledger`
     compares them with the rows that there are."""
+    reader: Literal["auto", "thread", "process"] = "auto"
+    """What reads ahead. process: a process of its own, which leaves the interpreter to
+    the launching of kernels. auto: that on GPUs, else a thread."""
     shuffle_window: Count = 1_000_000
     """Rows that are shuffled together, within row groups drawn in random order."""
 

@@ -199,7 +199,7 @@ def test_the_mixture_that_ads_are_drawn_from_goes_where_the_batch_goes(
     with process_group("cpu") as process:
         source = Source(prepared, schema, config, process, prepared, negatives)
         batch = next(source.batches(0))
-        rows, _ = source._ahead[1]
+        rows = next(source.reader.epoch())
     drawn = torch.from_numpy(negatives.of_step(1)[LOG_Q])
     plain = torch.cat([torch.from_numpy(rows.columns[LOG_Q].copy()), drawn])
     moved = Batch(batch.buffer.clone(), batch.layout)

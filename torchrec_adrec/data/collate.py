@@ -28,6 +28,7 @@ from torchrec_adrec.data.bounds import (
     refuse,
     side_limits,
 )
+from torchrec_adrec.data.matrices import Gathered
 from torchrec_adrec.data.parquet import Rows
 from torchrec_adrec.data_config import Bounds
 from torchrec_adrec.errors import DataError
@@ -101,26 +102,47 @@ def collate(
 
 
 def _batch(rows: Rows, schema: Schema, extra: Columns | None, memory: Memory) -> Batch:
-    refuse(rows.columns, map(label_limit, schema.labels))
+    # In one piece: each is gone over several times, and rows lie far apart.
+    labels = {n: np.ascontiguousarray(rows.columns[n]) for n in schema.label_names}
+    refuse(labels, map(label_limit, schema.labels))
     ads = rows.columns
     if extra is not None:
         ads = {name: np.append(ads[name], values) for name, values in extra.items()}
     user, ad = _Part(rows.columns, schema, Side.USER), _Part(ads, schema, Side.AD)
-    labels = [rows.columns[name] for name in schema.label_names]
-    anchors = np.flatnonzero((labels[0] == 1) & (rows.weights > 0))
-    bucket = anchor_bucket(user.rows)
-    filled_up = max(-(-len(anchors) // bucket), 1) * bucket
+    click = labels[schema.label_names[0]]
+    anchors = np.flatnonzero((click == 1) & (rows.weights > 0))
+    filled_up = _filled_up(len(anchors), user.rows)
     layout = _batch_layout(user.layout(), ad.layout(), len(labels), filled_up)
     batch = Batch(memory(layout.nbytes), layout)
     user.fill(batch.user)
     ad.fill(batch.ad)
-    np.stack(labels, axis=1, out=batch.labels.numpy(), casting="same_kind")
+    np.stack([*labels.values()], 1, out=batch.labels.numpy(), casting="same_kind")
     batch.weights.numpy()[:] = rows.weights
     batch.ad_ids.numpy()[:] = ads[AD_ID]
     batch.log_q.numpy()[:] = ads[LOG_Q]
     _put_first(batch.anchors, anchors)
     _put_first(batch.anchor_weights, rows.weights[anchors])
     return batch
+
+
+def _filled_up(anchors: int, rows: int) -> int:
+    bucket = anchor_bucket(rows)
+    return max(-(-anchors // bucket), 1) * bucket
+
+
+def most_bytes(schema: Schema, rows: int, ads: int) -> int:
+    """Of the buffer of so many rows and ads, whatever stands in them."""
+    user, ad = (
+        TowerLayout(
+            keys=tuple(feature.name for feature in schema.bags_of(side)),
+            rows=count,
+            dense=len(schema.dense_of(side)),
+            histories=tuple(count * f.max_length for f in schema.sequences_of(side)),
+        )
+        for side, count in ((Side.USER, rows), (Side.AD, ads))
+    )
+    labels = len(schema.labels)
+    return BatchLayout(user, ad, labels, _filled_up(rows, rows)).nbytes
 
 
 def _put_first(into: Tensor, values: NDArray[Any]) -> None:
@@ -184,10 +206,19 @@ class _Part:
         """
         ids, ones = made.sparse.values().numpy(), len(self.sparse) * self.rows
         table = ids[:ones].reshape(len(self.sparse), self.rows)
-        _put_ids(table, [self.columns[f.name] for f in self.sparse])
-        dense = made.dense.numpy()
-        for i, feature in enumerate(self.dense):
-            dense[:, i] = self.columns[feature.name]
+        names = [feature.name for feature in self.sparse]
+        block = self._block(names)
+        if block is not None and block.dtype == ID:
+            table[:] = block.T
+        else:
+            _put_ids(table, [self.columns[name] for name in names])
+        dense, names = made.dense.numpy(), [feature.name for feature in self.dense]
+        block = self._block(names)
+        if block is not None:
+            dense[:] = block
+        else:
+            for i, name in enumerate(names):
+                dense[:, i] = self.columns[name]
         right = _fit(table, 0, [f.num_embeddings for f in self.sparse])
         if not (right and np.isfinite(dense).all()):
             self._refuse()
@@ -196,6 +227,12 @@ class _Part:
             lengths = made.sparse.lengths().numpy()
             lengths[:ones] = 1
             np.concatenate([each for _, each in self.histories], out=lengths[ones:])
+
+    def _block(self, names: list[str]) -> NDArray[Any] | None:
+        """These columns as one matrix, (B, names), if they are one."""
+        if isinstance(self.columns, Gathered):
+            return self.columns.block(names)
+        return None
 
     def _refuse(self) -> None:
         refuse(self.columns, side_limits(self.schema, self.side))

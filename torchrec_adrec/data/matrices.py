@@ -4,7 +4,7 @@ To gather a row of 41 columns is then to copy two or three pieces of memory: 55 
 at random out of a million rows, against 160 to 400 ns column by column.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,40 @@ from numpy.typing import NDArray
 
 TILE_ROWS = 2048
 Columns = dict[str, NDArray[Any]]
+
+
+class Gathered(Mapping[str, NDArray[Any]]):
+    """Columns by name, (B,) each and not contiguous; read only.
+
+    Args:
+        parts: names and (B, names) matrix of each type.
+    """
+
+    def __init__(self, parts: Sequence[tuple[list[str], NDArray[Any]]]) -> None:
+        self._parts = parts
+        self._columns: Columns = {}
+        for names, matrix in parts:
+            self._columns |= zip(names, matrix.T, strict=True)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def block(self, names: list[str]) -> NDArray[Any] | None:
+        """Columns that stand side by side, as (B, names): to copy them at once takes a
+        third of the time. None: they do not.
+        """
+        for own, matrix in self._parts:
+            if names and names[0] in own:
+                first = own.index(names[0])
+                if own[first : first + len(names)] == names:
+                    return matrix[:, first : first + len(names)]
+        return None
 
 
 class Matrices:
@@ -38,13 +72,10 @@ class Matrices:
                 for i, column in enumerate(part):
                     tile[:, i] = column[start : start + len(tile)]
 
-    def take(self, rows: NDArray[np.int64]) -> Columns:
-        """A copy of some rows: (B,) arrays by name, which are not contiguous.
+    def take(self, rows: NDArray[np.int64]) -> Gathered:
+        """A copy of some rows.
 
         Raises:
             IndexError: a row that there is no room for.
         """
-        found: Columns = {}
-        for names, matrix in self._parts:
-            found |= zip(names, matrix.take(rows, axis=0).T, strict=True)
-        return found
+        return Gathered([(n, matrix.take(rows, axis=0)) for n, matrix in self._parts])

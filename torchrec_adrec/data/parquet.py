@@ -9,14 +9,15 @@ A window is decoded while the one before it is consumed; the two exchange their 
 because new pages cost a third of the time. So two windows are held, whatever the split.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_adrec.data.matrices import Columns, Matrices
+from torchrec_adrec.data.matrices import Matrices
 from torchrec_adrec.data.prefetch import prefetch
 from torchrec_adrec.data.row_groups import Integers, Split
 from torchrec_adrec.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ class Rows:
         places: where the rows come from: row groups, and rows counted over these.
     """
 
-    columns: Columns
+    columns: Mapping[str, NDArray[Any]]
     weights: NDArray[np.float32]
     split: Split
     places: tuple[tuple[Sequence[int], Integers], ...]
@@ -43,6 +44,12 @@ class Rows:
         """(B,) int64, the row's number in the split; for messages, so made late."""
         parts = [self.split.numbers(groups, rows) for groups, rows in self.places]
         return np.concatenate(parts)
+
+    @property
+    def first_number(self) -> int:
+        """That of the first row alone."""
+        groups, rows = self.places[0]
+        return int(self.split.numbers(groups, rows[:1])[0])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,223 @@
+"""A process of its own reads what a thread reads, and neither outlives the other."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.config import load_config
+from torchrec_adrec.data import reader_process
+from torchrec_adrec.data.bounds import Mended
+from torchrec_adrec.data.collate import batch_columns, collate, heap
+from torchrec_adrec.data.feed import Feed, Taken
+from torchrec_adrec.data.negatives import UniformNegatives
+from torchrec_adrec.data.parquet import Reader
+from torchrec_adrec.data.reader_process import read_in_process
+from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.errors import DataError, ReaderError
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.training.source import Source
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+Way = Callable[..., Iterator[tuple[Taken, Batch]]]
+WAYS: dict[str, Way] = {"thread": Feed.read, "process": read_in_process}
+
+
+@pytest.fixture
+def histories(prepared: Path) -> Path:
+    """The training rows with a history beside, which most rows have less of."""
+    schema = Schema.load(prepared / "schema.json")
+    history = {"name": "seen", "side": "user", "source": "C1", "num_embeddings": 50}
+    words = schema.model_dump() | {"sequences": [history | {"max_length": 3}]}
+    Schema.model_validate(words).save(prepared / "schema.json")
+    for path in (prepared / "train").glob("*.parquet"):
+        rows = pl.read_parquet(path)
+        ids = np.arange(len(rows), dtype=np.int32) % 50
+        seen = {f"seen:{i}": np.where(ids % 4 > i, ids, -1) for i in range(3)}
+        rows.with_columns(**seen).write_parquet(path, row_group_size=50)
+    return prepared
+
+
+def feed_of(data: Path, rank: int = 0, ranks: int = 1, bounds: Any = "raise") -> Feed:
+    """Two epochs of ten steps."""
+    schema = Schema.load(data / "schema.json")
+    split, columns = Split.open(data / "train"), batch_columns(schema)
+    reader = Reader(split, columns, 32, rank, ranks, seed=1, shuffle_window=100)
+    negatives = UniformNegatives(data, schema, 8, 32, 1, rank, ranks)
+    return Feed(reader, schema, 2, bounds, negatives, numbered=True)
+
+
+def parts(batch: Batch) -> list[list[float]]:
+    """Everything that stands in a batch."""
+    found = [batch.labels, batch.weights, batch.ad_ids, batch.log_q]
+    found += [batch.anchors, batch.anchor_weights]
+    for side in (batch.user, batch.ad):
+        found += [side.dense, side.sparse.values(), side.sparse.lengths()]
+    return [part.flatten().tolist() for part in found]
+
+
+@pytest.mark.parametrize(("first", "rank", "ranks"), [(0, 0, 1), (13, 1, 2)])
+def test_a_process_reads_what_a_thread_reads(
+    histories: Path, first: int, rank: int, ranks: int
+) -> None:
+    feed = feed_of(histories, rank, ranks)
+    kept = []
+    for mine, other in zip(
+        feed.read(first, heap, Mended()),
+        read_in_process(feed, first, heap, Mended()),
+        strict=True,
+    ):
+        kept.append((mine, other))
+    assert [mine.step for (mine, _), _ in kept] == list(range(first + 1, 21))
+    for (mine, batch), (other, same) in kept:  # all outlive the ring's few slots
+        assert parts(same) == parts(batch)
+        assert (other.step, other.count, other.first) == (
+            *(mine.step, mine.count, mine.first),
+        )
+        assert other.numbers is not None and mine.numbers is not None
+        assert other.numbers.tolist() == mine.numbers.tolist()
+        assert other.numbers[0] == other.first
+        assert same.buffer.numel() <= feed.most_bytes
+
+
+def spoil(data: Path) -> str:
+    """An id out of range in the last row; where it stands."""
+    (path,) = (data / "train").glob("*.parquet")
+    rows = pl.read_parquet(path)
+    ids = rows["C1"].to_numpy().copy()
+    ids[-1] = 999
+    rows.with_columns(C1=ids).write_parquet(path, row_group_size=50)
+    return f"{path}, row group {(len(rows) - 1) // 50}, row {(len(rows) - 1) % 50}: C1"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fault_is_named_or_mended_whoever_reads(
+    prepared: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = spoil(prepared)
+    with pytest.raises(DataError) as error:
+        list(WAYS[way](feed_of(prepared), 0, heap, Mended()))
+    assert str(error.value).startswith(f"{place} is 999, expected 0 to")
+    mended = Mended()
+    read = list(WAYS[way](feed_of(prepared, bounds="clamp"), 0, heap, mended))
+    assert len(read) == 20 and mended.counts == {"C1": 2}
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{place} is 999, {str(error.value).split('999, ')[1]}; mended, and so is every"
+        " later one"
+    ]
+
+
+def child_of(pid: int) -> int:
+    """The process that reads for another one."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            if b"reader_process" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    (child_pid,) = found
+    return child_pid
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@linux
+def test_a_child_that_dies_is_told_of_and_one_that_is_left_ends(prepared: Path) -> None:
+    for killed in (True, False):
+        read = read_in_process(feed_of(prepared), 0, heap, Mended())
+        next(read)
+        child = Path(f"/proc/{child_of(os.getpid())}")
+        assert "memfd:adrec-batches" in Path("/proc/self/maps").read_text()
+        if killed:
+            os.kill(int(child.name), signal.SIGKILL)
+            with pytest.raises(ReaderError, match=r"exit code -9, .*reader=thread"):
+                list(read)
+        read.close()  # type: ignore[attr-defined]
+        assert not child.exists()
+        assert "memfd:adrec-batches" not in Path("/proc/self/maps").read_text()
+
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_source import Mended, feed_of, heap, read_in_process
+read = read_in_process(feed_of(Path({data!r})), 0, heap, Mended())
+next(read)
+print("reads", flush=True)
+time.sleep(600)
+"""
+
+
+@linux
+def test_a_child_ends_with_a_trainer_that_is_killed(
+    prepared: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "trainer.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(TRAINER.format(tests=tests, data=str(prepared)))
+    trainer = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE)
+    assert trainer.stdout is not None and trainer.stdout.readline() == b"reads\n"
+    child = Path(f"/proc/{child_of(trainer.pid)}")
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    wait_until(lambda: not child.exists() or "\tZ" in (child / "status").read_text())
+
+
+def test_the_setting_chooses_and_a_source_says_where(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema, made = Schema.load(prepared / "schema.json"), []
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        reader_process.subprocess,
+        "Popen",
+        lambda *words, **more: made.append(words) or popen(*words, **more),
+    )
+    told: list[Any] = []
+    for way in ("auto", "thread", "process"):
+        words = ["train.batch_size=32", f"train.reader={way}", "train.ledger=true"]
+        config = load_config(None, words)
+        (prepared / way).mkdir()
+        with process_group("cpu") as process:
+            source = Source(prepared, schema, config, process, prepared / way)
+            first, second = islice(source.batches(4), 2)
+            told.append((source.where(5), source.where(6)))
+            assert source.ledger is not None
+            source.ledger.step = 4
+            source.ledger.keep(6)
+            assert source.ahead(6) is second and source.ahead(99) is None
+            assert source.begin(6) is second and source.ahead(5) is None
+        (path,) = (prepared / way / "ledger").iterdir()
+        told[-1] += (np.load(path).tolist(), parts(first), parts(second))
+    assert len(made) == 1
+    assert told[0] == told[1] == told[2]
+    assert "32 rows, the first is " in told[0][0]
+
+
+def test_a_slot_fits_the_fullest_batch(histories: Path) -> None:
+    feed = feed_of(histories)
+    rows = next(feed.reader.epoch())
+    seen = {f"seen:{i}": np.zeros(32, np.int32) for i in range(3)}
+    clicked = {"click": np.ones(32, np.float32)}
+    full = replace(rows, columns={**rows.columns, **seen, **clicked})
+    assert feed.negatives is not None
+    batch = collate(full, feed.schema, extra=feed.negatives.of_step(1))
+    assert batch.buffer.numel() == feed.most_bytes
