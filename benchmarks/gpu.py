@@ -11,6 +11,7 @@ Parts, each printed and kept in benchmarks/results/gpu.json:
     speed    samples/s of the canonical towers, ours and plain TorchRec's, interleaved
     counts   launches, copies and waits of a step, by the profiler
     waits    host reads that torch's own debug mode sees in a steady step
+    reading  training from Parquet, by a thread and by a process
     learnt   test AUC after one epoch, ours and plain TorchRec's with the same loss
     ranker   training the ranker, and its 500 candidates
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts import counts, exact, learnt, parity, ranker, speed, waits
+from gpu_parts import counts, exact, learnt, parity, ranker, reading, speed, waits
 from timing import RESULTS
 
 from torchrec_adrec.distributed.process import Process, process_group
@@ -36,6 +37,7 @@ PARTS: dict[str, Callable[[Process, argparse.Namespace], Any]] = {
     "speed": speed.measure,
     "counts": counts.measure,
     "waits": waits.measure,
+    "reading": reading.measure,
     "learnt": learnt.measure,
     "ranker": ranker.measure,
 }

@@ -1,0 +1,57 @@
+"""Training from Parquet, by both readers, beside training from memory."""
+
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from training import canonical, write
+
+from gpu_parts.steppers import wait
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.sharded_task import build
+from torchrec_adrec.training.precision import choose
+from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.steps import Steps
+
+ROWS = {"cuda": 4_000_000, "cpu": 4_000}
+WARM = 8  # steps: the first window is decoded, graphs are captured
+
+
+def measure(process: Process, words: Namespace) -> dict[str, Any]:
+    """Samples/s of an epoch in bfloat16, without its first steps."""
+    device = process.device.type
+    found: dict[str, Any] = {"rows": ROWS[device]}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        write(data, ROWS[device])
+        for size in words.batch_size[-2:]:
+            for reader in ("thread", "process"):
+                rate = _rate(data, size, reader, process)
+                found[f"{size}, {reader}"] = rate
+    return found
+
+
+def _rate(data: Path, size: int, reader: str, process: Process) -> int:
+    config = canonical(size, "bfloat16")
+    train = config.train.model_copy(update={"reader": reader, "epochs": 2})
+    config = config.model_copy(update={"train": train})
+    schema = Schema.load(data / "schema.json")
+    source = Source(data, schema, config, process, data)
+    model, optimizer = build("retrieval", schema, config, process)
+    products = choose(config.train.precision, process.device)
+    steps = Steps(model, optimizer, source, process, config, products)
+    for _ in range(WARM):
+        steps.take()
+    wait(process)
+    count = source.steps - WARM - 4  # those read ahead at the end would be missing
+    started = time.perf_counter()
+    for _ in range(count):
+        steps.take()
+    wait(process)
+    seconds = time.perf_counter() - started
+    for _ in range(4):
+        steps.take()
+    return round(size * count / seconds)
