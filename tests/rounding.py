@@ -8,6 +8,7 @@ bound would not find it. `pytest -s` prints the noise and all distances.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +28,16 @@ Results = Mapping[str, Mapping[str, Tensor]]
 
 def reorder(source: Source, seed: int) -> None:
     """Let a trainer's source, of one rank, turn the order of every step's rows."""
-    collate = source._collate
+    feed, collate = source.feed, source.feed._collate
 
-    def reordered(step: int, rows: Rows) -> Batch:
+    def reordered(step: int, rows: Rows, *memory_and_counts: Any) -> Batch:
         places = np.random.default_rng([seed, step]).permutation(len(rows.weights))
         columns = {name: column[places] for name, column in rows.columns.items()}
         weights = rows.weights[places]
-        return collate(step, replace(rows, columns=columns, weights=weights))
+        turned = replace(rows, columns=columns, weights=weights)
+        return collate(step, turned, *memory_and_counts)
 
-    source._collate = reordered  # type: ignore[method-assign]
+    object.__setattr__(feed, "_collate", reordered)  # it is frozen
 
 
 def differences(one: Results, other: Results, kind: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rounding import Results, reorder
 from torchrec_adrec.config import load_config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.sharded_task import CHECKPOINTS, final_checkpoint
+from torchrec_adrec.sharded_task import CHECKPOINTS
 from torchrec_adrec.train import Trainer
 
 TASKS = ("retrieval", "ranking")
@@ -27,7 +27,9 @@ WORDS += ("ranker.tables=frozen",)
 
 def first_run(task: str, folder: Path, process: Process) -> Results:
     """All steps, saved at the half and at the end in `folder / task`."""
-    towers = final_checkpoint(folder / "retrieval") if task == "ranking" else None
+    towers = None
+    if task == "ranking":
+        towers = checkpoint.latest(folder / "retrieval" / CHECKPOINTS)
     trainer = _trainer(task, folder, folder / task, process, towers)
     return _train(trainer, 0)
 

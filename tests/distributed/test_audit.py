@@ -33,7 +33,7 @@ def sound(process: Process) -> Sound:
     fuse_table_optimizer(model, OPTIMIZER)
     collections = collections_of(model)
     sharded = shard(model, process, SETTINGS.sharding, 64, {})
-    return sharded, build_optimizer(sharded, OPTIMIZER), collections
+    return sharded, build_optimizer(sharded, OPTIMIZER, torch.zeros(())), collections
 
 
 def stepping(parameters: dict[str, nn.Parameter]) -> KeyedOptimizerWrapper:

@@ -50,7 +50,7 @@ def build(process, types):
     plan = planner.collective_plan(model, [Sharder()], dist.group.WORLD)
     model = DistributedModelParallel(
         module=model, device=process.device, plan=plan, sharders=[Sharder()])
-    return model, build_optimizer(model, OptimizerConfig())
+    return model, build_optimizer(model, OptimizerConfig(), torch.zeros(()))
 
 def fill(tensors):
     for n, (name, value) in enumerate(sorted(tensors.items())):
