@@ -11,7 +11,8 @@ from training import canonical
 from gpu_parts.steppers import ours, ready_batches
 from torchrec_adrec.distributed.process import Process
 
-sys.path.append(str(Path(__file__).parents[2] / "tests/distributed"))
+TESTS = Path(__file__).parents[2] / "tests"
+sys.path += [str(TESTS), str(TESTS / "distributed")]
 
 SHARDINGS = ("table_wise", "row_wise", "column_wise", "mix")
 STEPS = 20
@@ -26,13 +27,10 @@ def measure(process: Process, words: Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in SHARDINGS:
         case = fifty_steps.CASES[name]
-        here, there = (fifty_steps.train(case, p) for p in (process, host))
-        weights = (here["weights"], there["weights"])
+        here, there = (fifty_steps.train(case, p)["results"] for p in (process, host))
         found[name] = {
-            "weight": max(_apart(weights[0][n], weights[1][n]) for n in weights[0]),
-            "loss": max(
-                abs(a - b) for a, b in zip(here["losses"], there["losses"], strict=True)
-            ),
+            kind: max(_apart(here[kind][n], there[kind][n]) for n in here[kind])
+            for kind in here
         }
     return found | {"graphs": _graphs(process)}
 

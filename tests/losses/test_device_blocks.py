@@ -134,7 +134,8 @@ def test_a_product_of_halves_is_as_exact_as_float32() -> None:
 
 KERNEL = """
 import torch
-from torchrec_adrec.losses.slopes import Block, slopes_by_torch
+from torchrec_adrec.losses.block import Block
+from torchrec_adrec.losses.slopes import slopes_by_torch
 from torchrec_adrec.losses.slopes_kernel import slopes_by_kernel
 
 generator = torch.Generator().manual_seed(0)

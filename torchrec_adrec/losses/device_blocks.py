@@ -8,11 +8,12 @@ nothing is read back, so that a step can be queued ahead, or captured as a graph
 import torch
 from torch import Tensor
 
+from torchrec_adrec.losses.block import Block
 from torchrec_adrec.losses.chunked import Columns
 from torchrec_adrec.losses.known_gradients import Softmax, with_known_gradients
 from torchrec_adrec.losses.left_out import LeftOut
 from torchrec_adrec.losses.products import as_left, as_right, halves, wide_product
-from torchrec_adrec.losses.slopes import Block, slopes
+from torchrec_adrec.losses.slopes import slopes
 
 BLOCK = 1 << 28  # logits held at a time: 1 GB, and half as much again for the slopes
 

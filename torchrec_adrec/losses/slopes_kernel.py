@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchrec_adrec.losses.slopes import Block
+from torchrec_adrec.losses.block import Block
 
 COLUMNS = 2048  # of one row at a time: 8 warps hold 8 logits a thread
 LOWEST = tl.constexpr(-1e38)  # below any logit, and still finite: -inf - -inf is NaN

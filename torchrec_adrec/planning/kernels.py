@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from torchrec_adrec.losses.device_blocks import BLOCK as SOFTMAX_BLOCK
 from torchrec_adrec.models.tower import BiasHead, TowerHead
 from torchrec_adrec.models.two_tower import TwoTower
 
-SOFTMAX_BLOCK = 1 << 28  # logits that a GPU holds at a time
 FLOAT, HALF = 4, 2
 # Operations of the losses beside the blocks, forward and backward (the click's
 # cross-entropy, both means, the split of the factors), and of a block beside its three
