@@ -17,6 +17,9 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["torchrec_adrec", "torchrec_adrec.*"]),
+    # One copy: the link torchrec_adrec/launch -> ../launch serves a checkout that is
+    # only on PYTHONPATH; without it Python would take another installed checkout's.
+    package_dir={"torchrec_adrec.launch": "launch"},
     package_data={"torchrec_adrec.planning": ["gpus.yaml"]},
     install_requires=[
         *TRIPLE,
@@ -42,5 +45,12 @@ setup(
             "triton==3.7.1",  # its interpreter runs the kernels' tests on CPUs
         ],
     },
-    entry_points={"console_scripts": ["adrec=torchrec_adrec.cli:main"]},
+    entry_points={
+        "console_scripts": ["adrec=torchrec_adrec.cli.app:main"],
+        # A package with components of its own hides torchx's: both are named.
+        "torchx.components": [
+            "adrec=torchrec_adrec.launch.components",
+            "_torchx=torchx.components",
+        ],
+    },
 )

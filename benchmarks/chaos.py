@@ -26,8 +26,8 @@ from typing import Any
 
 from timing import keep
 
-from torchrec_adrec.ledger_report import audit_stage
-from torchrec_adrec.pipeline import COMPONENTS
+from torchrec_adrec.pipeline.pipeline import COMPONENTS
+from torchrec_adrec.training.ledger_report import audit_stage
 
 SMALL = (
     "data.adapter=synthetic",

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from some_stages import run_stages, share_data
 from timing import keep
 
-from torchrec_adrec.config import Config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.attainable import KnownRows
@@ -36,9 +36,9 @@ from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.evaluation.ranking_metrics import many_relevant
 from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity
 from torchrec_adrec.evaluation.true_top import TrueTop
-from torchrec_adrec.export import encode
+from torchrec_adrec.export.encode import encode
 from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.sharded_task import restore
+from torchrec_adrec.tasks.sharded import restore
 
 USERS, BEST = 1_000, 500
 ROWS = 50_000  # of the test split that AUCs are taken of, or fewer

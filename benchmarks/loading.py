@@ -24,16 +24,16 @@ from timing import interleave, keep, ratio
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import Config
-from torchrec_adrec.data.bounds import Mended
-from torchrec_adrec.data.collate import batch_columns, collate, heap
-from torchrec_adrec.data.feed import Feed
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.prefetch import prefetch
-from torchrec_adrec.data.reader_process import read_in_process
-from torchrec_adrec.data.row_groups import Split
-from torchrec_adrec.data.write import write_rows
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
+from torchrec_adrec.data.loader.feed import Feed
+from torchrec_adrec.data.loader.parquet import Reader
+from torchrec_adrec.data.loader.reader_process import read_in_process
+from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.prepare.write import write_rows
 from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.schema import (
     AD_ID,
     LOG_Q,
@@ -43,7 +43,7 @@ from torchrec_adrec.schema import (
     Side,
     SparseFeature,
 )
-from torchrec_adrec.sharded_task import build
+from torchrec_adrec.tasks.sharded import build
 
 SIZES = np.geomspace(4, 1_000_000, 26).astype(int).tolist()
 AD = {2, 14, 15, 18, 25}
@@ -104,12 +104,12 @@ def write(folder: Path, rows: int) -> Split:
 
 
 def reader_of(split: Split, batch_size: int) -> Reader:
-    """As `train.py` makes it: one for all epochs."""
+    """As `training/trainer.py` makes it: one for all epochs."""
     return Reader(split, batch_columns(make_schema()), batch_size, seed=0)
 
 
 def batches(reader: Reader) -> Iterator[Batch]:
-    """Epoch after epoch, as `train.py` reads them."""
+    """Epoch after epoch, as `training/trainer.py` reads them."""
     schema = make_schema()
     epochs = (rows for epoch in count() for rows in reader.epoch(epoch))
     return prefetch(collate(rows, schema) for rows in epochs)

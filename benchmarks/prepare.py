@@ -29,8 +29,8 @@ TRAIN = 0.8
 
 def make(path: Path, out: Path, rows: int) -> None:
     """Rows of the known world, one ad per hundred rows, one user per ten."""
+    from torchrec_adrec.config.data import SyntheticConfig
     from torchrec_adrec.data.adapters import synthetic
-    from torchrec_adrec.data_config import SyntheticConfig
 
     world = SyntheticConfig(rows=rows, ads=max(rows // 100, 100), users=rows // 10 + 1)
     synthetic.write(world, 0, path, path.with_suffix(".truth"))
@@ -38,12 +38,12 @@ def make(path: Path, out: Path, rows: int) -> None:
 
 def ours(path: Path, out: Path, rows: int) -> None:
     """Vocabularies fitted, Parquet, catalog and report written."""
-    from torchrec_adrec.memory import keep_freed_memory
+    from torchrec_adrec.runtime.memory import keep_freed_memory
 
     keep_freed_memory()  # as every command does
+    from torchrec_adrec.config.data import DataConfig
     from torchrec_adrec.data.adapters import criteo
-    from torchrec_adrec.data.prepare import prepare
-    from torchrec_adrec.data_config import DataConfig
+    from torchrec_adrec.data.prepare.prepare import prepare
 
     config = DataConfig(raw=(str(path),))
     prepare(config, criteo.open_data(config), out)

@@ -24,13 +24,13 @@ from rich.table import Table
 from some_stages import run_stages, share_data
 from timing import keep
 
-from torchrec_adrec.config import Config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.evaluation.baselines import PREDICTIONS
 from torchrec_adrec.evaluation.bootstrap import auc_difference
 from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.sharded_task import restore
+from torchrec_adrec.tasks.sharded import restore
 
 STAGES = ("data", "baselines", "retrieval", "embeddings", "ranking")
 BESIDE = {"additive": ["towers.similarity=additive", "towers.alpha=1"]}

@@ -17,7 +17,7 @@ import torch
 from timing import interleave, keep, ratio
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.data.collate import tower_input
+from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.recommender import Recommender
 

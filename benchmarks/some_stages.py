@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from torchrec_adrec.config import Config
-from torchrec_adrec.pipeline import launch
-from torchrec_adrec.run_folder import command_in
-from torchrec_adrec.stages import STAGES, is_done
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.pipeline.pipeline import launch
+from torchrec_adrec.runs.run_folder import command_in
+from torchrec_adrec.runs.stages import STAGES, is_done
 
 
 def run_stages(

@@ -28,12 +28,12 @@ from baselines import dense_adam, torchrec_plain
 from timing import keep, ratio
 from turns import Worker, answer, commands, profiled
 
-from torchrec_adrec.config import Config, load_config
-from torchrec_adrec.data.write import write_rows
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.data.prepare.write import write_rows
 from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.memory import keep_freed_memory
+from torchrec_adrec.runtime.memory import keep_freed_memory
 from torchrec_adrec.schema import AD_ID, LOG_Q, Label, Schema, Side, SparseFeature
-from torchrec_adrec.sharded_task import build
+from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.training.precision import choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps

@@ -19,14 +19,14 @@ from sklearn.metrics import roc_auc_score
 from timing import keep
 from training import CANONICAL
 
-from torchrec_adrec.config import Config, load_config
-from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.data.loader.collate import batch_columns, collate
+from torchrec_adrec.data.loader.parquet import Reader
+from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.sharded_task import build
+from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.training.precision import choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps

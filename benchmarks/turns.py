@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.threads import AWAKE
+from torchrec_adrec.runtime.threads import AWAKE
 
 
 class Worker:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config.data import DataConfig
+from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.adapters import criteo, open_data
 from torchrec_adrec.data.adapters.criteo import HASHES, INTEGERS
-from torchrec_adrec.data.prepare import prepare
-from torchrec_adrec.data_config import DataConfig
-from torchrec_adrec.ranks import Alone
+from torchrec_adrec.data.prepare.prepare import prepare
+from torchrec_adrec.runtime.ranks import Alone
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -166,7 +166,7 @@ def steps_with(prepared: Path) -> StepsWith:
     """The towers' steps on one rank, tiny, with some settings replaced."""
     from torchrec_adrec.distributed.process import process_group
     from torchrec_adrec.schema import Schema
-    from torchrec_adrec.sharded_task import build
+    from torchrec_adrec.tasks.sharded import build
     from torchrec_adrec.training.precision import Products
     from torchrec_adrec.training.source import Source
     from torchrec_adrec.training.steps import Steps

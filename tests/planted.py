@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from torchrec_adrec.models.ranker import RankerHead
 from torchrec_adrec.models.tower import BiasHead, TowerHead
-from torchrec_adrec.tasks import RankingTask, RetrievalTask
+from torchrec_adrec.tasks.ranking import RankingTask
+from torchrec_adrec.tasks.retrieval import RetrievalTask
 
 STEP, ROW, SCALE = 5, 3, 1.001  # the step and the row that are harmed, the wrong scale
 

@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 from conftest import criteo_line
 
+from torchrec_adrec.config.data import DataConfig, SyntheticConfig
 from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare import prepare
-from torchrec_adrec.data_config import DataConfig, SyntheticConfig
+from torchrec_adrec.data.prepare.prepare import prepare
 
 FIRST_MS = 1_650_812_741_436
 MISSING = 2  # the row (from 0) that lacks a value

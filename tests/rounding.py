@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.data.parquet import Rows
+from torchrec_adrec.data.loader.parquet import Rows
 from torchrec_adrec.training.source import Source
 
 MULTIPLE, FAULT = 10, 30

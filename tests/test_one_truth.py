@@ -11,28 +11,28 @@ import numpy as np
 import pytest
 import torch
 
-from torchrec_adrec import sharded_task
-from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.adapters import open_data
-from torchrec_adrec.data.prepare import prepare
+from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import CheckpointError, ManifestError, PredictionError
 from torchrec_adrec.evaluation.predict import evaluate_split
-from torchrec_adrec.export import export
-from torchrec_adrec.files import Origin
+from torchrec_adrec.export.encode import export
+from torchrec_adrec.export.publish import publish
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest, load_vectors
-from torchrec_adrec.publish import publish
-from torchrec_adrec.ranks import Alone
+from torchrec_adrec.runs.stage_folder import at_work, make_run
+from torchrec_adrec.runs.stages import DATA, EMBEDDINGS, INDEX, RANKING, RETRIEVAL
+from torchrec_adrec.runtime.files import Origin
+from torchrec_adrec.runtime.ranks import Alone
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve import proof, recommender
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
-from torchrec_adrec.sharded_task import final_checkpoint, restore, restore_whole
-from torchrec_adrec.stage_folder import at_work, make_run
-from torchrec_adrec.stages import DATA, EMBEDDINGS, INDEX, RANKING, RETRIEVAL
-from torchrec_adrec.train import Trainer
+from torchrec_adrec.tasks import sharded as sharded_task
+from torchrec_adrec.tasks.sharded import final_checkpoint, restore, restore_whole
+from torchrec_adrec.training.trainer import Trainer
 
 SETTINGS = (
     "data.adapter=synthetic",
@@ -172,7 +172,7 @@ def test_an_index_of_other_towers_is_not_built(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("torchrec_adrec.publish.final_checkpoint", last)
+    monkeypatch.setattr("torchrec_adrec.export.publish.final_checkpoint", last)
     with pytest.raises(ManifestError, match=r"embeddings was made from step .*, .* is"):
         publish(run / "embeddings", config, process, tmp_path)
 

@@ -1,8 +1,8 @@
 """What flows through the models: tensors that are views of one buffer of bytes.
 
 One buffer is one copy to a device, one piece of pinned memory, one message from a
-process that reads. `data.collate` alone fills buffers, and this file is THE ONLY MAKER
-OF KEYED JAGGED TENSORS, from a buffer and its layout: a sharded
+process that reads. `data.loader.collate` alone fills buffers, and this file is THE ONLY
+MAKER OF KEYED JAGGED TENSORS, from a buffer and its layout: a sharded
 `EmbeddingBagCollection` keeps the key order of the first KJT that it sees; a later one
 in another order gives wrong vectors and no error.
 

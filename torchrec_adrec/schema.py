@@ -42,7 +42,7 @@ class _Feature(_Part):
 class DenseFeature(_Feature):
     """A number per row, float32 and finite, made from the raw column `source`.
 
-    `transform`: see `data.numeric`.
+    `transform`: see `data.prepare.numeric`.
     """
 
     source: str

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from torchrec_adrec.config.train import TowersConfig
 from torchrec_adrec.schema import LOG_Q, Schema, Side
-from torchrec_adrec.train_config import TowersConfig
 
 Row = dict[Any, Tensor]
 

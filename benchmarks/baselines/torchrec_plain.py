@@ -30,8 +30,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from torchrec_adrec.batch import Batch, TowerInput
+from torchrec_adrec.config.train import TowersConfig
 from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.train_config import TowersConfig
 
 
 class PlainTower(nn.Module):

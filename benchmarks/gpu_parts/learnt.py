@@ -9,11 +9,11 @@ from typing import Any
 from training import CANONICAL
 from training_auc import BATCH, ours, plain
 
-from torchrec_adrec.config import load_config
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.adapters import open_data
-from torchrec_adrec.data.prepare import prepare
+from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.ranks import Alone
+from torchrec_adrec.runtime.ranks import Alone
 
 ROWS = {"cuda": 120_000, "cpu": 12_000}
 

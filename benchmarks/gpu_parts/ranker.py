@@ -9,12 +9,12 @@ import torch
 from training import canonical
 
 from gpu_parts.steppers import ours, ready_batches, wait
-from torchrec_adrec.config import Config
-from torchrec_adrec.data.collate import tower_input
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.train import RankerConfig
+from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.tasks import build_task
-from torchrec_adrec.train_config import RankerConfig
+from torchrec_adrec.tasks.task import build_task
 
 CANDIDATES = 500
 REQUESTS = {"cuda": 100, "cpu": 3}

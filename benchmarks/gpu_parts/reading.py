@@ -11,7 +11,7 @@ from training import canonical, write
 from gpu_parts.steppers import wait
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.sharded_task import build
+from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.training.precision import choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps

@@ -11,10 +11,10 @@ from baselines import torchrec_plain
 from training import canonical, write
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import Config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.sharded_task import build
+from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.training.precision import choose
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import Config, load_config
-from torchrec_adrec.data.collate import collate
-from torchrec_adrec.data.parquet import Rows
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.data.loader.collate import collate
+from torchrec_adrec.data.loader.parquet import Rows
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -29,7 +29,7 @@ from torchrec_adrec.schema import (
     Side,
     SparseFeature,
 )
-from torchrec_adrec.sharded_task import build
+from torchrec_adrec.tasks.sharded import build
 
 STEPS, ROWS, DIM = 50, 64, 16
 SIZES = {"a": 101, "b": 37, "seen": 53, "bought": 10, "liked": 11, "c": 29, "d": 7}

@@ -12,11 +12,11 @@ from fifty_steps import results_of, whole_weights
 from planted import Fault, smooth
 from rounding import Results, reorder
 
-from torchrec_adrec.config import load_config
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.sharded_task import CHECKPOINTS
-from torchrec_adrec.train import Trainer
+from torchrec_adrec.tasks.sharded import CHECKPOINTS
+from torchrec_adrec.training.trainer import Trainer
 
 TASKS = ("retrieval", "ranking")
 STEPS, HALF = 100, 50

@@ -14,7 +14,7 @@ from torchrec_adrec.distributed.audit import Collections, audit, collections_of
 from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_optimizer
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.distributed.sharding import meta_device, shard
-from torchrec_adrec.tasks import build_task
+from torchrec_adrec.tasks.task import build_task
 
 SETTINGS = config("sharding.types=[row_wise]")
 OPTIMIZER = SETTINGS.towers.optimizer

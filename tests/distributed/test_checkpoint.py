@@ -18,9 +18,9 @@ from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.checkpoint_report import compare, headline, inspect
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import CheckpointError
-from torchrec_adrec.files import vocabulary_hashes
 from torchrec_adrec.modules.embeddings import BIAS_SUFFIX
-from torchrec_adrec.train import Trainer
+from torchrec_adrec.runtime.files import vocabulary_hashes
+from torchrec_adrec.training.trainer import Trainer
 
 C1 = "model.user_tower.tables.embedding_bags.user_C1.weight"
 

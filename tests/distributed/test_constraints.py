@@ -15,8 +15,8 @@ from torchrec_adrec.distributed.planner import Sharder, TablePlan, plan_tables
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, topology_of
 from torchrec_adrec.errors import ConfigError, PlanError
-from torchrec_adrec.sharded_task import fuse_table_optimizer
-from torchrec_adrec.tasks import build_task
+from torchrec_adrec.tasks.sharded import fuse_table_optimizer
+from torchrec_adrec.tasks.task import build_task
 
 
 def planned(ranks: int, *words: str) -> TablePlan:

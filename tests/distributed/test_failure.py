@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.distributed.watchdog import Watchdog
-from torchrec_adrec.progress import setup_logging
+from torchrec_adrec.runtime.progress import setup_logging
 
 # The launcher would wait 30 s for a stopped rank.
 CLEAR = "while kill -0 {other}; do sleep .1; done; kill -KILL {me}"
@@ -159,7 +159,7 @@ def test_adrec_run_passes_a_signal_on(tmp_path: Path) -> None:
     """To the launcher of the stage, which lets it save, and waits for it."""
     code = """
 import subprocess, sys
-from torchrec_adrec.pipeline import _wait
+from torchrec_adrec.pipeline.pipeline import _wait
 stage = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7));"
 stage += "print('ready', flush=True); time.sleep(60)"
 sys.exit(_wait(subprocess.Popen([sys.executable, "-c", stage])))

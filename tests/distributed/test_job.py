@@ -20,17 +20,17 @@ from test_resume import ranks_below
 
 from torchrec_adrec.distributed import checkpoint_files
 from torchrec_adrec.distributed.process import restarts_of, unchanged_process
-from torchrec_adrec.files import sha256
 from torchrec_adrec.index.manifest import load_vectors
+from torchrec_adrec.runtime.files import sha256
 
 NAMES = ("retrieval", "embeddings", "index", "ranking")
 SCRIPT = """
 import weakref
 from pathlib import Path
 from torchrec_adrec import sharded_task, train
-from torchrec_adrec.config import load_config
-from torchrec_adrec.job import run_stages
-from torchrec_adrec.stages import STAGES
+from torchrec_adrec.config.run import load_config
+from torchrec_adrec.pipeline.job import run_stages
+from torchrec_adrec.runs.stages import STAGES
 from torchrec_adrec.training.precision import Products
 
 built = []

@@ -17,8 +17,8 @@ from conftest import REPOSITORY, on_ranks
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.checkpoint_report import compare
-from torchrec_adrec.ledger_report import audit_stage
-from torchrec_adrec.pipeline import COMPONENTS
+from torchrec_adrec.pipeline.pipeline import COMPONENTS
+from torchrec_adrec.training.ledger_report import audit_stage
 
 TRAIN = ("train", "retrieval", "train.ledger=true", "--out")
 
@@ -64,7 +64,8 @@ def stop_after(checkpoint: str, run: Path) -> int:
     said, _ = job.communicate(timeout=60)
     assert job.returncode != 0 and not (run / "retrieval").exists()
     assert said.count("saved; the same command goes on") == 2, said
-    assert "INFO torchrec_adrec.train | resumed" not in said  # nor started again
+    # nor started again
+    assert "INFO torchrec_adrec.training.trainer | resumed" not in said
     return int(said.split("interrupted at step ")[1].split(",")[0])
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.distributed.sharding import codecs
-from torchrec_adrec.tasks import build_task
+from torchrec_adrec.tasks.task import build_task
 
 EPSILON = 1e-8  # of FBGEMM's kernel
 FAULTS = faults("embedding_bags.user_a.weight")

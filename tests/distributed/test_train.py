@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchrec_adrec.config import Config, load_config
-from torchrec_adrec.data.ledger import LEDGER, audit
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.data.loader.ledger import LEDGER, audit
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import ConfigError, NonFiniteLossError
-from torchrec_adrec.sharded_task import final_checkpoint
-from torchrec_adrec.train import Trainer
+from torchrec_adrec.tasks.sharded import final_checkpoint
+from torchrec_adrec.training.trainer import Trainer
 
 TINY = (
     "train.batch_size=32",

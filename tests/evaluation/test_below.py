@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from torchrec_adrec import pipeline
-from torchrec_adrec.config import Config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.evaluation.below import below_baselines, warn_below
-from torchrec_adrec.report import summary_table, wide_console, write_report
-from torchrec_adrec.stages import STAGES
+from torchrec_adrec.pipeline import pipeline
+from torchrec_adrec.pipeline.report import summary_table, wide_console, write_report
+from torchrec_adrec.runs.stages import STAGES
 
 MODELS = {"retrieval": "towers", "ranking": "ranker"}
 

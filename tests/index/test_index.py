@@ -7,14 +7,14 @@ import faiss
 import numpy as np
 import pytest
 
-from torchrec_adrec.config import IndexConfig
+from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.errors import ConfigError, GateError, ManifestError
-from torchrec_adrec.files import check_files, sha256
 from torchrec_adrec.index import build
 from torchrec_adrec.index.build import build_shard, shard_name, train_empty
 from torchrec_adrec.index.gate import tune
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.spec import IndexSpec
+from torchrec_adrec.runtime.files import check_files, sha256
 
 N, D, K = 3000, 8, 50
 KINDS = ("exact", "ivf_flat")

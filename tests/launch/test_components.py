@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from torchrec_adrec.pipeline import COMPONENTS
+from torchrec_adrec.pipeline.pipeline import COMPONENTS
 
 
 @pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, adrec
 
-from torchrec_adrec.config import load_config
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.errors import ConfigError, PlanError
 from torchrec_adrec.planning.cluster import parse, with_prices

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from torchrec_adrec.config import load_config
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.planning import kernels
 from torchrec_adrec.planning.cluster import parse
 from torchrec_adrec.planning.estimate import Estimate, estimate
@@ -15,7 +15,8 @@ from torchrec_adrec.planning.kernels import Counted, Kernel
 from torchrec_adrec.planning.launches import HOST, Calls, all_of, calls
 from torchrec_adrec.planning.step_time import StepTime
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks import RetrievalTask, build_task
+from torchrec_adrec.tasks.retrieval import RetrievalTask
+from torchrec_adrec.tasks.task import build_task
 
 SCHEMA = Schema.load(REPOSITORY / "configs/schemas/criteo_1tb_mlperf.json")
 TOWERS = (

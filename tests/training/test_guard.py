@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from torchrec_adrec.config import load_config
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.errors import NonFiniteLossError
-from torchrec_adrec.guard import Guard
+from torchrec_adrec.tasks.guard import Guard
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.sharded_task import build
+from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.training.precision import Products
 from torchrec_adrec.training.source import Source
 from torchrec_adrec.training.steps import Steps

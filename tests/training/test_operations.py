@@ -11,12 +11,12 @@ import torch
 from conftest import REPOSITORY, StepsWith
 from operations import Operations
 
-from torchrec_adrec import guard
 from torchrec_adrec.distributed.alone import DirectLookup
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.losses import softmax
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks import AfterLookup
+from torchrec_adrec.tasks import guard
+from torchrec_adrec.tasks.after_lookup import AfterLookup
 from torchrec_adrec.training.steps import Steps
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
@@ -47,7 +47,7 @@ def plain_operations(prepared: Path) -> Operations:
     from baselines import torchrec_plain
     from conftest import TINY
 
-    from torchrec_adrec.config import load_config
+    from torchrec_adrec.config.run import load_config
     from torchrec_adrec.training.source import Source
 
     config = load_config(None, [*TINY, *WORDS])
@@ -99,7 +99,8 @@ def test_the_blocks_of_a_cpu_would_be_seen(steps_with: StepsWith) -> None:
 
 
 STEP_FILES = (
-    *("guard.py", "tasks.py", "distributed/alone.py", "training/graphs.py"),
+    *("tasks/guard.py", "tasks/after_lookup.py", "tasks/retrieval.py"),
+    *("tasks/ranking.py", "distributed/alone.py", "training/graphs.py"),
     *("training/steps.py", "training/late.py", "distributed/optimizer.py"),
     *("losses/softmax.py", "losses/device_blocks.py", "losses/left_out.py"),
     *("losses/products.py", "losses/slopes.py", "losses/slopes_kernel.py"),

@@ -7,8 +7,8 @@ import torch
 from conftest import StepsWith
 from torch import Tensor
 
+from torchrec_adrec.config.train import OptimizerConfig
 from torchrec_adrec.distributed.optimizer import rate
-from torchrec_adrec.train_config import OptimizerConfig
 from torchrec_adrec.training.steps import Steps
 
 

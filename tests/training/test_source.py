@@ -16,15 +16,15 @@ import polars as pl
 import pytest
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import load_config
-from torchrec_adrec.data import reader_process
-from torchrec_adrec.data.bounds import Mended
-from torchrec_adrec.data.collate import batch_columns, collate, heap
-from torchrec_adrec.data.feed import Feed, Taken
-from torchrec_adrec.data.negatives import UniformNegatives
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.reader_process import read_in_process
-from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.config.run import load_config
+from torchrec_adrec.data.loader import reader_process
+from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
+from torchrec_adrec.data.loader.feed import Feed, Taken
+from torchrec_adrec.data.loader.negatives import UniformNegatives
+from torchrec_adrec.data.loader.parquet import Reader
+from torchrec_adrec.data.loader.reader_process import read_in_process
+from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.errors import DataError, ReaderError
 from torchrec_adrec.schema import Schema

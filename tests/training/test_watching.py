@@ -10,15 +10,15 @@ import torch
 from conftest import StepsWith
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import load_config
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.catalog import load_catalog
-from torchrec_adrec.data.collate import batch_columns, collate
-from torchrec_adrec.data.negatives import UniformNegatives
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.data.loader.collate import batch_columns, collate
+from torchrec_adrec.data.loader.negatives import UniformNegatives
+from torchrec_adrec.data.loader.parquet import Reader
+from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.errors import ConfigError, NonFiniteLossError, TrainingError
-from torchrec_adrec.files import write_hashes
+from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.schema import LOG_Q, Schema
 from torchrec_adrec.training import alarm, precision
 from torchrec_adrec.training.alarm import DeadModelAlarm

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torchrec_adrec.data.column import Chunk, Column, RawColumns
 from torchrec_adrec.data.keys import keys, splitmix
 from torchrec_adrec.errors import DataError, ManifestError
-from torchrec_adrec.files import check_hashes
+from torchrec_adrec.runtime.files import check_hashes
 from torchrec_adrec.schema import AD_ID
 
 COUNTED = ("impressions", "clicks")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import polars as pl
 
+from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, SchemaError
-from torchrec_adrec.files import matching
+from torchrec_adrec.runtime.files import matching
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
 

@@ -34,8 +34,8 @@ from torchrec_adrec.distributed.checkpoint_files import (
 from torchrec_adrec.distributed.checkpoint_hashes import hash_files
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
-from torchrec_adrec.files import save_hashes
 from torchrec_adrec.modules.embeddings import BIAS_SUFFIX
+from torchrec_adrec.runtime.files import save_hashes
 from torchrec_adrec.schema import Schema
 
 __all__ = [

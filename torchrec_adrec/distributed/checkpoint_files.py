@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from torchrec_adrec.distributed.checkpoint_hashes import check_file, check_files
 from torchrec_adrec.errors import CheckpointError, ManifestError
-from torchrec_adrec.files import HASHES, Origin, load_hashes
+from torchrec_adrec.runtime.files import HASHES, Origin, load_hashes
 
 STATE = "state.json"
 METADATA = ".metadata"  # which tensor lies where

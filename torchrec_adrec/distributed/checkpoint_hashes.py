@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
-from torchrec_adrec.files import HASHES, changed, sha256
+from torchrec_adrec.runtime.files import HASHES, changed, sha256
 
 
 def hash_files(folder: Path, process: Process) -> dict[str, str]:

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.types import Shard, ShardingOption
 
+from torchrec_adrec.config.train import ShardingConfig
 from torchrec_adrec.distributed.constraints import asked
 from torchrec_adrec.distributed.planner import TablePlan
-from torchrec_adrec.train_config import ShardingConfig
 
 WIDTH = 110
 FLOAT = 4  # bytes; the row-wise optimizer keeps one for each row of a shard

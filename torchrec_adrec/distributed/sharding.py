@@ -29,12 +29,12 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 
+from torchrec_adrec.config.train import ShardingConfig
 from torchrec_adrec.distributed.constraints import constraints, tables_of
 from torchrec_adrec.distributed.plan_report import rank_lines, table_lines
 from torchrec_adrec.distributed.planner import DENSE_SHARE, Sharder, plan_tables
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.train_config import ShardingConfig
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from scipy.stats import binom
 
 from torchrec_adrec.data.adapters import synthetic
 from torchrec_adrec.data.adapters.criteo import COLUMNS
-from torchrec_adrec.data.known_log import POSITIONS, Log, lowered
-from torchrec_adrec.data.known_world import BIAS, Floats, Ints, World, evening, hour
-from torchrec_adrec.data.vocabulary import UNKNOWN
+from torchrec_adrec.data.known_world.law import BIAS, Floats, Ints, World, evening, hour
+from torchrec_adrec.data.known_world.log import POSITIONS, Log, lowered
+from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
 from torchrec_adrec.errors import ManifestError
 
 COUNTS = ("I1", "I2", "I6")

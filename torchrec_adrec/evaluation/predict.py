@@ -9,17 +9,17 @@ import torch.distributed as dist
 from torch import nn
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.data.bounds import Mended
-from torchrec_adrec.data.collate import batch_columns, collate, memory_for
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.prefetch import prefetch
-from torchrec_adrec.data.row_groups import Split
-from torchrec_adrec.data_config import Bounds
+from torchrec_adrec.config.data import Bounds
+from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.collate import batch_columns, collate, memory_for
+from torchrec_adrec.data.loader.parquet import Reader
+from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.metrics import Floats, click_metrics, value_metrics
-from torchrec_adrec.progress import Progress
+from torchrec_adrec.runtime.prefetch import prefetch
+from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks import prediction
+from torchrec_adrec.tasks.ranking import prediction
 
 # Per label: what was predicted and what was observed, both (N,).
 Predictions = dict[str, tuple[Floats, Floats]]

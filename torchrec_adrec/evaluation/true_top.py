@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.data.adapters import synthetic
-from torchrec_adrec.data.known_world import Ints
+from torchrec_adrec.data.known_world.law import Ints
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.attainable import KnownRows
 from torchrec_adrec.evaluation.exact_search import LeftOut

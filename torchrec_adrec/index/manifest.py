@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.files import Origin
+from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
 
 MANIFEST = "manifest.json"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.files import check_files
 from torchrec_adrec.index.manifest import IndexManifest
+from torchrec_adrec.runtime.files import check_files
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

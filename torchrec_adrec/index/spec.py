@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from torchrec_adrec.config import IndexConfig
+from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.errors import ConfigError
 
 # Below this, exact search is as fast and right by construction.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config.train import RankerConfig
 from torchrec_adrec.modules.attention import OneWayLayer
 from torchrec_adrec.modules.embeddings import embedding_tables, in_order
 from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.train_config import RankerConfig
 
 
 class Ranker(nn.Module):

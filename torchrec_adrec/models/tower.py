@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config.train import TowersConfig
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
     embedding_tables,
@@ -15,7 +16,6 @@ from torchrec_adrec.modules.embeddings import (
 )
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.train_config import TowersConfig
 
 BIAS_DIM = 4  # the narrowest that FBGEMM's kernels take
 BIAS_HIDDEN = 64

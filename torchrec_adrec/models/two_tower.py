@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config.train import TowersConfig
 from torchrec_adrec.models.tower import Bias, Tower
 from torchrec_adrec.modules.embeddings import in_order
 from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.train_config import TowersConfig
 
 
 class TwoTower(nn.Module):

@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 from torch import nn
 
-from torchrec_adrec.config import Config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.constraints import constraints, ids_per_row, tables_of
 from torchrec_adrec.distributed.optimizer import fuse_table_optimizer
 from torchrec_adrec.distributed.plan_report import RankLoad, rank_loads
@@ -24,6 +24,7 @@ from torchrec_adrec.distributed.planner import (
 )
 from torchrec_adrec.distributed.sharding import codecs, meta_device
 from torchrec_adrec.errors import ConfigError, PlanError
+from torchrec_adrec.losses.device_blocks import BLOCK
 from torchrec_adrec.planning import kernels, launches
 from torchrec_adrec.planning.cluster import Cluster
 from torchrec_adrec.planning.job import Job
@@ -35,7 +36,8 @@ from torchrec_adrec.planning.step_time import (
 )
 from torchrec_adrec.planning.traffic import Traffic, traffic
 from torchrec_adrec.schema import SequenceFeature
-from torchrec_adrec.tasks import RetrievalTask, build_task
+from torchrec_adrec.tasks.retrieval import RetrievalTask
+from torchrec_adrec.tasks.task import build_task
 
 FLOAT = 4
 STATE = 4 * FLOAT  # a dense parameter's weight, gradient and AdamW's two moments
@@ -173,7 +175,7 @@ def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
     kept = sum(layer.in_features + 2 * layer.out_features for layer in layers)
     kept += 2 * sum(table.embedding_dim for table in tables)  # vectors, gradients
     # Gathered ads and both gradients; logits and slopes of one block at a time.
-    cells = min(kernels.SOFTMAX_BLOCK, anchors * job.batch)
+    cells = min(BLOCK, anchors * job.batch)
     softmax = 2 * cells + 3 * job.batch * width
     work = kernels.heads(model.model, rows, low)
     work += kernels.softmax(anchors, job.batch, width, low)

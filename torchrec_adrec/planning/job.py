@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import Schema
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from torchrec_adrec.losses.device_blocks import BLOCK as SOFTMAX_BLOCK
+from torchrec_adrec.losses.device_blocks import BLOCK
 from torchrec_adrec.models.tower import BiasHead, TowerHead
 from torchrec_adrec.models.two_tower import TwoTower
 
@@ -155,7 +155,7 @@ def softmax(anchors: int, ads: int, width: int, low: bool) -> list[Kernel]:
 
 def blocks(anchors: int, ads: int) -> int:
     """Blocks in which the softmax is made."""
-    return max(ceil(anchors * ads / SOFTMAX_BLOCK), 1)
+    return max(ceil(anchors * ads / BLOCK), 1)
 
 
 def adam(parameters: int) -> list[Kernel]:

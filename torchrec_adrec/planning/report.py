@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from textwrap import wrap
 
+from torchrec_adrec.config.train import ShardingConfig
 from torchrec_adrec.distributed.plan_report import (
     WIDTH,
     columns,
@@ -17,7 +18,6 @@ from torchrec_adrec.errors import PlanError
 from torchrec_adrec.planning.estimate import Estimate
 from torchrec_adrec.planning.launches import Calls, all_of
 from torchrec_adrec.planning.step_time import PEAK_SHARE
-from torchrec_adrec.train_config import ShardingConfig
 
 CAUTION = (
     "An estimate: figures of data sheets, TorchRec's planner for tables, products at"

@@ -18,17 +18,17 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.files import Origin, check_files
 from torchrec_adrec.index.manifest import (
     EXAMPLES,
     EmbeddingManifest,
     IndexManifest,
     vectors_of,
 )
+from torchrec_adrec.runs.stages import EMBEDDINGS, INDEX
+from torchrec_adrec.runtime.files import Origin, check_files
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import Scorer
-from torchrec_adrec.sharded_task import check_origin
-from torchrec_adrec.stages import EMBEDDINGS, INDEX
+from torchrec_adrec.tasks.sharded import check_origin
 
 ADS = 256  # of the catalog that are encoded again
 # Largest difference, as a share of the vector's length, between what export wrote and

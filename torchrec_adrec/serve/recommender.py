@@ -10,20 +10,15 @@ import polars as pl
 import torch
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config import Config, load_config
+from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.catalog import load_catalog
-from torchrec_adrec.data.collate import tower_input
-from torchrec_adrec.data.encoder import Encoder
+from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
-from torchrec_adrec.schema import AD_ID, SCORE, Side
-from torchrec_adrec.serve.proof import Proof, check_names
-from torchrec_adrec.serve.retriever import Retriever
-from torchrec_adrec.serve.scorer import Scorer
-from torchrec_adrec.sharded_task import restore_whole
-from torchrec_adrec.stages import (
+from torchrec_adrec.runs.stages import (
     CONFIG,
     EMBEDDINGS,
     INDEX,
@@ -31,6 +26,11 @@ from torchrec_adrec.stages import (
     RETRIEVAL,
     check_inputs,
 )
+from torchrec_adrec.schema import AD_ID, SCORE, Side
+from torchrec_adrec.serve.proof import Proof, check_names
+from torchrec_adrec.serve.retriever import Retriever
+from torchrec_adrec.serve.scorer import Scorer
+from torchrec_adrec.tasks.sharded import restore_whole
 
 
 @dataclass(frozen=True)

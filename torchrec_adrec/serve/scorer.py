@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.data.collate import tower_input
+from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
-from torchrec_adrec.tasks import prediction
+from torchrec_adrec.tasks.ranking import prediction
 
 Scores = dict[str, NDArray[np.float64]]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.distributed.optimizer import StepOptimizer
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks import AfterLookup, Outputs
+from torchrec_adrec.tasks.after_lookup import AfterLookup, Outputs
 
 WARM = 3  # runs before a capture: libraries choose their kernels and make workspaces
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from torchrec_adrec.config import Config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.pictures import calibration_curve
 from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import Config
-from torchrec_adrec.data.bounds import Mended
-from torchrec_adrec.data.collate import batch_columns, memory_for
-from torchrec_adrec.data.feed import Feed, Taken
-from torchrec_adrec.data.ledger import LEDGER, Ledger
-from torchrec_adrec.data.negatives import UniformNegatives
-from torchrec_adrec.data.parquet import Reader
-from torchrec_adrec.data.prefetch import prefetch
-from torchrec_adrec.data.reader_process import read_in_process
-from torchrec_adrec.data.row_groups import Split
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.collate import batch_columns, memory_for
+from torchrec_adrec.data.loader.feed import Feed, Taken
+from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
+from torchrec_adrec.data.loader.negatives import UniformNegatives
+from torchrec_adrec.data.loader.parquet import Reader
+from torchrec_adrec.data.loader.reader_process import read_in_process
+from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.schema import Schema
 
 

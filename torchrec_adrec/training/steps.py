@@ -13,14 +13,14 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config import Config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.alone import AloneLoop, can_be_alone
 from torchrec_adrec.distributed.optimizer import StepOptimizer
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import NonFiniteLossError
 from torchrec_adrec.models.tower import TowerHead
-from torchrec_adrec.sharded_task import guard_of
-from torchrec_adrec.tasks import Outputs
+from torchrec_adrec.tasks.after_lookup import Outputs
+from torchrec_adrec.tasks.sharded import guard_of
 from torchrec_adrec.training.alarm import DeadModelAlarm
 from torchrec_adrec.training.diagnose import culprits
 from torchrec_adrec.training.graphs import run_as_graphs

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
 from torchrec_adrec.data.dataset import DataSet, raw_files
-from torchrec_adrec.data_config import DataConfig
-from torchrec_adrec.ranks import Ranks
+from torchrec_adrec.runtime.ranks import Ranks
 
 ADAPTERS = {
     "criteo": criteo.open_data,

@@ -14,6 +14,7 @@ from typing import Literal
 
 import polars as pl
 
+from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters.text_blocks import (
     Block,
     blocks,
@@ -23,7 +24,6 @@ from torchrec_adrec.data.adapters.text_blocks import (
 )
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, raw_files
-from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.schema import DenseFeature, Label, Schema, Side, SparseFeature
 

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import polars as pl
 
+from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters import columnar
 from torchrec_adrec.data.adapters import kuairand_lookups as known
 from torchrec_adrec.data.adapters.kuairand_lookups import Lookups, Unknown
 from torchrec_adrec.data.adapters.rows import Column, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, each_once
-from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.schema import (
     DenseFeature,

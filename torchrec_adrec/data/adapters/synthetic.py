@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from torchrec_adrec.config.data import DataConfig, SyntheticConfig
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.known_log import Log
-from torchrec_adrec.data.known_world import (
+from torchrec_adrec.data.known_world.law import (
     FORMATS,
     LATENT_DIM,
     Floats,
@@ -31,8 +31,8 @@ from torchrec_adrec.data.known_world import (
     World,
     hour,
 )
-from torchrec_adrec.data_config import DataConfig, SyntheticConfig
-from torchrec_adrec.progress import Progress
+from torchrec_adrec.data.known_world.log import Log
+from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Label
 
 TSV, TRUTH = "synthetic.tsv", "truth"

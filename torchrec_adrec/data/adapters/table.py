@@ -12,11 +12,17 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
+from torchrec_adrec.config.data import DataConfig
+from torchrec_adrec.config.table import (
+    FeatureColumn,
+    NumberColumn,
+    SequenceColumn,
+    TableConfig,
+)
 from torchrec_adrec.data.adapters import columnar, delimited, values
 from torchrec_adrec.data.adapters.rows import Column, Rows, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, raw_files
-from torchrec_adrec.data_config import DataConfig
 from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -25,12 +31,6 @@ from torchrec_adrec.schema import (
     SequenceFeature,
     Side,
     SparseFeature,
-)
-from torchrec_adrec.table_config import (
-    FeatureColumn,
-    NumberColumn,
-    SequenceColumn,
-    TableConfig,
 )
 
 TIME, USER = "row:time", "row:user"  # a feature's name has no colon

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from torchrec_adrec.data.adapters.rows import Column
-from torchrec_adrec.errors import SchemaError
-from torchrec_adrec.table_config import (
+from torchrec_adrec.config.table import (
     FeatureColumn,
     HexColumn,
     LabelColumn,
@@ -15,6 +13,8 @@ from torchrec_adrec.table_config import (
     SequenceColumn,
     TimeColumn,
 )
+from torchrec_adrec.data.adapters.rows import Column
+from torchrec_adrec.errors import SchemaError
 
 HEX = r"^[0-9a-fA-F]{8}$"
 # Lists that a program printed: ['101', '102'], [1 2], {1,2}, and quoted ids.

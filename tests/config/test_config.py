@@ -1,0 +1,95 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from torchrec_adrec.config.errors import _models_in
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.errors import ConfigError
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_extends_then_overrides(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "train: {batch_size: 8, epochs: 3}\nseed: 1\n")
+    path = write(tmp_path, "a.yaml", "extends: base.yaml\ntrain: {epochs: 2}\n")
+    config = load_config(path, ["seed=5", "towers.hidden=[4, 2]"])
+    assert (config.train.batch_size, config.train.epochs, config.seed) == (8, 2, 5)
+    assert config.towers.hidden == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.batch_sise=4", "unknown key 'train.batch_sise', did you mean"),
+        ("trian.batch_size=4", "did you mean 'train'"),
+        ("towers.optimizer.table_lr=1", "did you mean 'towers.optimizer.tables_lr'"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("recommend={top: 20, candidates: 10}", "exceeds the 10 candidates"),
+        ("train.batch_size=0", "greater than or equal to 1, found 0"),
+        ("data.split={train: .9}", "must be 1, found 1.1"),
+        ("ranker.heads=5", "must be a multiple of heads"),
+        ("train.batch_size", "expected key=value"),
+        ("towers.optimizer.tables_lr=0", "greater than 0, found 0"),
+        ("ranker.optimizer.dense_lr=0.0", "greater than 0, found 0"),
+        ("train=3", "train: expected a block of keys (batch_size, "),
+        ("sharding.types=[data_parallel]", "table_wise"),
+    ],
+)
+def test_a_wrong_word_is_explained(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [word])
+    assert message in str(error.value)
+
+
+def test_extends_in_a_circle(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "extends: a.yaml\n")
+    with pytest.raises(ConfigError, match="leads back"):
+        load_config(path)
+
+
+def test_a_saved_config_is_read_back_the_same(tmp_path: Path) -> None:
+    config = load_config(None, ["data.raw=x.tsv", "seed=3"])
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config.data.raw == ("x.tsv",)
+
+
+def test_shipped_configs_are_valid() -> None:
+    for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"):
+        assert isinstance(load_config(path), Config)
+
+
+def classes(model: type[BaseModel]) -> Iterator[str]:
+    """The names of a settings class and of all that stand in it."""
+    yield model.__name__
+    for field in model.model_fields.values():
+        for inner in _models_in(field.annotation):
+            yield from classes(inner)
+
+
+def paths(model: type[BaseModel], before: str = "") -> Iterator[str]:
+    """The dotted names of all blocks of settings."""
+    for name, field in model.model_fields.items():
+        for inner in _models_in(field.annotation):
+            yield f"{before}{name}"
+            yield from paths(inner, f"{before}{name}.")
+
+
+@pytest.mark.parametrize("value", ["3", "word", "[1]", "{a: 3}"])
+def test_no_message_speaks_of_classes(value: str) -> None:
+    """They are the program's names, not the user's."""
+    names = set(classes(Config))
+    assert len(set(paths(Config))) > 10 and "LabelColumn" in names
+    for path in set(paths(Config)):
+        with pytest.raises(ConfigError) as error:
+            load_config(None, [f"{path}={value}"])
+        said = str(error.value)
+        assert not any(name in said.split() for name in names), said
+        for word in ("instance of", "discriminator", "extract"):
+            assert word not in said

@@ -1,0 +1,146 @@
+"""What docs/own_data.md shows runs, and does what it says."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import REPOSITORY, adrec
+
+from torchrec_adrec.config.run import load_config
+from torchrec_adrec.data.adapters import table
+from torchrec_adrec.data.prepare.encoder import Encoder
+from torchrec_adrec.data.prepare.prepare import prepare
+from torchrec_adrec.data.request import raw_user
+from torchrec_adrec.errors import DataError
+from torchrec_adrec.schema import Side
+
+DOC = (REPOSITORY / "docs/own_data.md").read_text()
+USERS, ITEMS, ROWS = 40, 15, 600
+
+
+def block(language: str, word: str) -> str:
+    """The first block of a language that holds a word."""
+    found = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
+    return next(text for text in found if word in text)
+
+
+def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(code, "docs/own_data.md", "exec"), {})
+
+
+def log(**more: Any) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    columns = {
+        "user": rng.integers(USERS, size=ROWS),
+        "item": rng.integers(ITEMS, size=ROWS),
+        "ts": np.arange(ROWS),
+    }
+    return pl.DataFrame(columns | {n: draw(rng) for n, draw in more.items()})
+
+
+@pytest.fixture
+def five_rows(tmp_path: Path) -> list[str]:
+    """The words that prepare the five rows of the first example."""
+    (tmp_path / "2024-05.csv").write_text(block("csv", "session"))
+    config = REPOSITORY / "configs/table_example.yaml"
+    return ["prepare", "--config", str(config), f"data.raw={tmp_path}/*.csv"]
+
+
+def test_the_five_rows_are_prepared_and_their_user_is_a_request(
+    five_rows: list[str], tmp_path: Path
+) -> None:
+    done = adrec(*five_rows, "--out", tmp_path / "run", "data.min_count=1")
+    assert done.returncode == 0, done.stderr
+    data = tmp_path / "run/data"
+    encoder = Encoder.load(data)
+    request = json.loads(block("json", "history"))
+    found = encoder.encode(raw_user(request, encoder.schema), Side.USER)
+    # The third row of the file, but for its age.
+    row = pl.read_parquet(data / "train/*.parquet").row(2, named=True)
+    same = [name for name in found if not name.startswith("age")]
+    assert len(same) > 20 and {n: found[n][0] for n in same} == {
+        n: row[n] for n in same
+    }
+    examples = json.loads((data / "example_users.json").read_text())
+    assert all(list(user) == list(examples[0]) for user in examples)
+    assert set(request) == set(examples[0])
+
+
+def test_a_request_has_the_types_of_the_table(five_rows: list[str]) -> None:
+    config = load_config(REPOSITORY / "configs/table_example.yaml").data.table
+    assert config is not None
+    schema = table.schema(config)
+    good = json.loads(block("json", "history"))
+    raw_user(good | {"age": "34"}, schema)
+    for wrong in ({"uid": 7}, {"history": "a2 a1"}, {"history": [7]}, {"seen": []}):
+        with pytest.raises(DataError, match=r"expected|unknown user columns"):
+            raw_user(good | wrong, schema)
+
+
+def test_a_smaller_min_count_keeps_more_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(stars=lambda rng: rng.integers(1, 6, ROWS)).write_csv(tmp_path / "ratings.csv")
+    run(block("python", "liked"), tmp_path, monkeypatch)
+    (tmp_path / "config.yaml").write_text(block("yaml", "liked"))
+    known = {}
+    for count in (2, 13):
+        words = [f"data.min_count={count}"]
+        config = load_config(tmp_path / "config.yaml", words).data
+        out = tmp_path / str(count)
+        out.mkdir()
+        prepare(config, table.open_data(config), out)
+        known[count] = json.loads((out / "report.json").read_text())["num_embeddings"]
+    train = log().head(480)["user"].value_counts()["count"]
+    assert known[2]["user"] == 2 + USERS
+    assert known[13]["user"] == 2 + int((train >= 13).sum()) < known[2]["user"]
+    rows = pl.read_parquet(tmp_path / "2/train/*.parquet")
+    assert rows["click"].to_list() == (rows["stars"] >= 4).cast(pl.Float32).to_list()
+
+
+def test_the_join_keeps_rows_and_knows_no_later_price(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dates = pl.date_range(pl.date(2024, 1, 1), pl.date(2026, 1, 1), eager=True)
+    shown = log(clicked=lambda rng: rng.integers(2, size=ROWS))
+    shown = shown.with_columns(ts=dates.head(ROWS))
+    shown.write_csv(tmp_path / "shown.csv")
+    users = pl.DataFrame({"user": range(USERS - 5), "country": "NL"})
+    items = pl.DataFrame({"item": range(ITEMS), "campaign": range(ITEMS)})
+    raised = pl.date(2024, 9, 1)
+    prices = pl.concat(
+        items.select("item", pl.lit(price).alias("price"), since.alias("ts"))
+        for price, since in ((1.5, pl.date(2024, 3, 1)), (9.5, raised))
+    )
+    for name, frame in (("users", users), ("items", items), ("prices", prices)):
+        frame.write_csv(tmp_path / f"{name}.csv")
+    run(block("python", "join_asof"), tmp_path, monkeypatch)
+    rows = pl.read_parquet(tmp_path / "rows.parquet")
+    assert rows.select(shown.columns).equals(shown)
+    assert rows["country"].null_count() == (shown["user"] >= USERS - 5).sum()
+    assert rows.filter(pl.col("ts") < pl.date(2024, 3, 1))["price"].null_count() == 60
+    assert set(rows.filter(pl.col("ts") < raised)["price"]) == {None, 1.5}
+    assert set(rows.filter(pl.col("ts") >= raised)["price"]) == {9.5}
+    pl.concat([users, users.head(1)]).write_csv(tmp_path / "users.csv")
+    with pytest.raises(pl.exceptions.ComputeError):
+        run(block("python", "join_asof"), tmp_path, monkeypatch)
+
+
+def test_negatives_are_drawn_of_what_the_user_never_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks = log().with_columns(item=pl.col("item") ** 2 // 8)
+    clicks.write_csv(tmp_path / "clicks.csv")
+    run(block("python", "drawn"), tmp_path, monkeypatch)
+    rows = pl.read_parquet(tmp_path / "clicks.parquet")
+    taken = rows.filter(click=1).select(clicks.columns)
+    assert taken.sort(clicks.columns).equals(clicks.sort(clicks.columns))
+    never = rows.filter(click=0)
+    assert 0 < len(never) <= 3 * ROWS
+    assert len(never.join(clicks, on=["user", "item"])) == 0
+    assert rows["ts"].is_sorted()

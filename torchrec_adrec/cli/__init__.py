@@ -1,0 +1,1 @@
+"""The commands: each is short and calls its stage."""

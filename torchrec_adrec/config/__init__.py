@@ -1,0 +1,1 @@
+"""All settings of a run, typed: an unknown key is an error."""

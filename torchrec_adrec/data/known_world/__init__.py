@@ -1,0 +1,1 @@
+"""A world whose law is known, and the log that it writes."""

@@ -1,0 +1,161 @@
+"""Values that no table, layer or loss can take: refused, or mended and counted.
+
+`raise` stops. `clamp` takes the nearest value that is allowed; for infinity that is the
+largest of the batch. `unknown` takes what stands for an unknown value: id 1, number 0
+(the mean, once standardised), a label that was not observed. NaN has no nearest value
+and becomes unknown either way. An id that stands behind the end of its sequence is
+always refused.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.loader.parquet import Rows
+from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
+from torchrec_adrec.errors import DataError
+from torchrec_adrec.schema import Label, Schema, Side
+
+log = logging.getLogger(__name__)
+
+
+class OutOfRangeError(DataError):
+    """A value that no table, layer or loss can take; knows its row in the batch."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a column may hold.
+
+    Attributes:
+        low, high: the smallest and the largest value; infinity: any finite one.
+        unknown: what stands for an unknown value; NaN: NaN is allowed.
+        whole: whether only whole numbers are allowed.
+    """
+
+    name: str
+    low: float
+    high: float
+    unknown: float
+    whole: bool
+    expected: str
+
+    def wrong(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which values (B,) are not allowed."""
+        right: NDArray[np.bool_] = np.isfinite(values)
+        right &= (values >= self.low) & (values <= self.high)
+        if self.whole and values.dtype.kind not in "iu":
+            right &= values == np.rint(values)
+        if np.isnan(self.unknown):
+            right |= np.isnan(values)
+        return ~right
+
+    def mend(
+        self, values: NDArray[Any], bounds: Literal["clamp", "unknown"]
+    ) -> NDArray[Any]:
+        """A copy with every value allowed."""
+        wrong = self.wrong(values)
+        strange = wrong if bounds == "unknown" else np.isnan(values)
+        good = values[~wrong & ~np.isnan(values)]
+        if not len(good):
+            good = np.zeros(1, values.dtype)
+        low = self.low if np.isfinite(self.low) else good.min()
+        high = self.high if np.isfinite(self.high) else good.max()
+        nearest = np.clip(values, low, high)
+        if self.whole:
+            nearest = np.rint(nearest)
+        mended = np.where(wrong, np.where(strange, self.unknown, nearest), values)
+        return mended.astype(values.dtype)
+
+
+@dataclass
+class Mended:
+    """How many values of each column were mended; the caller owns and reports it."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, limit: Limit, wrong: NDArray[np.bool_], rows: Rows) -> None:
+        """Count one column's wrong values; log its first one ever, with its row."""
+        if limit.name not in self.counts:
+            row = int(np.argmax(wrong))
+            where = rows.split.locate(int(rows.numbers[row]))
+            fault = _fault(limit, rows.columns[limit.name][row])
+            log.warning("%s: %s; mended, and so is every later one", where, fault)
+        self.counts[limit.name] += int(wrong.sum())
+
+    def report(self) -> None:
+        """Log the totals, if there are any."""
+        if self.counts:
+            totals = ", ".join(f"{name} {n}" for name, n in self.counts.items())
+            log.warning("values out of range that were mended: %s", totals)
+
+
+def side_limits(schema: Schema, side: Side) -> Iterator[Limit]:
+    """The limits of one side's columns."""
+    for dense in schema.dense_of(side):
+        yield Limit(dense.name, -np.inf, np.inf, 0, False, "a finite number")
+    for sparse in schema.sparse_of(side):
+        yield _id_limit(sparse.name, 0, sparse.num_embeddings)
+    for sequence in schema.sequences_of(side):
+        for name in sequence.columns:
+            yield _id_limit(name, -1, sequence.num_embeddings)
+
+
+def _id_limit(name: str, low: int, size: int) -> Limit:
+    expected = f"{low} to {size - 1} (was the data prepared with another vocabulary?)"
+    return Limit(name, low, size - 1, UNKNOWN, True, expected)
+
+
+def label_limit(label: Label) -> Limit:
+    """The limit of a label's column, in which NaN is what was not observed."""
+    if label.kind == "binary":
+        return Limit(label.name, 0, 1, np.nan, True, "0 or 1, or NaN")
+    high = np.inf if label.high is None else label.high
+    expected = f"0 to {high:g}, finite, or NaN"
+    return Limit(label.name, 0, high, np.nan, False, expected)
+
+
+def refuse(columns: Mapping[str, NDArray[Any]], limits: Iterator[Limit]) -> None:
+    """Find a value that is not allowed.
+
+    Raises:
+        OutOfRangeError: the first one of the first such column.
+    """
+    for limit in limits:
+        wrong = limit.wrong(columns[limit.name])
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise OutOfRangeError(_fault(limit, columns[limit.name][row]), row)
+
+
+def mend(
+    rows: Rows, schema: Schema, bounds: Literal["clamp", "unknown"], mended: Mended
+) -> Rows:
+    """The same rows with every value allowed; only columns that were wrong are new."""
+    columns = dict(rows.columns)
+    for limit in _all_limits(schema):
+        wrong = limit.wrong(columns[limit.name])
+        if wrong.any():
+            mended.add(limit, wrong, rows)
+            columns[limit.name] = limit.mend(columns[limit.name], bounds)
+    return replace(rows, columns=columns)
+
+
+def _all_limits(schema: Schema) -> Iterator[Limit]:
+    for side in Side:
+        yield from side_limits(schema, side)
+    for label in schema.labels:
+        yield label_limit(label)
+
+
+def _fault(limit: Limit, value: Any) -> str:
+    return f"{limit.name} is {value}, expected {limit.expected}"

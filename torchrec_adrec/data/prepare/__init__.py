@@ -1,0 +1,1 @@
+"""From raw columns to ids, splits and Parquet, fitted on training rows only."""

@@ -1,0 +1,227 @@
+"""Raw columns to model inputs: the same code in `prepare` and in serving."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from torchrec_adrec.config.data import Bounds, DataConfig
+from torchrec_adrec.data.column import Bags, Column, RawColumns
+from torchrec_adrec.data.keys import keys
+from torchrec_adrec.data.prepare.counts import Counts
+from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
+from torchrec_adrec.data.prepare.vocabulary import (
+    MISSING,
+    UNKNOWN,
+    Frequent,
+    Hashed,
+    Vocabulary,
+)
+from torchrec_adrec.errors import DataError, SchemaError
+from torchrec_adrec.runtime.files import check_hashes
+from torchrec_adrec.schema import (
+    Bag,
+    DenseFeature,
+    Schema,
+    SequenceFeature,
+    Side,
+)
+
+Floats = NDArray[np.float64]
+PAD = -1  # behind the last id of a sequence
+
+
+class NotFiniteError(DataError):
+    """A number that is not finite after its transform; knows its row."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A schema with its fitted transforms, by feature name.
+
+    Attributes:
+        bounds: what to do with a number that is not finite, also after its transform.
+        mended: rows that `bounds` let go on with 0 or unknown, by feature.
+    """
+
+    schema: Schema
+    vocabularies: Mapping[str, Vocabulary]
+    transforms: Mapping[str, Transform]
+    quantiles: Mapping[str, Quantiles]
+    bounds: Bounds = "raise"
+    mended: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, schema: Schema, counts: Counts, config: DataConfig) -> "Encoder":
+        """Fit every column on the training rows alone and fill in the table sizes."""
+        transforms = {
+            f.name: Transform.fit(f, *_numbers(counts[f.source])) for f in schema.dense
+        }
+        quantiles = {
+            f.name: Quantiles.fit(f, *_numbers(counts[f.source]))
+            for f in schema.sparse
+            if f.buckets == "quantile"
+        }
+        vocabularies: dict[str, Vocabulary] = {}
+        for f in schema.bags:
+            if config.ids == "hash":
+                vocabularies[f.name] = Hashed(f.name, config.hash_size)
+            else:
+                seen = counts[f.source]
+                found = _keys(f, seen["value"], quantiles)
+                total = seen["count"].to_numpy()
+                vocabularies[f.name] = Frequent.fit(found, total, config.min_count)
+        for sequence in schema.sequences:
+            if sequence.shares is not None:
+                vocabularies[sequence.name] = vocabularies[sequence.shares]
+        sized = _with_sizes(schema, vocabularies)
+        return cls(sized, vocabularies, transforms, quantiles, config.bounds)
+
+    def encode(self, raw: RawColumns, side: Side) -> dict[str, NDArray[Any]]:
+        """The Parquet columns of a side: (B,) int32 ids, (B,) float32 numbers.
+
+        Raises:
+            SchemaError: a raw column is not there.
+            NotFiniteError: a number that is not finite, also after its transform.
+        """
+        lacking = sorted(set(self.schema.sources_of(side)) - set(raw))
+        if lacking:
+            raise SchemaError(
+                f"columns {lacking} are missing; expected"
+                f" {list(self.schema.sources_of(side))}, found {list(raw)}"
+            )
+        encoded: dict[str, NDArray[Any]] = {}
+        for dense in self.schema.dense_of(side):
+            encoded[dense.name] = self._number(dense, _scalar(raw, dense.source))
+        for sparse in self.schema.sparse_of(side):
+            column = _scalar(raw, sparse.source)
+            encoded[sparse.name] = column.spread(self._ids(sparse, column), MISSING)
+        for sequence in self.schema.sequences_of(side):
+            bags = raw[sequence.source]
+            assert isinstance(bags, Bags), sequence.source
+            ids = bags.items.spread(self._ids(sequence, bags.items), MISSING)
+            padded = bags.last(ids, sequence.max_length, PAD)
+            encoded |= dict(zip(sequence.columns, padded.T, strict=True))
+        return encoded
+
+    def _ids(self, feature: Bag, column: Column) -> NDArray[np.int32]:
+        """The id of each distinct value."""
+        found = _keys(feature, column.values, self.quantiles)
+        ids = self.vocabularies[feature.name].encode(found)
+        if feature.kind == "number":
+            wrong = ~np.isfinite(_floats(column.values))
+            if self._mends(feature.name, feature.source, column, wrong):
+                ids[wrong] = UNKNOWN
+        return ids
+
+    def _number(self, feature: DenseFeature, column: Column) -> NDArray[np.float32]:
+        numbers = self.transforms[feature.name].apply(_floats(column.values))
+        wrong = ~np.isfinite(numbers)
+        if self._mends(feature.name, feature.source, column, wrong):
+            numbers[wrong] = 0.0
+        return column.spread(numbers, 0.0)
+
+    def _mends(
+        self, name: str, source: str, column: Column, wrong: NDArray[np.bool_]
+    ) -> bool:
+        """Whether there are wrong values to be mended; counts their rows, or raises."""
+        if not wrong.any():
+            return False
+        rows = column.spread(wrong, False)
+        if self.bounds == "raise":
+            at = int(np.argmax(rows))
+            raise NotFiniteError(
+                f"{source} is {column.values[int(column.codes[at])]!r}, expected a"
+                f" number that is finite, also as {name}",
+                at,
+            )
+        self.mended[name] = self.mended.get(name, 0) + int(rows.sum())
+        return True
+
+    def save(self, folder: Path) -> None:
+        """Write `schema.json`, `transforms.json` and `vocabulary/*.parquet`."""
+        (folder / "vocabulary").mkdir()
+        for name, vocabulary in self.vocabularies.items():
+            if isinstance(vocabulary, Frequent):
+                path = folder / f"vocabulary/{name}.parquet"
+                vocabulary.to_frame().write_parquet(path)
+        fitted = {
+            "transforms": [t.model_dump() for t in self.transforms.values()],
+            "quantiles": [q.model_dump() for q in self.quantiles.values()],
+        }
+        (folder / "transforms.json").write_text(json.dumps(fitted, indent=1) + "\n")
+        self.schema.save(folder / "schema.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Encoder":
+        """Read what `save` wrote.
+
+        Raises:
+            ManifestError: a file is missing or changed.
+        """
+        check_hashes(folder)
+        schema = Schema.load(folder / "schema.json")
+        vocabularies = {f.name: _load_vocabulary(folder, f) for f in schema.bags}
+        fitted = json.loads((folder / "transforms.json").read_text())
+        transforms = [Transform.model_validate(t) for t in fitted["transforms"]]
+        quantiles = [Quantiles.model_validate(q) for q in fitted["quantiles"]]
+        return cls(
+            schema,
+            vocabularies,
+            {t.name: t for t in transforms},
+            {q.name: q for q in quantiles},
+        )
+
+
+def _load_vocabulary(folder: Path, feature: Bag) -> Vocabulary:
+    """A feature without a vocabulary file is hashed; `hashes.json` names all files."""
+    path = folder / f"vocabulary/{feature.name}.parquet"
+    if path.exists():
+        return Frequent.from_frame(pl.read_parquet(path))
+    shared = feature.shares if isinstance(feature, SequenceFeature) else None
+    return Hashed(shared or feature.name, feature.num_embeddings)
+
+
+def _with_sizes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> Schema:
+    def sized(features: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            f.model_copy(update={"num_embeddings": vocabularies[f.name].num_embeddings})
+            for f in features
+        )
+
+    update = {"sparse": sized(schema.sparse), "sequences": sized(schema.sequences)}
+    return schema.model_copy(update=update)
+
+
+def _scalar(raw: RawColumns, name: str) -> Column:
+    column = raw[name]
+    assert isinstance(column, Column), name
+    return column
+
+
+def _floats(values: pl.Series) -> Floats:
+    return values.cast(pl.Float64).to_numpy()
+
+
+def _numbers(counts: pl.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
+    return _floats(counts["value"]), counts["count"].to_numpy()
+
+
+def _keys(
+    feature: Bag, values: pl.Series, quantiles: Mapping[str, Quantiles]
+) -> NDArray[np.int64]:
+    """What the vocabulary of a feature knows of each value."""
+    if isinstance(feature, SequenceFeature) or feature.buckets is None:
+        return keys(values)
+    if feature.buckets == "quantile":
+        return quantiles[feature.name].bucket(_floats(values))
+    return log_square(_floats(values))

@@ -1,0 +1,191 @@
+"""Which rows are trained on and which are held out: each row stands in one split.
+
+time     the first rows train, the last test: what a live system faces
+user     all rows of a user stand in one split: for users that were never seen
+random   row by row: for comparison with papers; it lets the future in
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec_adrec.config.data import SplitConfig
+from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.keys import keys, salt, splitmix
+from torchrec_adrec.data.prepare.spill import Place, Spilled, time_of
+from torchrec_adrec.errors import ConfigError, DataError
+
+SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
+SMALLEST = 0.001  # share that is proposed
+
+Splits = NDArray[np.int8]
+
+
+class Splitter(Protocol):
+    """Gives every row of a chunk its split."""
+
+    def assign(self, chunk: Chunk, place: Place) -> Splits:
+        """(B,), positions in `SPLITS`."""
+
+
+def splitter(
+    config: SplitConfig, data: DataSet, spilled: Spilled, seed: int
+) -> Splitter:
+    """The splitter that the settings ask for.
+
+    Raises:
+        ConfigError: a split by user of data that names none.
+        DataError: a split has no rows.
+    """
+    if config.by == "time" and data.time is None:
+        return ByRow(_cuts(config, spilled.num_rows))
+    if config.by == "time":
+        return ByTime.fit(config, spilled)
+    if config.by == "random":
+        return ByHash(config, salt(f"split {seed}"), None)
+    if data.user is None:
+        raise ConfigError(
+            "data.split.by = user, but the data names no user; split by time, or name"
+            " the user's column (of an own table: data.table.user_id)"
+        )
+    return ByHash(config, salt(f"split {seed}"), data.user)
+
+
+@dataclass(frozen=True)
+class ByRow:
+    """Rows in time order: up to the first cut, to the second, and the rest."""
+
+    cuts: tuple[int, int]
+
+    def assign(self, chunk: Chunk, place: Place) -> Splits:
+        """By the number of the row."""
+        rows = np.arange(place.row, place.row + chunk.num_rows)
+        return np.searchsorted(self.cuts, rows, side="right").astype(np.int8)
+
+
+@dataclass(frozen=True)
+class ByTime:
+    """A time column: equal times stand in one split."""
+
+    cuts: tuple[int, int]
+
+    @classmethod
+    def fit(cls, config: SplitConfig, spilled: Spilled) -> "ByTime":
+        """Find the times that cut off the shares; holds eight bytes a row.
+
+        Raises:
+            DataError: too many rows share one time.
+        """
+        times = np.sort(time_of(spilled).to_numpy())
+        first, second = _cuts(config, len(times))
+        low = times[first] if first < len(times) else times[-1] + 1
+        high = times[second] if second < len(times) else times[-1] + 1
+        if low == times[0] or (config.valid > 0 and low == high):
+            raise DataError(_too_few_times(config, times))
+        return cls((int(low), int(high)))
+
+    def assign(self, chunk: Chunk, place: Place) -> Splits:
+        """By the time of the row."""
+        assert chunk.time is not None
+        return np.searchsorted(self.cuts, chunk.time, side="right").astype(np.int8)
+
+
+@dataclass(frozen=True)
+class ByHash:
+    """A hash of the user, or of the row's number: shares hold on average."""
+
+    config: SplitConfig
+    salt: np.uint64
+    user: str | None
+
+    def assign(self, chunk: Chunk, place: Place) -> Splits:
+        """By the hash.
+
+        Raises:
+            DataError: a row without a user.
+        """
+        if self.user is None:
+            rows = np.arange(place.row, place.row + chunk.num_rows, dtype=np.uint64)
+            return self._of(splitmix(rows ^ self.salt))
+        column = chunk.columns[self.user]
+        assert isinstance(column, Column)
+        if (column.codes < 0).any():
+            row = place.row_in_file + int(np.argmin(column.codes)) + 1
+            raise DataError(
+                f"raw file {place.file + 1}, good row {row}: no {self.user}; a split by"
+                " user needs one in every row"
+            )
+        hashed = splitmix(keys(column.values).view(np.uint64) ^ self.salt)
+        return column.spread(self._of(hashed), 0)
+
+    def _of(self, hashed: NDArray[np.uint64]) -> Splits:
+        share = hashed.astype(np.float64) / 2**64
+        cuts = (self.config.train, self.config.train + self.config.valid)
+        return np.searchsorted(cuts, share, side="right").astype(np.int8)
+
+
+def _too_few_times(config: SplitConfig, times: NDArray[np.int64]) -> str:
+    """Why times do not cut off the shares, and shares that they do cut off."""
+    found, counts = np.unique(times, return_counts=True)
+    most = int(counts.max())
+    text = (
+        "data.split: these shares cannot be cut off, as rows of one time stand"
+        f" together (different times: {len(found)}; the most frequent,"
+        f" {found[counts.argmax()]}, has {most:,} of {len(times):,} rows); give a finer"
+        " time"
+    )
+    if len(found) == 1:
+        return f"{text}, or set data.split.by=random"
+    shares = _possible_shares(config, counts)
+    if not shares:
+        return f"{text}, data.split.valid=0, or data.split.by=random"
+    named = ", ".join(f"{n}: {s:g}" for n, s in zip(SPLITS, shares, strict=True))
+    return f"{text}, these shares: 'data.split={{{named}}}', or data.split.by=random"
+
+
+def _possible_shares(
+    config: SplitConfig, counts: NDArray[np.int64]
+) -> tuple[float, ...]:
+    """The nearest shares that whole times make up; without valid where there are two.
+
+    Args:
+        counts: rows of each time, in time order.
+    """
+    rows = int(counts.sum())
+    ends = np.cumsum(counts)[:-1] / rows  # where a later split may begin
+    has_valid = config.valid > 0 and len(ends) > 1
+    later = ends[1:] if has_valid else ends
+    test = later[np.abs(later - (1 - config.test)).argmin()]
+    earlier = ends[ends < test] if has_valid else np.array([test])
+    train = earlier[np.abs(earlier - config.train).argmin()]
+    # Rounded down: the row at the cut is then one of the time that begins there.
+    held_out = [int(share * 1e4) / 1e4 for share in (test - train, 1 - test)]
+    if min(held_out[1], held_out[0] if has_valid else 1) < SMALLEST:
+        return ()
+    return (round(1 - sum(held_out), 4), *held_out)
+
+
+def _cuts(config: SplitConfig, rows: int) -> tuple[int, int]:
+    """First row of valid and of test; the test takes exactly its share."""
+    test = rows - int(config.test * rows)
+    return test - int(config.valid * rows), test
+
+
+def check_sizes(config: SplitConfig, sizes: dict[str, int]) -> None:
+    """Refuse a split without rows.
+
+    Raises:
+        DataError: names the split and its share.
+    """
+    total = sum(sizes.values())
+    for name, rows in sizes.items():
+        share = getattr(config, name)
+        if not rows and share > 0:
+            raise DataError(
+                f"data.split.{name} = {share:g} of {total} rows is none; give more data"
+                " or a larger share"
+            )

@@ -1,0 +1,158 @@
+"""The last pass: every row encoded, counted, and written into its split."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from torchrec_adrec.data.catalog import ad_ids, log_q
+from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
+from torchrec_adrec.data.prepare.leaks import both_hashes, kept_hashes, repeated
+from torchrec_adrec.data.prepare.spill import Place, Spilled, each, time_of
+from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splitter
+from torchrec_adrec.data.prepare.tally import PERIODS, Tally
+from torchrec_adrec.errors import DataError
+from torchrec_adrec.runtime.progress import Progress
+from torchrec_adrec.runtime.ranks import Ranks
+from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
+
+ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by group
+
+Columns = dict[str, NDArray[Any]]
+Hashes = NDArray[np.uint64]
+
+
+@dataclass
+class SplitWriter:
+    """Writes the rows of this rank's files."""
+
+    data: DataSet
+    encoder: Encoder
+    ads: pl.DataFrame
+    spilled: Spilled
+    splitter: Splitter
+    out: Path
+    left_out: tuple[str, ...] = ()
+    """The columns in which rows of two splits are not compared."""
+    _hashes: dict[bool, list[NDArray[np.uint64]]] = field(
+        default_factory=lambda: {True: [], False: []}
+    )
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.encoder.schema)
+        times = None if self.data.time is None else time_of(self.spilled).to_numpy()
+        self._span = None if times is None else (int(times.min()), int(times.max()))
+
+    def write(self, ranks: Ranks) -> None:
+        """Write Parquet files, and beside the raw chunks what was counted."""
+        for name in SPLITS:
+            (self.out / name).mkdir(exist_ok=True)
+        with Progress("prepare: encoding", unit="rows") as progress:
+            for tally, hashes, rows in each(self.spilled.of(ranks), self._write):
+                self.tally.join(tally)
+                for is_train, kept in hashes:
+                    self._hashes[is_train].append(kept)
+                progress.advance(rows)
+        raw = self.out / "raw"
+        self.tally.save(raw / f"tally-{ranks.rank:05d}.npz")
+        joined = {str(k): np.concatenate([_NONE, *v]) for k, v in self._hashes.items()}
+        np.savez(raw / f"hashes-{ranks.rank:05d}.npz", **joined)  # type: ignore[arg-type]
+        ranks.barrier()
+
+    def _write(self, place: Place) -> tuple[Tally, list[tuple[bool, Hashes]], int]:
+        """Write one chunk; what was counted, and row hashes of training or not."""
+        chunk, tally = place.load(), Tally(self.encoder.schema)
+        splits = self.splitter.assign(chunk, place)
+        hashes, to_compare = both_hashes(chunk, self.left_out)
+        encoder = replace(self.encoder, mended={})
+        columns = self._columns(encoder, chunk, place)
+        missing = _missing(encoder.schema, chunk)
+        tally.add_mended(encoder.mended)
+        periods, compared = self._periods(chunk, place), []
+        for label in self.encoder.schema.label_names:
+            tally.add_period(label, columns[label], periods)
+        for split in np.unique(splits).tolist():
+            rows = splits == split
+            mine = _rows_of(rows, columns)
+            tally.add(split, mine, hashes[rows], _rows_of(rows, missing))
+            kept = kept_hashes(to_compare[rows], self.spilled.num_rows)
+            compared.append((split == TRAIN, kept))
+            part = f"part-{place.file:05d}-{place.number:06d}.parquet"
+            write_rows(self.out / SPLITS[split] / part, mine)
+        return tally, compared, chunk.num_rows
+
+    def _columns(self, encoder: Encoder, chunk: Chunk, place: Place) -> Columns:
+        columns: Columns = dict(chunk.labels)
+        try:
+            for side in Side:
+                columns |= encoder.encode(chunk.columns, side)
+        except NotFiniteError as error:
+            file = self.data.files[place.file]
+            row = place.row_in_file + error.row + 1
+            raise DataError(f"{file}, good row {row}: {error}") from None
+        ids = ad_ids(chunk.columns, self.data.ad_key)
+        return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
+
+    def _periods(self, chunk: Chunk, place: Place) -> NDArray[np.int64]:
+        """The period of each row: by time, or by row where rows stand in time order."""
+        if chunk.time is None or self._span is None:
+            rows = np.arange(place.row, place.row + chunk.num_rows)
+            return rows * PERIODS // self.spilled.num_rows
+        first, last = self._span
+        return (chunk.time - first) // ((last - first) // PERIODS + 1)
+
+
+_NONE = np.zeros(0, dtype=np.uint64)
+
+
+def _rows_of(rows: NDArray[np.bool_], columns: Columns) -> Columns:
+    if rows.all():
+        return columns
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def _missing(schema: Schema, chunk: Chunk) -> Columns:
+    """Where a number without an id is missing: written, it is the mean."""
+    found = {}
+    for feature in schema.dense_alone:
+        column = chunk.columns[feature.source]
+        assert isinstance(column, Column), feature.source
+        found[feature.name] = column.codes < 0
+    return found
+
+
+def write_rows(path: Path, columns: Columns) -> None:
+    """Write plain columns in the form that is read fastest."""
+    # Columns that may be null are read at half the speed: 84 against 38 ns a row.
+    types = {name: pa.from_numpy_dtype(c.dtype) for name, c in columns.items()}
+    schema = pa.schema([pa.field(n, t, nullable=False) for n, t in types.items()])
+    pq.write_table(
+        pa.table(columns, schema=schema),
+        path,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="none",  # lz4 costs the reader a third of its speed
+        use_dictionary=False,
+        write_statistics=False,
+    )
+
+
+def merged_tally(
+    raw: Path, schema: Schema, world_size: int
+) -> tuple[Tally, dict[str, Any]]:
+    """What all ranks counted, and the held-out rows that stand in training too."""
+    tally = Tally(schema)
+    hashes: dict[str, list[NDArray[np.uint64]]] = {"True": [], "False": []}
+    for rank in range(world_size):
+        tally.merge(raw / f"tally-{rank:05d}.npz")
+        with np.load(raw / f"hashes-{rank:05d}.npz") as kept:
+            for name, parts in hashes.items():
+                parts.append(kept[name])
+    train, held_out = (np.concatenate(hashes[k]) for k in ("True", "False"))
+    return tally, repeated(train, held_out)

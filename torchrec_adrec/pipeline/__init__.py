@@ -1,0 +1,1 @@
+"""A whole run on one machine, and what it says of itself at the end."""

@@ -1,0 +1,156 @@
+"""What a run says of itself: one table on the screen, `report.md`, `metrics.json`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Column, Table
+
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.data.prepare.data_report import dependency_table
+from torchrec_adrec.data.prepare.held_ads import held_table
+from torchrec_adrec.evaluation.below import below_baselines
+from torchrec_adrec.runtime.files import Origin
+from torchrec_adrec.schema import AD_ID
+
+Metrics = dict[str, Any]
+SHOWN_COLUMNS = 9  # of an ad on a terminal: predictions first, then raw columns
+WAYS = ("towers", "context", "popularity")
+BASELINES = {
+    "constant": "constant",
+    "logistic_regression": "logistic regression",
+    "truth": "the rule itself",
+}
+
+
+def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
+    """Every line of the summary: what, and how much."""
+    data, baselines = metrics["data"], metrics["baselines"]
+    splits = data["splits"]
+    sizes = " / ".join(f"{splits[name]['rows']:,}" for name in splits)
+    yield "rows in (bad)", f"{data['rows_in']:,} ({data['bad_rows']['count']:,})"
+    yield "rows train / valid / test", sizes
+    yield (
+        "ads (shown in training)",
+        f"{data['ads']['all']:,} ({data['ads']['in_train']:,})",
+    )
+    for name, title in BASELINES.items():
+        if name in baselines:
+            yield _figures(title, baselines[name]["test"])
+    for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
+        for label, figures in metrics[name]["test"].items():
+            yield _figures(f"{title}, {label}", figures)
+        yield f"{title}: judged and served", _checkpoint(metrics[name])
+    yield from _recalls(metrics["embeddings"]["test"])
+    yield from (("WARNING", line) for line in below_baselines(metrics))
+    gate = metrics["index"]
+    yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
+    serve = metrics["serve"]
+    times = serve["milliseconds"].items()
+    yield (
+        f"ms a request, median of {serve['requests']}",
+        ", ".join(f"{name} {value:.2f}" for name, value in times),
+    )
+
+
+def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
+    """A binary label has an AUC, a value has not."""
+    names = ("auc", "log_loss") if "auc" in figures else ("spearman", "calibration")
+    shown = {"auc": "AUC", "log_loss": "log loss"}
+    what = " / ".join(shown.get(name, name) for name in names)
+    return f"{title}: test {what}", " / ".join(f"{figures[n]:.4f}" for n in names)
+
+
+def _checkpoint(metrics: Metrics) -> str:
+    """Which of the checkpoints, and why it is not the last one, if it is not."""
+    train = metrics["train"]
+    origin, looks = Origin.model_validate(metrics["checkpoint"]), train["validation"]
+    best = f", the best of {len(looks)} evaluations" if looks else ""
+    return f"{origin} of {train['steps']}{best}"
+
+
+def _recalls(judged: Metrics) -> Iterator[tuple[str, str]]:
+    ways = [judged["all"][name] for name in WAYS]
+    for name in (key for key in ways[0] if key.startswith("recall@")):
+        yield (
+            f"{name} of {judged['catalog']:,} ads: {' / '.join(WAYS)}",
+            " / ".join(f"{way[name]:.4f}" for way in ways),
+        )
+
+
+def _retrieval(judged: Metrics) -> Iterator[str]:
+    """Recall with intervals, seen and unseen ads apart; the picture; the protocol."""
+    yield from ("## Retrieval", "")
+    cuts = [k for k in judged["all"]["towers"] if k.startswith("recall@")]
+    yield f"| queries | way | clicks | {' | '.join(cuts)} | MRR |"
+    yield "|---" * (len(cuts) + 4) + "|"
+    for group in ("all", "seen_ads", "unseen_ads"):
+        for way in WAYS if group in judged else ():
+            figures = judged[group][way]
+            cells = [_with_interval(figures, name) for name in (*cuts, "mrr")]
+            yield f"| {group} | {way} | {figures['clicks']:,} | {' | '.join(cells)} |"
+    if cuts:
+        yield from ("", "![by popularity](embeddings/recall_by_popularity.png)")
+    yield from ("", "How they were measured (docs/evaluation.md):", "")
+    yield from (f"- {key}: {value}" for key, value in judged["protocol"].items())
+    yield ""
+
+
+def _with_interval(figures: Metrics, name: str) -> str:
+    low, high = figures["intervals"][name]
+    return f"{figures[name]:.4f} ({low:.4f} to {high:.4f})"
+
+
+def summary_table(metrics: Metrics) -> Table:
+    """The summary for a terminal."""
+    table = Table("measured", "value", title="torchrec_adrec")
+    for row in _rows(metrics):
+        table.add_row(*row)
+    return table
+
+
+def wide_console() -> Console:
+    """A console wide enough for the tables, also where the output is a file."""
+    return Console(width=max(Console().width, 120))
+
+
+def ads_table(ads: pl.DataFrame, title: str) -> Table:
+    """Ranked ads for a terminal, best first; of many columns the first ones."""
+    names = [name for name in ads.columns if name != AD_ID][:SHOWN_COLUMNS]
+    table = Table("rank", Column(AD_ID, no_wrap=True), *names, title=title)
+    for rank, ad in enumerate(ads.iter_rows(named=True), start=1):
+        table.add_row(str(rank), str(ad[AD_ID]), *(_shown(ad[n]) for n in names))
+    return table
+
+
+def _shown(value: float | str | None) -> str:
+    if value is None:
+        return "missing"
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def write_report(config: Config, metrics: Metrics, run: Path) -> None:
+    """Write `metrics.json` and `report.md` of the whole run."""
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    lines = [
+        "# Run report",
+        "",
+        f"Seed {config.seed}; every setting: `config.yaml`.",
+        "",
+    ]
+    lines += ["| measured | value |", "|---|---|"]
+    lines += [f"| {what} | {value} |" for what, value in _rows(metrics)]
+    lines += ["", *_retrieval(metrics["embeddings"]["test"])]
+    for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
+        lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
+        lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
+    lines += ["The data: [report](data/report.md)", ""]
+    lines += dependency_table(metrics["data"]["side_dependencies"])
+    lines += held_table(metrics["data"]["held_ads"])
+    bad = metrics["data"]["bad_rows"]["first"]
+    if bad:
+        lines += ["## Bad rows", "", *(f"- `{line}`" for line in bad), ""]
+    (run / "report.md").write_text("\n".join(lines) + "\n")

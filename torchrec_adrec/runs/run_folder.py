@@ -1,0 +1,124 @@
+"""The folder of a run: its settings, and whether a stage has anything to do in it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import typer
+
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.runs import stages
+from torchrec_adrec.runs.run_lock import (
+    Job,
+    hold,
+    hold_for_stages,
+    launched_with,
+    write_settings,
+)
+from torchrec_adrec.runs.stage_folder import check_place, make_run
+from torchrec_adrec.runtime.disk import disk_errors
+from torchrec_adrec.runtime.ranks import Alone, Ranks
+
+
+def read_settings(
+    config: Path | None, overrides: list[str] | None, out: Path
+) -> Config:
+    """Read the settings: the named file, else what the run already has."""
+    saved = out / stages.CONFIG
+    if config is None and saved.exists():
+        config = saved
+    settings = load_config(config, overrides or [])
+    if settings.data.adapter != "synthetic" and not settings.data.raw:
+        raise ConfigError("data.raw is empty; name the raw files: data.raw=PATH")
+    return settings
+
+
+@contextmanager
+def command_in(
+    out: Path,
+    config: Path | None,
+    overrides: list[str] | None,
+    stage: stages.Stage | None = None,
+) -> Iterator[Config]:
+    """Hold the run's folder; give the settings that the command was launched with.
+
+    Of several ranks the first holds it. Nothing is written before it is held, and no
+    folder is made for settings or inputs that are refused.
+
+    Args:
+        stage: the first that the command works on; None: it launches the stages.
+
+    Raises:
+        ConfigError: another command is at work, or the settings cannot be used.
+        ManifestError: an input is missing or was made with other settings.
+        DiskError: the disk is full, or may not be written.
+    """
+    job = Job.here() if stage is not None else Job.new()
+    is_first = os.environ.get("RANK", "0") == "0"
+    if not out.exists():
+        _settings(job, config, overrides, out, stage)
+    with disk_errors(out):
+        if is_first:
+            make_run(out)
+        holder = hold if stage is not None else hold_for_stages
+        with holder(out, job) if is_first else nullcontext():
+            settings = _settings(job, config, overrides, out, stage)
+            if is_first and not job.goes_on:
+                write_settings(out, job, settings)
+                _keep(settings, out)
+            yield settings
+
+
+def _settings(
+    job: Job,
+    config: Path | None,
+    overrides: list[str] | None,
+    out: Path,
+    stage: stages.Stage | None,
+) -> Config:
+    settings = launched_with(out, job) or read_settings(config, overrides, out)
+    if stage is None:
+        return settings
+    if stage.ranks == "one" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"`adrec {' '.join(stage.command)}` runs in one process; start it without"
+            " the launcher"
+        )
+    stages.require(stage, settings, out)
+    return settings
+
+
+def _keep(settings: Config, out: Path) -> None:
+    """Write the run's settings."""
+    partial = out / f"{stages.CONFIG}.partial"
+    settings.save(partial)
+    partial.rename(out / stages.CONFIG)
+
+
+def starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
+    """Check the inputs and the stage's place; False if there is nothing to do."""
+    stages.require(stage, settings, out)
+    if stages.is_done(stage, settings, out):
+        typer.echo(
+            f"{stage.name}: skipped, its inputs have not changed; remove"
+            f" {out / stage.name} to do it again"
+        )
+        return False
+    check_place(stage, out)
+    return True
+
+
+@contextmanager
+def ranks_of_launcher() -> Iterator[Ranks]:
+    """The ranks that a launcher started, or this process alone, without torch."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Alone()
+        return
+    from torchrec_adrec.distributed.process import process_group
+
+    # Ranks wait for the one with the most rows: hours, of a terabyte.
+    with process_group("cpu", timeout=timedelta(days=7)) as process:
+        yield process

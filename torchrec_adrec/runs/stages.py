@@ -1,0 +1,223 @@
+"""The stages of a run: what each is made from, and when it may be skipped or used.
+
+RUN/
+  config.yaml                       the settings, kept in every stage's folder too
+  data/ baselines/ retrieval/ embeddings/ index/ ranking/   one folder a stage
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict
+
+from torchrec_adrec import __version__
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.runtime.files import HASHES
+
+RECORD = "stage.json"
+CONFIG = "config.yaml"
+# Settings of training that change how it is watched, not what it makes.
+WITHOUT_EFFECT = {
+    "eval_batch_size",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "health_every",
+    "dead_model",
+    "restarts",
+    "hang_seconds",
+    "ledger",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: its folder.
+        command: the words after `adrec` that run it.
+        settings: the sections of the config that change what it makes.
+        needs: the stages it reads.
+        ranks: how many processes may run it: `one`, `all` that there are, or `any`
+            number, but one unless it is launched on its own.
+        resumes: whether it goes on from what it left when it was interrupted.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    settings: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    ranks: Literal["one", "any", "all"] = "all"
+    resumes: bool = False
+
+
+DATA = Stage("data", ("prepare",), ("seed", "data"), ranks="any")
+BASELINES = Stage("baselines", ("baselines",), ("seed",), ("data",), ranks="one")
+RETRIEVAL = Stage(
+    "retrieval",
+    ("train", "retrieval"),
+    ("seed", "towers", "train", "sharding"),
+    ("data",),
+    resumes=True,
+)
+EMBEDDINGS = Stage("embeddings", ("export",), ("seed",), ("data", "retrieval"))
+INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("embeddings",))
+RANKING = Stage(
+    "ranking",
+    ("train", "ranking"),
+    ("seed", "ranker", "train", "sharding"),
+    ("data", "retrieval"),
+    resumes=True,
+)
+STAGES = {s.name: s for s in (DATA, BASELINES, RETRIEVAL, EMBEDDINGS, INDEX, RANKING)}
+
+
+class Record(BaseModel):
+    """What `stage.json` says of a finished stage.
+
+    Attributes:
+        made: drawn anew each time: the same inputs need not give the same bits (another
+            number of ranks sums in another order), so readers hold on to this one.
+        made_from: fingerprint of all that went in.
+        settings: fingerprint of its settings alone.
+        needs: `made` of each stage that it read.
+        raw: path -> size and time of change of each raw file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    made: str
+    made_from: str
+    settings: str
+    needs: dict[str, str]
+    raw: dict[str, tuple[int, int]]
+
+
+def record_of(folder: Path) -> Record | None:
+    """The record of a finished stage, or None where there is none."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def describe(stage: Stage, config: Config, run: Path) -> Record:
+    """The record that the stage would have if it were made now.
+
+    Raises:
+        ConfigError: a raw file is missing and was never prepared.
+        ManifestError: a stage that it needs is missing.
+    """
+    needs = {name: _standing(run, name).made for name in stage.needs}
+    raw = _raw_files(config, record_of(run / DATA.name)) if stage is DATA else {}
+    settings = _settings(stage, config)
+    return Record(
+        made=uuid4().hex[:16],
+        made_from=_digest([__version__, settings, needs, raw]),
+        settings=settings,
+        needs=needs,
+        raw=raw,
+    )
+
+
+def _settings(stage: Stage, config: Config) -> str:
+    dump = config.model_dump(mode="json", exclude={"train": WITHOUT_EFFECT})
+    if "towers" in stage.settings and config.towers.start:
+        # The same path may hold another checkpoint by now.
+        hashes = Path(config.towers.start) / HASHES
+        dump["towers"]["start"] = hashes.read_text() if hashes.exists() else "missing"
+    return _digest([dump[name] for name in stage.settings])
+
+
+def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, int]]:
+    """Size and time of change: reading 1 TB to hash it would take longer.
+
+    Where a file is gone, all count as they were when they were prepared.
+    """
+    from torchrec_adrec.data.adapters import files_read
+
+    try:
+        paths = [path.resolve() for path in files_read(config.data)]
+    except ConfigError:
+        if before is None:
+            raise
+        return before.raw
+    stats = {str(path): path.stat() for path in paths if path.exists()}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def is_done(stage: Stage, config: Config, run: Path) -> bool:
+    """Whether the stage's folder is whole and was made from just these inputs."""
+    found = record_of(run / stage.name)
+    if found is None or not all(
+        is_done(STAGES[name], config, run) for name in stage.needs
+    ):
+        return False
+    return found.made_from == describe(stage, config, run).made_from
+
+
+def require(stage: Stage, config: Config, run: Path) -> None:
+    """Refuse to start on inputs that are missing or do not fit the settings.
+
+    Raises:
+        ManifestError: names the command to run first.
+    """
+    for name in stage.needs:
+        check(STAGES[name], config, run)
+
+
+def check(stage: Stage, config: Config, run: Path) -> None:
+    """Refuse a stage that is missing, has other settings, or was made from others.
+
+    Raises:
+        ManifestError: names the command to run.
+    """
+    require(stage, config, run)
+    found = _standing(run, stage.name)
+    if found.settings != _settings(stage, config):
+        raise ManifestError(
+            f"{run / stage.name} was made with other settings; run {_how(stage)} first,"
+            " or give the settings it was made with"
+        )
+    if stage is DATA and found.raw != _raw_files(config, found):
+        raise ManifestError(
+            f"the raw files have changed since {run / stage.name} was made;"
+            f" run {_how(stage)} first"
+        )
+    check_inputs(stage, run)
+
+
+def check_inputs(stage: Stage, run: Path) -> None:
+    """Refuse a stage that was made from others than the ones that stand beside it.
+
+    Raises:
+        ManifestError: names both.
+    """
+    for name, made in _standing(run, stage.name).needs.items():
+        beside = _standing(run, name).made
+        if beside != made:
+            raise ManifestError(
+                f"{run / stage.name} was made from {name} {made}, beside it is"
+                f" {name} {beside}; run {_how(stage)} again"
+            )
+
+
+def _standing(run: Path, name: str) -> Record:
+    found = record_of(run / name)
+    if found is None:
+        raise ManifestError(f"{run / name} is missing; run {_how(STAGES[name])} first")
+    return found
+
+
+def _how(stage: Stage) -> str:
+    return f"`adrec {' '.join(stage.command)}`"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

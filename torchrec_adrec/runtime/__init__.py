@@ -1,0 +1,1 @@
+"""The process and its files: memory, threads, ranks, logging, versions."""

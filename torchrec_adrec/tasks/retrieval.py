@@ -1,0 +1,110 @@
+"""Model plus loss: what the train pipeline runs. `forward(batch) -> (loss, outputs)`.
+
+The pipeline traces a task down to its sharded modules. What comes after the lookups is
+one module without parameters of its own, a leaf for the tracer: there Python may do
+what it likes, and a GPU may run it as one graph (`training.graphs`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from torchrec_adrec.batch import Batch
+from torchrec_adrec.config.train import TowersConfig
+from torchrec_adrec.losses.anchors import Anchors
+from torchrec_adrec.losses.history import History
+from torchrec_adrec.losses.mean import Share, global_means
+from torchrec_adrec.losses.pairwise import pairwise_loss
+from torchrec_adrec.losses.pointwise import click_loss
+from torchrec_adrec.losses.softmax import in_batch_softmax
+from torchrec_adrec.models.two_tower import TwoTower
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks.after_lookup import AfterLookup, Computed, Outputs
+from torchrec_adrec.tasks.guard import Guard
+
+
+class RetrievalTask(nn.Module):
+    """alpha * click cross-entropy + (1 - alpha) * contrast."""
+
+    def __init__(
+        self, schema: Schema, config: TowersConfig, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.model = TwoTower(schema, config, device)
+        self.loss = RetrievalLoss(config, schema)
+        self.guard = Guard()
+        self.after_lookup = AfterLookup(self.model, self._compute, self.guard)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
+        """Loss and click logits of a batch. The first label is the click."""
+        looked_up = self.model.look_up(batch.user, batch.ad)
+        return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
+
+    def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> "Computed":
+        user, ad, logits = self.model.dense(vectors, batch.user.dense, batch.ad.dense)
+        return Computed(self.loss(user, ad, logits, batch), logits[:, None], ad)
+
+
+class RetrievalLoss(nn.Module):
+    """See `losses.pointwise.click_loss`, `losses.softmax` and `losses.pairwise`."""
+
+    def __init__(self, config: TowersConfig, schema: Schema) -> None:
+        super().__init__()
+        self.config = config
+        self.history = history_of(schema)
+        start = torch.tensor(config.temperature).log()
+        learned = config.learn_temperature and config.alpha < 1
+        self.log_temperature = nn.Parameter(start) if learned else None
+
+    def forward(self, user: Tensor, ad: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+        """The joint loss; evaluation, where no loss is asked for, skips it.
+
+        Args:
+            user: (B, D).
+            ad: (N, D), N >= B.
+            logits: (B,).
+        """
+        if not self.training:
+            return logits.new_zeros(())
+        alpha = self.config.alpha
+        click = click_loss(logits, batch.labels[:, 0], batch.weights)
+        if alpha == 1:
+            return global_means([click])[0]
+        parts = global_means([click, self._contrast(user, ad, batch)])
+        return alpha * parts[0] + (1 - alpha) * parts[1]
+
+    def _contrast(self, user: Tensor, ad: Tensor, b: Batch) -> Share:
+        temperature = self.temperature()
+        anchors = Anchors(b.anchors.long(), b.anchor_weights)
+        if self.config.contrast != "softmax":
+            return pairwise_loss(
+                self.config.contrast, user, ad, b.ad_ids, anchors, temperature
+            )
+        log_q = b.log_q if self.config.log_q else None
+        history = self.history(b) if self.history is not None else None
+        return in_batch_softmax(
+            user, ad, b.ad_ids, log_q, anchors, temperature, history
+        )
+
+    def temperature(self) -> float | Tensor:
+        """What divides the scores, fixed or learned."""
+        if self.log_temperature is None:
+            return self.config.temperature
+        return self.log_temperature.exp()
+
+
+def history_of(schema: Schema) -> Callable[[Batch], History] | None:
+    """What reads the users' known positives, if a sequence shares an ad's ids."""
+    shared = [f for f in schema.sequences if f.shares is not None]
+    if not shared:
+        return None
+    name, item = shared[0].name, str(shared[0].shares)
+    longest = shared[0].max_length
+
+    def read(batch: Batch) -> History:
+        past = batch.user.sparse[name]
+        items = batch.ad.sparse[item].values()
+        return History(past.values(), past.lengths(), items, longest)
+
+    return read
