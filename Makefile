@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo test test-processors check bench fuzz clean
+.PHONY: setup gpu-check demo test test-processors check bench fuzz clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ bench: demo  ## speed as ratios; raw figures go to benchmarks/results
 	$(BIN)/python benchmarks/serving.py --run $(DEMO)
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/prepare.py
+
+gpu-check: $(STAMP)  ## one card, under four minutes; small on a CPU
+	$(BIN)/python benchmarks/gpu.py
 
 fuzz: $(STAMP)  ## ten minutes of broken text at the readers
 	$(BIN)/python tests/fuzz_readers.py --minutes 10

@@ -16,7 +16,12 @@ WARM = 8  # steps before anything is counted: compiling, capturing, allocating
 
 def measure(process: Process, words: Namespace) -> dict[str, Any]:
     """By batch size."""
-    return {str(size): _at(size, process, words) for size in words.batch_size}
+    found: dict[str, Any] = {}
+    for size in words.batch_size:
+        found[str(size)] = _at(size, process, words)
+        rates = found[str(size)]["samples_per_second"]
+        print(size, rates, flush=True)  # a run that is cut short has told this much
+    return found
 
 
 def _at(size: int, process: Process, words: Namespace) -> dict[str, Any]:
