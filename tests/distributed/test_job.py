@@ -27,14 +27,15 @@ NAMES = ("retrieval", "embeddings", "index", "ranking")
 SCRIPT = """
 import weakref
 from pathlib import Path
-from torchrec_adrec import sharded_task, train
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.pipeline.job import run_stages
 from torchrec_adrec.runs.stages import STAGES
+from torchrec_adrec.tasks import sharded
+from torchrec_adrec.training import trainer
 from torchrec_adrec.training.precision import Products
 
 built = []
-build = sharded_task.build
+build = sharded.build
 
 def watched(*words):
     assert all(model() is None for model in built), "the model before is in memory"
@@ -42,9 +43,9 @@ def watched(*words):
     built.append(weakref.ref(made[0]))
     return made
 
-sharded_task.build = train.build = watched
+sharded.build = trainer.build = watched
 # Chosen by the clock, it could be another one in another launch.
-train.choose = lambda wanted, device: Products("medium", False)
+trainer.choose = lambda wanted, device: Products("medium", False)
 run = Path({run!r})
 words = ["train.batch_size=512", "train.epochs=1"]
 settings = load_config(run / "config.yaml", words)
@@ -113,6 +114,7 @@ def test_a_stage_leaves_the_process_as_it_was() -> None:
             sys.getswitchinterval(),
         )
 
+    torch.set_float32_matmul_precision("highest")  # whatever ran here before
     before = state()
     with unchanged_process(torch.device("cpu")):
         torch.set_float32_matmul_precision("medium")
