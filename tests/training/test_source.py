@@ -1,5 +1,6 @@
 """A process of its own reads what a thread reads, and neither outlives the other."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -150,6 +151,8 @@ def test_a_child_that_dies_is_told_of_and_one_that_is_left_ends(prepared: Path) 
                 list(read)
         read.close()  # type: ignore[attr-defined]
         assert not child.exists()
+        del read
+        gc.collect()  # the error's traceback still held the frames that see the memory
         assert "memfd:adrec-batches" not in Path("/proc/self/maps").read_text()
 
 
