@@ -74,6 +74,16 @@ def test_the_best_predicted_value_is_the_mean_of_the_observed_ones() -> None:
     assert every.grad[:3].tolist() == pytest.approx([1 / 3, 0, -49 / 3])
 
 
+def test_a_row_that_does_not_count_has_no_gradient_whatever_its_logit() -> None:
+    """Fails when the loss is masked and not the logit: 0 * exp(90) is NaN backward."""
+    for loss, unseen in ((value_loss, 90.0), (click_loss, torch.inf)):
+        logits = torch.tensor([0.1, unseen, unseen], requires_grad=True)
+        labels = torch.tensor([1.0, torch.nan, 1.0])
+        mean(loss(logits, labels, torch.tensor([1.0, 1.0, 0.0]))).backward()
+        assert logits.grad is not None and logits.grad.isfinite().all()
+        assert logits.grad[0] != 0 and logits.grad[1:].tolist() == [0, 0]
+
+
 def test_a_value_is_learnt_and_told_as_a_multiple_of_its_mean() -> None:
     """Fails when training and prediction do not speak of the same unit."""
     click, value = Label(name="click"), Label(name="v", kind="value", mean=20.0)

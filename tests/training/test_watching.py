@@ -205,3 +205,23 @@ def test_the_mixture_that_ads_are_drawn_from_goes_where_the_batch_goes(
     moved = Batch(batch.buffer.clone(), batch.layout)
     assert len(moved.log_q) == 40
     assert torch.equal(moved.log_q, negatives.mixed(plain))
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_windows_of_the_alarm_stand_apart_though_steps_are_read_late(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails when the step after a window's last one begins the next window."""
+    found = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
+    judged: list[int] = []
+    monkeypatch.setattr(
+        found, "_fault", lambda logit, _: judged.append(len(logit)) or ""
+    )
+    batch, late = a_batch(prepared), 0
+    for number in range(1, 2 * alarm.EVERY + 3):
+        rows = found.rows_of(number)
+        if late and found.is_open:
+            labels = (torch.arange(late) % 4 == 0).float()[:, None]
+            found.look(torch.zeros(late, 1), labels, batch)
+        late = min(rows, 65_536)
+    assert judged == [alarm.ROWS] * 3

@@ -26,9 +26,8 @@ class Share(NamedTuple):
 
 
 def share_of(losses: Tensor, weights: Tensor) -> Share:
-    """The share of rows (B,); one of weight 0 counts for nothing, whatever its loss."""
-    kept = torch.where(weights > 0, losses, torch.zeros_like(losses))
-    return Share((kept * weights).sum(), weights.sum())
+    """The share of rows (B,), whose losses are finite also where the weight is 0."""
+    return Share((losses * weights).sum(), weights.sum())
 
 
 def global_means(shares: Sequence[Share]) -> Tensor:

@@ -16,10 +16,9 @@ def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Share:
     Args:
         logits, labels, weights: (B,).
     """
-    observed = ~labels.isnan()
-    target = torch.where(observed, labels, torch.zeros_like(labels))
+    logits, target, weights = _counted(logits, labels, weights)
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return share_of(losses, weights * observed)
+    return share_of(losses, weights)
 
 
 def value_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Share:
@@ -33,7 +32,22 @@ def value_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Share:
         logits: (B,), log of the predicted value.
         values, weights: (B,).
     """
-    observed = ~values.isnan()
-    target = torch.where(observed, values, torch.zeros_like(values))
+    logits, target, weights = _counted(logits, values, weights)
     losses = F.poisson_nll_loss(logits, target, log_input=True, reduction="none")
-    return share_of(losses, weights * observed)
+    return share_of(losses, weights)
+
+
+def _counted(
+    logits: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros in place of the logits and labels that do not count, and their weights.
+
+    Masking the loss alone is not enough: backward would multiply its 0 by exp(z), and
+    nothing holds the logit of a row that was not observed below the 88 at which that
+    is infinite. The loss stays finite, and the gradient is NaN.
+    """
+    observed = ~labels.isnan()
+    counts = observed & (weights > 0)
+    nothing = torch.zeros_like(logits)
+    labels = torch.where(counts, labels, nothing)
+    return torch.where(counts, logits, nothing), labels, weights * observed

@@ -40,6 +40,8 @@ class Guard(nn.Module):
             (3,): the mean loss of all ranks, how many were asked to stop, and `bad`.
         """
         ranks = dist.get_world_size()
+        # A graph keeps the answer of the step that it was captured in; it is made for
+        # one rank alone, whose trainer does not ask for it here.
         stop = torch.full_like(loss, float(self.asked_to_stop), requires_grad=False)
         told = torch.stack([loss.detach(), stop])
         if ranks > 1:

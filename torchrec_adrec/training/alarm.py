@@ -57,6 +57,13 @@ class DeadModelAlarm:
             self._open, self._next = True, number + EVERY
         return -(-self._wanted // dist.get_world_size())
 
+    @property
+    def is_open(self) -> bool:
+        """Whether rows are still wanted: steps are looked at late, so of the step
+        after a window's last one they were asked for in vain.
+        """
+        return self._open
+
     def look(self, logits: Tensor, labels: Tensor, batch: Batch) -> None:
         """Take a step's logits and labels, (B, T) on the host, or some rows of them.
         Collective: all ranks do at the same steps.

@@ -3,7 +3,7 @@
 A launch costs the host 25 to 40 microseconds on a GPU machine, and heads, loss and
 their backward pass are some 150 of them, which at 8,192 rows the card finishes in half
 a millisecond. A captured graph is one launch. Its inputs have addresses of their own:
-looked-up vectors and the batch are copied there first (three copies).
+looked-up vectors and the batch are copied there first.
 
 For one rank: collectives stay outside of graphs.
 """

@@ -130,7 +130,7 @@ class Steps:
             if bad:
                 self.detach()
                 raise self._diagnosed(loss, late.number)
-            if len(logits):
+            if len(logits) and self.alarm.is_open:
                 rows, labels = logits.shape
                 self.alarm.look(logits, batch.labels[:rows, :labels], batch)
 
