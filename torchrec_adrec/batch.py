@@ -9,6 +9,7 @@ in another order gives wrong vectors and no error.
 Shape letters: B batch, N ads, F features, T tasks, A anchors.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -24,13 +25,13 @@ ALIGNED = 64  # bytes: of a cache line, and four times what a GPU reads at once
 Section = tuple[torch.dtype, tuple[int, ...]]
 
 
-class _Layout:
+class _Layout(ABC):
     """Tensors one after the other in a buffer, each at a multiple of `ALIGNED`."""
 
     @cached_property
+    @abstractmethod
     def sections(self) -> tuple[Section, ...]:
         """Type and shape of each tensor."""
-        raise NotImplementedError
 
     @cached_property
     def _starts(self) -> list[int]:
