@@ -111,7 +111,7 @@ def judge(run: Path, alone: dict[str, Any] | None = None) -> dict[str, Any]:
     found = {
         "loss": metrics["train"]["last_step_loss"],
         "test_log_loss": metrics["test"]["click"]["log_loss"],
-        "rows_left_out_an_epoch": metrics["train"]["rows_left_out_an_epoch"],
+        "dropped_rows_per_epoch": metrics["train"]["dropped_rows_per_epoch"],
         "resumed_at_step": metrics["train"]["resumed_at_step"],
         "restarts": metrics["train"]["restarts"],
         "ranks": metrics["world_size"],

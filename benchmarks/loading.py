@@ -25,7 +25,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
 from torchrec_adrec.data.loader.feed import Feed
 from torchrec_adrec.data.loader.parquet import Reader
@@ -190,7 +190,7 @@ def read_alone(
     reader = Reader(split, batch_columns(schema), size * world, rank, world, seed=0)
     feed = Feed(reader, schema, 1, "raise")
     read = read_in_process if way == "process" else Feed.read
-    batches = prefetch(read(feed, 0, heap, Mended()))
+    batches = prefetch(read(feed, 0, heap, RepairCounts()))
     next(batches)
     pipe.send("reads")
     pipe.recv()
@@ -203,7 +203,7 @@ def decoded_bytes(reader: Reader) -> int:
     first, rows = 0, 0
     for groups in reader._grouped(0):
         end = first + reader._size(groups)
-        rows += end - first if reader._own(first) < end else 0
+        rows += end - first if reader._next_owned_position(first) < end else 0
         first = end
     return rows * sum(reader.split.types[name].itemsize for name in reader.columns)
 

@@ -117,7 +117,7 @@ def _gzip(path: Path, lines: list[str]) -> None:
 MAPPING: dict[str, Any] = {
     "labels": {
         "click": {"column": "clicked"},
-        "value": {"column": "revenue", "kind": "value", "high": 100},
+        "value": {"column": "revenue", "kind": "value", "max_value": 100},
     },
     "time": {"column": "ts", "kind": "number"},
     "user_id": "uid",

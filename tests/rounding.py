@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.data.loader.parquet import Rows
+from torchrec_adrec.data.loader.parquet import StepRows
 from torchrec_adrec.training.source import Source
 
 MULTIPLE, FAULT = 10, 30
@@ -30,7 +30,7 @@ def reorder(source: Source, seed: int) -> None:
     """Let a trainer's source, of one rank, turn the order of every step's rows."""
     feed, collate = source.feed, source.feed._collate
 
-    def reordered(step: int, rows: Rows, *memory_and_counts: Any) -> Batch:
+    def reordered(step: int, rows: StepRows, *memory_and_counts: Any) -> Batch:
         places = np.random.default_rng([seed, step]).permutation(len(rows.weights))
         columns = {name: column[places] for name, column in rows.columns.items()}
         weights = rows.weights[places]

@@ -76,7 +76,7 @@ class SequenceFeature(_Feature):
     history has the zero vector. In Parquet it is `max_length` plain columns, because a
     list column reads three to five times slower; -1 stands behind the last id.
 
-    `shares` names an ad's sparse feature whose values these are: the sequence then has
+    `shares_ids_with` names an ad's sparse feature whose values these are: the sequence then has
     that feature's ids, and the ads in it are never negatives of their user.
     """
 
@@ -84,7 +84,7 @@ class SequenceFeature(_Feature):
     kind: Literal["hex", "text"] = "text"
     max_length: int = 20
     num_embeddings: Annotated[int, Field(ge=0, le=MOST_ROWS)] = 0
-    shares: str | None = None
+    shares_ids_with: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -98,14 +98,14 @@ Bag = SparseFeature | SequenceFeature
 class Label(_Part):
     """What was observed of a row, or NaN where it was not.
 
-    A `binary` label is 0 or 1; a `value` lies between 0 and `high`. `mean` is that of
+    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is that of
     the training rows, fitted by `adrec prepare`: models predict a value as a multiple
     of it, so that no unit outweighs another label.
     """
 
     name: Name
     kind: Literal["binary", "value"] = "binary"
-    high: float | None = None
+    max_value: float | None = None
     mean: float = 1.0
 
 
@@ -140,10 +140,13 @@ class Schema(_Part):
                 raise ValueError(f"the {side}'s side needs a sparse feature")
         if any(f.side == Side.AD for f in self.sequences):
             raise ValueError("a sequence describes a user; the ad's side takes none")
-        shared = [f for f in self.sequences if f.shares is not None]
+        shared = [f for f in self.sequences if f.shares_ids_with is not None]
         ads = {f.name: f.kind for f in self.sparse_of(Side.AD)}
-        if any(ads.get(str(f.shares)) != f.kind for f in shared) or len(shared) > 1:
-            found = {f.name: f.shares for f in shared}
+        if (
+            any(ads.get(str(f.shares_ids_with)) != f.kind for f in shared)
+            or len(shared) > 1
+        ):
+            found = {f.name: f.shares_ids_with for f in shared}
             raise ValueError(
                 f"{found}: one sequence may share the ids of an ad's feature of its"
                 f" own kind; the ad's are {ads}"

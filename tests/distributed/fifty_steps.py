@@ -19,7 +19,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.loader.collate import collate
-from torchrec_adrec.data.loader.parquet import Rows
+from torchrec_adrec.data.loader.parquet import StepRows
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -138,7 +138,7 @@ def rows_of(step: int, rank: int, ranks: int, order: int | None = None) -> Batch
     own = places[rank * each : (rank + 1) * each]
     mine = {name: column[own] for name, column in columns.items()}
     weights = np.ones(each, np.float32)
-    return collate(Rows(mine, weights, NO_SPLIT, ()), SCHEMA)
+    return collate(StepRows(mine, weights, NO_SPLIT, ()), SCHEMA)
 
 
 def start_of(name: str, shape: torch.Size) -> Tensor:

@@ -7,11 +7,11 @@ from torchrec_adrec.runtime import doctor
 
 
 def test_this_environment_is_whole() -> None:
-    assert [f.text for f in doctor.examine() if f.mend] == []
+    assert [f.text for f in doctor.examine() if f.fix] == []
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "mend"),
+    ("package", "version", "fix"),
     [
         ("fbgemm-gpu", "1.9.0", "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu"),
         ("fbgemm-gpu-cpu", "1.7.0", "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu"),
@@ -20,7 +20,7 @@ def test_this_environment_is_whole() -> None:
     ],
 )
 def test_a_wrong_version_is_named_with_its_cure(
-    package: str, version: str, mend: str, monkeypatch: pytest.MonkeyPatch
+    package: str, version: str, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = importlib.metadata.version
 
@@ -29,6 +29,6 @@ def test_a_wrong_version_is_named_with_its_cure(
 
     monkeypatch.setattr(importlib.metadata, "version", version_of)
     monkeypatch.setattr(doctor, "_probe", lambda: doctor.Finding("not run"))
-    wrong = [f for f in doctor.examine() if f.mend]
+    wrong = [f for f in doctor.examine() if f.fix]
     assert len(wrong) == 1
-    assert version in wrong[0].text and mend in wrong[0].mend
+    assert version in wrong[0].text and fix in wrong[0].fix

@@ -19,7 +19,7 @@ import pytest
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader import reader_process
-from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
 from torchrec_adrec.data.loader.feed import Feed, Taken
 from torchrec_adrec.data.loader.negatives import UniformNegatives
@@ -76,8 +76,8 @@ def test_a_process_reads_what_a_thread_reads(
     feed = feed_of(histories, rank, ranks)
     kept = []
     for mine, other in zip(
-        feed.read(first, heap, Mended()),
-        read_in_process(feed, first, heap, Mended()),
+        feed.read(first, heap, RepairCounts()),
+        read_in_process(feed, first, heap, RepairCounts()),
         strict=True,
     ):
         kept.append((mine, other))
@@ -109,13 +109,13 @@ def test_a_fault_is_named_or_mended_whoever_reads(
 ) -> None:
     place = spoil(prepared)
     with pytest.raises(DataError) as error:
-        list(WAYS[way](feed_of(prepared), 0, heap, Mended()))
+        list(WAYS[way](feed_of(prepared), 0, heap, RepairCounts()))
     assert str(error.value).startswith(f"{place} is 999, expected 0 to")
-    mended = Mended()
-    read = list(WAYS[way](feed_of(prepared, bounds="clamp"), 0, heap, mended))
-    assert len(read) == 20 and mended.counts == {"C1": 2}
+    repaired = RepairCounts()
+    read = list(WAYS[way](feed_of(prepared, bounds="clamp"), 0, heap, repaired))
+    assert len(read) == 20 and repaired.counts == {"C1": 2}
     assert [r.getMessage() for r in caplog.records] == [
-        f"{place} is 999, {str(error.value).split('999, ')[1]}; mended, and so is every"
+        f"{place} is 999, {str(error.value).split('999, ')[1]}; repaired, and so is every"
         " later one"
     ]
 
@@ -141,7 +141,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 @linux
 def test_a_child_that_dies_is_told_of_and_one_that_is_left_ends(prepared: Path) -> None:
     for killed in (True, False):
-        read = read_in_process(feed_of(prepared), 0, heap, Mended())
+        read = read_in_process(feed_of(prepared), 0, heap, RepairCounts())
         next(read)
         child = Path(f"/proc/{child_of(os.getpid())}")
         assert "memfd:adrec-batches" in Path("/proc/self/maps").read_text()
@@ -160,8 +160,8 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_source import Mended, feed_of, heap, read_in_process
-read = read_in_process(feed_of(Path({data!r})), 0, heap, Mended())
+from test_source import RepairCounts, feed_of, heap, read_in_process
+read = read_in_process(feed_of(Path({data!r})), 0, heap, RepairCounts())
 next(read)
 print("reads", flush=True)
 time.sleep(600)

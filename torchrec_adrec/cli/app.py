@@ -230,16 +230,16 @@ app.command()(cli_plan.plan)
 
 @app.command()
 def doctor() -> None:
-    """Versions found, whether they fit together, and the command that mends them."""
+    """Versions found, whether they fit together, and the command that fixes them."""
     from torchrec_adrec.runtime.doctor import examine
 
     findings = examine()
     for finding in findings:
-        typer.echo(f"{'WRONG' if finding.mend else 'ok   '} {finding.text}")
-    mends = list(dict.fromkeys(f.mend for f in findings if f.mend))
-    for mend in mends:
-        typer.echo(f"mend it with:\n  {mend}")
-    raise typer.Exit(1 if mends else 0)
+        typer.echo(f"{'WRONG' if finding.fix else 'ok   '} {finding.text}")
+    fixes = list(dict.fromkeys(f.fix for f in findings if f.fix))
+    for fix in fixes:
+        typer.echo(f"fix it with:\n  {fix}")
+    raise typer.Exit(1 if fixes else 0)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class SequenceColumn(_Column):
     """The last so many are kept."""
     separator: Annotated[str, Field(min_length=1)] = " "
     """Between two ids, where the column is text."""
-    shares: str | None = None
+    shares_ids_with: str | None = None
     """The ad's feature whose values these are: what the user clicked before. It then
     has that feature's ids, and these ads are no negatives of the user."""
 
@@ -56,13 +56,13 @@ class LabelColumn(_Column):
     """What was observed; a missing value: not observed (the first label must be)."""
 
     kind: Literal["binary", "value"] = "binary"
-    high: Annotated[float, Field(gt=0)] | None = None
+    max_value: Annotated[float, Field(gt=0)] | None = None
     """A value above is cut to it."""
 
     @model_validator(mode="after")
     def _values_have_a_limit(self) -> Self:
-        if (self.kind == "value") != (self.high is not None):
-            raise ValueError("`kind: value` needs `high`, a binary label has none")
+        if (self.kind == "value") != (self.max_value is not None):
+            raise ValueError("`kind: value` needs `max_value`, a binary label has none")
         return self
 
 

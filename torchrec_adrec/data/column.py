@@ -64,7 +64,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Bags:
+class JaggedColumn:
     """Lists of one raw column: the items of all rows, one after the other.
 
     Attributes:
@@ -76,7 +76,7 @@ class Bags:
     offsets: NDArray[np.int32]
 
     @classmethod
-    def of(cls, series: pl.Series) -> "Bags":
+    def of(cls, series: pl.Series) -> "JaggedColumn":
         """From a column of lists; a null is an empty list."""
         filled = series.fill_null([])
         lengths = filled.list.len().to_numpy()
@@ -108,17 +108,17 @@ class Bags:
             return self.items.count()
         return self.items.count(np.repeat(rows, np.diff(self.offsets)))
 
-    def rows(self, chosen: Any) -> "Bags":
+    def rows(self, chosen: Any) -> "JaggedColumn":
         """Some rows of it."""
         rows = np.arange(len(self.offsets) - 1)[chosen]
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         at = np.repeat(self.offsets[:-1][rows], lengths) + within
-        return Bags(self.items.rows(at), offsets)
+        return JaggedColumn(self.items.rows(at), offsets)
 
 
-RawColumns = dict[str, Column | Bags]
+RawColumns = dict[str, Column | JaggedColumn]
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ def _floats(labels: pl.Series) -> NDArray[np.float32]:
     return labels.fill_null(float("nan")).to_numpy()
 
 
-def _column(series: pl.Series) -> Column | Bags:
-    return Bags.of(series) if series.dtype == pl.List else Column.of(series)
+def _column(series: pl.Series) -> Column | JaggedColumn:
+    return JaggedColumn.of(series) if series.dtype == pl.List else Column.of(series)
 
 
-def _to_arrow(column: Column | Bags) -> Any:
-    if isinstance(column, Bags):
+def _to_arrow(column: Column | JaggedColumn) -> Any:
+    if isinstance(column, JaggedColumn):
         return pa.ListArray.from_arrays(column.offsets, _to_arrow(column.items))
     codes = column.codes
     missing = codes < 0
@@ -202,7 +202,7 @@ def _to_arrow(column: Column | Bags) -> Any:
     return pa.DictionaryArray.from_arrays(indices, _arrow(column.values))
 
 
-def _from_arrow(array: Any) -> Column | Bags:
+def _from_arrow(array: Any) -> Column | JaggedColumn:
     if pa.types.is_list(array.type):
-        return Bags(Column.from_arrow(array.values), array.offsets.to_numpy())
+        return JaggedColumn(Column.from_arrow(array.values), array.offsets.to_numpy())
     return Column.from_arrow(array)

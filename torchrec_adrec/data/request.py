@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from torchrec_adrec.data.column import Bags, Column, RawColumns
+from torchrec_adrec.data.column import Column, JaggedColumn, RawColumns
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
@@ -72,12 +72,12 @@ def _number(name: str, value: Any) -> Column:
 _READERS = {"hex": _hex, "text": _text, "number": _number}
 
 
-def _list(feature: SequenceFeature, value: Any) -> Bags:
+def _list(feature: SequenceFeature, value: Any) -> JaggedColumn:
     items = [] if value is None else value
     if not isinstance(items, list) or not all(isinstance(x, str) for x in items):
         raise _wrong(feature.source, value, "a list of texts, the latest last")
     there = [x for x in items if x]  # as in a file, nothing is no id
-    return Bags.of(pl.Series([there], dtype=pl.List(pl.String())))
+    return JaggedColumn.of(pl.Series([there], dtype=pl.List(pl.String())))
 
 
 def _one(value: Any, dtype: pl.DataType) -> Column:

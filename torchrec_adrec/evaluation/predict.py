@@ -10,7 +10,7 @@ from torch import nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
-from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate, memory_for
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
@@ -33,16 +33,17 @@ def _batches(
     reader = Reader(
         split, batch_columns(schema), size, process.rank, process.world_size
     )
-    mended = Mended()
+    repaired = RepairCounts()
     memory = memory_for(process.device)
     batches = (
-        collate(rows, schema, bounds, mended, memory=memory) for rows in reader.epoch()
+        collate(rows, schema, bounds, repaired, memory=memory)
+        for rows in reader.epoch()
     )
     with Progress("evaluating", reader.steps) as progress:
         for batch in prefetch(batches):
             yield batch.to(process.device, non_blocking=True)
             progress.advance(1)
-    mended.report()
+    repaired.report()
 
 
 def evaluate_split(

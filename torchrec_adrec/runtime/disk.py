@@ -63,10 +63,10 @@ def _line(refusal: Refusal, folder: Path) -> str:
             f"{where}: a file could not be written whole; {free:,} MiB are free there,"
             f" look at quotas and limits too: {ADVICE}"
         )
-    mend = "make it readable and writable"
+    fix = "make it readable and writable"
     if refusal.code in FULL:
-        mend = "free some space"
-    return f"{where}: {os.strerror(refusal.code)}; {mend}: {ADVICE}"
+        fix = "free some space"
+    return f"{where}: {os.strerror(refusal.code)}; {fix}: {ADVICE}"
 
 
 def _led_to(error: BaseException) -> Iterator[BaseException]:

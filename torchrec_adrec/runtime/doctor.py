@@ -1,4 +1,4 @@
-"""What is installed, whether it fits together, and the command that mends it."""
+"""What is installed, whether it fits together, and the command that fixes it."""
 
 import importlib.metadata
 import platform
@@ -34,10 +34,10 @@ print(f"devices: {gpus} GPUs, {torch.get_num_threads()} CPU threads;"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `mend` is empty where nothing is wrong."""
+    """One line of the report; `fix` is empty where nothing is wrong."""
 
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:

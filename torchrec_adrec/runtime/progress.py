@@ -33,7 +33,7 @@ def setup_logging() -> None:
     logging.getLogger("torchrec_adrec").setLevel(logging.INFO)
     for chatty in ("torch.fx", "torchrec.distributed.planner"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    # Deprecations inside the libraries' own calls; nothing here can mend them.
+    # Deprecations inside the libraries' own calls; nothing here can fix them.
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module="(torch|torchrec)[.]"
     )

@@ -96,10 +96,10 @@ class RetrievalLoss(nn.Module):
 
 def history_of(schema: Schema) -> Callable[[Batch], History] | None:
     """What reads the users' known positives, if a sequence shares an ad's ids."""
-    shared = [f for f in schema.sequences if f.shares is not None]
+    shared = [f for f in schema.sequences if f.shares_ids_with is not None]
     if not shared:
         return None
-    name, item = shared[0].name, str(shared[0].shares)
+    name, item = shared[0].name, str(shared[0].shares_ids_with)
     longest = shared[0].max_length
 
     def read(batch: Batch) -> History:

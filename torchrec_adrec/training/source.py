@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, memory_for
 from torchrec_adrec.data.loader.feed import Feed, Taken
 from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
@@ -35,7 +35,7 @@ class Source:
     process: Process
     folder: Path
     negatives: UniformNegatives | None = None
-    mended: Mended = field(default_factory=Mended)
+    repaired: RepairCounts = field(default_factory=RepairCounts)
     _ahead: dict[int, tuple[Taken, Batch]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Source:
             self.ledger = Ledger(self.folder / LEDGER, process.rank, process.world_size)
 
     @property
-    def left_out(self) -> int:
+    def dropped_rows(self) -> int:
         """Rows of an epoch that make no whole step."""
         return self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
 
@@ -73,7 +73,7 @@ class Source:
         wanted = self.config.train.reader
         apart = wanted == "process" or (wanted == "auto" and device.type == "cuda")
         read = read_in_process if apart else Feed.read
-        batches = read(self.feed, first, memory_for(device), self.mended)
+        batches = read(self.feed, first, memory_for(device), self.repaired)
         for taken, batch in prefetch(batches):
             self._ahead[taken.step] = taken, batch
             if self.ledger is not None and taken.numbers is not None:

@@ -113,7 +113,7 @@ class Trainer:
                 first,
                 self.source.steps,
                 self.config.train.batch_size,
-                self.source.left_out,
+                self.source.dropped_rows,
                 self.config.seed,
             )
         rate, step = self._train(first)
@@ -127,7 +127,7 @@ class Trainer:
             "initialised": self.initialised,
             "train": {
                 "steps": step,
-                "rows_left_out_an_epoch": self.source.left_out,
+                "dropped_rows_per_epoch": self.source.dropped_rows,
                 "last_step_loss": self._last_loss,
                 "samples_per_second": rate,
                 "resumed_at_step": first,
@@ -228,7 +228,7 @@ class Trainer:
                     raise StoppedError(interrupt.agreed(self.process.device), number)
                 progress.advance(size, note)
         steps.detach()
-        self.source.mended.report()
+        self.source.repaired.report()
         return progress.rate, number
 
     def _take_best(self) -> checkpoint.Checkpoint:

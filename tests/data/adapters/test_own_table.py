@@ -16,7 +16,7 @@ from torchrec_adrec.data.loader.collate import batch_columns, collate
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.data.prepare.encoder import Encoder
-from torchrec_adrec.data.prepare.tally import exact_sums, total
+from torchrec_adrec.data.prepare.split_counts import exact_sums, total
 from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.errors import DataError
@@ -28,7 +28,7 @@ from torchrec_adrec.tasks.task import build_task
 
 ROWS = 1500
 TABLE: dict[str, Any] = {
-    "labels": {"click": "binary", "spent": {"kind": "value", "high": 1e6}},
+    "labels": {"click": "binary", "spent": {"kind": "value", "max_value": 1e6}},
     "time": {"column": "ts", "kind": "number"},
     "user_id": "uid",
     "user": {

@@ -245,14 +245,17 @@ def test_a_cut_gzip_is_an_error(tmp_path: Path) -> None:
         ("user={new: {column: x}}", "user.new: expected a kind: text, hex"),
         ("user={uid: 3}", "user.uid: expected a kind: text, hex"),
         ("user=text", "user: expected names with settings"),
-        ("labels={click: clicked}", "keys .column, kind, high., as {column: clicked}"),
+        (
+            "labels={click: clicked}",
+            "keys .column, kind, max_value., as {column: clicked}",
+        ),
         ("time=3", "time: expected a block of keys .column, kind., found 3"),
         ("user={uid: {kind: number, bucket: quantile}}", "number.buckets'"),
         ("labels={click: {columns: x}}", "mean 'data.table.labels.click.column'"),
         ("lables={}", "did you mean 'data.table.labels'"),
         ("ad={ad_id: text}", "name the feature otherwise"),
         ("user={late: {column: revenue, kind: number}}", "are labels: known only"),
-        ("labels={click: {high: 3}}", "a binary label has none"),
+        ("labels={click: {max_value: 3}}", "a binary label has none"),
         ("user={'a/b': text}", "should match pattern"),
     ],
 )
@@ -267,7 +270,7 @@ def test_a_mapping_that_cannot_be_used(change: str, reason: str) -> None:
     [
         {"user": {"age": "number"}},  # no id
         {"ad": {"uid": "text"}},  # twice
-        {"labels": {"value": {"column": "revenue", "kind": "value", "high": 9}}},
+        {"labels": {"value": {"column": "revenue", "kind": "value", "max_value": 9}}},
     ],
 )
 def test_a_mapping_that_makes_no_schema(change: dict[str, Any]) -> None:

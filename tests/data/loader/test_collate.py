@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrec_adrec.batch import Batch, anchor_bucket
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate, tower_input
-from torchrec_adrec.data.loader.parquet import Reader, Rows
+from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import (
@@ -46,7 +46,7 @@ SCHEMA = Schema(
             name="bought", side=Side.USER, source="b", max_length=2, num_embeddings=9
         ),
     ),
-    labels=(Label(name="click"), Label(name="watched", kind="value", high=60)),
+    labels=(Label(name="click"), Label(name="watched", kind="value", max_value=60)),
 )
 
 
@@ -77,14 +77,14 @@ def columns(seed: int = 0) -> dict[str, Any]:
     return made
 
 
-Write = Callable[[dict[str, Any]], Rows]
+Write = Callable[[dict[str, Any]], StepRows]
 
 
 @pytest.fixture
 def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
     """Columns -> Parquet -> the first step."""
 
-    def through_parquet(made: dict[str, Any]) -> Rows:
+    def through_parquet(made: dict[str, Any]) -> StepRows:
         folder = tmp_path_factory.mktemp("split")
         pl.DataFrame(made).write_parquet(folder / "part-00000.parquet")
         reader = Reader(Split.open(folder), batch_columns(SCHEMA), ROWS)
@@ -94,11 +94,11 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
 
 
 @pytest.fixture
-def rows(write: Write) -> Rows:
+def rows(write: Write) -> StepRows:
     return write(columns())
 
 
-def test_keys_stand_in_schema_order_with_their_own_ids(rows: Rows) -> None:
+def test_keys_stand_in_schema_order_with_their_own_ids(rows: StepRows) -> None:
     """A sharded collection would silently misread any other order."""
     batch, made = collate(rows, SCHEMA), columns()
     assert batch.user.sparse.keys() == ["z", "a", "seen", "bought"]
@@ -177,7 +177,7 @@ def test_a_value_out_of_range_is_named_with_file_and_row(
 
 
 @pytest.mark.parametrize("value", [np.nan, 2.5])
-def test_an_id_that_is_no_whole_number(rows: Rows, value: float) -> None:
+def test_an_id_that_is_no_whole_number(rows: StepRows, value: float) -> None:
     made = {**rows.columns, "z": rows.columns["z"].astype(np.float64)}
     made["z"][5] = value
     with pytest.raises(DataError, match=f"row 5: z is {value}, expected 0 to 12"):
@@ -218,30 +218,30 @@ def test_a_mended_value_is_counted_and_told(
     clamped: Any,
     unknown: float,
 ) -> None:
-    made, mended = spoilt(name, value), Mended()
+    made, repaired = spoilt(name, value), RepairCounts()
     if isinstance(clamped, str):
         clamped = getattr(np.delete(made[name], 5), clamped)()
-    batches = [collate(write(made), SCHEMA, bounds, mended) for _ in range(2)]
+    batches = [collate(write(made), SCHEMA, bounds, repaired) for _ in range(2)]
     wanted = {**made, name: made[name].copy()}
     wanted[name][5] = clamped if bounds == "clamp" else unknown
     for mine, other in zip(
         all_of(batches[1]), all_of(collate(write(wanted), SCHEMA)), strict=True
     ):
         np.testing.assert_array_equal(mine, other)
-    assert mended.counts == {name: 2}
-    mended.report()
+    assert repaired.counts == {name: 2}
+    repaired.report()
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2 and told[1].endswith(f"mended: {name} 2")
+    assert len(told) == 2 and told[1].endswith(f"repaired: {name} 2")
     assert "part-00000.parquet, row group 0, row 5: " + name in told[0]
 
 
 def test_nothing_is_said_of_good_rows(
-    rows: Rows, caplog: pytest.LogCaptureFixture
+    rows: StepRows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mended = Mended()
-    collate(rows, SCHEMA, "clamp", mended)
-    mended.report()
-    assert not mended.counts and not caplog.records
+    repaired = RepairCounts()
+    collate(rows, SCHEMA, "clamp", repaired)
+    repaired.report()
+    assert not repaired.counts and not caplog.records
 
 
 def test_a_side_alone_needs_its_own_columns_only() -> None:
@@ -257,7 +257,7 @@ def all_of(batch: Batch) -> list[torch.Tensor]:
     return found
 
 
-def test_a_batch_is_one_buffer_and_moves_whole(rows: Rows) -> None:
+def test_a_batch_is_one_buffer_and_moves_whole(rows: StepRows) -> None:
     batch = collate(rows, SCHEMA)
     buffer = batch.buffer.untyped_storage()
     shared = batch.ad.sparse.lengths()  # of one id each: the same in every batch
@@ -271,7 +271,7 @@ def test_a_batch_is_one_buffer_and_moves_whole(rows: Rows) -> None:
     assert batch.to(torch.device("cpu")) is batch
 
 
-def test_a_move_is_one_copy_and_asks_the_device_for_nothing(rows: Rows) -> None:
+def test_a_move_is_one_copy_and_asks_the_device_for_nothing(rows: StepRows) -> None:
     """`meta` stands for a device: it has no values that anybody could ask for."""
     batch, device = collate(rows, SCHEMA), torch.device("meta")
     batch.to(device)
@@ -301,7 +301,7 @@ class Copies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_tensor_of_a_batch_can_be_replaced(rows: Rows) -> None:
+def test_no_tensor_of_a_batch_can_be_replaced(rows: StepRows) -> None:
     """It would be lost on the way to a device."""
     batch = collate(rows, SCHEMA)
     with pytest.raises(FrozenInstanceError):
@@ -317,7 +317,7 @@ def test_anchors_are_the_clicked_rows_that_count(clicks: list[float]) -> None:
     made = {name: np.resize(column, count) for name, column in columns().items()}
     made["click"] = np.array(clicks, np.float32)
     weights = np.where(np.arange(count) % 5 == 4, 0, 0.5 + np.arange(count))
-    batch = collate(Rows(made, weights.astype(np.float32), Any, ()), SCHEMA)
+    batch = collate(StepRows(made, weights.astype(np.float32), Any, ()), SCHEMA)
     wanted = [r for r in range(count) if clicks[r] == 1 and weights[r] > 0]
     padding = len(batch.anchors) - len(wanted)
     assert batch.anchors.tolist() == wanted + [0] * padding
@@ -336,7 +336,7 @@ def test_the_anchors_of_a_run_have_one_or_two_shapes() -> None:
         assert len(shapes) <= 2
 
 
-def test_an_id_that_no_32_bits_hold_is_refused(rows: Rows) -> None:
+def test_an_id_that_no_32_bits_hold_is_refused(rows: StepRows) -> None:
     """2**32 + 5 must not become 5."""
     for value in (2**32 + 5, 2**31, -(2**32) + 5):
         made = {**rows.columns, "z": rows.columns["z"].astype(np.int64)}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_adrec.data.loader.parquet import Reader, Rows
+from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.runtime.prefetch import prefetch
@@ -63,7 +63,7 @@ def write(folder: Path, files: list[int], group: int) -> Split:
     return Split.open(folder)
 
 
-def check(rows: Rows) -> None:
+def check(rows: StepRows) -> None:
     """All columns of a row belong to it, whatever their type."""
     for name, wanted in frame(0, rows.split.num_rows)[rows.numbers].to_dict().items():
         assert rows.columns[name].tolist() == wanted.to_list(), name

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_adrec.data.column import Bags, Chunk, Column
+from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
 from torchrec_adrec.data.prepare.vocabulary import MISSING, Frequent, Hashed
 from torchrec_adrec.errors import DataError
@@ -131,7 +131,7 @@ Lists = st.lists(st.lists(st.sampled_from("abc"), max_size=5), min_size=1, max_s
 
 @given(rows=Lists, length=st.integers(1, 6))
 def test_a_history_keeps_its_last_items(rows: list[list[str]], length: int) -> None:
-    bags = Bags.of(pl.Series(rows, dtype=pl.List(pl.String)))
+    bags = JaggedColumn.of(pl.Series(rows, dtype=pl.List(pl.String)))
     numbers = np.array([ord(x) for x in bags.items.values], dtype=np.int32)
     found = bags.last(bags.items.spread(numbers, 0), length, -1)
     for row, ids in zip(rows, found, strict=True):

@@ -13,7 +13,7 @@ from torchrec_adrec.config.data import SplitConfig
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.prepare import splits
-from torchrec_adrec.data.prepare.spill import Place, Spilled
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore
 from torchrec_adrec.data.prepare.splits import ByTime
 from torchrec_adrec.errors import DataError
 
@@ -26,9 +26,9 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
 
     def rows(config: SplitConfig, counts: list[int]) -> list[int]:
         times = np.repeat(np.arange(len(counts)) * 10, counts)
-        monkeypatch.setattr(splits, "time_of", lambda spilled: pl.Series(times))
-        splitter = ByTime.fit(config, Spilled((), len(times), BadRows()))
-        found = splitter.assign(Chunk({}, {}, times), Place(0, 0, 0, 0, Path()))
+        monkeypatch.setattr(splits, "time_of", lambda store: pl.Series(times))
+        splitter = ByTime.fit(config, ChunkStore((), len(times), BadRows()))
+        found = splitter.assign(Chunk({}, {}, times), ChunkRef(0, 0, 0, 0, Path()))
         return np.bincount(found, minlength=3).tolist()
 
     return rows
@@ -59,14 +59,14 @@ def test_the_proposed_shares_can_be_cut(
 
 
 @pytest.mark.parametrize(
-    ("counts", "mend"),
+    ("counts", "fix"),
     [
         ([50], "finer time, or set data.split.by=random"),
         ([100_000, 5], "finer time, data.split.valid=0, or data.split.by=random"),
     ],
 )
 def test_where_no_shares_help_another_split_is_named(
-    cut: Cut, counts: list[int], mend: str
+    cut: Cut, counts: list[int], fix: str
 ) -> None:
-    with pytest.raises(DataError, match=mend):
+    with pytest.raises(DataError, match=fix):
         cut(SplitConfig(), counts)

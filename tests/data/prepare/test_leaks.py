@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.column import Bags, Chunk
+from torchrec_adrec.data.column import Chunk, JaggedColumn
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.leaks import (
     Dependency,
@@ -22,7 +22,7 @@ from torchrec_adrec.data.prepare.leaks import (
     row_hashes,
 )
 from torchrec_adrec.data.prepare.prepare import prepare
-from torchrec_adrec.data.prepare.tally import Tally
+from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Label, Schema, Side, SparseFeature
 
@@ -79,7 +79,7 @@ def test_an_ad_column_that_hardly_varies_is_no_leak() -> None:
 
 def test_the_auc_of_a_column_is_that_of_its_training_rates() -> None:
     rng = np.random.default_rng(0)
-    tally = Tally(SCHEMA)
+    tally = SplitCounts(SCHEMA)
     rates = np.array([0.2, 0.5, 0.1, 0.4, 0.8, 0.3])
     shares = np.array(
         [0.4, 0.05, 0.25, 0.1, 0.05, 0.15]
@@ -125,7 +125,7 @@ def test_equal_rows_have_equal_hashes_and_others_not() -> None:
 
 def test_histories_and_times_count_in_the_hash() -> None:
     seen = [["a", "b"], ["b", "a"], ["a", "b"], ["a"], []]
-    column = Bags.of(pl.Series(seen, dtype=pl.List(pl.String)))
+    column = JaggedColumn.of(pl.Series(seen, dtype=pl.List(pl.String)))
     clicks = {"click": np.zeros(5, dtype=np.float32)}
     hashes = row_hashes(Chunk({"h": column}, clicks, None)).tolist()
     assert hashes[0] == hashes[2] and len(set(hashes)) == 4

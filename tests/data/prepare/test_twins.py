@@ -58,7 +58,7 @@ def test_both_forms_are_named(
 def test_a_shared_history_is_one_column_with_the_ads(tmp_path: Path) -> None:
     seen = dict.fromkeys(range(ROWS), "7.0 8.0")
     prepare_table(tmp_path / "a", rows(seen=seen), TABLE)
-    sequence = {"kind": "sequence", "shares": "item"}
+    sequence = {"kind": "sequence", "shares_ids_with": "item"}
     table = TABLE | {"user": TABLE["user"] | {"seen": sequence}}
     with pytest.raises(DataError, match=r"item: '7' .*row 8\) and '7\.0' .*row 1\)"):
         prepare_table(tmp_path / "b", rows(seen=seen), table)

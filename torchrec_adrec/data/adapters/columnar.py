@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_adrec.data.adapters.rows import Rows
+from torchrec_adrec.data.adapters.rows import RawRows
 from torchrec_adrec.errors import ConfigError, DataError, SchemaError
 
 VALUE_BYTES = 64  # of a decoded value, texts and lists included; an id takes 8
@@ -27,7 +27,7 @@ def types(path: Path) -> pl.Schema:
     return cast(pl.DataFrame, pl.from_arrow(empty)).schema
 
 
-def batches(path: Path, names: Sequence[str], chunk_bytes: int) -> Iterator[Rows]:
+def batches(path: Path, names: Sequence[str], chunk_bytes: int) -> Iterator[RawRows]:
     """The rows in order, about `chunk_bytes` of decoded values at a time.
 
     Raises:
@@ -40,7 +40,7 @@ def batches(path: Path, names: Sequence[str], chunk_bytes: int) -> Iterator[Rows
             for batch in file.iter_batches(batch_size=count, columns=list(names)):
                 frame = cast(pl.DataFrame, pl.from_arrow(batch)).select(names)
                 numbers = np.arange(first, first + len(frame))
-                yield Rows(frame, path, numbers, "row")
+                yield RawRows(frame, path, numbers, "row")
                 first += len(frame)
         except (pa.ArrowException, OSError) as error:
             raise DataError(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from torchrec_adrec.data.adapters.rows import Rows
+from torchrec_adrec.data.adapters.rows import RawRows
 from torchrec_adrec.data.adapters.text_blocks import blocks, first_line
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.errors import DataError, SchemaError
@@ -55,7 +55,7 @@ def header(path: Path) -> tuple[str, ...]:
 
 
 def _mend(line: bytes) -> str:
-    """What a first line that cannot be read most likely is, and how to mend it."""
+    """What a first line that cannot be read most likely is, and how to fix it."""
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
         big = line.startswith((b"\xfe\xff", b"\0"))
         name = "UTF-16BE" if big else "UTF-16LE"
@@ -80,20 +80,20 @@ def _check_separator(path: Path, line: str) -> None:
     if own in line or sign not in line:
         return
     endings = {separator: ending for ending, separator in SEPARATORS.items()}
-    mend = (
+    fix = (
         f"name the file {endings[sign]}"
         if sign in endings
-        else f"polars.read_csv(OLD, separator={sign!r}).write_csv(NEW) mends it"
+        else f"polars.read_csv(OLD, separator={sign!r}).write_csv(NEW) fixes it"
     )
     raise SchemaError(
         f"{path}:1: found one column {line[:60]!r}, expected {OTHERS[own]} between"
-        f" columns; these seem to be divided by {OTHERS[sign]}: {mend}"
+        f" columns; these seem to be divided by {OTHERS[sign]}: {fix}"
     )
 
 
 def batches(
     path: Path, names: Sequence[str], chunk_bytes: int, bad: BadRows
-) -> Iterator[Rows]:
+) -> Iterator[RawRows]:
     """The rows in order, as columns of text; about `chunk_bytes` at a time.
 
     Args:
@@ -208,7 +208,7 @@ def _together(text: bytes, first: int, layout: _Layout) -> _Parsed:
     return _Parsed(cast(pl.DataFrame, pl.from_arrow(table)), numbers, faults)
 
 
-def _told(parsed: _Parsed, path: Path, bad: BadRows) -> Rows:
+def _told(parsed: _Parsed, path: Path, bad: BadRows) -> RawRows:
     """The rows whose text is whole; all other lines are told, in order."""
     torn = pl.any_horizontal(pl.all().str.contains(f"[\n{BROKEN}]"))
     broken = parsed.frame.select(torn).to_series()
@@ -217,6 +217,6 @@ def _told(parsed: _Parsed, path: Path, bad: BadRows) -> Rows:
     for line, why in sorted(parsed.faults + faults):
         bad.add(str(path), line, why)
     whole = ~broken
-    return Rows(
+    return RawRows(
         parsed.frame.filter(whole), path, parsed.numbers[whole.to_numpy()], "line"
     )

@@ -25,7 +25,7 @@ from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters import columnar
 from torchrec_adrec.data.adapters import kuairand_lookups as known
 from torchrec_adrec.data.adapters.kuairand_lookups import Lookups, Unknown
-from torchrec_adrec.data.adapters.rows import Column, good_rows
+from torchrec_adrec.data.adapters.rows import ColumnRule, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, each_once
 from torchrec_adrec.errors import ConfigError, SchemaError
@@ -109,13 +109,13 @@ def schema() -> Schema:
                 side=Side.USER,
                 source=known.WATCHED,
                 max_length=HISTORY_LENGTH,
-                shares="video_id",
+                shares_ids_with="video_id",
             ),
         ),
         labels=(
             Label(name="click"),
             Label(name="engagement"),
-            Label(name="value", kind="value", high=VALUE_CAP_SECONDS),
+            Label(name="value", kind="value", max_value=VALUE_CAP_SECONDS),
         ),
     )
     refuse_known_afterwards(made)
@@ -162,21 +162,21 @@ def _logs(raw: Iterable[str]) -> Iterator[Path]:
         yield from found
 
 
-def _required(name: str, good: pl.Expr, expected: str) -> Column:
+def _required(name: str, good: pl.Expr, expected: str) -> ColumnRule:
     fault = ~good.fill_null(False)
-    return Column(name, name, pl.col(name), fault, expected)
+    return ColumnRule(name, name, pl.col(name), fault, expected)
 
 
-def _label(name: str, source: str) -> Column:
+def _label(name: str, source: str) -> ColumnRule:
     fault = ~pl.col(source).is_in([0, 1]).fill_null(False)
-    return Column(name, source, pl.col(source).cast(pl.Float32), fault, "0 or 1")
+    return ColumnRule(name, source, pl.col(source).cast(pl.Float32), fault, "0 or 1")
 
 
-def _seconds() -> Column:
+def _seconds() -> ColumnRule:
     played = pl.col("play_time_ms")
     seconds = (played / 1000).clip(upper_bound=VALUE_CAP_SECONDS).cast(pl.Float32)
     fault = ~(played >= 0).fill_null(False)
-    return Column("value", "play_time_ms", seconds, fault, "milliseconds from 0")
+    return ColumnRule("value", "play_time_ms", seconds, fault, "milliseconds from 0")
 
 
 COLUMNS = (
@@ -186,9 +186,9 @@ COLUMNS = (
     _label("click", "is_click"),
     _label("engagement", "long_view"),
     _seconds(),
-    Column("tab", "tab", pl.col("tab"), pl.lit(False), "a number"),
+    ColumnRule("tab", "tab", pl.col("tab"), pl.lit(False), "a number"),
     # 2300 is 11 p.m.; the minutes are always 0.
-    Column("hour", "hourmin", pl.col("hourmin") // 100, pl.lit(False), "a number"),
+    ColumnRule("hour", "hourmin", pl.col("hourmin") // 100, pl.lit(False), "a number"),
 )
 """What is made of a log; the rest comes from the lookups."""
 

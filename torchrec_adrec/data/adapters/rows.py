@@ -15,7 +15,7 @@ SHOWN = 40  # characters of a bad value
 
 
 @dataclass(frozen=True)
-class Rows:
+class RawRows:
     """Some rows of a file, as they stand in it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnRule:
     """How a column of `DataSet.read` is made.
 
     Attributes:
@@ -50,7 +50,9 @@ class Column:
     expected: str
 
 
-def good_rows(rows: Rows, columns: Sequence[Column], bad: BadRows) -> pl.DataFrame:
+def good_rows(
+    rows: RawRows, columns: Sequence[ColumnRule], bad: BadRows
+) -> pl.DataFrame:
     """The columns of the rows without a fault; all other rows are told to `bad`."""
     faults = rows.frame.select(c.fault.fill_null(False).alias(c.name) for c in columns)
     faulty = faults.select(pl.any_horizontal(pl.all())).to_series()
@@ -60,14 +62,14 @@ def good_rows(rows: Rows, columns: Sequence[Column], bad: BadRows) -> pl.DataFra
     return rows.frame.filter(~faulty).select(c.value.alias(c.name) for c in columns)
 
 
-def tell(bad: BadRows, rows: Rows, i: int, reason: str) -> None:
+def tell(bad: BadRows, rows: RawRows, i: int, reason: str) -> None:
     """Count row `i` as bad. A row of Parquet is called so: it has no lines."""
     number = int(rows.numbers[i])
     where = f"row {number}: " if rows.unit == "row" else ""
     bad.add(str(rows.path), number, where + reason)
 
 
-def _reason(column: Column, value: object) -> str:
+def _reason(column: ColumnRule, value: object) -> str:
     if value is None:
         return f"{column.source} is missing, expected {column.expected}"
     shown = repr(value)[:SHOWN]

@@ -20,7 +20,7 @@ from torchrec_adrec.config.table import (
     TableConfig,
 )
 from torchrec_adrec.data.adapters import columnar, delimited, values
-from torchrec_adrec.data.adapters.rows import Column, Rows, good_rows
+from torchrec_adrec.data.adapters.rows import ColumnRule, RawRows, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, raw_files
 from torchrec_adrec.errors import ConfigError, SchemaError
@@ -90,7 +90,7 @@ def schema(table: TableConfig) -> Schema:
             sparse=tuple(f for f in made if isinstance(f, SparseFeature)),
             sequences=tuple(f for f in made if isinstance(f, SequenceFeature)),
             labels=tuple(
-                Label(name=name, kind=label.kind, high=label.high)
+                Label(name=name, kind=label.kind, max_value=label.max_value)
                 for name, label in table.labels.items()
             ),
         )
@@ -108,7 +108,7 @@ def _features(
             side=side,
             source=name,
             max_length=column.max_length,
-            shares=column.shares,
+            shares_ids_with=column.shares_ids_with,
         )
     elif isinstance(column, NumberColumn):
         yield DenseFeature(
@@ -166,7 +166,7 @@ def _read(
 
 def _rows(
     path: Path, bad: BadRows, table: TableConfig, chunk_bytes: int
-) -> Iterator[Rows]:
+) -> Iterator[RawRows]:
     if path.suffix == ".parquet":
         return columnar.batches(path, table.columns(), chunk_bytes)
     return delimited.batches(path, table.columns(), chunk_bytes, bad)
@@ -174,7 +174,7 @@ def _rows(
 
 def _columns(
     path: Path, types: dict[str, pl.DataType], table: TableConfig
-) -> list[Column]:
+) -> list[ColumnRule]:
     """What is made of the columns of one file: Parquet files may differ in types."""
 
     def given(source: str) -> values.Given:

@@ -13,7 +13,7 @@ from torchrec_adrec.config.table import (
     SequenceColumn,
     TimeColumn,
 )
-from torchrec_adrec.data.adapters.rows import Column
+from torchrec_adrec.data.adapters.rows import ColumnRule
 from torchrec_adrec.errors import SchemaError
 
 HEX = r"^[0-9a-fA-F]{8}$"
@@ -52,7 +52,7 @@ class Given:
         )
 
 
-def feature(name: str, given: Given, settings: FeatureColumn) -> Column:
+def feature(name: str, given: Given, settings: FeatureColumn) -> ColumnRule:
     """A feature of any kind.
 
     Raises:
@@ -65,8 +65,8 @@ def feature(name: str, given: Given, settings: FeatureColumn) -> Column:
     return _hex(name, given) if isinstance(settings, HexColumn) else _text(name, given)
 
 
-def label(name: str, given: Given, settings: LabelColumn, needed: bool) -> Column:
-    """Float32; a value above `high` is cut to it, a negative one is a fault.
+def label(name: str, given: Given, settings: LabelColumn, needed: bool) -> ColumnRule:
+    """Float32; a value above `max_value` is cut to it, a negative one is a fault.
 
     Args:
         name: of the label.
@@ -74,59 +74,59 @@ def label(name: str, given: Given, settings: LabelColumn, needed: bool) -> Colum
         settings: its kind.
         needed: a row without it is a fault.
     """
-    number = _float(given, "0 and 1" if settings.high is None else "numbers")
-    high = settings.high
+    number = _float(given, "0 and 1" if settings.max_value is None else "numbers")
+    max_value = settings.max_value
     from_zero = number.is_finite() & (number >= 0)
-    good = number.is_in([0.0, 1.0]) if high is None else from_zero
+    good = number.is_in([0.0, 1.0]) if max_value is None else from_zero
     fault = given.value().is_not_null() & ~good.fill_null(False)
     if needed:
         fault = fault | given.value().is_null()
-    cut = number.clip(upper_bound=high) if high is not None else number
-    expected = "0 or 1" if high is None else "a number from 0"
-    return Column(name, given.source, cut.cast(pl.Float32), fault, expected)
+    cut = number.clip(upper_bound=max_value) if max_value is not None else number
+    expected = "0 or 1" if max_value is None else "a number from 0"
+    return ColumnRule(name, given.source, cut.cast(pl.Float32), fault, expected)
 
 
-def needed_text(name: str, given: Given) -> Column:
+def needed_text(name: str, given: Given) -> ColumnRule:
     """Text that must be there in every row."""
     return needed(_text(name, given))
 
 
-def needed(column: Column) -> Column:
+def needed(column: ColumnRule) -> ColumnRule:
     """The same ids, where a row without one is a fault."""
     fault = column.fault | column.value.is_null()
     return replace(column, fault=fault, expected=f"an id ({column.expected})")
 
 
-def time(name: str, given: Given, settings: TimeColumn) -> Column:
+def time(name: str, given: Given, settings: TimeColumn) -> ColumnRule:
     """Int64: milliseconds since 1970 of dates, times and ISO text; integers as such."""
     value = _integers(given) if settings.kind == "number" else _moment(given)
     expected = "an integer" if settings.kind == "number" else "a date and time (ISO)"
-    return Column(name, given.source, value, value.is_null(), expected)
+    return ColumnRule(name, given.source, value, value.is_null(), expected)
 
 
-def _text(name: str, given: Given) -> Column:
+def _text(name: str, given: Given) -> ColumnRule:
     kind = given.type
     simple = kind.is_integer() or kind in (pl.Boolean(), pl.Date(), pl.Null())
     if not (simple or isinstance(kind, pl.String | pl.Categorical | pl.Enum)):
         raise given.refused("text or integers: 7.0 would be another id than 7")
     value = given.value().cast(pl.String)
-    return Column(name, given.source, value, pl.lit(False), "text")
+    return ColumnRule(name, given.source, value, pl.lit(False), "text")
 
 
-def _hex(name: str, given: Given) -> Column:
+def _hex(name: str, given: Given) -> ColumnRule:
     if not (given.type == pl.String() or given.is_empty):
         raise given.refused("text of eight hexadecimal digits")
     text = given.value().cast(pl.String)
     number = text.str.to_integer(base=16, strict=False, dtype=pl.UInt32)
     value = pl.when(text.str.contains(HEX)).then(number)
     fault = text.is_not_null() & value.is_null()
-    return Column(name, given.source, value, fault, "eight hexadecimal digits")
+    return ColumnRule(name, given.source, value, fault, "eight hexadecimal digits")
 
 
-def _number(name: str, given: Given) -> Column:
+def _number(name: str, given: Given) -> ColumnRule:
     value = _float(given, "numbers")
     fault = given.value().is_not_null() & ~value.is_finite().fill_null(False)
-    return Column(name, given.source, value, fault, "a finite number or nothing")
+    return ColumnRule(name, given.source, value, fault, "a finite number or nothing")
 
 
 def _float(given: Given, expected: str) -> pl.Expr:
@@ -136,13 +136,13 @@ def _float(given: Given, expected: str) -> pl.Expr:
     return given.value().cast(pl.Float64, strict=False)
 
 
-def _sequence(name: str, given: Given, settings: SequenceColumn) -> Column:
+def _sequence(name: str, given: Given, settings: SequenceColumn) -> ColumnRule:
     ids, fault, expected = _divided(given, settings)
     # Between two separators stands no id; a list of none is no history.
     there = pl.element().drop_nulls().cast(pl.String)
     ids = ids.list.eval(there.filter(there != "")).list.tail(settings.max_length)
     value = pl.when(ids.list.len() > 0).then(ids)
-    return Column(name, given.source, value, fault, expected)
+    return ColumnRule(name, given.source, value, fault, expected)
 
 
 def _divided(given: Given, settings: SequenceColumn) -> tuple[pl.Expr, pl.Expr, str]:

@@ -1,4 +1,4 @@
-"""Values that no table, layer or loss can take: refused, or mended and counted.
+"""Values that no table, layer or loss can take: refused, or repaired and counted.
 
 `raise` stops. `clamp` takes the nearest value that is allowed; for infinity that is the
 largest of the batch. `unknown` takes what stands for an unknown value: id 1, number 0
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_adrec.data.loader.parquet import Rows
+from torchrec_adrec.data.loader.parquet import StepRows
 from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Label, Schema, Side
@@ -59,7 +59,7 @@ class Limit:
             right |= np.isnan(values)
         return ~right
 
-    def mend(
+    def repair(
         self, values: NDArray[Any], bounds: Literal["clamp", "unknown"]
     ) -> NDArray[Any]:
         """A copy with every value allowed."""
@@ -73,30 +73,30 @@ class Limit:
         nearest = np.clip(values, low, high)
         if self.whole:
             nearest = np.rint(nearest)
-        mended = np.where(wrong, np.where(strange, self.unknown, nearest), values)
-        return mended.astype(values.dtype)
+        repaired = np.where(wrong, np.where(strange, self.unknown, nearest), values)
+        return repaired.astype(values.dtype)
 
 
 @dataclass
-class Mended:
-    """How many values of each column were mended; the caller owns and reports it."""
+class RepairCounts:
+    """How many values of each column were repaired; the caller owns and reports it."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, limit: Limit, wrong: NDArray[np.bool_], rows: Rows) -> None:
+    def add(self, limit: Limit, wrong: NDArray[np.bool_], rows: StepRows) -> None:
         """Count one column's wrong values; log its first one ever, with its row."""
         if limit.name not in self.counts:
             row = int(np.argmax(wrong))
             where = rows.split.locate(int(rows.numbers[row]))
             fault = _fault(limit, rows.columns[limit.name][row])
-            log.warning("%s: %s; mended, and so is every later one", where, fault)
+            log.warning("%s: %s; repaired, and so is every later one", where, fault)
         self.counts[limit.name] += int(wrong.sum())
 
     def report(self) -> None:
         """Log the totals, if there are any."""
         if self.counts:
             totals = ", ".join(f"{name} {n}" for name, n in self.counts.items())
-            log.warning("values out of range that were mended: %s", totals)
+            log.warning("values out of range that were repaired: %s", totals)
 
 
 def side_limits(schema: Schema, side: Side) -> Iterator[Limit]:
@@ -119,7 +119,7 @@ def label_limit(label: Label) -> Limit:
     """The limit of a label's column, in which NaN is what was not observed."""
     if label.kind == "binary":
         return Limit(label.name, 0, 1, np.nan, True, "0 or 1, or NaN")
-    high = np.inf if label.high is None else label.high
+    high = np.inf if label.max_value is None else label.max_value
     expected = f"0 to {high:g}, finite, or NaN"
     return Limit(label.name, 0, high, np.nan, False, expected)
 
@@ -137,16 +137,19 @@ def refuse(columns: Mapping[str, NDArray[Any]], limits: Iterator[Limit]) -> None
             raise OutOfRangeError(_fault(limit, columns[limit.name][row]), row)
 
 
-def mend(
-    rows: Rows, schema: Schema, bounds: Literal["clamp", "unknown"], mended: Mended
-) -> Rows:
+def repair(
+    rows: StepRows,
+    schema: Schema,
+    bounds: Literal["clamp", "unknown"],
+    repaired: RepairCounts,
+) -> StepRows:
     """The same rows with every value allowed; only columns that were wrong are new."""
     columns = dict(rows.columns)
     for limit in _all_limits(schema):
         wrong = limit.wrong(columns[limit.name])
         if wrong.any():
-            mended.add(limit, wrong, rows)
-            columns[limit.name] = limit.mend(columns[limit.name], bounds)
+            repaired.add(limit, wrong, rows)
+            columns[limit.name] = limit.repair(columns[limit.name], bounds)
     return replace(rows, columns=columns)
 
 

@@ -22,15 +22,15 @@ from torchrec_adrec.batch import (
 )
 from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.data.loader.bounds import (
-    Mended,
     OutOfRangeError,
+    RepairCounts,
     label_limit,
-    mend,
     refuse,
+    repair,
     side_limits,
 )
-from torchrec_adrec.data.loader.parquet import Rows
-from torchrec_adrec.data.prepare.matrices import Gathered
+from torchrec_adrec.data.loader.parquet import StepRows
+from torchrec_adrec.data.prepare.row_buffer import Gathered
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import (
     AD_ID,
@@ -69,10 +69,10 @@ def batch_columns(schema: Schema) -> tuple[str, ...]:
 
 
 def collate(
-    rows: Rows,
+    rows: StepRows,
     schema: Schema,
     bounds: Bounds = "raise",
-    mended: Mended | None = None,
+    repaired: RepairCounts | None = None,
     extra: Columns | None = None,
     memory: Memory = heap,
 ) -> Batch:
@@ -80,7 +80,7 @@ def collate(
 
     Args:
         bounds: what becomes of values out of range, see `data.bounds`.
-        mended: counts them, over all batches of a caller that wants totals.
+        repaired: counts them, over all batches of a caller that wants totals.
         extra: the ad's columns of further ads, which belong to no row's user.
         memory: where so many bytes go.
 
@@ -96,12 +96,14 @@ def collate(
         if bounds == "raise":
             where = rows.split.locate(int(rows.numbers[error.row]))
             raise DataError(f"{where}: {error}") from None
-    counter = Mended() if mended is None else mended
-    allowed = mend(rows, schema, bounds, counter)
+    counter = RepairCounts() if repaired is None else repaired
+    allowed = repair(rows, schema, bounds, counter)
     return collate(allowed, schema, extra=extra, memory=memory)
 
 
-def _batch(rows: Rows, schema: Schema, extra: Columns | None, memory: Memory) -> Batch:
+def _batch(
+    rows: StepRows, schema: Schema, extra: Columns | None, memory: Memory
+) -> Batch:
     # In one piece: each is gone over several times, and rows lie far apart.
     labels = {n: np.ascontiguousarray(rows.columns[n]) for n in schema.label_names}
     refuse(labels, map(label_limit, schema.labels))

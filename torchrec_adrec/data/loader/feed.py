@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
-from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import Memory, collate, most_bytes
 from torchrec_adrec.data.loader.negatives import UniformNegatives
-from torchrec_adrec.data.loader.parquet import Reader, Rows
+from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.data.loader.row_groups import Integers
 from torchrec_adrec.schema import Schema
 
@@ -55,16 +55,20 @@ class Feed:
     def most_bytes(self) -> int:
         """Of a batch, whatever its rows hold."""
         drawn = self.negatives.share if self.negatives is not None else 0
-        return most_bytes(self.schema, self.reader.share, self.reader.share + drawn)
+        return most_bytes(
+            self.schema,
+            self.reader.local_batch_size,
+            self.reader.local_batch_size + drawn,
+        )
 
     def read(
-        self, first: int, memory: Memory, mended: Mended
+        self, first: int, memory: Memory, repaired: RepairCounts
     ) -> Iterator[tuple[Taken, Batch]]:
         """The batches of the steps after step `first`.
 
         Args:
             memory: where a batch goes.
-            mended: counts the values out of range that were mended.
+            repaired: counts the values out of range that were repaired.
 
         Raises:
             DataError: rows that cannot be read or used, named with file and row.
@@ -75,16 +79,18 @@ class Feed:
             if skip < self.reader.steps:
                 read = self.reader.epoch(epoch, skip)
                 for step, rows in enumerate(read, before + skip + 1):
-                    batch = self._collate(step, rows, memory, mended)
+                    batch = self._collate(step, rows, memory, repaired)
                     yield self._taken(step, rows), batch
 
-    def _taken(self, step: int, rows: Rows) -> Taken:
+    def _taken(self, step: int, rows: StepRows) -> Taken:
         numbers = rows.numbers if self.numbered else None
         return Taken(step, len(rows.weights), rows.first_number, numbers)
 
-    def _collate(self, step: int, rows: Rows, memory: Memory, mended: Mended) -> Batch:
+    def _collate(
+        self, step: int, rows: StepRows, memory: Memory, repaired: RepairCounts
+    ) -> Batch:
         extra = self.negatives.of_step(step) if self.negatives is not None else None
-        batch = collate(rows, self.schema, self.bounds, mended, extra, memory)
+        batch = collate(rows, self.schema, self.bounds, repaired, extra, memory)
         if self.negatives is not None:
             batch.log_q.copy_(self.negatives.mixed(batch.log_q))
         return batch

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrec_adrec.data.loader.row_groups import Integers, Split
-from torchrec_adrec.data.prepare.matrices import Matrices
+from torchrec_adrec.data.prepare.row_buffer import RowBuffer
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.runtime.prefetch import prefetch
 
 
 @dataclass(frozen=True)
-class Rows:
+class StepRows:
     """One rank's rows of one step.
 
     Attributes:
@@ -68,9 +68,9 @@ class _Window:
     end: int
     order: Integers
     groups: Sequence[int]
-    decoded: Matrices
+    decoded: RowBuffer
 
-    def rows(self, first: int, end: int, split: Split) -> Rows:
+    def rows(self, first: int, end: int, split: Split) -> StepRows:
         """The rows at the positions from `first` to before `end`."""
         at = self.order[first - self.first : end - self.first]
         weights = np.ones(end - first, dtype=np.float32)
@@ -78,7 +78,7 @@ class _Window:
         if lacking:
             at = np.append(at, np.repeat(self.order[-1:], lacking))
             weights[-lacking:] = 0
-        return Rows(self.decoded.take(at), weights, split, ((self.groups, at),))
+        return StepRows(self.decoded.take(at), weights, split, ((self.groups, at),))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Reader:
     world_size: int = 1
     seed: int | None = None
     shuffle_window: int = 1_000_000
-    _spare: list[Matrices] = field(default_factory=list, repr=False, compare=False)
+    _spare: list[RowBuffer] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
@@ -124,40 +124,42 @@ class Reader:
         return full + (1 if rest and self.seed is None else 0)
 
     @property
-    def share(self) -> int:
+    def local_batch_size(self) -> int:
         """Rows of one step on one rank."""
         return self.batch_size // self.world_size
 
-    def epoch(self, epoch: int = 0, first_step: int = 0) -> Iterator[Rows]:
+    def epoch(self, epoch: int = 0, first_step: int = 0) -> Iterator[StepRows]:
         """This rank's rows of the steps `first_step`, ... of one epoch.
 
         Raises:
             DataError: a file is damaged, or a column is missing or of another type.
         """
-        parts: list[Rows] = []
+        parts: list[StepRows] = []
         start = first_step * self.batch_size
-        room = self._room(epoch)
-        for window in prefetch(self._windows(epoch, start, room), depth=1):
-            at = self._own(max(window.first, start))
+        buffers = self._buffers(epoch)
+        for window in prefetch(self._windows(epoch, start, buffers), depth=1):
+            at = self._next_owned_position(max(window.first, start))
             while at < window.end:
-                end = at - at % self.share + self.share  # of this step's slice
+                end = (
+                    at - at % self.local_batch_size + self.local_batch_size
+                )  # of this step's slice
                 parts.append(window.rows(at, min(end, window.end), self.split))
                 if end <= window.end:
                     yield _join(parts)
                     parts = []
-                at = self._own(min(end, window.end))
-        self._spare.extend(room)  # only now is nothing of it in use
+                at = self._next_owned_position(min(end, window.end))
+        self._spare.extend(buffers)  # only now is nothing of it in use
 
-    def _own(self, position: int) -> int:
+    def _next_owned_position(self, position: int) -> int:
         """The first position of the order, from this one on, that this rank takes."""
         step = position // self.batch_size
-        slice_start = step * self.batch_size + self.rank * self.share
-        if position >= slice_start + self.share:
+        slice_start = step * self.batch_size + self.rank * self.local_batch_size
+        if position >= slice_start + self.local_batch_size:
             return slice_start + self.batch_size
         return max(position, slice_start)
 
     def _windows(
-        self, epoch: int, start: int, room: list[Matrices]
+        self, epoch: int, start: int, buffers: list[RowBuffer]
     ) -> Iterator[_Window]:
         """Windows in order; one that this rank takes nothing of is not decoded."""
         first, last = 0, self.steps * self.batch_size
@@ -165,20 +167,20 @@ class Reader:
             size = self._size(groups)
             is_last = first + size == self.split.num_rows
             end = last if is_last else min(first + size, last)
-            if self._own(max(first, start)) < end:
-                self._decode(groups, room[0])
+            if self._next_owned_position(max(first, start)) < end:
+                self._decode(groups, buffers[0])
                 order = self._order(epoch, number, size)
-                yield _Window(first, end, order, groups, room[0])
-                room.reverse()
+                yield _Window(first, end, order, groups, buffers[0])
+                buffers.reverse()
             first += size
 
-    def _room(self, epoch: int) -> list[Matrices]:
+    def _buffers(self, epoch: int) -> list[RowBuffer]:
         """Memory for two windows: that of an epoch that is over, or new."""
         rows = max(self._size(groups) for groups in self._grouped(epoch))
         fit = [m for m in self._spare if m.rows >= rows]
         self._spare.clear()
         lacking = 2 - len(fit)
-        new = (Matrices(self.split.types, self.columns, rows) for _ in range(lacking))
+        new = (RowBuffer(self.split.types, self.columns, rows) for _ in range(lacking))
         return [*fit, *new][:2]
 
     def _order(self, epoch: int, window: int, size: int) -> Integers:
@@ -190,7 +192,7 @@ class Reader:
     def _size(self, groups: list[int]) -> int:
         return sum(self.split.groups[at][2] for at in groups)
 
-    def _decode(self, groups: list[int], into: Matrices) -> None:
+    def _decode(self, groups: list[int], into: RowBuffer) -> None:
         first = 0
         for columns in self.split.read(groups, self.columns):
             into.put(first, columns)
@@ -215,7 +217,7 @@ class Reader:
             yield sorted(window)
 
 
-def _join(parts: list[Rows]) -> Rows:
+def _join(parts: list[StepRows]) -> StepRows:
     """Parts, one after the other; one alone is not copied."""
     if len(parts) == 1:
         return parts[0]
@@ -225,4 +227,4 @@ def _join(parts: list[Rows]) -> Rows:
     }
     weights = np.concatenate([part.weights for part in parts])
     places = tuple(place for part in parts for place in part.places)
-    return Rows(columns, weights, parts[0].split, places)
+    return StepRows(columns, weights, parts[0].split, places)

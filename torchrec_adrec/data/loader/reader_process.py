@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.data.loader.bounds import Mended
+from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import Memory
 from torchrec_adrec.data.loader.feed import Feed, Taken
 from torchrec_adrec.errors import AdRecError, ReaderError
@@ -38,7 +38,7 @@ ALONE = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 def read_in_process(
-    feed: Feed, first: int, memory: Memory, mended: Mended
+    feed: Feed, first: int, memory: Memory, repaired: RepairCounts
 ) -> Iterator[tuple[Taken, Batch]]:
     """As `feed.read`, by a child process.
 
@@ -58,7 +58,7 @@ def read_in_process(
             if isinstance(told, LogRecord):
                 getLogger(told.name).handle(told)
                 continue
-            taken, changed, mended.counts = told
+            taken, changed, repaired.counts = told
             layout = changed or layout
             slot = ring[number % SLOTS][: layout.nbytes]
             buffer = memory(layout.nbytes)
@@ -180,12 +180,12 @@ def _send(
     free: threading.Semaphore,
     messages: _Messages,
 ) -> None:
-    number, layout, mended = 0, None, Mended()
-    batches = feed.read(first, lambda size: ring[number % SLOTS][:size], mended)
+    number, layout, repaired = 0, None, RepairCounts()
+    batches = feed.read(first, lambda size: ring[number % SLOTS][:size], repaired)
     free.acquire()
     for taken, batch in batches:
         changed = None if batch.layout is layout else batch.layout
-        messages.put_nowait((taken, changed, mended.counts))
+        messages.put_nowait((taken, changed, repaired.counts))
         number, layout = number + 1, batch.layout
         free.acquire()
     messages.put_nowait(None)

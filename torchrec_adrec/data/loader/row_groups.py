@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from torchrec_adrec.data.prepare.matrices import Columns
+from torchrec_adrec.data.prepare.row_buffer import Columns
 from torchrec_adrec.errors import DataError
 
 Integers = NDArray[np.int64]

@@ -16,9 +16,9 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.data.prepare.leaks import Dependency, column_aucs, future_columns
 from torchrec_adrec.data.prepare.odd_columns import hardly_recurring, odd_lines
-from torchrec_adrec.data.prepare.spill import Spilled
+from torchrec_adrec.data.prepare.spill import ChunkStore
+from torchrec_adrec.data.prepare.split_counts import SplitCounts, total
 from torchrec_adrec.data.prepare.splits import SPLITS
-from torchrec_adrec.data.prepare.tally import Tally, total
 from torchrec_adrec.data.prepare.vocabulary import FIRST, MISSING, UNKNOWN
 
 DEPENDENCIES_KEPT = 20  # of the strongest
@@ -31,17 +31,17 @@ Report = dict[str, Any]
 
 def report_of(
     data: DataSet,
-    spilled: Spilled,
+    store: ChunkStore,
     encoder: Encoder,
     ads: pl.DataFrame,
-    tally: Tally,
+    tally: SplitCounts,
     found: list[Dependency],
     repeats: dict[str, Any],
     split_by: str,
     seed: int,
 ) -> Report:
     """Everything that was counted, ready for JSON."""
-    schema, bad = encoder.schema, spilled.bad
+    schema, bad = encoder.schema, store.bad
     aucs = column_aucs(tally)
     periods = {
         label: [
@@ -54,9 +54,9 @@ def report_of(
         "raw": [str(path) for path in data.files],
         "split_by": split_by,
         "seed": seed,
-        "rows_in": spilled.num_rows + bad.count,
+        "rows_in": store.num_rows + bad.count,
         "bad_rows": {"count": bad.count, "first": bad.first},
-        "mended": tally.mended(),
+        "repaired": tally.repaired(),
         "ads": {"all": len(ads), "in_train": int((ads["impressions"] > 0).sum())},
         "num_embeddings": {f.name: f.num_embeddings for f in schema.bags},
         "schema": schema.fingerprint,
@@ -72,7 +72,7 @@ def report_of(
     }
 
 
-def _split(tally: Tally, split: str) -> Report:
+def _split(tally: SplitCounts, split: str) -> Report:
     rows, mixed = tally.counts.get(f"size:{split}", (0, 0))
     labels = {name: tally.label(split, name) for name in tally.schema.label_names}
     return {
@@ -85,7 +85,7 @@ def _split(tally: Tally, split: str) -> Report:
     }
 
 
-def _shares(tally: Tally, split: str, number: int) -> dict[str, float]:
+def _shares(tally: SplitCounts, split: str, number: int) -> dict[str, float]:
     """Share of rows with one id; of a sequence, of rows whose first id is that one.
 
     A sequence's counts stand one place further on, behind the empty rows.
@@ -101,14 +101,14 @@ def _shares(tally: Tally, split: str, number: int) -> dict[str, float]:
     return shares
 
 
-def _drift(tally: Tally, name: str) -> float:
+def _drift(tally: SplitCounts, name: str) -> float:
     """Population stability index between train and test: sum (p - q) log(p / q)."""
     train = _known(tally, "train", name)
     p, q = _coarse(train, train), _coarse(_known(tally, "test", name), train)
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def _known(tally: Tally, split: str, name: str) -> NDArray[np.int64]:
+def _known(tally: SplitCounts, split: str, name: str) -> NDArray[np.int64]:
     """Rows without a value, then of every known one.
 
     Unknown values are left out: training has none of them but the rare ones, so they
@@ -181,7 +181,7 @@ def _warnings(report: Report) -> Iterator[str]:
         for name, value in report["drift"].items()
         if value > DRIFTS
     ]
-    found += [f"- {n}: {c:,} rows mended" for n, c in report["mended"].items()]
+    found += [f"- {n}: {c:,} rows repaired" for n, c in report["repaired"].items()]
     found += [f"- {line}" for line in odd_lines(report)]
     found += _mostly_missing(report["splits"])
     if report["varying_ads"]:

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from torchrec_adrec.config.data import Bounds, DataConfig
-from torchrec_adrec.data.column import Bags, Column, RawColumns
+from torchrec_adrec.data.column import Column, JaggedColumn, RawColumns
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.counts import Counts
 from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
@@ -50,7 +50,7 @@ class Encoder:
 
     Attributes:
         bounds: what to do with a number that is not finite, also after its transform.
-        mended: rows that `bounds` let go on with 0 or unknown, by feature.
+        repaired: rows that `bounds` let go on with 0 or unknown, by feature.
     """
 
     schema: Schema
@@ -58,7 +58,7 @@ class Encoder:
     transforms: Mapping[str, Transform]
     quantiles: Mapping[str, Quantiles]
     bounds: Bounds = "raise"
-    mended: dict[str, int] = field(default_factory=dict)
+    repaired: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, schema: Schema, counts: Counts, config: DataConfig) -> "Encoder":
@@ -81,8 +81,8 @@ class Encoder:
                 total = seen["count"].to_numpy()
                 vocabularies[f.name] = Frequent.fit(found, total, config.min_count)
         for sequence in schema.sequences:
-            if sequence.shares is not None:
-                vocabularies[sequence.name] = vocabularies[sequence.shares]
+            if sequence.shares_ids_with is not None:
+                vocabularies[sequence.name] = vocabularies[sequence.shares_ids_with]
         sized = _with_sizes(schema, vocabularies)
         return cls(sized, vocabularies, transforms, quantiles, config.bounds)
 
@@ -107,7 +107,7 @@ class Encoder:
             encoded[sparse.name] = column.spread(self._ids(sparse, column), MISSING)
         for sequence in self.schema.sequences_of(side):
             bags = raw[sequence.source]
-            assert isinstance(bags, Bags), sequence.source
+            assert isinstance(bags, JaggedColumn), sequence.source
             ids = bags.items.spread(self._ids(sequence, bags.items), MISSING)
             padded = bags.last(ids, sequence.max_length, PAD)
             encoded |= dict(zip(sequence.columns, padded.T, strict=True))
@@ -133,7 +133,7 @@ class Encoder:
     def _mends(
         self, name: str, source: str, column: Column, wrong: NDArray[np.bool_]
     ) -> bool:
-        """Whether there are wrong values to be mended; counts their rows, or raises."""
+        """Whether there are wrong values to be repaired; counts their rows, or raises."""
         if not wrong.any():
             return False
         rows = column.spread(wrong, False)
@@ -144,7 +144,7 @@ class Encoder:
                 f" number that is finite, also as {name}",
                 at,
             )
-        self.mended[name] = self.mended.get(name, 0) + int(rows.sum())
+        self.repaired[name] = self.repaired.get(name, 0) + int(rows.sum())
         return True
 
     def save(self, folder: Path) -> None:
@@ -187,7 +187,7 @@ def _load_vocabulary(folder: Path, feature: Bag) -> Vocabulary:
     path = folder / f"vocabulary/{feature.name}.parquet"
     if path.exists():
         return Frequent.from_frame(pl.read_parquet(path))
-    shared = feature.shares if isinstance(feature, SequenceFeature) else None
+    shared = feature.shares_ids_with if isinstance(feature, SequenceFeature) else None
     return Hashed(shared or feature.name, feature.num_embeddings)
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from torchrec_adrec.data.column import Bags, Chunk, Column
+from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.leaks import LIMIT, MIN_SEEN, sampled
 from torchrec_adrec.errors import DataError
@@ -85,7 +85,9 @@ def held_ads(
         found += _value_held(user.name, joined[user.name], ad.name, joined[ad.name])
     for sequence in sequences:
         compared = {
-            f.name: joined[f.name] for f in ads if sequence.shares in (None, f.name)
+            f.name: joined[f.name]
+            for f in ads
+            if sequence.shares_ids_with in (None, f.name)
         }
         found += _items_held(sequence.name, _Items.join(items[sequence.name]), compared)
     return sorted(found, key=lambda h: h.held - h.base_rate, reverse=True)
@@ -147,7 +149,7 @@ class _Items:
     ) -> "_Items":
         """Of some rows of a chunk."""
         column = chunk.columns[feature.source]
-        assert isinstance(column, Bags), feature.source
+        assert isinstance(column, JaggedColumn), feature.source
         bags = column.rows(rows)
         row = np.repeat(np.arange(len(rows)), np.diff(bags.offsets))
         behind = bags.offsets[1:][row] - np.arange(len(row))  # 1: the last

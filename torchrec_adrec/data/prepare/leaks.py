@@ -16,9 +16,9 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from torchrec_adrec.data.column import Bags, Chunk, Column
+from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.keys import keys, salt, splitmix
-from torchrec_adrec.data.prepare.tally import Tally
+from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, Side
@@ -124,7 +124,9 @@ def _keys_of(chunk: Chunk, name: str, rows: NDArray[np.int64]) -> pl.Series:
     Of a list, that of its last item.
     """
     column = chunk.columns[name]
-    found = (column.last_items() if isinstance(column, Bags) else column).rows(rows)
+    found = (column.last_items() if isinstance(column, JaggedColumn) else column).rows(
+        rows
+    )
     values = pl.Series(found.spread(keys(found.values), 0))
     return values.set(pl.Series(found.codes < 0), None)
 
@@ -166,14 +168,14 @@ def refuse_leaky_sides(found: list[Dependency], sides: str = "") -> None:
     leaks = [d for d in found if d.leaks]
     if leaks:
         named = ", ".join(f"{d.user} -> {d.ad} ({d.determined:.3f})" for d in leaks[:5])
-        mend = f"put both ends on one side ({sides}), or " if sides else ""
+        fix = f"put both ends on one side ({sides}), or " if sides else ""
         raise DataError(
-            f"{len(leaks)} user columns give an ad column away: {named}; {mend}set"
+            f"{len(leaks)} user columns give an ad column away: {named}; {fix}set"
             " data.allow_leaky_sides=true"
         )
 
 
-def column_aucs(tally: Tally) -> dict[str, float]:
+def column_aucs(tally: SplitCounts) -> dict[str, float]:
     """How well each column alone tells the click, by feature.
 
     The click rates of its values in training, as scores of the held-out rows.
@@ -184,17 +186,17 @@ def column_aucs(tally: Tally) -> dict[str, float]:
     }
 
 
-def _features(tally: Tally) -> Iterator[str]:
+def _features(tally: SplitCounts) -> Iterator[str]:
     return (n.split(":", 2)[2] for n in tally.counts if n.startswith("rows:train:"))
 
 
-def _of(tally: Tally, split: str, name: str) -> tuple[Any, Any]:
+def _of(tally: SplitCounts, split: str, name: str) -> tuple[Any, Any]:
     empty = np.zeros_like(tally.counts[f"rows:train:{name}"])
     rows = tally.counts.get(f"rows:{split}:{name}", empty)
     return rows, tally.counts.get(f"clicks:{split}:{name}", empty)
 
 
-def _held_out(tally: Tally, name: str) -> tuple[Any, Any]:
+def _held_out(tally: SplitCounts, name: str) -> tuple[Any, Any]:
     valid, test = (_of(tally, split, name) for split in ("valid", "test"))
     return valid[0] + test[0], valid[1] + test[1]
 
@@ -211,7 +213,7 @@ def _auc(rows: Any, clicks: Any, held_rows: Any, held_clicks: Any) -> float:
     return float((positive * below).sum() / pairs) if pairs else float("nan")
 
 
-def future_columns(tally: Tally, aucs: dict[str, float]) -> list[FutureColumn]:
+def future_columns(tally: SplitCounts, aucs: dict[str, float]) -> list[FutureColumn]:
     """The columns that seem to know what a request cannot."""
     found = [
         FutureColumn(name=name, why="tells the label", figure=auc)
@@ -273,7 +275,7 @@ def _value_hashes(column: Column, name: str) -> NDArray[np.uint64]:
     return column.spread(mixed, salt(name))
 
 
-def _list_hashes(bags: Bags, name: str) -> NDArray[np.uint64]:
+def _list_hashes(bags: JaggedColumn, name: str) -> NDArray[np.uint64]:
     """The sum of each row's items, each mixed with its place."""
     lengths = np.diff(bags.offsets)
     place = np.arange(bags.offsets[-1]) - np.repeat(bags.offsets[:-1], lengths)

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from torchrec_adrec.data.column import Bags, Chunk
-from torchrec_adrec.data.prepare.tally import Tally
+from torchrec_adrec.data.column import Chunk, JaggedColumn
+from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.vocabulary import FIRST, UNKNOWN
 from torchrec_adrec.schema import Schema
 
@@ -44,7 +44,7 @@ def joined_ids(chunks: Chunks, schema: Schema) -> list[Report]:
     for chunk, train in chunks:
         for name, found in parts.items():
             bags = chunk.columns[name]
-            assert isinstance(bags, Bags), name
+            assert isinstance(bags, JaggedColumn), name
             ids = {"id": bags.items.values, "count": bags.count(train)}
             found.append(pl.DataFrame(ids).filter(pl.col("count") > 0))
             lengths = np.diff(bags.offsets)[train]
@@ -72,7 +72,7 @@ def _joined_by(ids: pl.DataFrame, sign: str) -> Report:
     return {"sign": sign, "share": share, "example": example}
 
 
-def hardly_recurring(tally: Tally) -> dict[str, float]:
+def hardly_recurring(tally: SplitCounts) -> dict[str, float]:
     """Id columns in which hardly a value comes back, by feature.
 
     Returns:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import AdCounter, load_ads, values_of
-from torchrec_adrec.data.column import Bags, Chunk, Column, RawColumns
+from torchrec_adrec.data.column import Chunk, Column, JaggedColumn, RawColumns
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import (
@@ -40,7 +40,8 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.held_ads import held_ads, refuse_held_ads
 from torchrec_adrec.data.prepare.leaks import dependencies, refuse_leaky_sides
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
-from torchrec_adrec.data.prepare.spill import Place, Spilled, each, spill
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each, spill
+from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.splits import (
     TEST,
     TRAIN,
@@ -48,7 +49,6 @@ from torchrec_adrec.data.prepare.splits import (
     check_sizes,
     splitter,
 )
-from torchrec_adrec.data.prepare.tally import Tally
 from torchrec_adrec.data.prepare.twins import refuse_twins
 from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.prepare.write import SplitWriter, merged_tally
@@ -86,19 +86,19 @@ def prepare(
     ranks = ranks or Alone()
     raw = out / "raw"
     spill(data, raw, ranks)
-    spilled = Spilled.open(raw)
-    _check_bad(spilled, config)
-    refuse_twins(spilled, data)
-    split = splitter(config.split, data, spilled, seed)
-    found = dependencies(_training(spilled, split), data.schema)
-    held = held_ads(_training(spilled, split), data.schema)
+    store = ChunkStore.open(raw)
+    _check_bad(store, config)
+    refuse_twins(store, data)
+    split = splitter(config.split, data, store, seed)
+    found = dependencies(_training(store, split), data.schema)
+    held = held_ads(_training(store, split), data.schema)
     if not config.allow_leaky_sides:
         refuse_held_ads(held)
         refuse_leaky_sides(found, data.sides)
-    encoder, seen = _fit(config, data, spilled, split, ranks)
+    encoder, seen = _fit(config, data, store, split, ranks)
     ads, varying = _catalog(seen, data, config)
     left_out = data.not_compared(config.split.by)
-    writer = SplitWriter(data, encoder, ads, spilled, split, out, left_out)
+    writer = SplitWriter(data, encoder, ads, store, split, out, left_out)
     writer.write(ranks)
     if ranks.is_first:
         tally, repeats = merged_tally(raw, encoder.schema, ranks.world_size)
@@ -108,38 +108,38 @@ def prepare(
         check_sizes(config.split, tally.sizes())
         encoder = _with_label_means(encoder, tally)
         report = report_of(
-            data, spilled, encoder, ads, tally, found, repeats, config.split.by, seed
+            data, store, encoder, ads, tally, found, repeats, config.split.by, seed
         )
         report |= {
             "held_ads": [h.model_dump() for h in held[:DEPENDENCIES_KEPT]],
             "varying_ads": varying and varying.model_dump() | {"line": varying.line},
         }
-        report["joined_ids"] = joined_ids(_training(spilled, split), data.schema)
+        report["joined_ids"] = joined_ids(_training(store, split), data.schema)
         _check_learnable(report, data.schema)
         for line in odd_lines(report):
             log.warning("%s", line)
         write_report(report, out)
-        _write_examples(spilled, split, data.schema, out / "example_users.json")
+        _write_examples(store, split, data.schema, out / "example_users.json")
         _write_fitted(encoder, ads, out)
         shutil.rmtree(raw)
     ranks.barrier()
 
 
-def _check_bad(spilled: Spilled, config: DataConfig) -> None:
-    spilled.bad.check(config.max_bad_rows)
-    if not spilled.num_rows:
-        raise DataError(f"no row can be used; first: {spilled.bad.first[:1]}")
-    if spilled.bad.count:
-        first = spilled.bad.first[0]
-        log.warning("%d bad rows left out; first: %s", spilled.bad.count, first)
+def _check_bad(store: ChunkStore, config: DataConfig) -> None:
+    store.bad.check(config.max_bad_rows)
+    if not store.num_rows:
+        raise DataError(f"no row can be used; first: {store.bad.first[:1]}")
+    if store.bad.count:
+        first = store.bad.first[0]
+        log.warning("%d bad rows left out; first: %s", store.bad.count, first)
 
 
 def _training(
-    spilled: Spilled, split: Splitter
+    store: ChunkStore, split: Splitter
 ) -> Iterator[tuple[Chunk, NDArray[np.bool_]]]:
-    for place in spilled.places:
-        chunk = place.load()
-        yield chunk, split.assign(chunk, place) == TRAIN
+    for ref in store.chunks:
+        chunk = ref.load()
+        yield chunk, split.assign(chunk, ref) == TRAIN
 
 
 def _catalog(
@@ -157,26 +157,26 @@ def _catalog(
 
 
 def _fit(
-    config: DataConfig, data: DataSet, spilled: Spilled, split: Splitter, ranks: Ranks
+    config: DataConfig, data: DataSet, store: ChunkStore, split: Splitter, ranks: Ranks
 ) -> tuple[Encoder, pl.DataFrame]:
     """Count this rank's rows, then fit on the counts of all ranks.
 
     Returns:
         The encoder, and every combination of the ad's raw values (see `load_ads`).
     """
-    schema, raw = data.schema, spilled.places[0].path.parent
+    schema, raw = data.schema, store.chunks[0].path.parent
     names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
     dated = data.ad is not None
     counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name, dated)
 
-    def look(place: Place) -> tuple[Counts, pl.DataFrame, int]:
-        chunk = place.load()
-        train = split.assign(chunk, place) == TRAIN
+    def look(ref: ChunkRef) -> tuple[Counts, pl.DataFrame, int]:
+        chunk = ref.load()
+        train = split.assign(chunk, ref) == TRAIN
         found = count(chunk.columns, names, None if train.all() else train)
-        return found, ads.count(chunk, train, place.row), chunk.num_rows
+        return found, ads.count(chunk, train, ref.row), chunk.num_rows
 
     with Progress("prepare: counting", unit="rows") as progress:
-        for values, seen, rows in each(spilled.of(ranks), look):
+        for values, seen, rows in each(store.of(ranks), look):
             counter.add(values)
             ads.add(seen)
             progress.advance(rows)
@@ -197,7 +197,7 @@ def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
     return sorted(names)
 
 
-def _with_label_means(encoder: Encoder, tally: Tally) -> Encoder:
+def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
     labels = []
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
@@ -267,24 +267,24 @@ def as_text(column: pl.Series, kind: str) -> pl.Series:
 
 
 def _write_examples(
-    spilled: Spilled, split: Splitter, schema: Schema, path: Path
+    store: ChunkStore, split: Splitter, schema: Schema, path: Path
 ) -> None:
     """The user's side of some test rows, raw, as a request would bring it."""
-    users = list(islice(_test_users(spilled, split, schema), EXAMPLES))
+    users = list(islice(_test_users(store, split, schema), EXAMPLES))
     path.write_text(json.dumps(users, indent=1) + "\n")
 
 
 def _test_users(
-    spilled: Spilled, split: Splitter, schema: Schema
+    store: ChunkStore, split: Splitter, schema: Schema
 ) -> Iterator[dict[str, Any]]:
     kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
-    for place in reversed(spilled.places):  # most often the test rows are the last
-        chunk = place.load()
-        rows = np.flatnonzero(split.assign(chunk, place) == TEST)[:EXAMPLES]
+    for ref in reversed(store.chunks):  # most often the test rows are the last
+        chunk = ref.load()
+        rows = np.flatnonzero(split.assign(chunk, ref) == TEST)[:EXAMPLES]
         columns = {}
         for name in schema.sources_of(Side.USER):
             column = chunk.columns[name]
-            if isinstance(column, Bags):
+            if isinstance(column, JaggedColumn):
                 columns[name] = lists_of(column.rows(rows))
             else:
                 found = values_of(column.rows(rows))
@@ -293,7 +293,7 @@ def _test_users(
         yield from pl.DataFrame(columns).iter_rows(named=True)
 
 
-def lists_of(bags: Bags) -> pl.Series:
+def lists_of(bags: JaggedColumn) -> pl.Series:
     """The items of each row as a list."""
     items = values_of(bags.items).to_list()
     edges = zip(bags.offsets[:-1], bags.offsets[1:], strict=True)

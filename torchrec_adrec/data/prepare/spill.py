@@ -76,7 +76,7 @@ def _spill_file(data: DataSet, number: int, out: Path, progress: Progress) -> No
 
 
 @dataclass(frozen=True)
-class Place:
+class ChunkRef:
     """Where a chunk stands.
 
     Attributes:
@@ -98,46 +98,46 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Spilled:
+class ChunkStore:
     """All chunks of all files, and the bad rows."""
 
-    places: tuple[Place, ...]
+    chunks: tuple[ChunkRef, ...]
     num_rows: int
     bad: BadRows
 
     @classmethod
-    def open(cls, folder: Path) -> "Spilled":
+    def open(cls, folder: Path) -> "ChunkStore":
         """Read what all ranks wrote."""
-        places: list[Place] = []
+        chunks: list[ChunkRef] = []
         bad, first = BadRows(), 0
         for file, path in enumerate(sorted(folder.glob("*.json"))):
             about = json.loads(path.read_text())
             firsts = accumulate(about["rows"], initial=0)
             for number, row in zip(range(len(about["rows"])), firsts, strict=False):
                 chunk = folder / f"{file:05d}-{number:06d}.arrow"
-                places.append(Place(file, number, first + row, row, chunk))
+                chunks.append(ChunkRef(file, number, first + row, row, chunk))
             first += sum(about["rows"])
             bad.extend(BadRows(**about["bad"]))
-        return cls(tuple(places), first, bad)
+        return cls(tuple(chunks), first, bad)
 
-    def of(self, ranks: Ranks) -> Iterator[Place]:
+    def of(self, ranks: Ranks) -> Iterator[ChunkRef]:
         """The chunks that a rank works on: those of its files."""
-        return (p for p in self.places if p.file % ranks.world_size == ranks.rank)
+        return (p for p in self.chunks if p.file % ranks.world_size == ranks.rank)
 
 
-def each(places: Iterable[Place], work: Callable[[Place], T]) -> Iterator[T]:
+def each(chunks: Iterable[ChunkRef], work: Callable[[ChunkRef], T]) -> Iterator[T]:
     """Do some work on every chunk, a few at a time; results in the chunks' order."""
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: deque[Future[T]] = deque()
-        for place in places:
-            ahead.append(pool.submit(work, place))
+        for ref in chunks:
+            ahead.append(pool.submit(work, ref))
             if len(ahead) > THREADS:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def time_of(spilled: Spilled) -> pl.Series:
+def time_of(store: ChunkStore) -> pl.Series:
     """The time of every row of a data set with a time column, (rows,) int64."""
-    parts = [pl.Series(place.load().time) for place in spilled.places]
+    parts = [pl.Series(ref.load().time) for ref in store.chunks]
     return pl.concat(parts)

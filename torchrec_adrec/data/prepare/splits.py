@@ -15,7 +15,7 @@ from torchrec_adrec.config.data import SplitConfig
 from torchrec_adrec.data.column import Chunk, Column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.keys import keys, salt, splitmix
-from torchrec_adrec.data.prepare.spill import Place, Spilled, time_of
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, time_of
 from torchrec_adrec.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
@@ -28,12 +28,12 @@ Splits = NDArray[np.int8]
 class Splitter(Protocol):
     """Gives every row of a chunk its split."""
 
-    def assign(self, chunk: Chunk, place: Place) -> Splits:
+    def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
         """(B,), positions in `SPLITS`."""
 
 
 def splitter(
-    config: SplitConfig, data: DataSet, spilled: Spilled, seed: int
+    config: SplitConfig, data: DataSet, store: ChunkStore, seed: int
 ) -> Splitter:
     """The splitter that the settings ask for.
 
@@ -42,9 +42,9 @@ def splitter(
         DataError: a split has no rows.
     """
     if config.by == "time" and data.time is None:
-        return ByRow(_cuts(config, spilled.num_rows))
+        return ByRow(_cuts(config, store.num_rows))
     if config.by == "time":
-        return ByTime.fit(config, spilled)
+        return ByTime.fit(config, store)
     if config.by == "random":
         return ByHash(config, salt(f"split {seed}"), None)
     if data.user is None:
@@ -61,9 +61,9 @@ class ByRow:
 
     cuts: tuple[int, int]
 
-    def assign(self, chunk: Chunk, place: Place) -> Splits:
+    def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
         """By the number of the row."""
-        rows = np.arange(place.row, place.row + chunk.num_rows)
+        rows = np.arange(ref.row, ref.row + chunk.num_rows)
         return np.searchsorted(self.cuts, rows, side="right").astype(np.int8)
 
 
@@ -74,13 +74,13 @@ class ByTime:
     cuts: tuple[int, int]
 
     @classmethod
-    def fit(cls, config: SplitConfig, spilled: Spilled) -> "ByTime":
+    def fit(cls, config: SplitConfig, store: ChunkStore) -> "ByTime":
         """Find the times that cut off the shares; holds eight bytes a row.
 
         Raises:
             DataError: too many rows share one time.
         """
-        times = np.sort(time_of(spilled).to_numpy())
+        times = np.sort(time_of(store).to_numpy())
         first, second = _cuts(config, len(times))
         low = times[first] if first < len(times) else times[-1] + 1
         high = times[second] if second < len(times) else times[-1] + 1
@@ -88,7 +88,7 @@ class ByTime:
             raise DataError(_too_few_times(config, times))
         return cls((int(low), int(high)))
 
-    def assign(self, chunk: Chunk, place: Place) -> Splits:
+    def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
         """By the time of the row."""
         assert chunk.time is not None
         return np.searchsorted(self.cuts, chunk.time, side="right").astype(np.int8)
@@ -102,21 +102,21 @@ class ByHash:
     salt: np.uint64
     user: str | None
 
-    def assign(self, chunk: Chunk, place: Place) -> Splits:
+    def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
         """By the hash.
 
         Raises:
             DataError: a row without a user.
         """
         if self.user is None:
-            rows = np.arange(place.row, place.row + chunk.num_rows, dtype=np.uint64)
+            rows = np.arange(ref.row, ref.row + chunk.num_rows, dtype=np.uint64)
             return self._of(splitmix(rows ^ self.salt))
         column = chunk.columns[self.user]
         assert isinstance(column, Column)
         if (column.codes < 0).any():
-            row = place.row_in_file + int(np.argmin(column.codes)) + 1
+            row = ref.row_in_file + int(np.argmin(column.codes)) + 1
             raise DataError(
-                f"raw file {place.file + 1}, good row {row}: no {self.user}; a split by"
+                f"raw file {ref.file + 1}, good row {row}: no {self.user}; a split by"
                 " user needs one in every row"
             )
         hashed = splitmix(keys(column.values).view(np.uint64) ^ self.salt)

@@ -7,16 +7,16 @@ meant (a version 7.0), both forms in one column are not.
 
 import polars as pl
 
-from torchrec_adrec.data.column import Bags, Chunk, Column
+from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.spill import Place, Spilled, each
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each
 from torchrec_adrec.errors import DataError
 
 WITH_POINT = r"^[+-]?[0-9]+[.]0*$"
 SHOWN = 3
 
 
-def refuse_twins(spilled: Spilled, data: DataSet) -> None:
+def refuse_twins(store: ChunkStore, data: DataSet) -> None:
     """Refuse a column of ids that writes one number both with a point and without.
 
     A sequence that shares the ids of an ad's feature is one column with it.
@@ -27,8 +27,8 @@ def refuse_twins(spilled: Spilled, data: DataSet) -> None:
     ids = _id_columns(data)
     twice = data.user if data.user and data.copies.get(data.user) else None
 
-    def with_point(place: Place) -> list[tuple[str, pl.Series]]:
-        chunk = place.load()
+    def with_point(ref: ChunkRef) -> list[tuple[str, pl.Series]]:
+        chunk = ref.load()
         found = ((n, _texts(chunk, n)) for n in chunk.columns if n != twice)
         return [
             (ids.get(name, name), _number(some))
@@ -37,18 +37,22 @@ def refuse_twins(spilled: Spilled, data: DataSet) -> None:
         ]
 
     numbers: dict[str, pl.Series] = {}
-    for found in each(spilled.places, with_point):
+    for found in each(store.chunks, with_point):
         for name, some in found:
             known = numbers.get(name, some.clear())
             numbers[name] = pl.concat([known, some]).unique()
     if numbers:
-        _refuse(_forms(spilled, numbers, ids), data)
+        _refuse(_forms(store, numbers, ids), data)
 
 
 def _id_columns(data: DataSet) -> dict[str, str]:
     """The column whose ids a sequence shares, by sequence; raw names."""
     sources = {feature.name: feature.source for feature in data.schema.sparse}
-    return {f.source: sources[f.shares] for f in data.schema.sequences if f.shares}
+    return {
+        f.source: sources[f.shares_ids_with]
+        for f in data.schema.sequences
+        if f.shares_ids_with
+    }
 
 
 def _texts(chunk: Chunk, name: str) -> pl.Series:
@@ -59,7 +63,7 @@ def _texts(chunk: Chunk, name: str) -> pl.Series:
 
 def _scalars(chunk: Chunk, name: str) -> Column:
     column = chunk.columns[name]
-    return column.items if isinstance(column, Bags) else column
+    return column.items if isinstance(column, JaggedColumn) else column
 
 
 def _number(texts: pl.Series) -> pl.Series:
@@ -67,27 +71,25 @@ def _number(texts: pl.Series) -> pl.Series:
 
 
 def _forms(
-    spilled: Spilled, numbers: dict[str, pl.Series], ids: dict[str, str]
+    store: ChunkStore, numbers: dict[str, pl.Series], ids: dict[str, str]
 ) -> pl.DataFrame:
     """Every form of some numbers: column, number, text, and its first file and row."""
 
-    def look(place: Place) -> list[pl.DataFrame]:
-        chunk = place.load()
+    def look(ref: ChunkRef) -> list[pl.DataFrame]:
+        chunk = ref.load()
         wanted = (n for n in chunk.columns if ids.get(n, n) in numbers)
         return [
-            _found(
-                chunk, name, ids.get(name, name), numbers[ids.get(name, name)], place
-            )
+            _found(chunk, name, ids.get(name, name), numbers[ids.get(name, name)], ref)
             for name in wanted
         ]
 
-    parts = [part for found in each(spilled.places, look) for part in found]
+    parts = [part for found in each(store.chunks, look) for part in found]
     order = ("column", "number", "text")
     return pl.concat(parts).group_by(order, maintain_order=True).first().sort(order)
 
 
 def _found(
-    chunk: Chunk, name: str, column: str, numbers: pl.Series, place: Place
+    chunk: Chunk, name: str, column: str, numbers: pl.Series, ref: ChunkRef
 ) -> pl.DataFrame:
     """The forms in one chunk."""
     scalars, whole = _scalars(chunk, name), chunk.columns[name]
@@ -102,13 +104,17 @@ def _found(
         .join(rows.cast({"code": pl.UInt32}, strict=False), on="code")
     )
     at = found["at"].to_numpy()
-    row = whole.offsets.searchsorted(at, "right") - 1 if isinstance(whole, Bags) else at
+    row = (
+        whole.offsets.searchsorted(at, "right") - 1
+        if isinstance(whole, JaggedColumn)
+        else at
+    )
     return found.select(
         pl.lit(column).alias("column"),
         "number",
         "text",
-        pl.lit(place.file).alias("file"),
-        pl.Series("row", row + place.row_in_file + 1).cast(pl.Int64),
+        pl.lit(ref.file).alias("file"),
+        pl.Series("row", row + ref.row_in_file + 1).cast(pl.Int64),
     ).sort("row")
 
 

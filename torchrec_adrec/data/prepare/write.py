@@ -15,9 +15,9 @@ from torchrec_adrec.data.column import Chunk, Column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
 from torchrec_adrec.data.prepare.leaks import both_hashes, kept_hashes, repeated
-from torchrec_adrec.data.prepare.spill import Place, Spilled, each, time_of
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each, time_of
+from torchrec_adrec.data.prepare.split_counts import PERIODS, SplitCounts
 from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splitter
-from torchrec_adrec.data.prepare.tally import PERIODS, Tally
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
@@ -36,7 +36,7 @@ class SplitWriter:
     data: DataSet
     encoder: Encoder
     ads: pl.DataFrame
-    spilled: Spilled
+    store: ChunkStore
     splitter: Splitter
     out: Path
     left_out: tuple[str, ...] = ()
@@ -46,8 +46,8 @@ class SplitWriter:
     )
 
     def __post_init__(self) -> None:
-        self.tally = Tally(self.encoder.schema)
-        times = None if self.data.time is None else time_of(self.spilled).to_numpy()
+        self.tally = SplitCounts(self.encoder.schema)
+        times = None if self.data.time is None else time_of(self.store).to_numpy()
         self._span = None if times is None else (int(times.min()), int(times.max()))
 
     def write(self, ranks: Ranks) -> None:
@@ -55,7 +55,7 @@ class SplitWriter:
         for name in SPLITS:
             (self.out / name).mkdir(exist_ok=True)
         with Progress("prepare: encoding", unit="rows") as progress:
-            for tally, hashes, rows in each(self.spilled.of(ranks), self._write):
+            for tally, hashes, rows in each(self.store.of(ranks), self._write):
                 self.tally.join(tally)
                 for is_train, kept in hashes:
                     self._hashes[is_train].append(kept)
@@ -66,45 +66,47 @@ class SplitWriter:
         np.savez(raw / f"hashes-{ranks.rank:05d}.npz", **joined)  # type: ignore[arg-type]
         ranks.barrier()
 
-    def _write(self, place: Place) -> tuple[Tally, list[tuple[bool, Hashes]], int]:
+    def _write(
+        self, ref: ChunkRef
+    ) -> tuple[SplitCounts, list[tuple[bool, Hashes]], int]:
         """Write one chunk; what was counted, and row hashes of training or not."""
-        chunk, tally = place.load(), Tally(self.encoder.schema)
-        splits = self.splitter.assign(chunk, place)
+        chunk, tally = ref.load(), SplitCounts(self.encoder.schema)
+        splits = self.splitter.assign(chunk, ref)
         hashes, to_compare = both_hashes(chunk, self.left_out)
-        encoder = replace(self.encoder, mended={})
-        columns = self._columns(encoder, chunk, place)
+        encoder = replace(self.encoder, repaired={})
+        columns = self._columns(encoder, chunk, ref)
         missing = _missing(encoder.schema, chunk)
-        tally.add_mended(encoder.mended)
-        periods, compared = self._periods(chunk, place), []
+        tally.add_repaired(encoder.repaired)
+        periods, compared = self._periods(chunk, ref), []
         for label in self.encoder.schema.label_names:
             tally.add_period(label, columns[label], periods)
         for split in np.unique(splits).tolist():
             rows = splits == split
             mine = _rows_of(rows, columns)
             tally.add(split, mine, hashes[rows], _rows_of(rows, missing))
-            kept = kept_hashes(to_compare[rows], self.spilled.num_rows)
+            kept = kept_hashes(to_compare[rows], self.store.num_rows)
             compared.append((split == TRAIN, kept))
-            part = f"part-{place.file:05d}-{place.number:06d}.parquet"
+            part = f"part-{ref.file:05d}-{ref.number:06d}.parquet"
             write_rows(self.out / SPLITS[split] / part, mine)
         return tally, compared, chunk.num_rows
 
-    def _columns(self, encoder: Encoder, chunk: Chunk, place: Place) -> Columns:
+    def _columns(self, encoder: Encoder, chunk: Chunk, ref: ChunkRef) -> Columns:
         columns: Columns = dict(chunk.labels)
         try:
             for side in Side:
                 columns |= encoder.encode(chunk.columns, side)
         except NotFiniteError as error:
-            file = self.data.files[place.file]
-            row = place.row_in_file + error.row + 1
+            file = self.data.files[ref.file]
+            row = ref.row_in_file + error.row + 1
             raise DataError(f"{file}, good row {row}: {error}") from None
         ids = ad_ids(chunk.columns, self.data.ad_key)
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
 
-    def _periods(self, chunk: Chunk, place: Place) -> NDArray[np.int64]:
+    def _periods(self, chunk: Chunk, ref: ChunkRef) -> NDArray[np.int64]:
         """The period of each row: by time, or by row where rows stand in time order."""
         if chunk.time is None or self._span is None:
-            rows = np.arange(place.row, place.row + chunk.num_rows)
-            return rows * PERIODS // self.spilled.num_rows
+            rows = np.arange(ref.row, ref.row + chunk.num_rows)
+            return rows * PERIODS // self.store.num_rows
         first, last = self._span
         return (chunk.time - first) // ((last - first) // PERIODS + 1)
 
@@ -145,9 +147,9 @@ def write_rows(path: Path, columns: Columns) -> None:
 
 def merged_tally(
     raw: Path, schema: Schema, world_size: int
-) -> tuple[Tally, dict[str, Any]]:
+) -> tuple[SplitCounts, dict[str, Any]]:
     """What all ranks counted, and the held-out rows that stand in training too."""
-    tally = Tally(schema)
+    tally = SplitCounts(schema)
     hashes: dict[str, list[NDArray[np.uint64]]] = {"True": [], "False": []}
     for rank in range(world_size):
         tally.merge(raw / f"tally-{rank:05d}.npz")

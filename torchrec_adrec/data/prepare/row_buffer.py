@@ -48,7 +48,7 @@ class Gathered(Mapping[str, NDArray[Any]]):
         return None
 
 
-class Matrices:
+class RowBuffer:
     """Room for `rows` rows of some columns: one (rows, columns) matrix per type."""
 
     def __init__(

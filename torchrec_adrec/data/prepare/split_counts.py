@@ -55,12 +55,12 @@ def total(sums: Array) -> list[float]:
 
 
 @dataclass
-class Tally:
+class SplitCounts:
     """Counts of one or all ranks, by a name that says what is counted.
 
     `rows:SPLIT:FEATURE` and `clicks:SPLIT:FEATURE` (num_embeddings,), over the rows
     with an observed click. `observed:SPLIT:LABEL` (1,) and `labels:SPLIT:LABEL`: rows
-    with the label, its sum. `mended:FEATURE` (1,). `period_rows:LABEL` (PERIODS,) and
+    with the label, its sum. `repaired:FEATURE` (1,). `period_rows:LABEL` (PERIODS,) and
     `period_labels:LABEL`. `size:SPLIT`: rows, and the sum of their hashes.
     """
 
@@ -128,21 +128,21 @@ class Tally:
         sums = exact_sums(values[seen], periods[seen], PERIODS)
         self._add(f"period_labels:{label}", sums)
 
-    def add_mended(self, rows: dict[str, int]) -> None:
+    def add_repaired(self, rows: dict[str, int]) -> None:
         """Count the rows that `data.bounds` let pass, by feature."""
         for feature, count in rows.items():
-            self._add(f"mended:{feature}", np.array([count]))
+            self._add(f"repaired:{feature}", np.array([count]))
 
-    def mended(self) -> dict[str, int]:
+    def repaired(self) -> dict[str, int]:
         """Rows that `data.bounds` let pass, by feature."""
         found = {n.partition(":"): c for n, c in self.counts.items()}
-        return {f: int(c[0]) for (kind, _, f), c in found.items() if kind == "mended"}
+        return {f: int(c[0]) for (kind, _, f), c in found.items() if kind == "repaired"}
 
     def _add(self, name: str, values: Array) -> None:
         before = self.counts.get(name)
         self.counts[name] = values if before is None else before + values
 
-    def join(self, other: "Tally") -> None:
+    def join(self, other: "SplitCounts") -> None:
         """Add the counts of other rows."""
         for name, values in other.counts.items():
             self._add(name, values)
