@@ -34,9 +34,9 @@ from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.runtime.memory import keep_freed_memory
 from torchrec_adrec.schema import AD_ID, LOG_Q, Label, Schema, Side, SparseFeature
 from torchrec_adrec.tasks.sharded import build
-from torchrec_adrec.training.precision import choose
-from torchrec_adrec.training.source import Source
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.precision import choose_precision
+from torchrec_adrec.training.step_runner import StepRunner
 
 SIZES = np.geomspace(4, 2_290_000, 26).astype(int).tolist()  # 5.56 million in sum
 CLICKED = 0.25
@@ -168,10 +168,10 @@ def ours(data: Path, size: int, precision: str, process: Process) -> Callable[[]
     """The trainer of this project, reading Parquet as it always does."""
     keep_freed_memory()
     config = canonical(size, precision)
-    source = Source(data, Schema.load(data / "schema.json"), config, process, data)
+    source = BatchSource(data, Schema.load(data / "schema.json"), config, process, data)
     model, optimizer = build("retrieval", source.schema, config, process)
-    products = choose(config.train.precision, process.device)
-    return Steps(model, optimizer, source, process, config, products).take
+    precision = choose_precision(config.train.precision, process.device)
+    return StepRunner(model, optimizer, source, process, config, precision).run_step
 
 
 def canonical(size: int, precision: str) -> Config:
@@ -189,7 +189,7 @@ def plain(data: Path, size: int, how: str, process: Process) -> Callable[[], Any
     if how == "awake":
         keep_freed_memory()
     schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
-    source = Source(data, schema, config, process, data)
+    source = BatchSource(data, schema, config, process, data)
     ready = cycle(list(islice(source.batches(0), max(READY // size, 8))))
     source._ahead.clear()  # nobody takes their steps
     _, pipeline = torchrec_plain.build(schema, config.towers, size)

@@ -27,9 +27,9 @@ from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import build
-from torchrec_adrec.training.precision import choose
-from torchrec_adrec.training.source import Source
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.precision import choose_precision
+from torchrec_adrec.training.step_runner import StepRunner
 
 BATCH = 512
 SAME_LOSS = "torchrec plain, masked"
@@ -86,12 +86,12 @@ def _summary(found: dict[str, list[float]]) -> dict[str, Any]:
 def ours(data: Path, config: Config, process: Process) -> float:
     """The trainer's of this project."""
     schema = Schema.load(data / "schema.json")
-    source = Source(data, schema, config, process, data)
+    source = BatchSource(data, schema, config, process, data)
     model, optimizer = build("retrieval", schema, config, process)
-    products = choose(config.train.precision, process.device)
-    steps = Steps(model, optimizer, source, process, config, products)
+    precision = choose_precision(config.train.precision, process.device)
+    steps = StepRunner(model, optimizer, source, process, config, precision)
     for _ in range(source.steps):
-        steps.take()
+        steps.run_step()
     steps.detach()
     judged = predict_split(model, data / "test", schema, process, 4096)
     return float(roc_auc_score(*judged["click"][::-1]))
@@ -101,7 +101,7 @@ def plain(data: Path, config: Config, process: Process, masked: bool) -> float:
     """The plain trainer's."""
     torch.manual_seed(config.seed)
     schema = Schema.load(data / "schema.json")
-    source = Source(data, schema, config, process, data)
+    source = BatchSource(data, schema, config, process, data)
     device = process.device
     model, pipeline = torchrec_plain.build(schema, config.towers, BATCH, masked, device)
     batches = source.batches(0)

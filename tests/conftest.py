@@ -167,18 +167,18 @@ def steps_with(prepared: Path) -> StepsWith:
     from torchrec_adrec.distributed.process import process_group
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.sharded import build
-    from torchrec_adrec.training.precision import Products
-    from torchrec_adrec.training.source import Source
-    from torchrec_adrec.training.steps import Steps
+    from torchrec_adrec.training.batch_source import BatchSource
+    from torchrec_adrec.training.precision import MatmulPrecision
+    from torchrec_adrec.training.step_runner import StepRunner
 
     @contextmanager
-    def make(*words: str) -> Iterator[Steps]:
+    def make(*words: str) -> Iterator[StepRunner]:
         config = load_config(None, [*TINY, *words])
         schema = Schema.load(prepared / "schema.json")
         with process_group("cpu") as process:
-            source = Source(prepared, schema, config, process, prepared)
+            source = BatchSource(prepared, schema, config, process, prepared)
             model, optimizer = build("retrieval", schema, config, process)
-            products = Products("highest", config.train.precision == "bfloat16")
-            yield Steps(model, optimizer, source, process, config, products)
+            precision = MatmulPrecision("highest", config.train.precision == "bfloat16")
+            yield StepRunner(model, optimizer, source, process, config, precision)
 
     return make

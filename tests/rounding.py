@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.data.loader.parquet import StepRows
-from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.batch_source import BatchSource
 
 MULTIPLE, FAULT = 10, 30
 ORDERS = (1, 2, 3, 4)
@@ -26,7 +26,7 @@ Results = Mapping[str, Mapping[str, Tensor]]
 """What a run ends with: kind ("weights", "losses") -> name -> values."""
 
 
-def reorder(source: Source, seed: int) -> None:
+def reorder(source: BatchSource, seed: int) -> None:
     """Let a trainer's source, of one rank, turn the order of every step's rows."""
     feed, collate = source.feed, source.feed._collate
 

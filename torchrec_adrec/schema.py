@@ -76,8 +76,8 @@ class SequenceFeature(_Feature):
     history has the zero vector. In Parquet it is `max_length` plain columns, because a
     list column reads three to five times slower; -1 stands behind the last id.
 
-    `shares_ids_with` names an ad's sparse feature whose values these are: the sequence then has
-    that feature's ids, and the ads in it are never negatives of their user.
+    `shares_ids_with` names an ad's sparse feature whose values these are: the sequence
+    then has that feature's ids, and the ads in it are never negatives of their user.
     """
 
     source: str
@@ -98,9 +98,9 @@ Bag = SparseFeature | SequenceFeature
 class Label(_Part):
     """What was observed of a row, or NaN where it was not.
 
-    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is that of
-    the training rows, fitted by `adrec prepare`: models predict a value as a multiple
-    of it, so that no unit outweighs another label.
+    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is that
+    of the training rows, fitted by `adrec prepare`: models predict a value as a
+    multiple of it, so that no unit outweighs another label.
     """
 
     name: Name

@@ -12,9 +12,9 @@ from gpu_parts.steppers import wait
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import build
-from torchrec_adrec.training.precision import choose
-from torchrec_adrec.training.source import Source
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.precision import choose_precision
+from torchrec_adrec.training.step_runner import StepRunner
 
 ROWS = {"cuda": 4_000_000, "cpu": 4_000}
 WARM = 8  # steps: the first window is decoded, graphs are captured
@@ -39,19 +39,19 @@ def _rate(data: Path, size: int, reader: str, process: Process) -> int:
     train = config.train.model_copy(update={"reader": reader, "epochs": 2})
     config = config.model_copy(update={"train": train})
     schema = Schema.load(data / "schema.json")
-    source = Source(data, schema, config, process, data)
+    source = BatchSource(data, schema, config, process, data)
     model, optimizer = build("retrieval", schema, config, process)
-    products = choose(config.train.precision, process.device)
-    steps = Steps(model, optimizer, source, process, config, products)
+    precision = choose_precision(config.train.precision, process.device)
+    steps = StepRunner(model, optimizer, source, process, config, precision)
     for _ in range(WARM):
-        steps.take()
+        steps.run_step()
     wait(process)
     count = source.steps - WARM - 4  # those read ahead at the end would be missing
     started = time.perf_counter()
     for _ in range(count):
-        steps.take()
+        steps.run_step()
     wait(process)
     seconds = time.perf_counter() - started
     for _ in range(4):
-        steps.take()
+        steps.run_step()
     return round(size * count / seconds)

@@ -15,9 +15,9 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import build
-from torchrec_adrec.training.precision import choose
-from torchrec_adrec.training.source import Source
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.precision import choose_precision
+from torchrec_adrec.training.step_runner import StepRunner
 
 READY = 12  # batches in memory, of which fewer would leave their rows in the cache
 WAYS = (
@@ -29,7 +29,7 @@ MATMUL = {"float32": "highest", "tf32": "high", "bfloat16": "high"}
 
 
 class InMemory:
-    """Stands in a trainer's `Source`: the same batches over and over."""
+    """Stands in a trainer's `BatchSource`: the same batches over and over."""
 
     def __init__(self, ready: list[Batch], schema: Schema) -> None:
         self.ready, self.schema, self.steps = ready, schema, 1 << 30
@@ -51,7 +51,7 @@ def ready_batches(
         data = Path(folder)
         write(data, size * count)
         schema = Schema.load(data / "schema.json")
-        source = Source(data, schema, canonical(size, "float32"), process, data)
+        source = BatchSource(data, schema, canonical(size, "float32"), process, data)
         batches = list(islice(source.batches(0), count))
     if process.device.type == "cuda":
         batches = [batch.pin_memory() for batch in batches]
@@ -78,13 +78,13 @@ def ours(
 ) -> Callable[[], Any]:
     """One step of this project's trainer."""
     model, optimizer = build(task, schema, config, process)
-    products = choose(config.train.precision, process.device)
+    precision = choose_precision(config.train.precision, process.device)
     source: Any = InMemory(batches, schema)
-    steps = Steps(model, optimizer, source, process, config, products)
+    steps = StepRunner(model, optimizer, source, process, config, precision)
 
     def step() -> Any:
-        torch.set_float32_matmul_precision(products.setting)
-        return steps.take()
+        torch.set_float32_matmul_precision(precision.setting)
+        return steps.run_step()
 
     return step
 

@@ -51,14 +51,14 @@ with process_group("cpu") as process:
     dist.all_gather_object(pids, os.getpid())
     with Watchdog(process, hang_seconds=3, every=.2) as watchdog:
         for step in range(1, 6):
-            watchdog.beat(step, [torch.full((4,), step + process.rank)])
+            watchdog.heartbeat(step, [torch.full((4,), step + process.rank)])
             wait_for_the_other()
         with watchdog.paused():
             time.sleep(4)
         print("still here", flush=True)
-        watchdog.beat(6)
+        watchdog.heartbeat(6)
         if first:
-            watchdog.beat(7, [torch.arange(4)])
+            watchdog.heartbeat(7, [torch.arange(4)])
             wait_for_the_other()
         elif attempt == "0":
             clear = CLEAR.format(me=pids[1], other=pids[0])

@@ -93,11 +93,11 @@ def stop_one_like(finished: Path, run: Path) -> int:
     Where two ways are about as fast, the next run may choose the other one: it rounds
     otherwise, and tells nothing of stopping.
     """
-    wanted = last_of(finished / "retrieval").state["products"]
+    wanted = last_of(finished / "retrieval").state["precision"]
     for _ in range(10):
         step = stop_after("step-00000050", run)
         (partial,) = run.glob("retrieval.partial-*")
-        if last_of(partial).state["products"] == wanted:
+        if last_of(partial).state["precision"] == wanted:
             return step
         shutil.rmtree(partial)
     raise AssertionError(f"no run of ten made its products as {wanted}")

@@ -18,9 +18,9 @@ from torchrec_adrec.errors import NonFiniteLossError
 from torchrec_adrec.tasks.guard import Guard
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import build
-from torchrec_adrec.training.precision import Products
-from torchrec_adrec.training.source import Source
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.precision import MatmulPrecision
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.step_runner import StepRunner
 
 
 def state_of(steps):
@@ -48,25 +48,25 @@ if fault == "tables are not guarded":
 data, config = Path({data!r}), load_config(None, {words!r})
 with process_group("cpu") as process:
     schema = Schema.load(data / "schema.json")
-    source = Source(data, schema, config, process, data)
+    source = BatchSource(data, schema, config, process, data)
     model, optimizer = build("retrieval", schema, config, process)
     if fault == "the dense part is not guarded":
         for group in optimizer.optimizers:
             inner = getattr(group[1], "_optimizer", None)
             if inner is not None:
                 inner.found_inf = None
-    products = Products("highest", False)
-    steps = Steps(model, optimizer, source, process, config, products)
+    precision = MatmulPrecision("highest", False)
+    steps = StepRunner(model, optimizer, source, process, config, precision)
     for _ in range(3):
-        steps.take()
+        steps.run_step()
     steps.flush()
     before = state_of(steps)
     if process.rank == 1:  # one row of one of two ranks
         source.ahead(4).weights[5] = torch.nan
     raised = "nothing"
     try:
-        steps.take()
-        steps.take()
+        steps.run_step()
+        steps.run_step()
     except NonFiniteLossError as error:
         raised = str(error)
     after = state_of(steps)

@@ -17,13 +17,13 @@ from torchrec_adrec.losses import softmax
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks import guard
 from torchrec_adrec.tasks.after_lookup import AfterLookup
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.step_runner import StepRunner
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 WORDS = ("towers.click_bias=false", "train.health_every=0", "train.dead_model=warn")
 
 
-def count(steps: Steps) -> Operations:
+def count(steps: StepRunner) -> Operations:
     """The operations of a step that is neither the first nor one that looks."""
     operations = Operations()
     for module in steps.model.modules():
@@ -33,12 +33,12 @@ def count(steps: Steps) -> Operations:
     loop.optimizer.step = operations.during("optimizer", loop.optimizer.step)
     backward = operations.during("backward", torch.Tensor.backward)
     for _ in range(3):
-        steps.take()
+        steps.run_step()
     with pytest.MonkeyPatch.context() as patch, operations:
         patch.setattr(torch.Tensor, "backward", backward)
         look_up = operations.during("lookup", DirectLookup.__call__)
         patch.setattr(DirectLookup, "__call__", look_up)
-        steps.take()
+        steps.run_step()
     return operations
 
 
@@ -48,12 +48,12 @@ def plain_operations(prepared: Path) -> Operations:
     from conftest import TINY
 
     from torchrec_adrec.config.run import load_config
-    from torchrec_adrec.training.source import Source
+    from torchrec_adrec.training.batch_source import BatchSource
 
     config = load_config(None, [*TINY, *WORDS])
     schema = Schema.load(prepared / "schema.json")
     with process_group("cpu") as process:
-        source = Source(prepared, schema, config, process, prepared)
+        source = BatchSource(prepared, schema, config, process, prepared)
         size = config.train.batch_size
         _, pipeline = torchrec_plain.build(schema, config.towers, size, masked=True)
         batches = source.batches(0)

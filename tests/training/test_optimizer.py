@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchrec_adrec.config.train import OptimizerConfig
 from torchrec_adrec.distributed.optimizer import rate
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.step_runner import StepRunner
 
 
 def test_rates_rise_and_fall() -> None:
@@ -23,7 +23,7 @@ def test_rates_rise_and_fall() -> None:
     assert rate(7, 8, OptimizerConfig()) == 1
 
 
-def weights(steps: Steps) -> dict[str, Tensor]:
+def weights(steps: StepRunner) -> dict[str, Tensor]:
     found = {}
     for name, value in steps.model.state_dict().items():
         shards = getattr(value, "local_shards", None)
@@ -41,7 +41,7 @@ def test_the_warm_up_reaches_tables_and_the_rest(steps_with: StepsWith) -> None:
     for words in ((), ("towers.optimizer.warmup_steps=1000",)):
         with steps_with(*words) as steps:
             before = weights(steps)
-            steps.take()
+            steps.run_step()
             found.append((before, weights(steps)))
     for part in ("embedding_bags", "head"):
         full, warm = (moved(*pair, part) for pair in found)
@@ -54,7 +54,7 @@ def test_gradients_of_some_steps_make_one_dense_update(steps_with: StepsWith) ->
         bias = next(p for name, p in parameters if name.endswith("calibration.bias"))
         states, gradients = [weights(steps)], []
         for _ in range(4):
-            steps.take()
+            steps.run_step()
             states.append(weights(steps))
             gradients.append(float(bias.grad))
     still = [moved(a, b, "head") for a, b in pairwise(states)]
@@ -68,7 +68,7 @@ def test_a_clipped_gradient_has_the_norm_that_was_asked_for(
     steps_with: StepsWith,
 ) -> None:
     with steps_with("towers.optimizer.clip_norm=0.001") as steps:
-        steps.take()
+        steps.run_step()
         parameters = steps.optimizer.dense.params.values()
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = torch.stack([grad.norm() for grad in grads]).norm()

@@ -22,8 +22,8 @@ from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.schema import LOG_Q, Schema
 from torchrec_adrec.training import alarm, precision
 from torchrec_adrec.training.alarm import DeadModelAlarm
-from torchrec_adrec.training.health import effective_rank
-from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.model_statistics import effective_rank
 from torchrec_adrec.training.stopping import EarlyStopping
 
 
@@ -87,7 +87,7 @@ def test_rare_clicks_are_no_dead_model(prepared: Path) -> None:
 def test_a_table_that_is_not_finite_is_named(steps_with: StepsWith) -> None:
     """And no weight has changed: tables are updated inside backward."""
     with steps_with() as steps:
-        steps.take()
+        steps.run_step()
         state = steps.model.state_dict()
         table = next(value for name, value in state.items() if "user_C7." in name)
         table.local_shards()[0].tensor.fill_(torch.inf)
@@ -97,15 +97,15 @@ def test_a_table_that_is_not_finite_is_named(steps_with: StepsWith) -> None:
             NonFiniteLossError,
             match=r"nan at step 2, .* group 0, row .* feature C7 \(its table user_C7\)",
         ):
-            steps.take()
+            steps.run_step()
             steps.flush()
         assert torch.equal(other.local_shards()[0].tensor, before)
 
 
 def test_figures_of_health(steps_with: StepsWith) -> None:
     with steps_with("train.health_every=2") as steps:
-        assert steps.take().figures == {}
-        figures = steps.take().figures
+        assert steps.run_step().figures == {}
+        figures = steps.run_step().figures
     for table in ("user_C1", "ad_C15"):
         assert figures[f"weight/{table}"] > 0
         assert 0 < figures[f"touched/{table}"] <= 1
@@ -141,11 +141,11 @@ def test_products_that_are_not_float32_are_not_taken_for_it(
     """A processor on which `medium` rounds to bfloat16."""
     before, cpu = torch.get_float32_matmul_precision(), torch.device("cpu")
     try:
-        assert precision.choose("float32", cpu).low is False
+        assert precision.choose_precision("float32", cpu).use_bfloat16 is False
         precision._measure.cache_clear()
         monkeypatch.setattr(precision, "_error", lambda *_: 1e-3)
-        assert precision.choose("float32", cpu).setting == "highest"
-        assert precision.choose("bfloat16", cpu).low is True
+        assert precision.choose_precision("float32", cpu).setting == "highest"
+        assert precision.choose_precision("bfloat16", cpu).use_bfloat16 is True
     finally:
         precision._measure.cache_clear()
         torch.set_float32_matmul_precision(before)
@@ -197,7 +197,7 @@ def test_the_mixture_that_ads_are_drawn_from_goes_where_the_batch_goes(
     negatives = UniformNegatives(prepared, schema, 8, 32, seed=0)
     config = load_config(None, ["train.batch_size=32"])
     with process_group("cpu") as process:
-        source = Source(prepared, schema, config, process, prepared, negatives)
+        source = BatchSource(prepared, schema, config, process, prepared, negatives)
         batch = next(source.batches(0))
         rows = next(source.reader.epoch())
     drawn = torch.from_numpy(negatives.of_step(1)[LOG_Q])

@@ -87,7 +87,7 @@ class Watchdog:
         self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def beat(self, step: int, batch: Sequence[Tensor] = ()) -> None:
+    def heartbeat(self, step: int, batch: Sequence[Tensor] = ()) -> None:
         """A step begins. Its hash is made when it is asked for, so this costs nothing.
 
         Args:

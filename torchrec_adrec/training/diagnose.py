@@ -12,7 +12,7 @@ from torchrec_adrec.schema import Schema, Side
 
 
 @torch.no_grad()
-def culprits(model: nn.Module, batch: Batch, schema: Schema) -> list[str]:
+def find_nonfinite(model: nn.Module, batch: Batch, schema: Schema) -> list[str]:
     """The features and parameters that are not finite, of all ranks. Collective.
 
     Args:

@@ -1,4 +1,4 @@
-"""How the dense products are made here: found out by making some.
+"""How the dense products are made here: choice out by making some.
 
 A name promises nothing. On one CPU oneDNN's float32 product is twice as fast as MKL's,
 on the next the same setting rounds to bfloat16; bfloat16 is four times faster where the
@@ -28,19 +28,19 @@ WORTH = 1.2  # how much faster bfloat16 must be: it costs conversions elsewhere
 log = logging.getLogger(__name__)
 
 
-class Products(NamedTuple):
+class MatmulPrecision(NamedTuple):
     """How products are made; kept in checkpoints, so that a resumed run goes on alike.
 
     Attributes:
         setting: of `torch.set_float32_matmul_precision`.
-        low: whether they are made in bfloat16.
+        use_bfloat16: whether they are made in bfloat16.
     """
 
     setting: str
-    low: bool
+    use_bfloat16: bool
 
 
-def choose(wanted: str, device: torch.device) -> Products:
+def choose_precision(wanted: str, device: torch.device) -> MatmulPrecision:
     """Find out what is fastest here. Collective: the first rank measures for all, once
     in a process: two runs in it make their products alike.
 
@@ -55,15 +55,15 @@ def choose(wanted: str, device: torch.device) -> Products:
             "train.precision=tf32 is for NVIDIA GPUs, this device is"
             f" {device.type}; set float32, bfloat16 or auto"
         )
-    found = [Products("highest", False)]
+    choice = [MatmulPrecision("highest", False)]
     if dist.get_rank() == 0:
-        found = [_measure(wanted, device)]
-    dist.broadcast_object_list(found, 0)
-    return found[0]
+        choice = [_measure(wanted, device)]
+    dist.broadcast_object_list(choice, 0)
+    return choice[0]
 
 
 @cache
-def _measure(wanted: str, device: torch.device) -> Products:
+def _measure(wanted: str, device: torch.device) -> MatmulPrecision:
     generator = torch.Generator().manual_seed(0)
     size = SIZES.get(device.type, SIZES["cuda"])
     a, b = (torch.randn(size, size, generator=generator).to(device) for _ in range(2))
@@ -78,18 +78,18 @@ def _measure(wanted: str, device: torch.device) -> Products:
         seconds["high"], best = _seconds(a, b, "high"), "high"
         faster = seconds["highest"] / seconds["high"]
         log.info("products in TF32; measured here, %.2g times float32's speed", faster)
-        return Products("high", False)
+        return MatmulPrecision("high", False)
     faster = seconds[best] / _seconds(a.bfloat16(), b.bfloat16(), best)
-    low = wanted == "bfloat16" or (wanted == "auto" and faster >= WORTH)
+    use_bfloat16 = wanted == "bfloat16" or (wanted == "auto" and faster >= WORTH)
     log.info(
         "products in %s; measured here, bfloat16 is %.2g times as fast as float32 (%s)",
-        "bfloat16" if low else "float32",
+        "bfloat16" if use_bfloat16 else "float32",
         faster,
         best,
     )
-    if low and faster < 1:
+    if use_bfloat16 and faster < 1:
         log.warning("train.precision=bfloat16 slows training down here; try auto")
-    return Products(best, low)
+    return MatmulPrecision(best, use_bfloat16)
 
 
 def _error(a: Tensor, b: Tensor, exact: Tensor, setting: str) -> float:

@@ -31,12 +31,12 @@ from torchrec_adrec.tasks.sharded import (
     check_origin,
     warm_start_names,
 )
-from torchrec_adrec.training.board import Board, board
-from torchrec_adrec.training.judge import Judge
-from torchrec_adrec.training.precision import Products, choose
-from torchrec_adrec.training.source import Source
-from torchrec_adrec.training.steps import Step, Steps
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.evaluator import Evaluator
+from torchrec_adrec.training.precision import MatmulPrecision, choose_precision
+from torchrec_adrec.training.step_runner import Step, StepRunner
 from torchrec_adrec.training.stopping import EarlyStopping
+from torchrec_adrec.training.tensorboard import TensorBoardLogger, tensorboard_logger
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ class Trainer:
     warm_start: checkpoint.Checkpoint | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     initialised: list[str] = field(default_factory=list)
-    products: Products | None = None
+    precision: MatmulPrecision | None = None
 
     def __post_init__(self) -> None:
         self.schema = Schema.load(self.data / "schema.json")
         self.model, self.optimizer = build(
             self.task, self.schema, self.config, self.process
         )
-        self.source = Source(
+        self.source = BatchSource(
             self.data,
             self.schema,
             self.config,
@@ -77,10 +77,10 @@ class Trainer:
             self._negatives(),
         )
         self.stopping = EarlyStopping(self.config.train.patience)
-        self.judge = Judge(
+        self.evaluator = Evaluator(
             self.task, self.data, self.folder, self.schema, self.config, self.process
         )
-        if self.config.train.evaluate_every and not self.judge.has("valid"):
+        if self.config.train.evaluate_every and not self.evaluator.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
                 " prepare with data.split.valid above 0"
@@ -134,7 +134,7 @@ class Trainer:
                 "validation": self.stopping.history,
                 "restarts": restarts,
             },
-            **self.judge.held_out(self.model),
+            **self.evaluator.held_out(self.model),
         }
         if self.process.is_first:
             (self.folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
@@ -153,7 +153,7 @@ class Trainer:
             if self.source.ledger is not None:
                 self.source.ledger.go_on(found.step, found.state["ledger"])
             self.initialised = found.state["initialised"]
-            self.products = Products(*found.state["products"])
+            self.precision = MatmulPrecision(*found.state["precision"])
             self._check_tables(found)
             log.info("resumed from %s", found.path)
             return found.step
@@ -192,14 +192,14 @@ class Trainer:
         size, number = self.config.train.batch_size, first
         wanted, device = self.config.train.precision, self.process.device
         hang_seconds = self.config.train.hang_seconds
-        self.products = self.products or choose(wanted, device)
-        steps = Steps(
+        self.precision = self.precision or choose_precision(wanted, device)
+        steps = StepRunner(
             self.model,
             self.optimizer,
             self.source,
             self.process,
             self.config,
-            self.products,
+            self.precision,
             first,
         )
         window: list[torch.Tensor] = []
@@ -207,23 +207,25 @@ class Trainer:
         with (
             Interrupt() as interrupt,
             Watchdog(self.process, hang_seconds, name=self.task) as watchdog,
-            board(self.task, self.folder, self.process.is_first, done) as scalars,
+            tensorboard_logger(
+                self.task, self.folder, self.process.is_first, done
+            ) as board,
             Progress(
                 f"train {self.task}", (self.source.steps - first) * size, "samples"
             ) as progress,
         ):
             while number < self.source.steps and not self.stopping.stops:
-                watchdog.beat(number + 1, steps.marks(number + 1))
-                step, note = steps.take(interrupt.requested), ""
+                watchdog.heartbeat(number + 1, steps.batch_identity(number + 1))
+                step, note = steps.run_step(interrupt.requested), ""
                 number = step.number
                 window.append(step.loss)
-                scalars.write(number, step.figures)
+                board.write(number, step.figures)
                 last = number == self.source.steps
                 if last or number % self.config.train.log_every == 0:
-                    note = self._log(number, window, progress.rate, scalars)
+                    note = self._log(number, window, progress.rate, board)
                     window = []
                 with watchdog.paused():
-                    stops = self._keep(step, steps, scalars)
+                    stops = self._keep(step, steps, board)
                 if stops and not last:
                     raise StoppedError(interrupt.agreed(self.process.device), number)
                 progress.advance(size, note)
@@ -247,13 +249,13 @@ class Trainer:
         log.info("the best of %d evaluations is %s", len(self.stopping.history), path)
         return best
 
-    def _keep(self, step: Step, steps: Steps, scalars: Board) -> bool:
+    def _keep(self, step: Step, steps: StepRunner, board: TensorBoardLogger) -> bool:
         """Evaluate and save, if it is time; whether training was asked to stop here."""
         last = step.number == self.source.steps
         stops = step.stop and self._is_whole(step.number)
         if last or stops or self._is_due(step.number) or self._evaluates(step.number):
             steps.flush()  # a loss that is not finite must stop us before, not after
-        is_best = self._validate(step.number, steps, scalars)
+        is_best = self._validate(step.number, steps, board)
         ends = last or self.stopping.stops
         if ends or stops or is_best or self._is_due(step.number):
             self._save(step.number, step.loss.item())
@@ -277,16 +279,16 @@ class Trainer:
         last = step == self.source.steps
         return bool(every) and (last or self._is_first_of(every, step))
 
-    def _validate(self, step: int, steps: Steps, scalars: Board) -> bool:
+    def _validate(self, step: int, steps: StepRunner, board: TensorBoardLogger) -> bool:
         """Evaluate, if it is time; whether the model is the best so far."""
         if not self._evaluates(step):
             return False
         steps.detach()
-        figures = self.judge.figures(self.model, "valid")
+        figures = self.evaluator.figures(self.model, "valid")
         self.model.train()
         for label, found in figures.items():
             names = {f"valid/{label}/{name}": v for name, v in found.items()}
-            scalars.write(step, names)
+            board.write(step, names)
         return self.stopping.add(step, figures[self.schema.labels[0].name]["log_loss"])
 
     def _log(
@@ -294,11 +296,11 @@ class Trainer:
         step: int,
         window: list[torch.Tensor],
         rate: float,
-        scalars: Board,
+        board: TensorBoardLogger,
     ) -> str:
         mean = torch.stack(window).mean().item()
         self.curve.append((step, mean))
-        scalars.write(step, {"loss": mean, "samples_per_second": rate})
+        board.write(step, {"loss": mean, "samples_per_second": rate})
         return f"loss {mean:.4f}"
 
     def _save(self, step: int, loss: float) -> None:
@@ -320,7 +322,7 @@ class Trainer:
                 "ledger": ledger.keep(step) if ledger is not None else [],
                 "initialised": self.initialised,
                 "tables_from": self._tables_from(),
-                "products": self.products,
+                "precision": self.precision,
                 "steps_an_epoch": self.source.reader.steps,
                 "vocabulary": vocabulary_hashes(self.data),
                 "config": self.config.model_dump(mode="json"),

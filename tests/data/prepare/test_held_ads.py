@@ -137,7 +137,7 @@ def own_rows(place: str, share: float) -> pl.DataFrame:
 @pytest.mark.parametrize("place", ["first", "last"])
 @pytest.mark.parametrize("shares", [None, "item"])
 def test_a_history_with_its_own_ad_is_refused(
-    tmp_path: Path, place: str, shares_ids_with: str | None
+    tmp_path: Path, place: str, shares: str | None
 ) -> None:
     seen = TABLE["user"]["seen"] | ({"shares_ids_with": shares} if shares else {})
     table = TABLE | {"user": TABLE["user"] | {"seen": seen}}

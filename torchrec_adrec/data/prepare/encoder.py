@@ -133,7 +133,7 @@ class Encoder:
     def _mends(
         self, name: str, source: str, column: Column, wrong: NDArray[np.bool_]
     ) -> bool:
-        """Whether there are wrong values to be repaired; counts their rows, or raises."""
+        """Whether wrong values are to be repaired; counts their rows, or raises."""
         if not wrong.any():
             return False
         rows = column.spread(wrong, False)

@@ -14,7 +14,7 @@ from torchrec_adrec.schema import Schema
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """Judges a sharded model of one task. Collective.
 
     Args:

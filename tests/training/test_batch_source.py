@@ -29,7 +29,7 @@ from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.errors import DataError, ReaderError
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.batch_source import BatchSource
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 Way = Callable[..., Iterator[tuple[Taken, Batch]]]
@@ -115,8 +115,8 @@ def test_a_fault_is_named_or_mended_whoever_reads(
     read = list(WAYS[way](feed_of(prepared, bounds="clamp"), 0, heap, repaired))
     assert len(read) == 20 and repaired.counts == {"C1": 2}
     assert [r.getMessage() for r in caplog.records] == [
-        f"{place} is 999, {str(error.value).split('999, ')[1]}; repaired, and so is every"
-        " later one"
+        f"{place} is 999, {str(error.value).split('999, ')[1]}; repaired, and so"
+        " is every later one"
     ]
 
 
@@ -160,7 +160,7 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_source import RepairCounts, feed_of, heap, read_in_process
+from test_batch_source import RepairCounts, feed_of, heap, read_in_process
 read = read_in_process(feed_of(Path({data!r})), 0, heap, RepairCounts())
 next(read)
 print("reads", flush=True)
@@ -200,7 +200,7 @@ def test_the_setting_chooses_and_a_source_says_where(
         config = load_config(None, words)
         (prepared / way).mkdir()
         with process_group("cpu") as process:
-            source = Source(prepared, schema, config, process, prepared / way)
+            source = BatchSource(prepared, schema, config, process, prepared / way)
             first, second = islice(source.batches(4), 2)
             told.append((source.where(5), source.where(6)))
             assert source.ledger is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 
-class Board:
+class TensorBoardLogger:
     """Writes scalars below a task's name, or nothing on the other ranks."""
 
     def __init__(self, task: str, writer: SummaryWriter | None) -> None:
@@ -21,10 +21,12 @@ class Board:
 
 
 @contextmanager
-def board(task: str, folder: Path, is_first: bool, done: int) -> Iterator[Board]:
+def tensorboard_logger(
+    task: str, folder: Path, is_first: bool, done: int
+) -> Iterator[TensorBoardLogger]:
     """Open it; steps behind `done`, which a resumed run repeats, are purged."""
     if not is_first:
-        yield Board(task, None)
+        yield TensorBoardLogger(task, None)
         return
     with SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1) as writer:
-        yield Board(task, writer)
+        yield TensorBoardLogger(task, writer)

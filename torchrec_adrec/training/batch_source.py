@@ -20,7 +20,7 @@ from torchrec_adrec.schema import Schema
 
 
 @dataclass
-class Source:
+class BatchSource:
     """The training rows of a prepared data set, step by step.
 
     Args:

@@ -22,12 +22,12 @@ from torchrec_adrec.models.tower import TowerHead
 from torchrec_adrec.tasks.after_lookup import Outputs
 from torchrec_adrec.tasks.sharded import guard_of
 from torchrec_adrec.training.alarm import DeadModelAlarm
-from torchrec_adrec.training.diagnose import culprits
+from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.diagnose import find_nonfinite
 from torchrec_adrec.training.graphs import run_as_graphs
-from torchrec_adrec.training.health import Health
 from torchrec_adrec.training.late import LateReader
-from torchrec_adrec.training.precision import Products
-from torchrec_adrec.training.source import Source
+from torchrec_adrec.training.model_statistics import ModelStatistics
+from torchrec_adrec.training.precision import MatmulPrecision
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Step:
     figures: dict[str, float]
 
 
-class Steps:
+class StepRunner:
     """Takes the steps of a source through the train pipeline. Collective.
 
     Args:
-        products: how they are made.
+        precision: how matrix products are made.
         first: the last step that was taken before.
     """
 
@@ -59,20 +59,20 @@ class Steps:
         self,
         model: DistributedModelParallel,
         optimizer: StepOptimizer,
-        source: Source,
+        source: BatchSource,
         process: Process,
         config: Config,
-        products: Products,
+        precision: MatmulPrecision,
         first: int = 0,
     ) -> None:
         self.model, self.optimizer, self.process = model, optimizer, process
         self.source, self.config, self.number = source, config, first
-        self.low, self._settled = products.low, False
-        torch.set_float32_matmul_precision(products.setting)
+        self.use_bfloat16, self._settled = precision.use_bfloat16, False
+        torch.set_float32_matmul_precision(precision.setting)
         if config.train.compile:
             compile_heads(model)
         self.alarm = DeadModelAlarm(source.schema, config.train.dead_model)
-        self.health = Health(model, optimizer)
+        self.statistics = ModelStatistics(model, optimizer)
         self.guard = guard_of(model)
         self.late = LateReader(process.device)
         self._stop = False
@@ -83,7 +83,7 @@ class Steps:
         self.batches: Iterator[Batch] = source.batches(first)
         model.train()
 
-    def take(self, asked_to_stop: bool = False) -> Step:
+    def run_step(self, asked_to_stop: bool = False) -> Step:
         """Take the next one, and look at the one before.
 
         Args:
@@ -100,7 +100,7 @@ class Steps:
         self.guard.asked_to_stop = asked_to_stop
         every = self.config.train.health_every
         looks = bool(every) and self.number % every == 0
-        with self.health.watched() if looks else nullcontext():
+        with self.statistics.watched() if looks else nullcontext():
             out = self._progress()
         watched = out.logits[: self._rows_watched()]
         self.late.ask(self.number, out.report, watched)
@@ -109,14 +109,14 @@ class Steps:
             self._stop = asked_to_stop
         if not self._settled:
             self._settle()
-        figures = self.health.figures(out.ads) if looks else {}
+        figures = self.statistics.figures(out.ads) if looks else {}
         return Step(self.number, out.report[0], self._stop, figures)
 
     def flush(self) -> None:
         """Look at every step that was taken: before a model is saved or judged.
 
         Raises:
-            NonFiniteLossError, TrainingError: as `take`.
+            NonFiniteLossError, TrainingError: as `run_step`.
         """
         self._look(None)
 
@@ -140,7 +140,7 @@ class Steps:
             return 0
         return self.alarm.rows_of(self.number)
 
-    def marks(self, step: int) -> Sequence[Tensor]:
+    def batch_identity(self, step: int) -> Sequence[Tensor]:
         """Tensors on the host that tell a step's rows, for the watchdog; of the first
         one, which is not read yet, none.
         """
@@ -165,7 +165,7 @@ class Steps:
 
     def _progress(self) -> Outputs:
         device = self.process.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.low):
+        with torch.autocast(device, torch.bfloat16, enabled=self.use_bfloat16):
             out: Outputs = self.pipeline.progress(self.batches)
         return out
 
@@ -183,7 +183,7 @@ class Steps:
     def _diagnosed(self, loss: float, number: int) -> NonFiniteLossError:
         """Say which rows, and what in the model is not finite. Collective."""
         batch = self.source.begin(number).to(self.process.device)
-        found = culprits(self.model, batch, self.source.schema)
+        found = find_nonfinite(self.model, batch, self.source.schema)
         what = ", ".join(found[:5]) or "neither inputs nor weights: the loss alone"
         return NonFiniteLossError(
             f"the loss became {loss} at step {number}, before any weight changed. Rank"

@@ -8,7 +8,7 @@ from planted import faults, smooth
 from rounding import ORDERS, Results, Rounding, reorder
 
 from torchrec_adrec.models.tower import TowerHead
-from torchrec_adrec.training.steps import Steps
+from torchrec_adrec.training.step_runner import StepRunner
 
 
 def drawn(seed: int, number: int, rank: int) -> float:
@@ -18,7 +18,7 @@ def drawn(seed: int, number: int, rank: int) -> float:
         process=SimpleNamespace(rank=rank, device=torch.device("cpu")),
         number=number,
     )
-    Steps._seed(step)  # type: ignore[arg-type]
+    StepRunner._seed(step)  # type: ignore[arg-type]
     return torch.rand(1, dtype=torch.float64).item()
 
 
@@ -48,7 +48,7 @@ def ten_steps(
             reorder(steps.source, order)
         if fault is not None:
             FAULTS[fault](steps.model)
-        losses = torch.stack([steps.take().loss.clone() for _ in range(10)])
+        losses = torch.stack([steps.run_step().loss.clone() for _ in range(10)])
         weights = {}
         for name, value in steps.model.state_dict().items():
             shards = getattr(value, "local_shards", None)
@@ -72,7 +72,7 @@ def test_a_step_in_bfloat16_has_float32_vectors_of_length_one(
         seen = []
         for head in (m for m in steps.model.modules() if isinstance(m, TowerHead)):
             head.register_forward_hook(lambda *told: seen.append(told[2].detach()))
-        loss = steps.take().loss
+        loss = steps.run_step().loss
     assert loss.dtype == torch.float32 and len(seen) == 2
     for vectors in seen:
         assert vectors.dtype == torch.float32

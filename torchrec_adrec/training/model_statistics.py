@@ -14,7 +14,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 Sums = dict[str, Tensor]  # scalars on the device: read all at once, at the end
 
 
-class Health:
+class ModelStatistics:
     """What is measured in one step: wrap it in `watched`, then ask `figures`."""
 
     def __init__(
