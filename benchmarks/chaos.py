@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timing import keep
+from timing import keep_result
 
 from torchrec_adrec.pipeline.pipeline import COMPONENTS
 from torchrec_adrec.training.ledger_report import audit_stage
@@ -36,16 +36,16 @@ SMALL = (
     "train.epochs=2",
     "train.checkpoint_every=20",
     "train.ledger=true",
-    "towers.embedding_dim=8",
-    "towers.hidden=[64]",
-    "towers.output_dim=16",
-    "towers.optimizer={tables_lr: .1, dense_lr: .003}",
+    "retrieval.embedding_dim=8",
+    "retrieval.hidden=[64]",
+    "retrieval.output_dim=16",
+    "retrieval.optimizer={tables_lr: .1, dense_lr: .003}",
 )
 # Of runs that change their ranks, and so the order in which sums are rounded. Dropout
 # is drawn by rank. A ReLU whose input lies nearer to 0 than that rounding lets a row's
 # gradient through on one number of ranks and not on the other: with one of 2e-8, 240
 # steps later the loss of a batch was off by 2.5e-3, the test's by 2e-5.
-SMOOTH = ("towers.dropout=0", "towers.hidden=[]", "towers.click_bias=false")
+SMOOTH = ("retrieval.dropout=0", "retrieval.hidden=[]", "retrieval.click_bias=false")
 WHOLE = 1e-5  # largest difference from the run that was left alone
 LATEST = 0.95  # of the training time: later there is nothing left to kill
 
@@ -211,7 +211,9 @@ def main() -> None:
         "rows_lost_or_doubled": sum(run["lost"] + run["doubled"] for run in runs),
     }
     figures = {"alone": alone, "alone_and_smooth": still}
-    keep("chaos", {"summary": summary, **figures, "killed": killed, "moved": moved})
+    keep_result(
+        "chaos", {"summary": summary, **figures, "killed": killed, "moved": moved}
+    )
     sys.exit(summary["same"] != len(runs))
 
 

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 from some_stages import run_stages, share_data
-from timing import keep
+from timing import keep_result
 
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.attainable import KnownRows
 from torchrec_adrec.evaluation.bootstrap import interval, resampled_means
-from torchrec_adrec.evaluation.exact_search import Scorer, search
+from torchrec_adrec.evaluation.exact_search import BlockScorer, search
 from torchrec_adrec.evaluation.known_world import expected_auc
 from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.evaluation.ranking_metrics import many_relevant
@@ -44,11 +44,11 @@ USERS, BEST = 1_000, 500
 ROWS = 50_000  # of the test split that AUCs are taken of, or fewer
 VARIANTS = {
     "as configured": [],
-    "click alone": ["towers.alpha=1"],
-    "logQ": ["towers.log_q=true", "towers.uniform_negatives=0"],
-    "no logQ": ["towers.log_q=false", "towers.uniform_negatives=0"],
-    "logQ, mixed": ["towers.log_q=true", "towers.uniform_negatives={mixed}"],
-    "no logQ, mixed": ["towers.log_q=false", "towers.uniform_negatives={mixed}"],
+    "click alone": ["retrieval.alpha=1"],
+    "logQ": ["retrieval.log_q=true", "retrieval.uniform_negatives=0"],
+    "no logQ": ["retrieval.log_q=false", "retrieval.uniform_negatives=0"],
+    "logQ, mixed": ["retrieval.log_q=true", "retrieval.uniform_negatives={mixed}"],
+    "no logQ, mixed": ["retrieval.log_q=false", "retrieval.uniform_negatives={mixed}"],
 }
 Figures = dict[str, float]
 
@@ -64,7 +64,7 @@ def main() -> None:
     Console(width=160).print(_table(found))
     spread = {name: _spread(runs) for name, runs in found.items()}
     settings = {"seeds": words.seeds, "set": words.set, "mixed": words.mixed}
-    keep(words.name, {**settings, "summary": spread, "runs": found})
+    keep_result(words.name, {**settings, "summary": spread, "runs": found})
 
 
 def _arguments() -> argparse.Namespace:
@@ -151,7 +151,7 @@ def _towers(
 
 
 def _recall(
-    scorer: Scorer, top: TrueTop, catalog: int, process: Process, seed: int
+    scorer: BlockScorer, top: TrueTop, catalog: int, process: Process, seed: int
 ) -> Figures:
     """Recall of the true best, with its interval over users."""
     lists = search(scorer, top.best[:, 0], BEST, process, top.unborn).lists

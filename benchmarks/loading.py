@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from timing import interleave, keep, ratio
+from timing import interleave, keep_result, ratio
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
@@ -63,11 +63,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         split = write(Path(folder), words.rows)
         if words.ranks:
-            keep("loading_ranks", ranks(split, words.rounds, words.batch_size))
+            keep_result("loading_ranks", ranks(split, words.rounds, words.batch_size))
         elif words.train:
-            keep("loading_train", train(split, words.rounds, words.batch_size))
+            keep_result("loading_train", train(split, words.rounds, words.batch_size))
         else:
-            keep("loading", load(split, words.rounds))
+            keep_result("loading", load(split, words.rounds))
 
 
 def make_schema() -> Schema:

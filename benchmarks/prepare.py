@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from timing import keep
+from timing import keep_result
 
 INTEGERS, FIELDS = range(1, 14), range(1, 40)
 TRAIN = 0.8
@@ -170,7 +170,7 @@ def main() -> None:
         n: [a / b for a, b in zip(rates["prepare"], rates[n], strict=True)]
         for n in WAYS
     }
-    keep(
+    keep_result(
         "prepare",
         {
             "rows": rows,

@@ -22,7 +22,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 from some_stages import run_stages, share_data
-from timing import keep
+from timing import keep_result
 
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.process import process_group
@@ -32,8 +32,8 @@ from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import restore
 
-STAGES = ("data", "baselines", "retrieval", "embeddings", "ranking")
-BESIDE = {"additive": ["towers.similarity=additive", "towers.alpha=1"]}
+STAGES = ("data", "baselines", "retrieval", "export", "ranking")
+BESIDE = {"additive": ["retrieval.similarity=additive", "retrieval.alpha=1"]}
 WAYS = ("towers", "context", "popularity")
 GROUPS = ("all", "seen_ads", "unseen_ads")
 ABOVE = "towers - logistic regression, auc"
@@ -51,7 +51,7 @@ def main() -> None:
     }
     for table in (_clicks_table(figures), _recall_table(figures)):
         Console(width=120).print(table)
-    keep(words.name, {"seeds": words.seeds, "summary": summary, "runs": figures})
+    keep_result(words.name, {"seeds": words.seeds, "summary": summary, "runs": figures})
 
 
 def _arguments() -> argparse.Namespace:
@@ -90,7 +90,7 @@ def _figures(run: Path) -> Figures:
     for name, stage in (("towers", "retrieval"), ("ranker", "ranking")):
         if (run / stage).exists():
             found |= _click(name, _metrics(run, stage)["test"]["click"])
-    judged = _metrics(run, "embeddings")["test"]
+    judged = _metrics(run, "export")["test"]
     for group in (g for g in GROUPS if g in judged):
         for way in WAYS:
             figures = judged[group][way].items()

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from timing import interleave, keep, ratio
+from timing import interleave, keep_result, ratio
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
@@ -42,7 +42,7 @@ def main() -> None:
         "whole request": lambda: recommender.recommend(users[0]),
     }
     seconds = interleave(ways, words.rounds)
-    keep(
+    keep_result(
         "serving",
         {
             "candidates": len(ids),

@@ -32,7 +32,7 @@ def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
     return median(a / b for a, b in pairs)
 
 
-def keep(name: str, figures: dict[str, Any]) -> None:
+def keep_result(name: str, figures: dict[str, Any]) -> None:
     """Write the raw figures with the machine they come from, and print them."""
     machine = {
         "processor": platform.machine(),

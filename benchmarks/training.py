@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from baselines import dense_adam, torchrec_plain
-from timing import keep, ratio
+from timing import keep_result, ratio
 from turns import Worker, answer, commands, profiled
 
 from torchrec_adrec.config.run import Config, load_config
@@ -49,7 +49,7 @@ STEPS = {"dense adam": 2}  # of a block; it is slow
 DEFAULT_STEPS = {2048: 20, 8192: 6}
 READY = 1 << 17  # rows in memory; those of fewer keep their vectors in the cache
 CANONICAL = (
-    "towers={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: 0,"
+    "retrieval={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: 0,"
     " alpha: .5, temperature: .05, click_bias: false}",
     "train.dead_model=warn",  # the rows hold nothing to learn
 )
@@ -74,12 +74,12 @@ def main() -> None:
         rows = max(words.batch_size) * (15 * words.rounds + 8)
         write(data, rows)
         if words.memory:
-            keep("training_memory", {"by_batch_size": memory(data)})
+            keep_result("training_memory", {"by_batch_size": memory(data)})
         elif words.ranks:
-            keep("training_ranks", ranks(data, words))
+            keep_result("training_ranks", ranks(data, words))
         else:
             found = {str(b): compare(data, b, words) for b in words.batch_size}
-            keep("training", {"canonical": CANONICAL, "by_batch_size": found})
+            keep_result("training", {"canonical": CANONICAL, "by_batch_size": found})
 
 
 def make_schema() -> Schema:
@@ -192,7 +192,7 @@ def plain(data: Path, size: int, how: str, process: Process) -> Callable[[], Any
     source = BatchSource(data, schema, config, process, data)
     ready = cycle(list(islice(source.batches(0), max(READY // size, 8))))
     source._ahead.clear()  # nobody takes their steps
-    _, pipeline = torchrec_plain.build(schema, config.towers, size)
+    _, pipeline = torchrec_plain.build(schema, config.retrieval, size)
     return lambda: pipeline.progress(ready)
 
 
@@ -201,7 +201,7 @@ def dense(data: Path, size: int, _: str, process: Process) -> Callable[[], Any]:
     table = pq.read_table(data / "train")
     rows = {name: table[name].to_numpy() for name in table.column_names}
     schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
-    return dense_adam.DenseTrainer(rows, schema, config.towers, size).step
+    return dense_adam.DenseTrainer(rows, schema, config.retrieval, size).step
 
 
 MAKERS = {"ours": ours, "torchrec plain": plain, "dense adam": dense}

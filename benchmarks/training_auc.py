@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from baselines import torchrec_plain
 from sklearn.metrics import roc_auc_score
-from timing import keep
+from timing import keep_result
 from training import CANONICAL
 
 from torchrec_adrec.config.run import Config, load_config
@@ -46,7 +46,9 @@ def main() -> None:
         for seed in words.seeds:
             for way, auc in _seed(words.data, seed, process).items():
                 found.setdefault(way, []).append(auc)
-    keep("training_auc", {"seeds": words.seeds, "test_auc": found, **_summary(found)})
+    keep_result(
+        "training_auc", {"seeds": words.seeds, "test_auc": found, **_summary(found)}
+    )
 
 
 def _seed(data: Path, seed: int, process: Process) -> dict[str, float]:
@@ -103,7 +105,9 @@ def plain(data: Path, config: Config, process: Process, masked: bool) -> float:
     schema = Schema.load(data / "schema.json")
     source = BatchSource(data, schema, config, process, data)
     device = process.device
-    model, pipeline = torchrec_plain.build(schema, config.towers, BATCH, masked, device)
+    model, pipeline = torchrec_plain.build(
+        schema, config.retrieval, BATCH, masked, device
+    )
     batches = source.batches(0)
     for _ in range(source.steps):
         pipeline.progress(batches)

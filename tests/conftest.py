@@ -16,7 +16,7 @@ from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.adapters import criteo, open_data
 from torchrec_adrec.data.adapters.criteo import HASHES, INTEGERS
 from torchrec_adrec.data.prepare.prepare import prepare
-from torchrec_adrec.runtime.ranks import Alone
+from torchrec_adrec.runtime.ranks import SingleProcess
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def prepare_world(
     config = DataConfig.model_validate(
         {"adapter": "synthetic", "synthetic": synthetic, "min_count": min_count}
     )
-    prepare(config, open_data(config, seed, out, Alone()), out, seed)
+    prepare(config, open_data(config, seed, out, SingleProcess()), out, seed)
     return dict(json.loads((out / "report.json").read_text()))
 
 
@@ -128,14 +128,14 @@ SMALL = (
     "train.checkpoint_every=50",
     "train.eval_batch_size=1024",
     "recommend.candidates=50",
-    "towers.embedding_dim=8",
-    "towers.hidden=[64]",
-    "towers.output_dim=16",
-    "towers.alpha=.5",
-    "towers.temperature=.05",
-    "towers.optimizer={tables_lr: .1, dense_lr: .003}",
-    "ranker.layers=1",
-    "ranker.model_dim=16",
+    "retrieval.embedding_dim=8",
+    "retrieval.hidden=[64]",
+    "retrieval.output_dim=16",
+    "retrieval.alpha=.5",
+    "retrieval.temperature=.05",
+    "retrieval.optimizer={tables_lr: .1, dense_lr: .003}",
+    "ranking.layers=1",
+    "ranking.model_dim=16",
 )
 
 
@@ -155,7 +155,7 @@ def small_config(finished_run: Path) -> Config:
 
 
 TINY = (
-    "towers={embedding_dim: 4, hidden: [8], output_dim: 4, dropout: 0}",
+    "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4, dropout: 0}",
     "train={batch_size: 32, log_every: 1}",
 )
 StepsWith = Callable[..., AbstractContextManager[Any]]

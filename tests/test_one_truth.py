@@ -19,13 +19,13 @@ from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import CheckpointError, ManifestError, PredictionError
 from torchrec_adrec.evaluation.predict import evaluate_split
+from torchrec_adrec.export.build_index import build_index
 from torchrec_adrec.export.encode import export
-from torchrec_adrec.export.publish import publish
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest, load_vectors
-from torchrec_adrec.runs.stage_folder import at_work, make_run
-from torchrec_adrec.runs.stages import DATA, EMBEDDINGS, INDEX, RANKING, RETRIEVAL
+from torchrec_adrec.runs.stage_folder import make_run, stage_workspace
+from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
 from torchrec_adrec.runtime.files import Origin
-from torchrec_adrec.runtime.ranks import Alone
+from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve import proof, recommender
 from torchrec_adrec.serve.proof import Proof
@@ -40,11 +40,11 @@ SETTINGS = (
     "train={batch_size: 128, epochs: 8, evaluate_every: 5, patience: 2}",
     "train.dead_model=warn",
     "recommend.candidates=50",
-    "towers={embedding_dim: 4, hidden: [8], output_dim: 4}",
-    "ranker={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8}",
+    "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",
+    "ranking={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8}",
     # so large that the validation loss soon rises: `patience` ends training after that
-    "towers.optimizer={tables_lr: 1, dense_lr: 0.1}",
-    "ranker.optimizer={tables_lr: 1, dense_lr: 0.1}",
+    "retrieval.optimizer={tables_lr: 1, dense_lr: 0.1}",
+    "ranking.optimizer={tables_lr: 1, dense_lr: 0.1}",
 )
 TASKS = ("retrieval", "ranking")
 
@@ -67,18 +67,18 @@ def run(
     """All that serving needs, made in this process. The best step is not the last."""
     out = tmp_path_factory.mktemp("runs") / "run"
     make_run(out)
-    with at_work(DATA, config, out) as folder:
-        data = open_data(config.data, config.seed, folder, Alone())
+    with stage_workspace(DATA, config, out) as folder:
+        data = open_data(config.data, config.seed, folder, SingleProcess())
         prepare(config.data, data, folder, config.seed)
-    with at_work(RETRIEVAL, config, out, process) as folder:
+    with stage_workspace(RETRIEVAL, config, out, process) as folder:
         Trainer("retrieval", config, process, out / "data", folder).fit()
     schema = Schema.load(out / "data/schema.json")
-    with at_work(EMBEDDINGS, config, out, process) as folder:
+    with stage_workspace(EXPORT, config, out, process) as folder:
         model, start = restore("retrieval", out, schema, config, process)
         export(model, start, out / "data", config, process, folder)
-    with at_work(INDEX, config, out, process) as folder:
-        publish(out / "embeddings", config, process, folder)
-    with at_work(RANKING, config, out, process) as folder:
+    with stage_workspace(INDEX, config, out, process) as folder:
+        build_index(out / "export", config, process, folder)
+    with stage_workspace(RANKING, config, out, process) as folder:
         tables = final_checkpoint(out / "retrieval")
         Trainer("ranking", config, process, out / "data", folder, tables).fit()
     for task in TASKS:
@@ -103,7 +103,7 @@ def test_all_name_the_best_checkpoint(run: Path) -> None:
         history = metrics(run, task)["train"]["validation"]
         assert found.step == min(history, key=lambda pair: pair[1])[0]
         assert metrics(run, task)["checkpoint"] == found.origin.model_dump()
-    exported = EmbeddingManifest.load(run / "embeddings")
+    exported = EmbeddingManifest.load(run / "export")
     indexed = IndexManifest.load(run / "index")
     assert exported.checkpoint == indexed.embeddings.checkpoint == towers.origin
     tables = ranker.state["tables_from"]
@@ -114,14 +114,14 @@ def test_all_name_the_best_checkpoint(run: Path) -> None:
 def test_served_is_exported(run: Path) -> None:
     """To 1e-6, and far below what loading refuses; the last checkpoint is far above."""
     served = Recommender.load(run)
-    ids, exported = load_vectors(run / "embeddings")
+    ids, exported = load_vectors(run / "export")
     towers, _ = restore_whole("retrieval", run, served.encoder.schema)
     with torch.inference_mode():
         ads = towers.model.ad_tower(served.scorer.features(ids)).numpy()
         checkpoint.load(last(run / "retrieval"), towers, served.encoder.schema)
         others = towers.model.ad_tower(served.scorer.features(ids)).numpy()
     np.testing.assert_allclose(ads, exported, atol=1e-6)
-    examples = json.loads((run / "embeddings/examples.json").read_text())
+    examples = json.loads((run / "export/examples.json").read_text())
     assert len(examples) == 50
     for example in examples:
         user = served.user_input(example["user"])
@@ -172,9 +172,9 @@ def test_an_index_of_other_towers_is_not_built(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("torchrec_adrec.export.publish.final_checkpoint", last)
-    with pytest.raises(ManifestError, match=r"embeddings was made from step .*, .* is"):
-        publish(run / "embeddings", config, process, tmp_path)
+    monkeypatch.setattr("torchrec_adrec.export.build_index.final_checkpoint", last)
+    with pytest.raises(ManifestError, match=r"export was made from step .*, .* is"):
+        build_index(run / "export", config, process, tmp_path)
 
 
 def prove(served: Recommender, run: Path, ad_tower: Any, start: Checkpoint) -> None:
@@ -185,7 +185,7 @@ def prove(served: Recommender, run: Path, ad_tower: Any, start: Checkpoint) -> N
         ad_tower,
         start,
         IndexManifest.load(run / "index"),
-        run / "embeddings",
+        run / "export",
     ).check()
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from torchrec_adrec.config.train import TowersConfig
+from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.schema import LOG_Q, Schema, Side
 
 Row = dict[Any, Tensor]
@@ -45,7 +45,7 @@ class RowDataset(Dataset[Row]):
 class DenseTower(nn.Module):
     """An nn.Embedding a feature, then an MLP."""
 
-    def __init__(self, schema: Schema, side: Side, config: TowersConfig) -> None:
+    def __init__(self, schema: Schema, side: Side, config: RetrievalConfig) -> None:
         super().__init__()
         features = schema.sparse_of(side)
         self.tables = nn.ModuleList(
@@ -70,7 +70,7 @@ class DenseTrainer:
         self,
         columns: dict[str, np.ndarray[Any, Any]],
         schema: Schema,
-        config: TowersConfig,
+        config: RetrievalConfig,
         batch_size: int,
     ) -> None:
         self.config = config

@@ -30,14 +30,14 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from torchrec_adrec.batch import Batch, TowerInput
-from torchrec_adrec.config.train import TowersConfig
+from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.schema import Schema, Side
 
 
 class PlainTower(nn.Module):
     """Tables, MLP, unit length."""
 
-    def __init__(self, schema: Schema, side: Side, config: TowersConfig) -> None:
+    def __init__(self, schema: Schema, side: Side, config: RetrievalConfig) -> None:
         super().__init__()
         features = schema.sparse_of(side)
         self.ebc = EmbeddingBagCollection(
@@ -66,7 +66,7 @@ class PlainTask(nn.Module):
     """alpha * click cross-entropy + (1 - alpha) * in-batch softmax of clicked rows."""
 
     def __init__(
-        self, schema: Schema, config: TowersConfig, batch_size: int, masked: bool
+        self, schema: Schema, config: RetrievalConfig, batch_size: int, masked: bool
     ) -> None:
         super().__init__()
         self.masked = masked
@@ -97,7 +97,7 @@ class PlainTask(nn.Module):
 
 def build(
     schema: Schema,
-    config: TowersConfig,
+    config: RetrievalConfig,
     batch_size: int,
     masked: bool = False,
     device: torch.device = torch.device("cpu"),  # noqa: B008

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.losses import device_blocks
-from torchrec_adrec.losses.chunked import Columns
+from torchrec_adrec.losses.chunked import Candidates
 from torchrec_adrec.losses.device_blocks import large_block_cross_entropy
-from torchrec_adrec.losses.left_out import LeftOut
+from torchrec_adrec.losses.excluded import ExcludedCandidates
 
 ROWS, UNIFORM, ADS, HISTORY = 700, 300, 400, 5
 BLOCK = 1 << 18  # several blocks also of these few rows
@@ -50,14 +50,14 @@ def _errors(
     weights = torch.rand(len(anchors), dtype=torch.float64)
     exact = _plain(user, ad, ids, log_q, anchors, own, weights, history, temperature)
     u, a = (x.float().to(device).requires_grad_() for x in (user, ad))
-    columns = Columns(a, log_q.float().to(device), ids.to(device))
+    columns = Candidates(a, log_q.float().to(device), ids.to(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
         loss = large_block_cross_entropy(
             u.index_select(0, anchors.to(device)) / temperature,
             columns,
             own.to(device),
             weights.float().to(device),
-            LeftOut(history.to(device), ids.to(device)),
+            ExcludedCandidates(history.to(device), ids.to(device)),
         )
     grads = torch.autograd.grad(loss, (u, a))
     names = ("loss", "gradient of users", "gradient of ads")

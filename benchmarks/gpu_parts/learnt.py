@@ -13,7 +13,7 @@ from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.adapters import open_data
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.runtime.ranks import Alone
+from torchrec_adrec.runtime.ranks import SingleProcess
 
 ROWS = {"cuda": 120_000, "cpu": 12_000}
 
@@ -50,7 +50,7 @@ def _world(folder: Path, rows: int) -> Path:
     config = load_config(demo, words)
     prepare(
         config.data,
-        open_data(config.data, config.seed, folder, Alone()),
+        open_data(config.data, config.seed, folder, SingleProcess()),
         folder,
         config.seed,
     )

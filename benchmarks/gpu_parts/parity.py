@@ -49,10 +49,10 @@ def _graphs(process: Process) -> dict[str, Any]:
     for way in ("true", "false"):
         config = canonical(size, "float32")
         train = config.train.model_copy(update={"graphs": way == "true"})
-        towers = config.towers.model_copy(
+        towers = config.retrieval.model_copy(
             update={
                 "dropout": 0.2,
-                "optimizer": config.towers.optimizer.model_copy(
+                "optimizer": config.retrieval.optimizer.model_copy(
                     update={"accumulate": 2}
                 ),
             }

@@ -10,7 +10,7 @@ from training import canonical
 
 from gpu_parts.steppers import ours, ready_batches, wait
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.config.train import RankerConfig
+from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import Schema, Side
@@ -20,8 +20,8 @@ CANDIDATES = 500
 REQUESTS = {"cuda": 100, "cpu": 3}
 WARM = 3
 SIZES = {
-    "default": RankerConfig(),
-    "256 wide, 8 heads, 3 layers": RankerConfig(
+    "default": RankingConfig(),
+    "256 wide, 8 heads, 3 layers": RankingConfig(
         model_dim=256, heads=8, layers=3, feedforward_dim=1024
     ),
 }

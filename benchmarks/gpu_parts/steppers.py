@@ -98,7 +98,7 @@ def _plain(
     process: Process,
 ) -> Callable[[], Any]:
     device = process.device
-    _, pipeline = torchrec_plain.build(schema, config.towers, size, device=device)
+    _, pipeline = torchrec_plain.build(schema, config.retrieval, size, device=device)
     ready = cycle(batches)
     low = precision == "bfloat16"
 

@@ -18,9 +18,9 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_extends_then_overrides(tmp_path: Path) -> None:
     write(tmp_path, "base.yaml", "train: {batch_size: 8, epochs: 3}\nseed: 1\n")
     path = write(tmp_path, "a.yaml", "extends: base.yaml\ntrain: {epochs: 2}\n")
-    config = load_config(path, ["seed=5", "towers.hidden=[4, 2]"])
+    config = load_config(path, ["seed=5", "retrieval.hidden=[4, 2]"])
     assert (config.train.batch_size, config.train.epochs, config.seed) == (8, 2, 5)
-    assert config.towers.hidden == (4, 2)
+    assert config.retrieval.hidden == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -28,15 +28,18 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
     [
         ("train.batch_sise=4", "unknown key 'train.batch_sise', did you mean"),
         ("trian.batch_size=4", "did you mean 'train'"),
-        ("towers.optimizer.table_lr=1", "did you mean 'towers.optimizer.tables_lr'"),
+        (
+            "retrieval.optimizer.table_lr=1",
+            "did you mean 'retrieval.optimizer.tables_lr'",
+        ),
         ("seed=-1", "greater than or equal to 0"),
         ("recommend={top: 20, candidates: 10}", "exceeds the 10 candidates"),
         ("train.batch_size=0", "greater than or equal to 1, found 0"),
         ("data.split={train: .9}", "must be 1, found 1.1"),
-        ("ranker.heads=5", "must be a multiple of heads"),
+        ("ranking.heads=5", "must be a multiple of heads"),
         ("train.batch_size", "expected key=value"),
-        ("towers.optimizer.tables_lr=0", "greater than 0, found 0"),
-        ("ranker.optimizer.dense_lr=0.0", "greater than 0, found 0"),
+        ("retrieval.optimizer.tables_lr=0", "greater than 0, found 0"),
+        ("ranking.optimizer.dense_lr=0.0", "greater than 0, found 0"),
         ("train=3", "train: expected a block of keys (batch_size, "),
         ("sharding.types=[data_parallel]", "table_wise"),
     ],

@@ -105,10 +105,14 @@ FP16 = Case(("sharding.types=[row_wise]", "sharding.qcomm=fp16"), {})
 
 
 def config(*words: str) -> Config:
-    own = (f"train.batch_size={ROWS}", f"towers.embedding_dim={DIM}")
-    towers = ("towers.hidden=[32]", "towers.output_dim=8", "towers.dropout=0")
-    loss = ("towers.alpha=.5", "towers.temperature=.2", "towers.click_bias=false")
-    rates = ("towers.optimizer={tables_lr: .05, dense_lr: .003}",)
+    own = (f"train.batch_size={ROWS}", f"retrieval.embedding_dim={DIM}")
+    towers = ("retrieval.hidden=[32]", "retrieval.output_dim=8", "retrieval.dropout=0")
+    loss = (
+        "retrieval.alpha=.5",
+        "retrieval.temperature=.2",
+        "retrieval.click_bias=false",
+    )
+    rates = ("retrieval.optimizer={tables_lr: .05, dense_lr: .003}",)
     return load_config(None, [*own, *towers, *loss, *rates, *words])
 
 

@@ -17,7 +17,7 @@ from torchrec_adrec.distributed.sharding import meta_device, shard
 from torchrec_adrec.tasks.task import build_task
 
 SETTINGS = config("sharding.types=[row_wise]")
-OPTIMIZER = SETTINGS.towers.optimizer
+OPTIMIZER = SETTINGS.retrieval.optimizer
 Sound = tuple[DistributedModelParallel, CombinedOptimizer, Collections]
 
 

@@ -29,7 +29,7 @@ def trainer_for(
     task: str, data: Path, folder: Path, process: Process, *words: str
 ) -> Trainer:
     """With one collection a side: every name stands there once."""
-    plain = "towers.click_bias=false"
+    plain = "retrieval.click_bias=false"
     return any_trainer(task, data, folder, process, plain, *words)
 
 
@@ -153,7 +153,7 @@ def test_a_warm_start_names_what_does_not_fit(
 def test_a_warm_start_from_more_columns_is_refused(
     trainer: Trainer, data: Path, tmp_path: Path, process: Process
 ) -> None:
-    ranker = trainer_for("ranking", data, tmp_path, process, "ranker.tables=scratch")
+    ranker = trainer_for("ranking", data, tmp_path, process, "ranking.tables=scratch")
     ids = vocabulary_hashes(data)
     with pytest.raises(CheckpointError, match=r"only there: model\.model\.ad_tower"):
         checkpoint.load_weights(last(trainer), ranker.model, ids, allow_new=True)
@@ -162,8 +162,8 @@ def test_a_warm_start_from_more_columns_is_refused(
 def test_train_from_another_run(trainer: Trainer, tmp_path: Path) -> None:
     other_data(tmp_path, "raw", ["0000000a", "0000000b"])
     settings = (f"data.raw={tmp_path / 'raw.tsv'}", "train.batch_size=32")
-    small = ("towers={embedding_dim: 4, hidden: [8], output_dim: 4}",)
-    small += ("towers.click_bias=false",)
+    small = ("retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",)
+    small += ("retrieval.click_bias=false",)
     run, start = tmp_path / "run", last(trainer).path
     assert adrec("prepare", "--out", run, *settings, *small).returncode == 0
     words = ("--out", run, "--from", start, "--allow-new-tables")

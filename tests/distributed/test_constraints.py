@@ -23,7 +23,7 @@ def planned(ranks: int, *words: str) -> TablePlan:
     """A plan of CPU ranks that are not there."""
     settings = config(*words)
     model = build_task("retrieval", SCHEMA, settings, meta_device())
-    fuse_table_optimizer(model, settings.towers.optimizer)
+    fuse_table_optimizer(model, settings.retrieval.optimizer)
     topology = topology_of(Process(0, ranks, ranks, torch.device("cpu")))
     ids = ids_per_row(SCHEMA)
     allowed = constraints(tables_of(model), settings.sharding, ids, topology)

@@ -23,7 +23,7 @@ from torchrec_adrec.distributed.process import restarts_of, unchanged_process
 from torchrec_adrec.index.manifest import load_vectors
 from torchrec_adrec.runtime.files import sha256
 
-NAMES = ("retrieval", "embeddings", "index", "ranking")
+NAMES = ("retrieval", "export", "index", "ranking")
 SCRIPT = """
 import weakref
 from pathlib import Path
@@ -93,8 +93,8 @@ def test_one_job_writes_what_separate_jobs_write(
         for name, tensor in first.items():
             assert torch.equal(tensor, second[name]), name
     for first, second in zip(
-        load_vectors(one / "embeddings"),
-        load_vectors(apart / "embeddings"),
+        load_vectors(one / "export"),
+        load_vectors(apart / "export"),
         strict=True,
     ):
         assert np.array_equal(first, second)
@@ -174,7 +174,7 @@ def test_a_job_goes_on_in_the_stage_where_it_was(
     run = begin(finished_run, tmp_path / "run", "retrieval")
     job = start_job(run)
     wait_for(50, run, job)
-    made = (run / "embeddings/stage.json").read_text()
+    made = (run / "export/stage.json").read_text()
     job.terminate()
     said, _ = job.communicate(timeout=200)
     assert job.returncode != 0
@@ -184,9 +184,9 @@ def test_a_job_goes_on_in_the_stage_where_it_was(
     os.kill(sorted(ranks_below(job.pid))[-1], signal.SIGKILL)
     said, _ = job.communicate(timeout=400)
     assert job.returncode == 0, said
-    for name in ("retrieval", "embeddings", "index"):
+    for name in ("retrieval", "export", "index"):
         assert said.count(f"{name}: skipped") == 4  # two ranks, two attempts
-    assert (run / "embeddings/stage.json").read_text() == made
+    assert (run / "export/stage.json").read_text() == made
     trained = json.loads((run / "ranking/metrics.json").read_text())["train"]
     assert trained["resumed_at_step"] >= 100 and trained["restarts"] == 1
 
@@ -194,8 +194,8 @@ def test_a_job_goes_on_in_the_stage_where_it_was(
 def test_the_stage_of_a_job_that_failed_is_named(
     finished_run: Path, tmp_path: Path
 ) -> None:
-    run = begin(finished_run, tmp_path / "run", "retrieval", "embeddings")
-    part = run / "embeddings/part-00000.parquet"
+    run = begin(finished_run, tmp_path / "run", "retrieval", "export")
+    part = run / "export/part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-9])
     done = adrec("run", "--out", run, "-j", "1x1")
     assert done.returncode == 2

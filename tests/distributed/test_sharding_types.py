@@ -104,7 +104,7 @@ def unsharded(
         order: seed of another order of the rows.
         fault: one of `FAULTS` to plant.
     """
-    settings = config().towers.optimizer
+    settings = config().retrieval.optimizer
     with process_group("cpu"):
         model = build_task("retrieval", SCHEMA, config(), torch.device("cpu"))
         smooth(model)

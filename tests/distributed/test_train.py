@@ -18,13 +18,13 @@ from torchrec_adrec.training.trainer import Trainer
 
 TINY = (
     "train.batch_size=32",
-    "towers.embedding_dim=4",
-    "towers.hidden=[8]",
-    "towers.output_dim=4",
-    "ranker.model_dim=4",
-    "ranker.heads=1",
-    "ranker.head_dim=8",
-    "ranker.feedforward_dim=8",
+    "retrieval.embedding_dim=4",
+    "retrieval.hidden=[8]",
+    "retrieval.output_dim=4",
+    "ranking.model_dim=4",
+    "ranking.heads=1",
+    "ranking.head_dim=8",
+    "ranking.feedforward_dim=8",
 )
 
 
@@ -43,7 +43,7 @@ def trainer_for(
 ) -> Trainer:
     config: Config = load_config(None, [*TINY, *words])
     start: Checkpoint | None = None
-    if task == "ranking" and config.ranker.tables != "scratch":
+    if task == "ranking" and config.ranking.tables != "scratch":
         start = final_checkpoint(folder / "towers")
     out = folder / ("towers" if task == "retrieval" else "ranker")
     out.mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ def test_tables_start_where_the_config_says(prepared: Path, tmp_path: Path) -> N
         trained = weights(towers)
         for tables, same in (("warm_start", True), ("scratch", False)):
             ranker = trainer_for(
-                "ranking", prepared, tmp_path, process, f"ranker.tables={tables}"
+                "ranking", prepared, tmp_path, process, f"ranking.tables={tables}"
             )
             ranker._restore()
             for side in ("user", "ad"):
@@ -97,7 +97,7 @@ def test_frozen_tables_stay_and_the_rest_learns(prepared: Path, tmp_path: Path) 
     with process_group("cpu") as process:
         trainer_for("retrieval", prepared, tmp_path, process).fit()
         ranker = trainer_for(
-            "ranking", prepared, tmp_path, process, "ranker.tables=frozen"
+            "ranking", prepared, tmp_path, process, "ranking.tables=frozen"
         )
         ranker._restore()
         before = weights(ranker)
@@ -142,7 +142,11 @@ def test_looking_at_the_validation_split_changes_nothing(
     for every in (0, 3):
         out = tmp_path / str(every)
         out.mkdir()
-        words = ("towers.dropout=.5", f"train.evaluate_every={every}", "train.epochs=2")
+        words = (
+            "retrieval.dropout=.5",
+            f"train.evaluate_every={every}",
+            "train.epochs=2",
+        )
         with process_group("cpu") as process:
             trainer = trainer_for("retrieval", prepared, out, process, *words)
             trainer._train(trainer._restore())
@@ -159,7 +163,7 @@ def test_looking_at_the_validation_split_changes_nothing(
 def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) -> None:
     words = ("train.evaluate_every=2", "train.patience=2", "train.epochs=4")
     words += ("train.ledger=true",)
-    rates = ("towers.optimizer={tables_lr: 3, dense_lr: .3}",)  # to get worse soon
+    rates = ("retrieval.optimizer={tables_lr: 3, dense_lr: .3}",)  # to get worse soon
     with process_group("cpu") as process:
         trainer = trainer_for("retrieval", prepared, tmp_path, process, *words, *rates)
         metrics = trainer.fit()

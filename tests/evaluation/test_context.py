@@ -11,7 +11,7 @@ from conftest import prepare_world
 
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.evaluation.context import Context, Shown, choose
+from torchrec_adrec.evaluation.context import ContextBaseline, ImpressionCounts, choose
 from torchrec_adrec.evaluation.exact_search import search
 from torchrec_adrec.evaluation.full_catalog import clicks_of
 from torchrec_adrec.schema import AD_ID, Schema, Side
@@ -39,8 +39,8 @@ def test_scores_are_those_of_the_formula(data: Path) -> None:
     columns = [f.name for f in schema.sparse_of(Side.USER)]
     a, weight, n = 7.0, 0.3, len(train)
     own = slice(10, len(ids))
-    shown = Shown.count(data, schema, ids, own)
-    context = Context.of(shown, shown.one_hot(test), a, weight)
+    shown = ImpressionCounts.count(data, schema, ids, own)
+    context = ContextBaseline.of(shown, shown.one_hot(test), a, weight)
     found = context.block(slice(0, 5), slice(0, len(ids) - 10)).numpy()
     for q in (0, 4):
         for place in range(10, len(ids)):
@@ -67,12 +67,14 @@ def test_it_is_chosen_on_valid_and_beats_popularity(
     schema = Schema.load(data / "schema.json")
     catalog = load_catalog(data)
     ids = catalog[AD_ID].to_numpy()
-    shown = Shown.count(data, schema, ids, slice(0, len(ids)))
+    shown = ImpressionCounts.count(data, schema, ids, slice(0, len(ids)))
     valid, _ = clicks_of(data, schema, "valid", 500, 0)
     at = np.searchsorted(ids, valid[AD_ID].to_numpy())
     chosen = choose(shown, valid, at, process)
     assert chosen.clicks == len(valid) > 50 and chosen.ndcg is not None
-    context = Context.of(shown, shown.one_hot(valid), chosen.smoothing, chosen.weight)
+    context = ContextBaseline.of(
+        shown, shown.one_hot(valid), chosen.smoothing, chosen.weight
+    )
     ranks = search(context, at, 1, process).ranks
     assert (1 / np.log2(1 + ranks)).mean() == pytest.approx(chosen.ndcg)
     impressions = catalog["impressions"].to_numpy()
@@ -85,7 +87,7 @@ def test_without_valid_clicks_it_is_set_and_says_so(
 ) -> None:
     schema = Schema.load(data / "schema.json")
     ids = load_catalog(data)[AD_ID].to_numpy()
-    shown = Shown.count(data, schema, ids, slice(0, len(ids)))
+    shown = ImpressionCounts.count(data, schema, ids, slice(0, len(ids)))
     none, total = clicks_of(data, schema, "nothing", 500, 0)
     chosen = choose(shown, none, np.empty(0, dtype=np.int64), process)
     assert total == 0 and chosen.ndcg is None and chosen.clicks == 0

@@ -11,7 +11,7 @@ from conftest import prepare_world
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation import exact_search
-from torchrec_adrec.evaluation.exact_search import LeftOut, search
+from torchrec_adrec.evaluation.exact_search import ExcludedAds, search
 from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity, by_popularity
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_ads_left_out_are_no_candidates_but_the_clicked_one_is(
         clicked,
         100,
         process,
-        LeftOut(starts, places),
+        ExcludedAds(starts, places),
     )
     ranks, tops = by_hand(users @ ads.T, clicked, 100, out)
     assert found.ranks.tolist() == ranks

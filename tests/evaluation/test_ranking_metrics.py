@@ -10,7 +10,7 @@ from torchrec_adrec.evaluation.bootstrap import (
     interval,
     resampled_means,
 )
-from torchrec_adrec.evaluation.exact_search import Found
+from torchrec_adrec.evaluation.exact_search import SearchResult
 from torchrec_adrec.evaluation.ranking_metrics import (
     coverage,
     cuts_of,
@@ -148,7 +148,9 @@ def test_groups_stand_apart_and_say_how_many_they_are() -> None:
     clicked = np.array([3, 20, 59, 59])
     ranks = np.array([60, 1, 2, 3])
     lists = np.stack([np.arange(59, 49, -1)] * 4)
-    ways = {name: Found(lists, ranks) for name in ("towers", "popularity", "context")}
+    ways = {
+        name: SearchResult(lists, ranks) for name in ("towers", "popularity", "context")
+    }
     found = retrieval_metrics(ways, clicked, impressions, 0)
     assert cuts_of(60) == (10,) and "recall@100" not in found["all"]["towers"]
     towers = {name: found[name]["towers"] for name in ("all", "seen_ads", "unseen_ads")}

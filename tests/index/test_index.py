@@ -11,7 +11,7 @@ from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.errors import ConfigError, GateError, ManifestError
 from torchrec_adrec.index import build
 from torchrec_adrec.index.build import build_shard, shard_name, train_empty
-from torchrec_adrec.index.gate import tune
+from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.spec import IndexSpec
 from torchrec_adrec.runtime.files import check_files, sha256
@@ -92,10 +92,10 @@ def test_every_row_is_full_and_no_minus_one_leaves(kind: str, tmp_path: Path) ->
 def test_the_gate_tunes_to_the_target(tmp_path: Path) -> None:
     ids, vectors, queries = corpus()
     index = made("ivf_flat", 2, tmp_path)
-    gate = tune(index, ids, vectors, queries, K, 0.9)
+    gate = tune_and_validate(index, ids, vectors, queries, K, 0.9)
     assert 0.9 <= gate.recall < 1 and 1 < index.nprobe < index.nlist
     assert gate.score_error < 1e-5
-    assert tune(index, ids, vectors, queries, K, 1.0).recall == 1
+    assert tune_and_validate(index, ids, vectors, queries, K, 1.0).recall == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,14 +107,14 @@ def test_an_index_of_another_metric_is_not_published(
     monkeypatch.setattr(build.faiss, "METRIC_INNER_PRODUCT", faiss.METRIC_L2)
     ids, vectors, queries = corpus()
     with pytest.raises(GateError, match="another metric"):
-        tune(made(kind, 2, tmp_path), ids, vectors, queries, K, 0.9)
+        tune_and_validate(made(kind, 2, tmp_path), ids, vectors, queries, K, 0.9)
 
 
 def test_an_index_of_other_vectors_is_not_published(tmp_path: Path) -> None:
     ids, vectors, queries = corpus()
     index = made("exact", 2, tmp_path)
     with pytest.raises(GateError, match="other vectors"):
-        tune(index, np.roll(ids, 1), vectors, queries, K, 0.9)
+        tune_and_validate(index, np.roll(ids, 1), vectors, queries, K, 0.9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,13 +125,13 @@ def test_an_index_that_lost_or_doubled_ads_is_not_published(
     index = made(kind, 4, tmp_path)
     lost = index.shards.pop()
     with pytest.raises(GateError, match="hold 2250 distinct ads in 2250 entries"):
-        tune(index, ids, vectors, queries, K, 0.5)
+        tune_and_validate(index, ids, vectors, queries, K, 0.5)
     # The sum is right again and so is the recall of half of the ads.
     index.shards.append(index.shards[0])
     with pytest.raises(GateError, match="hold 2250 distinct ads in 3000 entries"):
-        tune(index, ids, vectors, queries, K, 0.5)
+        tune_and_validate(index, ids, vectors, queries, K, 0.5)
     index.shards[-1] = lost
-    tune(index, ids, vectors, queries, K, 0.5)
+    tune_and_validate(index, ids, vectors, queries, K, 0.5)
 
 
 def test_an_index_that_cannot_reach_the_target_is_not_published(
@@ -141,7 +141,7 @@ def test_an_index_that_cannot_reach_the_target_is_not_published(
     index = made("ivf_flat", 2, tmp_path)
     index.nlist = 2  # as many lists as it may visit
     with pytest.raises(GateError, match=r"below index\.target_recall"):
-        tune(index, ids, vectors, queries, K, 0.9)
+        tune_and_validate(index, ids, vectors, queries, K, 0.9)
 
 
 def test_a_cut_shard_is_found(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from rounding import ORDERS, Results, Rounding
 from torch import Tensor
 
 from torchrec_adrec.losses import chunked
-from torchrec_adrec.losses.chunked import Columns, chunked_cross_entropy
+from torchrec_adrec.losses.chunked import Candidates, chunked_cross_entropy
 from torchrec_adrec.losses.matches import matches
 
 
 def plain_cross_entropy(
-    rows: Tensor, columns: Columns, own: Tensor, weights: Tensor, hidden: Tensor
+    rows: Tensor, columns: Candidates, own: Tensor, weights: Tensor, hidden: Tensor
 ) -> Tensor:
     """The definition, with all logits at once."""
     at = torch.arange(len(own))
@@ -51,7 +51,7 @@ class Problem:
     def solved(self, in_blocks: bool) -> Results:
         """Three times the loss, and both gradients."""
         a, b = (x.clone().requires_grad_() for x in (self.rows, self.vectors))
-        columns = Columns(b, self.correction, self.ids)
+        columns = Candidates(b, self.correction, self.ids)
         if in_blocks:
             masked = self.hidden.nonzero(as_tuple=True)
             loss = chunked_cross_entropy(a, columns, self.own, self.weights, masked)
@@ -111,7 +111,7 @@ def test_softmax_in_blocks_is_the_plain_one(
 
 def test_a_right_ad_of_no_probability_has_its_exact_loss() -> None:
     """Its probability is 0 in float32, its loss is not infinite."""
-    columns = Columns(torch.eye(3), torch.zeros(3), torch.arange(3))
+    columns = Candidates(torch.eye(3), torch.zeros(3), torch.arange(3))
     rows = torch.tensor([[0.0, 200.0, 0.0]])
     loss = chunked_cross_entropy(rows, columns, torch.tensor([0]), torch.ones(1))
     assert loss.item() == 200
@@ -135,7 +135,7 @@ def test_softmax_under_autocast_keeps_its_logits_exact() -> None:
     torch.manual_seed(0)
     rows = F.normalize(torch.randn(64, 16), dim=1) / 0.02
     vectors = F.normalize(torch.randn(64, 16), dim=1)
-    columns = Columns(vectors.requires_grad_(), torch.zeros(64), torch.arange(64))
+    columns = Candidates(vectors.requires_grad_(), torch.zeros(64), torch.arange(64))
     values, gradients = [], []
     for low in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=low):

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from torchrec_adrec.losses import device_blocks
-from torchrec_adrec.losses.chunked import Columns
+from torchrec_adrec.losses.chunked import Candidates
 from torchrec_adrec.losses.device_blocks import large_block_cross_entropy
-from torchrec_adrec.losses.left_out import LeftOut
+from torchrec_adrec.losses.excluded import ExcludedCandidates
 from torchrec_adrec.losses.matches import matches
 from torchrec_adrec.losses.products import as_left, as_right, halves, wide_product
 
@@ -55,8 +55,8 @@ class Case:
 
     def blocks(self) -> tuple[Tensor, Tensor, Tensor]:
         rows, vectors = (x.float().requires_grad_() for x in (self.rows, self.vectors))
-        columns = Columns(vectors, self.correction.float(), self.ids)
-        hidden = LeftOut(self.history, self.ids)
+        columns = Candidates(vectors, self.correction.float(), self.ids)
+        hidden = ExcludedCandidates(self.history, self.ids)
         weights = self.weights.float()
         loss = large_block_cross_entropy(rows, columns, self.own, weights, hidden)
         return (loss.detach(), *torch.autograd.grad(loss, (rows, vectors)))
@@ -106,7 +106,7 @@ def test_what_a_history_leaves_out_is_every_pair_of_equal_items() -> None:
     generator = torch.Generator().manual_seed(0)
     history = torch.randint(-1, 9, (20, 6), generator=generator)
     items = torch.randint(0, 12, (33,), generator=generator)
-    found = LeftOut(history, items).of(slice(3, 17))
+    found = ExcludedCandidates(history, items).of(slice(3, 17))
     expected = torch.zeros(20, 33, dtype=torch.bool)
     for place in range(6):
         rows, columns = matches(history[:, place].contiguous(), items)
@@ -144,7 +144,7 @@ for columns in (37, 300, 4500):
     products = torch.randn(rows, columns, generator=generator) * 9
     own = torch.randint(columns, (rows,), generator=generator)
     hidden = torch.rand(rows, columns, generator=generator) < 0.2
-    for left_out in (None, hidden):
+    for excluded in (None, hidden):
         block = Block(
             products,
             torch.tensor(1.7),
@@ -152,7 +152,7 @@ for columns in (37, 300, 4500):
             torch.randint(columns // 3, (columns,), generator=generator),
             own,
             torch.rand(rows, generator=generator),
-            left_out,
+            excluded,
         )
         exact = Block(*(
             x.double() if x is not None and x.is_floating_point() else x for x in block

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from torchrec_adrec.models.tower import beside, unit
+from torchrec_adrec.models.tower import concat_dense, l2_normalize
 from torchrec_adrec.models.two_tower import Calibration
-from torchrec_adrec.modules.embeddings import in_order
+from torchrec_adrec.modules.embeddings import regroup
 
 
 @pytest.mark.parametrize("low", [False, True])
@@ -16,7 +16,7 @@ def test_unit_is_normalize_with_its_gradient(low: bool) -> None:
     torch.manual_seed(0)
     start, weight = torch.randn(5, 8) * 3, torch.randn(5, 8)
     found = []
-    for normalise in (unit, lambda vectors: F.normalize(vectors, dim=1)):
+    for normalise in (l2_normalize, lambda vectors: F.normalize(vectors, dim=1)):
         vectors = start.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             out = normalise(vectors)
@@ -39,7 +39,7 @@ def test_a_clicks_logit_is_float32_under_autocast() -> None:
 
 def test_a_vector_of_zeros_stays_and_has_a_gradient() -> None:
     vectors = torch.zeros(1, 4, requires_grad=True)
-    out = unit(vectors)
+    out = l2_normalize(vectors)
     out.sum().backward()
     assert not out.any() and vectors.grad is not None and vectors.grad.isfinite().all()
 
@@ -47,11 +47,11 @@ def test_a_vector_of_zeros_stays_and_has_a_gradient() -> None:
 def test_vectors_are_read_by_key_and_copied_only_if_they_must_be() -> None:
     values = torch.arange(10.0).view(2, 5)
     vectors = KeyedTensor(keys=["b", "a"], length_per_key=[2, 3], values=values)
-    assert in_order(vectors, ["a", "b"]).tolist() == [[2, 3, 4, 0, 1], [7, 8, 9, 5, 6]]
-    assert in_order(vectors, ["b", "a"]).data_ptr() == values.data_ptr()
+    assert regroup(vectors, ["a", "b"]).tolist() == [[2, 3, 4, 0, 1], [7, 8, 9, 5, 6]]
+    assert regroup(vectors, ["b", "a"]).data_ptr() == values.data_ptr()
 
 
 def test_no_dense_features_cost_no_copy() -> None:
     vectors, dense = torch.randn(2, 3), torch.randn(2, 1)
-    assert beside(vectors, dense[:, :0]) is vectors
-    assert torch.equal(beside(vectors, dense), torch.cat([vectors, dense], dim=1))
+    assert concat_dense(vectors, dense[:, :0]) is vectors
+    assert torch.equal(concat_dense(vectors, dense), torch.cat([vectors, dense], dim=1))

@@ -42,7 +42,7 @@ def test_it_ends_with_figures_and_ten_ads(finished_run: Path) -> None:
     assert "ads: towers / context / popularity" in printed
     ads = printed[printed.index("Ten ads") :]
     assert sum(line.startswith("│") for line in ads.splitlines()) == 10
-    pictures = ("retrieval/loss.png", "embeddings/recall_by_popularity.png")
+    pictures = ("retrieval/loss.png", "export/recall_by_popularity.png")
     for name in ("report.md", *pictures, "ranking/calibration.png"):
         assert (finished_run / name).stat().st_size > 0
     assert list((finished_run / "retrieval/tensorboard").glob("events*"))
@@ -59,12 +59,12 @@ def test_the_models_have_learned(finished_run: Path) -> None:
         assert found["normalized_entropy"] < 1
         assert 0.8 < found["calibration"] < 1.25
         assert found["rows"] == 2400
-    recall = metrics(finished_run, "embeddings")["test"]["all"]
+    recall = metrics(finished_run, "export")["test"]["all"]
     assert recall["towers"]["recall@100"] > recall["popularity"]["recall@100"]
 
 
 def test_figures_of_retrieval_stand_beside_their_protocol(finished_run: Path) -> None:
-    judged = metrics(finished_run, "embeddings")["test"]
+    judged = metrics(finished_run, "export")["test"]
     protocol, report = judged["protocol"], (finished_run / "report.md").read_text()
     clicks = pl.read_parquet(finished_run / "data/test/*.parquet")["click"].sum()
     assert protocol["queries"] == protocol["clicks"] == clicks
@@ -110,14 +110,14 @@ def on_one_and_two(finished_run: Path, tmp_path_factory: pytest.TempPathFactory)
     found = []
     for ranks in (1, 2):
         out = tmp_path_factory.mktemp("ranks") / "run"
-        copy_run(finished_run, out, "embeddings", "index", "ranking")
+        copy_run(finished_run, out, "export", "index", "ranking")
         done = on_ranks(ranks, "evaluate", "retrieval", "--out", out)
         assert done.returncode == 0, done.stderr
         line = next(x for x in done.stdout.splitlines() if x.startswith("{"))
         done = on_ranks(ranks, "export", "--out", out)
         assert done.returncode == 0, done.stderr
-        assert len(list((out / "embeddings").glob("part-*"))) == ranks
-        found.append((json.loads(line), load_vectors(out / "embeddings")))
+        assert len(list((out / "export").glob("part-*"))) == ranks
+        found.append((json.loads(line), load_vectors(out / "export")))
     return found
 
 
@@ -142,7 +142,7 @@ def test_trained_score_is_exported_score_is_index_score(
     recommender = Recommender.load(finished_run)
     reader = Reader(Split.open(finished_run / "data/test"), batch_columns(schema), 200)
     batch = collate(next(reader.epoch()), schema)
-    ids, vectors = load_vectors(finished_run / "embeddings")
+    ids, vectors = load_vectors(finished_run / "export")
     catalog = load_catalog(finished_run / "data")
     assert ids.tolist() == catalog[AD_ID].to_list()
     manifest = IndexManifest.load(finished_run / "index")
@@ -217,10 +217,10 @@ def test_parts_that_do_not_belong_together_are_refused(
     finished_run: Path, small_config: Config, tmp_path: Path
 ) -> None:
     run = copy_run(finished_run, tmp_path / "run")
-    record = record_of(run / "embeddings")
+    record = record_of(run / "export")
     assert record is not None
     other = record.model_copy(update={"made": "0" * 16})
-    (run / "embeddings/stage.json").write_text(other.model_dump_json())
+    (run / "export/stage.json").write_text(other.model_dump_json())
     with pytest.raises(ManifestError, match="index was made from embeddings"):
         Recommender.load(run)
     schema = Schema.load(run / "data/schema.json")
@@ -237,6 +237,6 @@ def test_parts_that_do_not_belong_together_are_refused(
 
 def test_inputs_made_with_other_settings_are_refused(finished_run: Path) -> None:
     before = (finished_run / "config.yaml").read_text()
-    done = adrec("index", "--out", finished_run, "towers.hidden=[9]")
+    done = adrec("index", "--out", finished_run, "retrieval.hidden=[9]")
     assert done.returncode == 2 and "was made with other settings" in done.stderr
     assert (finished_run / "config.yaml").read_text() == before

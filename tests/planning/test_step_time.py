@@ -20,7 +20,7 @@ from torchrec_adrec.tasks.task import build_task
 
 SCHEMA = Schema.load(REPOSITORY / "configs/schemas/criteo_1tb_mlperf.json")
 TOWERS = (
-    "towers={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: .1,"
+    "retrieval={embedding_dim: 16, hidden: [512, 256], output_dim: 256, dropout: .1,"
     " click_bias: false}"
 )
 ONE = {"dense_kernels": 200, "adam_kernels": 3, "lookups": 2, "parameters": 10**6}
@@ -72,7 +72,7 @@ def test_an_operation_is_counted_once() -> None:
 @pytest.mark.parametrize("bias", ["false", "true"])
 def test_heads(bias: str) -> None:
     """Operations by the weights: two forward, four backward, of each weight and row."""
-    config = load_config(None, [TOWERS, f"towers.click_bias={bias}"])
+    config = load_config(None, [TOWERS, f"retrieval.click_bias={bias}"])
     model = build_task("retrieval", SCHEMA, config, torch.device("meta"))
     assert isinstance(model, RetrievalTask)
     found = kernels.heads(model.model, 640, low=False)

@@ -9,8 +9,8 @@ from conftest import adrec, criteo_line, on_ranks
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.runs import stages
-from torchrec_adrec.runs.stage_folder import at_work, check_place, make_run
-from torchrec_adrec.runs.stages import DATA, EMBEDDINGS, INDEX, RANKING, RETRIEVAL
+from torchrec_adrec.runs.stage_folder import check_place, make_run, stage_workspace
+from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
 
 
 @pytest.fixture
@@ -24,18 +24,18 @@ def run(tmp_path: Path, config: Config) -> Path:
     """A run whose stages are all done, with nothing in them."""
     out = tmp_path / "run"
     make_run(out)
-    for stage in (DATA, RETRIEVAL, EMBEDDINGS, INDEX, RANKING):
+    for stage in (DATA, RETRIEVAL, EXPORT, INDEX, RANKING):
         make(stage, config, out)
     return out
 
 
 def make(stage: stages.Stage, config: Config, run: Path) -> None:
-    with at_work(stage, config, run):
+    with stage_workspace(stage, config, run):
         pass
 
 
 def done(config: Config, run: Path) -> list[str]:
-    order = (DATA, RETRIEVAL, EMBEDDINGS, INDEX, RANKING)
+    order = (DATA, RETRIEVAL, EXPORT, INDEX, RANKING)
     return [stage.name for stage in order if stages.is_done(stage, config, run)]
 
 
@@ -44,8 +44,8 @@ def test_a_stage_made_again_is_another_one(config: Config, run: Path) -> None:
     assert len(done(config, run)) == 5
     make(RETRIEVAL, config, run)
     assert done(config, run) == ["data", "retrieval"]
-    with pytest.raises(ManifestError, match="embeddings was made from retrieval"):
-        stages.check_inputs(EMBEDDINGS, run)
+    with pytest.raises(ManifestError, match="export was made from retrieval"):
+        stages.check_inputs(EXPORT, run)
     with pytest.raises(ManifestError, match="run `adrec export` again"):
         stages.require(INDEX, config, run)
 
@@ -53,8 +53,8 @@ def test_a_stage_made_again_is_another_one(config: Config, run: Path) -> None:
 def test_a_changed_setting_reaches_just_the_stages_that_read_it(
     config: Config, run: Path
 ) -> None:
-    ranker = load_config(None, ["ranker.layers=3", f"data.raw={config.data.raw[0]}"])
-    assert done(ranker, run) == ["data", "retrieval", "embeddings", "index"]
+    ranker = load_config(None, ["ranking.layers=3", f"data.raw={config.data.raw[0]}"])
+    assert done(ranker, run) == ["data", "retrieval", "export", "index"]
     watched = load_config(None, ["train.log_every=3", f"data.raw={config.data.raw[0]}"])
     assert len(done(watched, run)) == 5
 
@@ -73,7 +73,7 @@ def test_changed_raw_files_are_seen(config: Config, run: Path) -> None:
 
 def test_a_stage_that_failed_leaves_the_old_one(config: Config, run: Path) -> None:
     before = (run / "data/stage.json").read_text()
-    with pytest.raises(KeyError), at_work(DATA, config, run) as folder:
+    with pytest.raises(KeyError), stage_workspace(DATA, config, run) as folder:
         (folder / "half").touch()
         raise KeyError
     assert (run / "data/stage.json").read_text() == before
@@ -105,7 +105,7 @@ def test_commands_refuse_a_link_before_they_work(
     """A stage that is done may be read through one."""
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("data", "baselines", "retrieval", "embeddings"):
+    for name in ("data", "baselines", "retrieval", "export"):
         (run / name).symlink_to(finished_run / name)
     shutil.copy(finished_run / "config.yaml", run)
     (run / "index").symlink_to(finished_run / "index")
@@ -126,12 +126,12 @@ def test_ranks_with_other_settings_are_refused(config: Config, run: Path) -> Non
             """The first rank has begun."""
 
     other = load_config(None, [f"data.raw={config.data.raw[0]}", "data.min_count=9"])
-    with at_work(DATA, config, run):
-        with at_work(DATA, config, run, Second()):
+    with stage_workspace(DATA, config, run):
+        with stage_workspace(DATA, config, run, Second()):
             pass
         with (
             pytest.raises(ConfigError, match="rank 1 would make data from other"),
-            at_work(DATA, other, run, Second()),
+            stage_workspace(DATA, other, run, Second()),
         ):
             pass
 

@@ -19,7 +19,7 @@ from torchrec_adrec.runtime.disk import disk_errors
 COMMANDS = {
     "data": "prepare",
     "retrieval": "train retrieval",
-    "embeddings": "export",
+    "export": "export",
     "index": "index",
 }
 
@@ -85,7 +85,7 @@ def test_a_stage_that_cannot_write(
     run.mkdir()
     shutil.copy(finished_run / "config.yaml", run)
     if stage != "data":
-        for name in ("data", "retrieval", "embeddings"):
+        for name in ("data", "retrieval", "export"):
             (run / name).symlink_to(finished_run / name)
     (run / stage).unlink(missing_ok=True)
     files = [path for path in (finished_run / stage).rglob("*") if path.is_file()]

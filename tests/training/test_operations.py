@@ -20,7 +20,7 @@ from torchrec_adrec.tasks.after_lookup import AfterLookup
 from torchrec_adrec.training.step_runner import StepRunner
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
-WORDS = ("towers.click_bias=false", "train.health_every=0", "train.dead_model=warn")
+WORDS = ("retrieval.click_bias=false", "train.health_every=0", "train.dead_model=warn")
 
 
 def count(steps: StepRunner) -> Operations:
@@ -55,7 +55,7 @@ def plain_operations(prepared: Path) -> Operations:
     with process_group("cpu") as process:
         source = BatchSource(prepared, schema, config, process, prepared)
         size = config.train.batch_size
-        _, pipeline = torchrec_plain.build(schema, config.towers, size, masked=True)
+        _, pipeline = torchrec_plain.build(schema, config.retrieval, size, masked=True)
         batches = source.batches(0)
         for _ in range(3):
             pipeline.progress(batches)
@@ -101,8 +101,8 @@ def test_the_blocks_of_a_cpu_would_be_seen(steps_with: StepsWith) -> None:
 STEP_FILES = (
     *("tasks/guard.py", "tasks/after_lookup.py", "tasks/retrieval.py"),
     *("tasks/ranking.py", "distributed/alone.py", "training/graphs.py"),
-    *("training/steps.py", "training/late.py", "distributed/optimizer.py"),
-    *("losses/softmax.py", "losses/device_blocks.py", "losses/left_out.py"),
+    *("training/step_runner.py", "training/late.py", "distributed/optimizer.py"),
+    *("losses/softmax.py", "losses/device_blocks.py", "losses/excluded.py"),
     *("losses/products.py", "losses/slopes.py", "losses/slopes_kernel.py"),
     *("losses/history.py", "losses/gather.py", "losses/mean.py"),
     *("losses/pointwise.py", "losses/pairwise.py", "models/two_tower.py"),
@@ -112,7 +112,7 @@ STEP_FILES = (
 HOST = re.compile(r"\.(cpu|item|tolist|numpy|new_tensor|nonzero)\(")
 READ_ON_PURPOSE = {
     # What was copied to the host behind the step before.
-    ("training/steps.py", "loss, stopping, bad = report.tolist()"),
+    ("training/step_runner.py", "loss, stopping, bad = report.tolist()"),
 }
 
 

@@ -38,7 +38,7 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor], part: str) -> flo
 def test_the_warm_up_reaches_tables_and_the_rest(steps_with: StepsWith) -> None:
     """A new rate that the table's kernel does not see would move it in full."""
     found = []
-    for words in ((), ("towers.optimizer.warmup_steps=1000",)):
+    for words in ((), ("retrieval.optimizer.warmup_steps=1000",)):
         with steps_with(*words) as steps:
             before = weights(steps)
             steps.run_step()
@@ -49,7 +49,7 @@ def test_the_warm_up_reaches_tables_and_the_rest(steps_with: StepsWith) -> None:
 
 
 def test_gradients_of_some_steps_make_one_dense_update(steps_with: StepsWith) -> None:
-    with steps_with("towers.optimizer.accumulate=3") as steps:
+    with steps_with("retrieval.optimizer.accumulate=3") as steps:
         parameters = steps.optimizer.dense.params.items()
         bias = next(p for name, p in parameters if name.endswith("calibration.bias"))
         states, gradients = [weights(steps)], []
@@ -67,7 +67,7 @@ def test_gradients_of_some_steps_make_one_dense_update(steps_with: StepsWith) ->
 def test_a_clipped_gradient_has_the_norm_that_was_asked_for(
     steps_with: StepsWith,
 ) -> None:
-    with steps_with("towers.optimizer.clip_norm=0.001") as steps:
+    with steps_with("retrieval.optimizer.clip_norm=0.001") as steps:
         steps.run_step()
         parameters = steps.optimizer.dense.params.values()
         grads = [p.grad for p in parameters if p.grad is not None]

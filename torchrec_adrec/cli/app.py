@@ -21,9 +21,9 @@ from torchrec_adrec.runs.run_folder import (
     command_in,
     ranks_of_launcher,
     read_settings,
-    starts,
+    should_run,
 )
-from torchrec_adrec.runs.stage_folder import at_work
+from torchrec_adrec.runs.stage_folder import stage_workspace
 from torchrec_adrec.runtime.memory import keep_freed_memory
 from torchrec_adrec.runtime.progress import setup_logging
 from torchrec_adrec.runtime.threads import keep_threads_awake
@@ -53,7 +53,7 @@ class TaskStage(StrEnum):
     """The stages that all ranks run."""
 
     RETRIEVAL = "retrieval"
-    EMBEDDINGS = "embeddings"
+    EXPORT = "export"
     INDEX = "index"
     RANKING = "ranking"
 
@@ -107,11 +107,11 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
     from torchrec_adrec.data.prepare.prepare import prepare as prepare_data
 
     with command_in(out, config, overrides, stages.DATA) as settings:
-        if not starts(stages.DATA, settings, out):
+        if not should_run(stages.DATA, settings, out):
             return
         with (
             ranks_of_launcher() as ranks,
-            at_work(stages.DATA, settings, out, ranks) as folder,
+            stage_workspace(stages.DATA, settings, out, ranks) as folder,
         ):
             data = open_data(settings.data, settings.seed, folder, ranks)
             prepare_data(settings.data, data, folder, settings.seed, ranks)
@@ -154,8 +154,8 @@ def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) 
     from torchrec_adrec.evaluation.baselines import baselines as judge
 
     with command_in(out, config, overrides, stages.BASELINES) as settings:
-        if starts(stages.BASELINES, settings, out):
-            with at_work(stages.BASELINES, settings, out) as folder:
+        if should_run(stages.BASELINES, settings, out):
+            with stage_workspace(stages.BASELINES, settings, out) as folder:
                 judge(out / "data", folder)
 
 
@@ -182,7 +182,10 @@ def train(
                 "--from is for retrieval: a ranker starts with its tables"
             )
         allowed = str(allow_new_tables).lower()
-        words += [f"towers.start={origin}", f"towers.allow_new_tables={allowed}"]
+        words += [
+            f"retrieval.init_from={origin}",
+            f"retrieval.allow_new_tables={allowed}",
+        ]
     _run_stages([stages.STAGES[task]], out, config, words)
 
 
@@ -214,7 +217,7 @@ def evaluate(
 @app.command()
 def export(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Encode every ad on all ranks; measure full-catalog recall of held-out clicks."""
-    _run_stages([stages.EMBEDDINGS], out, config, overrides)
+    _run_stages([stages.EXPORT], out, config, overrides)
 
 
 @app.command()

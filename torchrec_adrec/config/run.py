@@ -15,9 +15,9 @@ from torchrec_adrec.config.base import Count, Fraction, Settings
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.train import (
-    RankerConfig,
+    RankingConfig,
+    RetrievalConfig,
     ShardingConfig,
-    TowersConfig,
     TrainConfig,
 )
 from torchrec_adrec.errors import ConfigError
@@ -57,8 +57,8 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
-    towers: TowersConfig = TowersConfig()
-    ranker: RankerConfig = RankerConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    ranking: RankingConfig = RankingConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
     index: IndexConfig = IndexConfig()

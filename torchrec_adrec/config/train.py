@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-# At 0 nothing is learnt, and nothing would say so; `ranker.tables` freezes tables.
+# At 0 nothing is learnt, and nothing would say so; `ranking.tables` freezes tables.
 LearningRate = Annotated[float, Field(gt=0)]
 
 
@@ -29,7 +29,7 @@ class OptimizerConfig(Settings):
     in every step."""
 
 
-class TowersConfig(Settings):
+class RetrievalConfig(Settings):
     """Two towers and the loss they are trained with."""
 
     embedding_dim: Count = 16
@@ -61,10 +61,10 @@ class TowersConfig(Settings):
     """Ads of a step (over all ranks) drawn uniformly from those that training showed,
     beside the batch's own; log_q is then that of the mixture."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    start: str = ""
+    init_from: str = ""
     """Checkpoint of another run whose weights training begins with (`--from`)."""
     allow_new_tables: bool = False
-    """Parameters that do not fit `start` stay as initialised, and are listed."""
+    """Parameters that do not fit `init_from` stay as initialised, and are listed."""
 
     @property
     def vector_dim(self) -> int:
@@ -72,7 +72,7 @@ class TowersConfig(Settings):
         return 2 if self.similarity == "additive" else self.output_dim
 
 
-class RankerConfig(Settings):
+class RankingConfig(Settings):
     """The token transformer that orders the candidates."""
 
     layers: Count = 1

@@ -22,8 +22,8 @@ def below_baselines(metrics: Metrics) -> list[str]:
         if stage in metrics:
             figures = next(iter(metrics[stage]["test"].values()))  # of the click
             lines += _clicks(model, figures, metrics["baselines"])
-    if "embeddings" in metrics:
-        lines += _recalls(metrics["embeddings"]["test"]["all"])
+    if "export" in metrics:
+        lines += _recalls(metrics["export"]["test"]["all"])
     return lines
 
 

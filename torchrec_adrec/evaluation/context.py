@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Shown:
+class ImpressionCounts:
     """Counts of training impressions.
 
     Attributes:
@@ -57,7 +57,9 @@ class Shown:
     first: int
 
     @classmethod
-    def count(cls, data: Path, schema: Schema, ids: Ints, own: slice) -> "Shown":
+    def count(
+        cls, data: Path, schema: Schema, ids: Ints, own: slice
+    ) -> "ImpressionCounts":
         """Of the latest training rows, with this rank's share of the ads.
 
         Args:
@@ -92,7 +94,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class TunedSmoothing:
     """`a` and `weight`, and how they were found.
 
     Attributes:
@@ -108,7 +110,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Context:
+class ContextBaseline:
     """Scores some users, given by their values, against this rank's ads.
 
     Attributes:
@@ -130,8 +132,8 @@ class Context:
 
     @classmethod
     def of(
-        cls, shown: Shown, hot: csr_matrix, smoothing: float, weight: float
-    ) -> "Context":
+        cls, shown: ImpressionCounts, hot: csr_matrix, smoothing: float, weight: float
+    ) -> "ContextBaseline":
         """With `a` = `smoothing`, in impressions."""
         pairs = shown.pairs.tocoo()
         expected = smoothing * shown.values[pairs.row] / shown.rows
@@ -154,21 +156,21 @@ class Context:
         return len(self.prior)
 
     def block(self, queries: slice, ads: slice) -> Tensor:
-        """See `Scorer`."""
+        """See `BlockScorer`."""
         told = (self.hot[queries] @ self.blocks[ads.start]).toarray()
         told = self.prior[ads] + self.weight * (told - self.own[ads])
         return torch.from_numpy(told)
 
     def pairs(self, queries: Ints, ads: Ints) -> Tensor:
-        """See `Scorer`."""
+        """See `BlockScorer`."""
         told = self.of_ad[ads].multiply(self.hot[queries]).sum(axis=1)
         told = np.asarray(told).ravel() - self.own[ads]
         return torch.from_numpy(self.prior[ads] + self.weight * told)
 
 
 def choose(
-    shown: Shown, users: pl.DataFrame, clicked: Ints, process: Process
-) -> Chosen:
+    shown: ImpressionCounts, users: pl.DataFrame, clicked: Ints, process: Process
+) -> TunedSmoothing:
     """`a` and `weight` that put the clicks of the valid split highest. Collective.
 
     Args:
@@ -176,13 +178,13 @@ def choose(
         clicked: (Q,) places of their ads in the catalog.
     """
     if not len(users):
-        return Chosen(SMOOTHINGS[1], WEIGHTS[1], 0, None)
+        return TunedSmoothing(SMOOTHINGS[1], WEIGHTS[1], 0, None)
     hot, found = shown.one_hot(users), []
     for smoothing in SMOOTHINGS:
-        context = Context.of(shown, hot, smoothing, 1.0)
+        context = ContextBaseline.of(shown, hot, smoothing, 1.0)
         for weight in WEIGHTS:
             scorer = replace(context, weight=weight)
             ranks = search(scorer, clicked, 1, process).ranks
             gain = float((1 / np.log2(1 + ranks)).mean())
-            found.append(Chosen(smoothing, weight, len(users), gain))
+            found.append(TunedSmoothing(smoothing, weight, len(users), gain))
     return max(found, key=lambda chosen: chosen.ndcg or 0.0)

@@ -29,7 +29,7 @@ CHUNK_QUERIES, BLOCK_ADS = 128, 65_536  # 67 MB of keys at a time
 Ints = NDArray[np.int64]
 
 
-class Scorer(Protocol):
+class BlockScorer(Protocol):
     """Scores of queries against this rank's ads, which lie together in the catalog."""
 
     @property
@@ -48,7 +48,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedAds:
     """Ads that are no candidates of a query: those of query q stand in
     `places[starts[q]:starts[q + 1]]`, in any order.
     """
@@ -58,7 +58,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found, the same on every rank.
 
     Attributes:
@@ -74,12 +74,12 @@ class Found:
 
 
 def search(
-    scorer: Scorer,
+    scorer: BlockScorer,
     clicked: Ints,
     k: int,
     process: Process,
-    left_out: LeftOut | None = None,
-) -> Found:
+    excluded: ExcludedAds | None = None,
+) -> SearchResult:
     """The best ads of every query, and the rank of its clicked ad. Collective.
 
     No rank holds more than a block of scores of its own ads; what ranks exchange is the
@@ -87,7 +87,7 @@ def search(
 
     Args:
         clicked: (Q,) places in the catalog.
-        left_out: a clicked ad is never left out.
+        excluded: a clicked ad is never left out.
 
     Raises:
         DataError: a clicked ad is in no rank's share, or the catalog is too large.
@@ -100,13 +100,13 @@ def search(
         best = torch.empty(len(bound[at]), 0, dtype=torch.float64, device=device)
         for ads in ad_blocks(scorer.count):
             scores = _finite(scorer.block(at, ads).to(device), nan=HIGH)
-            _leave_out(scores, at, scorer.first + ads.start, left_out, clicked)
+            _leave_out(scores, at, scorer.first + ads.start, excluded, clicked)
             keys = _keys(scores, scorer.first + ads.start)
             above[at] += (keys >= bound[at, None]).sum(dim=1, dtype=torch.int32)
             best = _largest(torch.cat([best, _largest(keys, k)], dim=1), k)
         lists.append(_places(_merged(best, k, process)))
     dist.all_reduce(above)
-    return Found(torch.cat(lists).cpu().numpy(), above.cpu().numpy())
+    return SearchResult(torch.cat(lists).cpu().numpy(), above.cpu().numpy())
 
 
 def ad_blocks(count: int) -> Iterator[slice]:
@@ -118,7 +118,7 @@ def _slices(rows: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
 
 
-def _bounds(scorer: Scorer, clicked: Ints, process: Process) -> Tensor:
+def _bounds(scorer: BlockScorer, clicked: Ints, process: Process) -> Tensor:
     """(Q,) the least key that counts as at least the clicked ad's; from its owner."""
     mine = np.flatnonzero(
         (clicked >= scorer.first) & (clicked < scorer.first + scorer.count)
@@ -160,13 +160,13 @@ def _keys(scores: Tensor, first: int) -> Tensor:
 
 
 def _leave_out(
-    scores: Tensor, at: slice, first: int, left_out: LeftOut | None, clicked: Ints
+    scores: Tensor, at: slice, first: int, excluded: ExcludedAds | None, clicked: Ints
 ) -> None:
     """Give the ads that are no candidates the lowest score, in place."""
-    if left_out is None:
+    if excluded is None:
         return
-    starts = left_out.starts[at.start : at.stop + 1]
-    places = left_out.places[starts[0] : starts[-1]]
+    starts = excluded.starts[at.start : at.stop + 1]
+    places = excluded.places[starts[0] : starts[-1]]
     rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     here = (places >= first) & (places < first + scores.shape[1])
     here &= places != clicked[at][rows]

@@ -11,8 +11,18 @@ import polars as pl
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.evaluation.context import MAX_TUNING, Context, Shown, choose
-from torchrec_adrec.evaluation.exact_search import Found, Ints, Scorer, search
+from torchrec_adrec.evaluation.context import (
+    MAX_TUNING,
+    ContextBaseline,
+    ImpressionCounts,
+    choose,
+)
+from torchrec_adrec.evaluation.exact_search import (
+    BlockScorer,
+    Ints,
+    SearchResult,
+    search,
+)
 from torchrec_adrec.evaluation.ranking_metrics import cuts_of
 from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_metrics
 from torchrec_adrec.evaluation.scorers import InnerProduct, Vectors, by_popularity
@@ -72,13 +82,13 @@ def judge(
     ids, impressions = (catalog[n].to_numpy() for n in (AD_ID, "impressions"))
     clicked = np.searchsorted(ids, clicks[AD_ID].to_numpy())
     context, settings = _context(data, schema, ids, own, clicks, seed, process)
-    scorers: dict[str, Scorer] = {
+    scorers: dict[str, BlockScorer] = {
         "towers": InnerProduct.of(queries, ads, own.start, process.device),
         "context": context,
     }
     cuts = cuts_of(len(ids))
     longest = max(cuts, default=1)
-    ways: dict[str, Found] = {
+    ways: dict[str, SearchResult] = {
         name: search(scorer, clicked, longest, process)
         for name, scorer in scorers.items()
     }
@@ -109,12 +119,12 @@ def _context(
     clicks: pl.DataFrame,
     seed: int,
     process: Process,
-) -> tuple[Context, dict[str, float | int | None]]:
+) -> tuple[ContextBaseline, dict[str, float | int | None]]:
     """The baseline for the test clicks, chosen on the valid split, and how."""
-    shown = Shown.count(data, schema, ids, own)
+    shown = ImpressionCounts.count(data, schema, ids, own)
     valid, _ = clicks_of(data, schema, "valid", MAX_TUNING, seed)
     at = np.searchsorted(ids, valid[AD_ID].to_numpy())
     chosen = choose(shown, valid, at, process)
     hot = shown.one_hot(clicks)
-    context = Context.of(shown, hot, chosen.smoothing, chosen.weight)
+    context = ContextBaseline.of(shown, hot, chosen.smoothing, chosen.weight)
     return context, asdict(chosen) | {"training_rows": shown.rows}

@@ -16,7 +16,7 @@ from torchrec_adrec.evaluation.bootstrap import (
     interval,
     resampled_means,
 )
-from torchrec_adrec.evaluation.exact_search import Found
+from torchrec_adrec.evaluation.exact_search import SearchResult
 from torchrec_adrec.evaluation.ranking_metrics import (
     DECILES,
     Floats,
@@ -42,8 +42,8 @@ class RetrievalProtocol(BaseModel):
         seed: of the draw of queries, and of the bootstrap.
         filtered: candidates that were left out.
         cuts: the K of Recall@K and the others.
-        context: how the baseline `context` was set: `evaluation.context.Chosen`, and
-            the training rows that it was counted on.
+        context: how the baseline `context` was set: `context.TunedSmoothing`, and the
+            training rows that it was counted on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,7 +81,7 @@ class Judged:
 
 
 def retrieval_metrics(
-    ways: Mapping[str, Found], clicked: Ints, impressions: Ints, seed: int
+    ways: Mapping[str, SearchResult], clicked: Ints, impressions: Ints, seed: int
 ) -> dict[str, Any]:
     """Every way side by side: all queries, seen and unseen ads apart, by decile.
 
@@ -114,7 +114,9 @@ def retrieval_metrics(
     return found
 
 
-def _judge(found: Found, share: Floats, clicked: Ints, cuts: tuple[int, ...]) -> Judged:
+def _judge(
+    found: SearchResult, share: Floats, clicked: Ints, cuts: tuple[int, ...]
+) -> Judged:
     values = one_relevant(found.ranks, cuts) | popularity(found.lists, share, cuts)
     return Judged(values | {CLICKED: share[clicked]}, found.lists)
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec_adrec.evaluation.exact_search import Found, Ints
+from torchrec_adrec.evaluation.exact_search import Ints, SearchResult
 
 Vectors = NDArray[np.float32]
 
@@ -40,11 +40,11 @@ class InnerProduct:
         return len(self.ads)
 
     def block(self, queries: slice, ads: slice) -> Tensor:
-        """See `Scorer`."""
+        """See `BlockScorer`."""
         return self.queries[queries].double() @ self.ads[ads].double().T
 
     def pairs(self, queries: Ints, ads: Ints) -> Tensor:
-        """See `Scorer`."""
+        """See `BlockScorer`."""
         return (self.queries[queries].double() * self.ads[ads].double()).sum(dim=1)
 
 
@@ -74,15 +74,15 @@ class Popularity:
         return len(self.level)
 
     def block(self, queries: slice, ads: slice) -> Tensor:
-        """See `Scorer`."""
+        """See `BlockScorer`."""
         return self.level[ads].repeat(queries.stop - queries.start, 1)
 
     def pairs(self, queries: Ints, ads: Ints) -> Tensor:
-        """See `Scorer`."""
+        """See `BlockScorer`."""
         return self.level[ads].clone()
 
 
-def by_popularity(impressions: Ints, clicked: Ints, k: int) -> Found:
+def by_popularity(impressions: Ints, clicked: Ints, k: int) -> SearchResult:
     """What `search` finds with `Popularity`, no ad left out, without searching: one
     list for everyone; at a million ads and 20,000 queries that saves minutes.
     """
@@ -91,4 +91,4 @@ def by_popularity(impressions: Ints, clicked: Ints, k: int) -> Found:
     ranks = count - np.searchsorted(rising, impressions[clicked], side="left")
     best = np.lexsort((np.arange(count), impressions))[::-1][:k]
     best = np.append(best, np.full(k - len(best), -1))
-    return Found(np.tile(best, (len(clicked), 1)), ranks)
+    return SearchResult(np.tile(best, (len(clicked), 1)), ranks)

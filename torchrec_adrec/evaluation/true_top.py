@@ -13,7 +13,7 @@ from torchrec_adrec.data.adapters import synthetic
 from torchrec_adrec.data.known_world.law import Ints
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.attainable import KnownRows
-from torchrec_adrec.evaluation.exact_search import LeftOut
+from torchrec_adrec.evaluation.exact_search import ExcludedAds
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrueTop:
 
     rows: Ints
     best: Ints
-    unborn: LeftOut
+    unborn: ExcludedAds
 
     @classmethod
     def of(
@@ -64,7 +64,7 @@ class TrueTop:
             best.append(born[np.argsort(-worth, kind="stable")[:k]])
             unborn.append(np.flatnonzero(birth > shown["time"]))
         starts = np.cumsum([0, *map(len, unborn)])
-        return cls(rows, np.stack(best), LeftOut(starts, np.concatenate(unborn)))
+        return cls(rows, np.stack(best), ExcludedAds(starts, np.concatenate(unborn)))
 
 
 def ads_of(catalog: pl.DataFrame, data: Path) -> Ints:

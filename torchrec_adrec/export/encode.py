@@ -1,6 +1,6 @@
 """Checkpoint + catalog -> the vector of every ad, written by all ranks.
 
-embeddings/
+export/
   part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]
   queries.parquet          held-out clicks: vector, clicked ad_id
   examples.json            the example users: raw columns, vector; serving must agree
@@ -148,7 +148,7 @@ def _check_vectors(vectors: NDArray[np.float32], side: Side, config: Config) -> 
     """
     norms = np.linalg.norm(vectors, axis=1)
     wrong = ~np.isfinite(norms)
-    if config.towers.similarity == "cosine":
+    if config.retrieval.similarity == "cosine":
         wrong |= np.abs(norms - 1) > NORM_TOLERANCE
     if wrong.any():
         raise CheckpointError(
@@ -196,8 +196,8 @@ def _write_manifest(
         checkpoint=start.origin,
         lookups=config.sharding.qcomm,
         schema_fingerprint=schema.fingerprint,
-        similarity=config.towers.similarity,
-        dim=config.towers.vector_dim,
+        similarity=config.retrieval.similarity,
+        dim=config.retrieval.vector_dim,
         count=len(catalog),
         files={path.name: sha256(path) for path in written},
     ).save(out)

@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-def tune(
+def tune_and_validate(
     index: ShardedIndex,
     ids: Ints,
     vectors: Floats,

@@ -15,7 +15,7 @@ class Block(NamedTuple):
         ids: (N,) int64; a column with the id of the row's own one is left out.
         own: (M,) int64, the row's own column: the right one.
         weights: (M,) float32, the share of each row in the loss.
-        left_out: (M, N) bool, further columns to leave out; None: none.
+        excluded: (M, N) bool, further columns to leave out; None: none.
     """
 
     products: Tensor
@@ -24,4 +24,4 @@ class Block(NamedTuple):
     ids: Tensor
     own: Tensor
     weights: Tensor
-    left_out: Tensor | None
+    excluded: Tensor | None

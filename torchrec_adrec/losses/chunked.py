@@ -18,7 +18,7 @@ BLOCK = 1 << 22  # logits held at a time, 16 MB (or `ROUND` rows, if these are m
 ROUND = 64  # rows come in multiples: oneDNN makes code anew for every shape it meets
 
 
-class Columns(NamedTuple):
+class Candidates(NamedTuple):
     """What a row's logits run over.
 
     Attributes:
@@ -34,7 +34,7 @@ class Columns(NamedTuple):
 
 def chunked_cross_entropy(
     rows: Tensor,
-    columns: Columns,
+    columns: Candidates,
     own: Tensor,
     weights: Tensor,
     masked: tuple[Tensor, Tensor] | None = None,
@@ -63,7 +63,7 @@ def chunked_cross_entropy(
 def _in_small_blocks(
     rows: Tensor,
     vectors: Tensor,
-    columns: Columns,
+    columns: Candidates,
     own: Tensor,
     weights: Tensor,
     masked: tuple[Tensor, Tensor] | None,
@@ -99,7 +99,7 @@ def _pad(values: Tensor, more: int) -> Tensor:
 
 
 def _logits(
-    out: Tensor, rows: Tensor, vectors: Tensor, columns: Columns, own: Tensor
+    out: Tensor, rows: Tensor, vectors: Tensor, columns: Candidates, own: Tensor
 ) -> None:
     """Corrected logits of a block into `out`; a hit by accident is -inf."""
     torch.addmm(-columns.correction, rows, vectors.T, out=out)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.losses.block import Block
-from torchrec_adrec.losses.chunked import Columns
+from torchrec_adrec.losses.chunked import Candidates
+from torchrec_adrec.losses.excluded import ExcludedCandidates
 from torchrec_adrec.losses.known_gradients import Softmax, with_known_gradients
-from torchrec_adrec.losses.left_out import LeftOut
 from torchrec_adrec.losses.products import as_left, as_right, halves, wide_product
 from torchrec_adrec.losses.slopes import slopes
 
@@ -20,15 +20,15 @@ BLOCK = 1 << 28  # logits held at a time: 1 GB, and half as much again for the s
 
 def large_block_cross_entropy(
     rows: Tensor,
-    columns: Columns,
+    columns: Candidates,
     own: Tensor,
     weights: Tensor,
-    left_out: LeftOut | None = None,
+    excluded: ExcludedCandidates | None = None,
 ) -> Tensor:
     """The same scalar as `losses.chunked.chunked_cross_entropy`, with its arguments."""
 
     def find(rows: Tensor, vectors: Tensor, low: bool) -> Softmax:
-        return _in_large_blocks(rows, vectors, columns, own, weights, left_out, low)
+        return _in_large_blocks(rows, vectors, columns, own, weights, excluded, low)
 
     return with_known_gradients(find, rows, columns.vectors)
 
@@ -36,10 +36,10 @@ def large_block_cross_entropy(
 def _in_large_blocks(
     rows: Tensor,
     vectors: Tensor,
-    columns: Columns,
+    columns: Candidates,
     own: Tensor,
     weights: Tensor,
-    left_out: LeftOut | None,
+    excluded: ExcludedCandidates | None,
     low: bool,
 ) -> Softmax:
     """`low`: the products of the gradients are made in bfloat16; logits are exact."""
@@ -62,7 +62,7 @@ def _in_large_blocks(
             columns.ids,
             own[at],
             weights[at],
-            None if left_out is None else left_out.of(at),
+            None if excluded is None else excluded.of(at),
         )
         slope, log_p = slopes(block, narrow)
         total = total - log_p @ weights[at]

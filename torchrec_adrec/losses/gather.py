@@ -7,12 +7,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_single_autograd
 
-from torchrec_adrec.losses.chunked import Columns
+from torchrec_adrec.losses.chunked import Candidates
 
 
 def gather_ads(
     ad: Tensor, ad_ids: Tensor, log_q: Tensor | None = None
-) -> tuple[Columns, int]:
+) -> tuple[Candidates, int]:
     """The ads of all ranks, and the place of this rank's first one among them.
 
     The gather of the vectors must carry gradients: with a plain all_gather the ads of
@@ -30,7 +30,7 @@ def gather_ads(
     if log_q is not None:
         correction = log_q + math.log(max(size * len(ad) - 1, 1))
     if size == 1:
-        return Columns(ad, correction, ad_ids), 0
+        return Candidates(ad, correction, ad_ids), 0
     group = dist.group.WORLD
     assert group is not None
     vectors = all_gather_single_autograd(ad.contiguous(), 0, group)
@@ -38,7 +38,7 @@ def gather_ads(
     bits = correction.detach().double().view(torch.int64)
     ids, bits = gather(torch.stack([ad_ids, bits], dim=1)).unbind(1)
     corrections = bits.contiguous().view(torch.float64).to(correction.dtype)
-    gathered = Columns(vectors, corrections, ids.contiguous())
+    gathered = Candidates(vectors, corrections, ids.contiguous())
     return gathered, dist.get_rank() * len(ad)
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchrec_adrec.losses.excluded import ExcludedCandidates
 from torchrec_adrec.losses.gather import gather
-from torchrec_adrec.losses.left_out import LeftOut
 from torchrec_adrec.losses.matches import matches
 
 FIRST_KNOWN = 2  # ids below say missing or unknown, and equal each other by no meaning
@@ -47,7 +47,7 @@ def known_positives(
     return place[row][kept], column[kept]
 
 
-def left_out(history: History, rows: Tensor) -> LeftOut:
+def excluded(history: History, rows: Tensor) -> ExcludedCandidates:
     """The same for the blocks of a device, where no shape may follow from the data.
 
     Args:
@@ -63,4 +63,4 @@ def left_out(history: History, rows: Tensor) -> LeftOut:
     )
     items = values[index.index_select(0, rows)]
     known = torch.where(items >= FIRST_KNOWN, items, -1)
-    return LeftOut(known, gather(history.items).long())
+    return ExcludedCandidates(known, gather(history.items).long())

@@ -33,7 +33,7 @@ def triplet(margins: Tensor) -> Tensor:
     return F.relu(1 - margins)
 
 
-WAYS = {"bpr": bpr, "triplet": triplet}
+PAIR_LOSSES = {"bpr": bpr, "triplet": triplet}
 
 
 def pairwise_loss(
@@ -59,7 +59,7 @@ def pairwise_loss(
     # No `einsum`: it is bfloat16 under autocast, and the clicked ad's score is not.
     others = (user[at][:, None] * columns.vectors[drawn]).sum(dim=2)
     own = (user[at] * ad[at]).sum(dim=1, keepdim=True)
-    losses = WAYS[way]((own - others) / temperature)
+    losses = PAIR_LOSSES[way]((own - others) / temperature)
     differs = columns.ids[drawn] != ad_ids[at, None]
     mean = (losses * differs).sum(dim=1) / differs.sum(dim=1).clamp(min=1)
     return Share(mean @ anchors.weights, anchors.weights.sum())

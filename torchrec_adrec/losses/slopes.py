@@ -33,8 +33,8 @@ def slopes_by_torch(block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     right = logits.gather(1, own)
     logits -= block.correction
     logits.masked_fill_(block.ids[block.own][:, None] == block.ids, -torch.inf)
-    if block.left_out is not None:
-        logits.masked_fill_(block.left_out, -torch.inf)
+    if block.excluded is not None:
+        logits.masked_fill_(block.excluded, -torch.inf)
     logits.scatter_(1, own, right)
     top = logits.amax(dim=1, keepdim=True)
     probabilities = logits.sub_(top).exp_()

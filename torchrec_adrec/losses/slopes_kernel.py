@@ -23,7 +23,7 @@ def slopes_by_kernel(block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     rows, columns = block.products.shape
     out = torch.empty(rows, columns, dtype=dtype, device=block.products.device)
     log_p = block.products.new_empty(rows)
-    left_out = block.left_out
+    excluded = block.excluded
     _slopes[(rows,)](
         block.products,
         block.scale,
@@ -31,11 +31,11 @@ def slopes_by_kernel(block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         block.ids,
         block.own,
         block.weights,
-        block.ids if left_out is None else left_out.view(torch.uint8),
+        block.ids if excluded is None else excluded.view(torch.uint8),
         out,
         log_p,
         columns,
-        HAS_LEFT_OUT=left_out is not None,
+        HAS_LEFT_OUT=excluded is not None,
         WIDTH=min(COLUMNS, triton.next_power_of_2(columns)),
         num_warps=8,
     )
@@ -47,7 +47,7 @@ def _logits(  # type: ignore[no-untyped-def]
     products,
     correction,
     ids,
-    left_out,
+    excluded,
     row,
     own,
     own_id,
@@ -64,7 +64,7 @@ def _logits(  # type: ignore[no-untyped-def]
     logit = tl.where(is_own, logit, logit - bias)
     out = tl.load(ids + at, mask=inside, other=0) == own_id
     if HAS_LEFT_OUT:
-        out = out | (tl.load(left_out + row * columns + at, mask=inside, other=0) != 0)
+        out = out | (tl.load(excluded + row * columns + at, mask=inside, other=0) != 0)
     logit = tl.where(out & (is_own == 0), float("-inf"), logit)
     return tl.where(inside, logit, float("-inf"))
 
@@ -77,7 +77,7 @@ def _slopes(  # type: ignore[no-untyped-def]
     ids,
     own,
     weights,
-    left_out,
+    excluded,
     out,
     log_p,
     columns,
@@ -97,7 +97,7 @@ def _slopes(  # type: ignore[no-untyped-def]
             products,
             correction,
             ids,
-            left_out,
+            excluded,
             row,
             own_column,
             own_id,
@@ -119,7 +119,7 @@ def _slopes(  # type: ignore[no-untyped-def]
             products,
             correction,
             ids,
-            left_out,
+            excluded,
             row,
             own_column,
             own_id,

@@ -23,7 +23,7 @@ from torchrec_adrec.losses.anchors import Anchors
 from torchrec_adrec.losses.chunked import chunked_cross_entropy
 from torchrec_adrec.losses.device_blocks import large_block_cross_entropy
 from torchrec_adrec.losses.gather import gather_ads
-from torchrec_adrec.losses.history import History, known_positives, left_out
+from torchrec_adrec.losses.history import History, excluded, known_positives
 from torchrec_adrec.losses.mean import Share
 
 
@@ -55,7 +55,7 @@ def in_batch_softmax(
     rows = user.index_select(0, anchors.rows) / temperature
     own = anchors.rows + first
     if in_large_blocks(user.device):
-        hidden = None if history is None else left_out(history, anchors.rows)
+        hidden = None if history is None else excluded(history, anchors.rows)
         loss = large_block_cross_entropy(rows, columns, own, anchors.weights, hidden)
     else:
         pairs = None

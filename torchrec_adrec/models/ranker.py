@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.train import RankerConfig
+from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.modules.attention import OneWayLayer
-from torchrec_adrec.modules.embeddings import embedding_tables, in_order
+from torchrec_adrec.modules.embeddings import embedding_tables, regroup
 from torchrec_adrec.schema import Schema, Side
 
 
@@ -29,7 +29,7 @@ class Ranker(nn.Module):
     def __init__(
         self,
         schema: Schema,
-        config: RankerConfig,
+        config: RankingConfig,
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:
@@ -40,18 +40,18 @@ class Ranker(nn.Module):
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
         """Score B ads, each for its user or all for one user."""
-        vectors = self.in_order(self.look_up(user, ad))
+        vectors = self.regroup(self.look_up(user, ad))
         return self.dense(vectors, user.dense, ad.dense)
 
     def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
         """The vectors of both sides' tables."""
         return self.user_tables(user.sparse), self.ad_tables(ad.sparse)
 
-    def in_order(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
+    def regroup(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
         """Each as (B, E), in the order of features."""
         sides = (self.head.user_tokens, self.head.ad_tokens)
         return [
-            in_order(vectors, side.names)
+            regroup(vectors, side.names)
             for vectors, side in zip(looked_up, sides, strict=True)
         ]
 
@@ -67,13 +67,15 @@ class RankerHead(nn.Module):
     """All of the ranker but its tables: a leaf for the pipeline's tracer."""
 
     def __init__(
-        self, schema: Schema, config: RankerConfig, embedding_dim: int
+        self, schema: Schema, config: RankingConfig, embedding_dim: int
     ) -> None:
         super().__init__()
         frozen = config.tables == "frozen"
         dim = config.model_dim
-        self.user_tokens = Tokens(schema, Side.USER, embedding_dim, dim, frozen)
-        self.ad_tokens = Tokens(schema, Side.AD, embedding_dim, dim, frozen)
+        self.user_tokens = FeatureTokenizer(
+            schema, Side.USER, embedding_dim, dim, frozen
+        )
+        self.ad_tokens = FeatureTokenizer(schema, Side.AD, embedding_dim, dim, frozen)
         self.layers = nn.ModuleList(
             OneWayLayer(dim, config.heads, config.feedforward_dim, config.dropout)
             for _ in range(config.layers)
@@ -109,7 +111,7 @@ class RankerHead(nn.Module):
         return logits
 
 
-class Tokens(nn.Module):
+class FeatureTokenizer(nn.Module):
     """One side to (B, count, D): a raw column's id vector and number, added up.
 
     A number becomes `value * vector`; where its raw column is also an id (bucketed), it

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.train import TowersConfig
+from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
     embedding_tables,
-    in_order,
+    regroup,
 )
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema, Side
@@ -22,7 +22,7 @@ BIAS_HIDDEN = 64
 SHORTEST = 1e-12  # length that a vector is divided by at least
 
 
-def unit(vectors: Tensor) -> Tensor:
+def l2_normalize(vectors: Tensor) -> Tensor:
     """(B, D) to length 1; 0 stays 0. As `F.normalize`, whose backward takes twice as
     long: it divides where this multiplies.
     """
@@ -30,7 +30,7 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors * squares.clamp_min(SHORTEST**2).rsqrt()[:, None]
 
 
-def beside(vectors: Tensor, dense: Tensor) -> Tensor:
+def concat_dense(vectors: Tensor, dense: Tensor) -> Tensor:
     """(B, E) and (B, F) -> (B, E + F); nothing is copied for no features."""
     return torch.cat([vectors, dense], dim=1) if dense.shape[1] else vectors
 
@@ -44,7 +44,7 @@ class TowerHead(nn.Module):
     """
 
     def __init__(
-        self, names: list[str], width: int, side: Side, config: TowersConfig
+        self, names: list[str], width: int, side: Side, config: RetrievalConfig
     ) -> None:
         super().__init__()
         self.names, self.side, self.similarity = names, side, config.similarity
@@ -53,14 +53,14 @@ class TowerHead(nn.Module):
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Vectors (B, E) of the side's features in order, (B, F) floats -> (B, D)."""
-        return self.encode(beside(vectors, dense))
+        return self.encode(concat_dense(vectors, dense))
 
     def encode(self, joined: Tensor) -> Tensor:
         """(B, width) -> (B, D); what `train.compile` compiles."""
         # Lengths and scores are float32 also where the products are not.
         out: Tensor = self.mlp(joined).float()
         if self.similarity == "cosine":
-            return unit(out)
+            return l2_normalize(out)
         if self.similarity == "additive":  # (f, 1) . (1, g) = f + g
             pair = (out, torch.ones_like(out))
             return torch.cat(pair if self.side == Side.USER else pair[::-1], dim=1)
@@ -70,25 +70,25 @@ class TowerHead(nn.Module):
 class BiasHead(nn.Module):
     """The same of narrow tables, to one number per row."""
 
-    def __init__(self, names: list[str], width: int, config: TowersConfig) -> None:
+    def __init__(self, names: list[str], width: int, config: RetrievalConfig) -> None:
         super().__init__()
         self.names = names
         self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """-> (B,)."""
-        out: Tensor = self.mlp(beside(vectors, dense)).float()
+        out: Tensor = self.mlp(concat_dense(vectors, dense)).float()
         return out[:, 0]
 
 
-class Bias(nn.Module):
+class BiasTower(nn.Module):
     """A number per row from tables of its own, which the contrast does not touch."""
 
     def __init__(
         self,
         schema: Schema,
         side: Side,
-        config: TowersConfig,
+        config: RetrievalConfig,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Tower(nn.Module):
         self,
         schema: Schema,
         side: Side,
-        config: TowersConfig,
+        config: RetrievalConfig,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
@@ -116,6 +116,6 @@ class Tower(nn.Module):
 
     def forward(self, rows: TowerInput) -> Tensor:
         """Encode one side."""
-        looked_up = in_order(self.tables(rows.sparse), self.head.names)
+        looked_up = regroup(self.tables(rows.sparse), self.head.names)
         vectors: Tensor = self.head(looked_up, rows.dense)
         return vectors

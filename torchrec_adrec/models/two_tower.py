@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.train import TowersConfig
-from torchrec_adrec.models.tower import Bias, Tower
-from torchrec_adrec.modules.embeddings import in_order
+from torchrec_adrec.config.train import RetrievalConfig
+from torchrec_adrec.models.tower import BiasTower, Tower
+from torchrec_adrec.modules.embeddings import regroup
 from torchrec_adrec.schema import Schema, Side
 
 
@@ -26,14 +26,17 @@ class TwoTower(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, config: TowersConfig, device: torch.device | None = None
+        self,
+        schema: Schema,
+        config: RetrievalConfig,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.user_tower = Tower(schema, Side.USER, config, device)
         self.ad_tower = Tower(schema, Side.AD, config, device)
         self.calibration = Calibration()
         self.user_bias, self.ad_bias = (
-            Bias(schema, side, config, device) if config.click_bias else None
+            BiasTower(schema, side, config, device) if config.click_bias else None
             for side in Side
         )
 
@@ -44,7 +47,7 @@ class TwoTower(nn.Module):
 
         The ad's side may have more rows, N >= B: negatives, which belong to no user.
         """
-        vectors = self.in_order(self.look_up(user, ad))
+        vectors = self.regroup(self.look_up(user, ad))
         return self.dense(vectors, user.dense, ad.dense)
 
     def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
@@ -58,11 +61,11 @@ class TwoTower(nn.Module):
         biases = (self.user_bias.tables(user.sparse), self.ad_bias.tables(ad.sparse))
         return vectors + biases
 
-    def in_order(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
+    def regroup(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
         """Each as (B or N, E), in the order of features."""
         parts = (self.user_tower, self.ad_tower, self.user_bias, self.ad_bias)
         return [
-            in_order(vectors, part.head.names)
+            regroup(vectors, part.head.names)
             for vectors, part in zip(looked_up, parts, strict=False)
             if part is not None
         ]

@@ -45,7 +45,7 @@ def embedding_tables(
     )
 
 
-def in_order(vectors: KeyedTensor, names: list[str]) -> Tensor:
+def regroup(vectors: KeyedTensor, names: list[str]) -> Tensor:
     """The looked-up vectors side by side in the order of `names`, (B, F * D).
 
     Never read `vectors.values()` by position: a sharded collection returns the keys in

@@ -19,11 +19,11 @@ from torchrec_adrec.distributed.process import (
     process_group,
     unchanged_process,
 )
-from torchrec_adrec.runs.run_folder import starts
-from torchrec_adrec.runs.stage_folder import at_work
+from torchrec_adrec.runs.run_folder import should_run
+from torchrec_adrec.runs.stage_folder import stage_workspace
 from torchrec_adrec.runs.stages import (
     BASELINES,
-    EMBEDDINGS,
+    EXPORT,
     INDEX,
     RANKING,
     RETRIEVAL,
@@ -40,14 +40,14 @@ def run_stages(stages: Sequence[Stage], settings: Config, out: Path) -> None:
     with ExitStack() as closing:
         process: Process | None = None
         for stage in stages:
-            if not starts(stage, settings, out):
+            if not should_run(stage, settings, out):
                 continue
             if process is None:
                 process = closing.enter_context(process_group(settings.device))
             began = time.monotonic()
             with (
                 unchanged_process(process.device),
-                at_work(stage, settings, out, process) as folder,
+                stage_workspace(stage, settings, out, process) as folder,
             ):
                 WORK[stage.name](settings, out, process, folder)
             if process.is_first:
@@ -60,7 +60,7 @@ def _train(task: str, settings: Config, out: Path, process: Process, to: Path) -
     from torchrec_adrec.tasks.sharded import final_checkpoint
     from torchrec_adrec.training.trainer import Trainer
 
-    warm = task == RANKING.name and settings.ranker.tables != "scratch"
+    warm = task == RANKING.name and settings.ranking.tables != "scratch"
     start = final_checkpoint(out / "retrieval") if warm else None
     metrics = Trainer(task, settings, process, out / "data", to, start).fit()
     if process.is_first and is_done(BASELINES, settings, out):
@@ -79,14 +79,14 @@ def _export(settings: Config, out: Path, process: Process, to: Path) -> None:
 
 
 def _index(settings: Config, out: Path, process: Process, to: Path) -> None:
-    from torchrec_adrec.export.publish import publish
+    from torchrec_adrec.export.build_index import build_index
 
-    publish(out / "embeddings", settings, process, to)
+    build_index(out / "export", settings, process, to)
 
 
 WORK: dict[str, Work] = {
     RETRIEVAL.name: partial(_train, RETRIEVAL.name),
-    EMBEDDINGS.name: _export,
+    EXPORT.name: _export,
     INDEX.name: _index,
     RANKING.name: partial(_train, RANKING.name),
 }

@@ -44,7 +44,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", _checkpoint(metrics[name])
-    yield from _recalls(metrics["embeddings"]["test"])
+    yield from _recalls(metrics["export"]["test"])
     yield from (("WARNING", line) for line in below_baselines(metrics))
     gate = metrics["index"]
     yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
@@ -93,7 +93,7 @@ def _retrieval(judged: Metrics) -> Iterator[str]:
             cells = [_with_interval(figures, name) for name in (*cuts, "mrr")]
             yield f"| {group} | {way} | {figures['clicks']:,} | {' | '.join(cells)} |"
     if cuts:
-        yield from ("", "![by popularity](embeddings/recall_by_popularity.png)")
+        yield from ("", "![by popularity](export/recall_by_popularity.png)")
     yield from ("", "How they were measured (docs/evaluation.md):", "")
     yield from (f"- {key}: {value}" for key, value in judged["protocol"].items())
     yield ""
@@ -143,7 +143,7 @@ def write_report(config: Config, metrics: Metrics, run: Path) -> None:
     ]
     lines += ["| measured | value |", "|---|---|"]
     lines += [f"| {what} | {value} |" for what, value in _rows(metrics)]
-    lines += ["", *_retrieval(metrics["embeddings"]["test"])]
+    lines += ["", *_retrieval(metrics["export"]["test"])]
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]

@@ -126,11 +126,11 @@ def estimate(job: Job, cluster: Cluster) -> Estimate:
     rows = batch // cluster.ranks
     model = build_task("retrieval", job.schema, config, meta_device())
     assert isinstance(model, RetrievalTask)
-    fuse_table_optimizer(model, config.towers.optimizer)
+    fuse_table_optimizer(model, config.retrieval.optimizer)
     plan = _plan(model, job, cluster, rows)
     dense = dense_part(model, job, rows)
     _dense_fits(dense, cluster)
-    width, qcomm = config.towers.output_dim, config.sharding.qcomm
+    width, qcomm = config.retrieval.output_dim, config.sharding.qcomm
     sent = traffic(plan, rows, dense.parameters, width, qcomm)
     links = {
         name: float(most.max()) / cluster.bandwidth * 1e3
@@ -164,7 +164,7 @@ def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
     Args:
         rows: of one rank.
     """
-    width = job.config.towers.output_dim
+    width = job.config.retrieval.output_dim
     low = job.config.train.precision in ("bfloat16", "auto")
     anchors = ceil(rows * job.clicked)
     tables = tables_of(model)
@@ -257,4 +257,4 @@ def _checkpoint(plan: TablePlan, dense: DensePart) -> int:
 
 def _index(config: Config, ads: int) -> int:
     each = ceil(ads / config.index.shards)
-    return each * (config.towers.output_dim * FLOAT + 8)
+    return each * (config.retrieval.output_dim * FLOAT + 8)

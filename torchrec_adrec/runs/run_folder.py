@@ -20,7 +20,7 @@ from torchrec_adrec.runs.run_lock import (
 )
 from torchrec_adrec.runs.stage_folder import check_place, make_run
 from torchrec_adrec.runtime.disk import disk_errors
-from torchrec_adrec.runtime.ranks import Alone, Ranks
+from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 
 
 def read_settings(
@@ -68,7 +68,7 @@ def command_in(
             settings = _settings(job, config, overrides, out, stage)
             if is_first and not job.goes_on:
                 write_settings(out, job, settings)
-                _keep(settings, out)
+                _save_config(settings, out)
             yield settings
 
 
@@ -91,14 +91,14 @@ def _settings(
     return settings
 
 
-def _keep(settings: Config, out: Path) -> None:
+def _save_config(settings: Config, out: Path) -> None:
     """Write the run's settings."""
     partial = out / f"{stages.CONFIG}.partial"
     settings.save(partial)
     partial.rename(out / stages.CONFIG)
 
 
-def starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
+def should_run(stage: stages.Stage, settings: Config, out: Path) -> bool:
     """Check the inputs and the stage's place; False if there is nothing to do."""
     stages.require(stage, settings, out)
     if stages.is_done(stage, settings, out):
@@ -115,7 +115,7 @@ def starts(stage: stages.Stage, settings: Config, out: Path) -> bool:
 def ranks_of_launcher() -> Iterator[Ranks]:
     """The ranks that a launcher started, or this process alone, without torch."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Alone()
+        yield SingleProcess()
         return
     from torchrec_adrec.distributed.process import process_group
 

@@ -14,11 +14,11 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs.run_lock import STAGE_LOCK
 from torchrec_adrec.runs.stages import CONFIG, RECORD, Record, Stage, describe
-from torchrec_adrec.runtime.ranks import Alone, Ranks
+from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 
 
 @contextmanager
-def at_work(
+def stage_workspace(
     stage: Stage, config: Config, run: Path, ranks: Ranks | None = None
 ) -> Iterator[Path]:
     """Give the stage its partial folder; on success record and rename it.
@@ -29,14 +29,14 @@ def at_work(
     Raises:
         ConfigError: this rank has other settings or inputs than the first one.
     """
-    ranks = ranks or Alone()
+    ranks = ranks or SingleProcess()
     record = describe(stage, config, run)
-    partial = run / f"{stage.name}.partial-{record.made_from}"
+    partial = run / f"{stage.name}.partial-{record.input_fingerprint}"
     if ranks.is_first:
         if not stage.resumes:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(exist_ok=True)
-        (run / STAGE_LOCK).write_text(record.made_from)
+        (run / STAGE_LOCK).write_text(record.input_fingerprint)
     ranks.barrier()
     _check_same(record, stage, run, ranks)
     yield partial
@@ -50,11 +50,11 @@ def at_work(
 
 def _check_same(record: Record, stage: Stage, run: Path, ranks: Ranks) -> None:
     first = (run / STAGE_LOCK).read_text()
-    if record.made_from != first:
+    if record.input_fingerprint != first:
         raise ConfigError(
             f"rank {ranks.rank} would make {stage.name} from other settings or inputs"
-            f" ({record.made_from}) than rank 0 ({first}). Launch all ranks with the"
-            " same words, and change nothing meanwhile"
+            f" ({record.input_fingerprint}) than rank 0 ({first}). Launch all"
+            " ranks with the same words, and change nothing meanwhile"
         )
 
 

@@ -2,7 +2,7 @@
 
 RUN/
   config.yaml                       the settings, kept in every stage's folder too
-  data/ baselines/ retrieval/ embeddings/ index/ ranking/   one folder a stage
+  data/ baselines/ retrieval/ export/ index/ ranking/   one folder a stage
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torchrec_adrec.runtime.files import HASHES
 RECORD = "stage.json"
 CONFIG = "config.yaml"
 # Settings of training that change how it is watched, not what it makes.
-WITHOUT_EFFECT = {
+SETTINGS_WITHOUT_EFFECT = {
     "eval_batch_size",
     "checkpoint_every",
     "keep_checkpoints",
@@ -62,38 +62,39 @@ BASELINES = Stage("baselines", ("baselines",), ("seed",), ("data",), ranks="one"
 RETRIEVAL = Stage(
     "retrieval",
     ("train", "retrieval"),
-    ("seed", "towers", "train", "sharding"),
+    ("seed", "retrieval", "train", "sharding"),
     ("data",),
     resumes=True,
 )
-EMBEDDINGS = Stage("embeddings", ("export",), ("seed",), ("data", "retrieval"))
-INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("embeddings",))
+EXPORT = Stage("export", ("export",), ("seed",), ("data", "retrieval"))
+INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("export",))
 RANKING = Stage(
     "ranking",
     ("train", "ranking"),
-    ("seed", "ranker", "train", "sharding"),
+    ("seed", "ranking", "train", "sharding"),
     ("data", "retrieval"),
     resumes=True,
 )
-STAGES = {s.name: s for s in (DATA, BASELINES, RETRIEVAL, EMBEDDINGS, INDEX, RANKING)}
+STAGES = {s.name: s for s in (DATA, BASELINES, RETRIEVAL, EXPORT, INDEX, RANKING)}
 
 
 class Record(BaseModel):
     """What `stage.json` says of a finished stage.
 
     Attributes:
-        made: drawn anew each time: the same inputs need not give the same bits (another
-            number of ranks sums in another order), so readers hold on to this one.
-        made_from: fingerprint of all that went in.
+        build_id: drawn anew each time: the same inputs need not give the same bits
+            (another number of ranks sums in another order), so readers hold on to
+            this one.
+        input_fingerprint: fingerprint of all that went in.
         settings: fingerprint of its settings alone.
-        needs: `made` of each stage that it read.
+        needs: `build_id` of each stage that it read.
         raw: path -> size and time of change of each raw file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    made: str
-    made_from: str
+    build_id: str
+    input_fingerprint: str
     settings: str
     needs: dict[str, str]
     raw: dict[str, tuple[int, int]]
@@ -114,12 +115,12 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
         ConfigError: a raw file is missing and was never prepared.
         ManifestError: a stage that it needs is missing.
     """
-    needs = {name: _standing(run, name).made for name in stage.needs}
+    needs = {name: load_record(run, name).build_id for name in stage.needs}
     raw = _raw_files(config, record_of(run / DATA.name)) if stage is DATA else {}
     settings = _settings(stage, config)
     return Record(
-        made=uuid4().hex[:16],
-        made_from=_digest([__version__, settings, needs, raw]),
+        build_id=uuid4().hex[:16],
+        input_fingerprint=_digest([__version__, settings, needs, raw]),
         settings=settings,
         needs=needs,
         raw=raw,
@@ -127,11 +128,13 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
 
 
 def _settings(stage: Stage, config: Config) -> str:
-    dump = config.model_dump(mode="json", exclude={"train": WITHOUT_EFFECT})
-    if "towers" in stage.settings and config.towers.start:
+    dump = config.model_dump(mode="json", exclude={"train": SETTINGS_WITHOUT_EFFECT})
+    if "retrieval" in stage.settings and config.retrieval.init_from:
         # The same path may hold another checkpoint by now.
-        hashes = Path(config.towers.start) / HASHES
-        dump["towers"]["start"] = hashes.read_text() if hashes.exists() else "missing"
+        hashes = Path(config.retrieval.init_from) / HASHES
+        dump["retrieval"]["init_from"] = (
+            hashes.read_text() if hashes.exists() else "missing"
+        )
     return _digest([dump[name] for name in stage.settings])
 
 
@@ -159,7 +162,7 @@ def is_done(stage: Stage, config: Config, run: Path) -> bool:
         is_done(STAGES[name], config, run) for name in stage.needs
     ):
         return False
-    return found.made_from == describe(stage, config, run).made_from
+    return found.input_fingerprint == describe(stage, config, run).input_fingerprint
 
 
 def require(stage: Stage, config: Config, run: Path) -> None:
@@ -179,7 +182,7 @@ def check(stage: Stage, config: Config, run: Path) -> None:
         ManifestError: names the command to run.
     """
     require(stage, config, run)
-    found = _standing(run, stage.name)
+    found = load_record(run, stage.name)
     if found.settings != _settings(stage, config):
         raise ManifestError(
             f"{run / stage.name} was made with other settings; run {_how(stage)} first,"
@@ -199,8 +202,8 @@ def check_inputs(stage: Stage, run: Path) -> None:
     Raises:
         ManifestError: names both.
     """
-    for name, made in _standing(run, stage.name).needs.items():
-        beside = _standing(run, name).made
+    for name, made in load_record(run, stage.name).needs.items():
+        beside = load_record(run, name).build_id
         if beside != made:
             raise ManifestError(
                 f"{run / stage.name} was made from {name} {made}, beside it is"
@@ -208,7 +211,12 @@ def check_inputs(stage: Stage, run: Path) -> None:
             )
 
 
-def _standing(run: Path, name: str) -> Record:
+def load_record(run: Path, name: str) -> Record:
+    """The record of a stage that must be there.
+
+    Raises:
+        ManifestError: it is not.
+    """
     found = record_of(run / name)
     if found is None:
         raise ManifestError(f"{run / name} is missing; run {_how(STAGES[name])} first")

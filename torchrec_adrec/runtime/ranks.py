@@ -22,7 +22,7 @@ class Ranks(Protocol):
         """Wait for all ranks."""
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank = 0

@@ -24,10 +24,10 @@ from torchrec_adrec.index.manifest import (
     IndexManifest,
     vectors_of,
 )
-from torchrec_adrec.runs.stages import EMBEDDINGS, INDEX
+from torchrec_adrec.runs.stages import EXPORT, INDEX
 from torchrec_adrec.runtime.files import Origin, check_files
 from torchrec_adrec.serve.retriever import Retriever
-from torchrec_adrec.serve.scorer import Scorer
+from torchrec_adrec.serve.scorer import RankingScorer
 from torchrec_adrec.tasks.sharded import check_origin
 
 ADS = 256  # of the catalog that are encoded again
@@ -51,15 +51,15 @@ def check_names(
         ManifestError: names both sides.
     """
     check_origin(run / INDEX.name, manifest.embeddings.checkpoint, towers)
-    exported = EmbeddingManifest.load(run / EMBEDDINGS.name)
-    check_origin(run / EMBEDDINGS.name, exported.checkpoint, towers)
+    exported = EmbeddingManifest.load(run / EXPORT.name)
+    check_origin(run / EXPORT.name, exported.checkpoint, towers)
     if exported != manifest.embeddings:
         raise ManifestError(
             f"{run / INDEX.name} was built from other files than those in"
-            f" {run / EMBEDDINGS.name}; run `adrec index` again"
+            f" {run / EXPORT.name}; run `adrec index` again"
         )
     tables = ranker.state["tables_from"]
-    if tables is not None:  # with `ranker.tables: scratch` it has tables of its own
+    if tables is not None:  # with `ranking.tables: scratch` it has tables of its own
         check_origin(ranker.path, Origin.model_validate(tables), towers)
 
 
@@ -70,15 +70,15 @@ class Proof:
     Args:
         user_input: a raw user as the towers take it.
         ad_tower: of the same checkpoint as the retriever's user tower.
-        start: that checkpoint; errors name it.
+        checkpoint: that one; errors name it.
         embeddings: the folder of what was exported.
     """
 
     user_input: Callable[[RawUser], TowerInput]
     retriever: Retriever
-    scorer: Scorer
+    scorer: RankingScorer
     ad_tower: nn.Module
-    start: Checkpoint
+    checkpoint: Checkpoint
     manifest: IndexManifest
     embeddings: Path
 
@@ -125,8 +125,9 @@ class Proof:
         wrong = ~(distance <= allowed)  # true of NaN too
         if wrong.any():
             raise ManifestError(
-                f"{self.start.path}, {self.start.origin}, gives other {what} than"
-                f" {self.embeddings}, made from {self.manifest.embeddings.checkpoint}:"
+                f"{self.checkpoint.path}, {self.checkpoint.origin}, gives other {what}"
+                f" than {self.embeddings}, made from"
+                f" {self.manifest.embeddings.checkpoint}:"
                 f" {wrong.sum()} of {len(wrong)} are too far away, the furthest"
                 f" {distance.max():.2g} of a vector's length where {allowed:g} is"
                 " allowed; run `adrec export` and `adrec index` again"

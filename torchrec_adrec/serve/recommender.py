@@ -20,7 +20,7 @@ from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 from torchrec_adrec.runs.stages import (
     CONFIG,
-    EMBEDDINGS,
+    EXPORT,
     INDEX,
     RANKING,
     RETRIEVAL,
@@ -29,7 +29,7 @@ from torchrec_adrec.runs.stages import (
 from torchrec_adrec.schema import AD_ID, SCORE, Side
 from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.retriever import Retriever
-from torchrec_adrec.serve.scorer import Scorer
+from torchrec_adrec.serve.scorer import RankingScorer
 from torchrec_adrec.tasks.sharded import restore_whole
 
 
@@ -58,7 +58,11 @@ class Recommender:
     """
 
     def __init__(
-        self, encoder: Encoder, retriever: Retriever, scorer: Scorer, config: Config
+        self,
+        encoder: Encoder,
+        retriever: Retriever,
+        scorer: RankingScorer,
+        config: Config,
     ) -> None:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
         self.config = config
@@ -78,7 +82,7 @@ class Recommender:
         """
         torch.set_num_threads(threads)
         set_search_threads(threads)
-        for stage in (RETRIEVAL, EMBEDDINGS, INDEX, RANKING):
+        for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
             check_inputs(stage, run)
         config = load_config(run / "index" / CONFIG)
         encoder = Encoder.load(run / "data")
@@ -91,7 +95,7 @@ class Recommender:
         found = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
-            Scorer(ranker.model, schema, load_catalog(run / "data")),
+            RankingScorer(ranker.model, schema, load_catalog(run / "data")),
             config,
         )
         Proof(
@@ -101,7 +105,7 @@ class Recommender:
             towers.model.ad_tower,
             start,
             manifest,
-            run / "embeddings",
+            run / "export",
         ).check()
         return found
 

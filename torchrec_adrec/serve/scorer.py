@@ -15,7 +15,7 @@ from torchrec_adrec.tasks.ranking import prediction
 Scores = dict[str, NDArray[np.float64]]
 
 
-class Scorer:
+class RankingScorer:
     """The ranker and the features of every ad.
 
     Attributes:

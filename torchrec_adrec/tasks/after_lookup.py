@@ -67,7 +67,7 @@ class AfterLookup(nn.Module):
 
     def forward(self, looked_up: Any, batch: Batch) -> tuple[Tensor, Outputs]:
         """The `KeyedTensor`s of `model.look_up` -> loss, outputs."""
-        return self.run(self._parts[0].in_order(looked_up), batch)
+        return self.run(self._parts[0].regroup(looked_up), batch)
 
     def guarded(
         self, vectors: Sequence[Tensor], batch: Batch

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config.train import RankerConfig
+from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.losses.mean import global_means
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
@@ -40,7 +40,7 @@ class RankingTask(nn.Module):
     def __init__(
         self,
         schema: Schema,
-        config: RankerConfig,
+        config: RankingConfig,
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:

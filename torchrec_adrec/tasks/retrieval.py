@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config.train import TowersConfig
+from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.losses.anchors import Anchors
 from torchrec_adrec.losses.history import History
 from torchrec_adrec.losses.mean import Share, global_means
@@ -28,7 +28,10 @@ class RetrievalTask(nn.Module):
     """alpha * click cross-entropy + (1 - alpha) * contrast."""
 
     def __init__(
-        self, schema: Schema, config: TowersConfig, device: torch.device | None = None
+        self,
+        schema: Schema,
+        config: RetrievalConfig,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.model = TwoTower(schema, config, device)
@@ -49,7 +52,7 @@ class RetrievalTask(nn.Module):
 class RetrievalLoss(nn.Module):
     """See `losses.pointwise.click_loss`, `losses.softmax` and `losses.pairwise`."""
 
-    def __init__(self, config: TowersConfig, schema: Schema) -> None:
+    def __init__(self, config: RetrievalConfig, schema: Schema) -> None:
         super().__init__()
         self.config = config
         self.history = history_of(schema)

@@ -44,7 +44,7 @@ def build(
     # Shards are made where they live, so ranks must not draw the same numbers.
     torch.manual_seed((config.seed << 12) + process.rank)
     model = build_task(task, schema, config, meta_device())
-    settings = config.towers if task == "retrieval" else config.ranker
+    settings = config.retrieval if task == "retrieval" else config.ranking
     fuse_table_optimizer(model, settings.optimizer)
     collections = collections_of(model)
     share = config.train.batch_size // process.world_size
@@ -91,17 +91,17 @@ def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
 
 
 def check_origin(
-    what: Path, made_from: Origin | None, start: checkpoint.Checkpoint
+    what: Path, recorded: Origin | None, loaded: checkpoint.Checkpoint
 ) -> None:
     """Refuse what was made from another checkpoint than the one it is used with.
 
     Raises:
         ManifestError: names both.
     """
-    if made_from != start.origin:
+    if recorded != loaded.origin:
         raise ManifestError(
-            f"{what} was made from {made_from or 'no checkpoint'}, {start.path} is"
-            f" {start.origin}; make it again from the one that is there"
+            f"{what} was made from {recorded or 'no checkpoint'}, {loaded.path} is"
+            f" {loaded.origin}; make it again from the one that is there"
         )
 
 
@@ -110,9 +110,9 @@ def restore(
 ) -> tuple[DistributedModelParallel, checkpoint.Checkpoint]:
     """The model of a finished stage, sharded over any number of ranks. Collective."""
     model, _ = build(task, schema, config, process)
-    start = final_checkpoint(run / task)
-    checkpoint.load(start, model, schema)
-    return model, start
+    loaded = final_checkpoint(run / task)
+    checkpoint.load(loaded, model, schema)
+    return model, loaded
 
 
 def restore_whole(
@@ -120,9 +120,9 @@ def restore_whole(
 ) -> tuple[Any, checkpoint.Checkpoint]:
     """The model of a finished stage in one piece, ready to predict."""
     model: nn.Module = build_task(task, schema, load_config(run / task / CONFIG))
-    start = final_checkpoint(run / task)
-    checkpoint.load(start, model, schema)
-    return model.eval(), start
+    loaded = final_checkpoint(run / task)
+    checkpoint.load(loaded, model, schema)
+    return model.eval(), loaded
 
 
 def warm_start_names(model: nn.Module) -> dict[str, str]:

@@ -15,5 +15,5 @@ def build_task(
 ) -> "RetrievalTask | RankingTask":
     """The task of that name, its tables on `device` (meta: nowhere yet)."""
     if name == "retrieval":
-        return RetrievalTask(schema, config.towers, device)
-    return RankingTask(schema, config.ranker, config.towers.embedding_dim, device)
+        return RetrievalTask(schema, config.retrieval, device)
+    return RankingTask(schema, config.ranking, config.retrieval.embedding_dim, device)

@@ -88,7 +88,7 @@ class Trainer:
         self._last_loss = float("nan")
 
     def _negatives(self) -> UniformNegatives | None:
-        count = self.config.towers.uniform_negatives
+        count = self.config.retrieval.uniform_negatives
         if self.task != "retrieval" or not count:
             return None
         return UniformNegatives(
@@ -157,8 +157,8 @@ class Trainer:
             self._check_tables(found)
             log.info("resumed from %s", found.path)
             return found.step
-        if self.task == "retrieval" and self.config.towers.start:
-            self._start_from(Path(self.config.towers.start))
+        if self.task == "retrieval" and self.config.retrieval.init_from:
+            self._start_from(Path(self.config.retrieval.init_from))
         if self.warm_start is not None:
             origin = warm_start_names(self.model)
             checkpoint.load_tables(self.warm_start, self.model, self.schema, origin)
@@ -182,7 +182,7 @@ class Trainer:
             checkpoint.open_checkpoint(path),
             self.model,
             vocabulary_hashes(self.data),
-            self.config.towers.allow_new_tables,
+            self.config.retrieval.allow_new_tables,
         )
         for name in self.initialised:
             log.warning("%s: initialised, not from %s", name, path)

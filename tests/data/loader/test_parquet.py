@@ -147,7 +147,7 @@ def test_rows_outlive_the_memory_of_their_window(tmp_path: Path) -> None:
 def test_the_next_window_leaves_the_present_one_alone(tmp_path: Path) -> None:
     split = write(tmp_path, [400], 10)
     reader = Reader(split, COLUMNS, 12, seed=0, shuffle_window=20)
-    windows = reader._windows(0, 0, reader._room(0))
+    windows = reader._windows(0, 0, reader._buffers(0))
     present, _ = next(windows), next(windows)
     check(present.rows(present.first, present.end, split))
 

@@ -43,7 +43,7 @@ class UniformNegatives:
     ) -> None:
         if count % world_size:
             raise ConfigError(
-                f"towers.uniform_negatives = {count} must be a multiple of the"
+                f"retrieval.uniform_negatives = {count} must be a multiple of the"
                 f" {world_size} ranks"
             )
         catalog = load_catalog(data)

@@ -55,7 +55,7 @@ from torchrec_adrec.data.prepare.write import SplitWriter, merged_tally
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.runtime.progress import Progress
-from torchrec_adrec.runtime.ranks import Alone, Ranks
+from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 from torchrec_adrec.schema import Schema, Side
 
 EXAMPLES = 50
@@ -83,7 +83,7 @@ def prepare(
             written as two ids, a user column or a sequence that gives the ad away, or
             an item that is many ads.
     """
-    ranks = ranks or Alone()
+    ranks = ranks or SingleProcess()
     raw = out / "raw"
     spill(data, raw, ranks)
     store = ChunkStore.open(raw)

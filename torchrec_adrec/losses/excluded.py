@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class LeftOut(NamedTuple):
+class ExcludedCandidates(NamedTuple):
     """Which columns each row leaves out: those whose item the row's history holds.
 
     Attributes:

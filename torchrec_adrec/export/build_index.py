@@ -11,7 +11,7 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.export.encode import QUERIES
 from torchrec_adrec.index.build import EMPTY, build_shard, shard_name, train_empty
-from torchrec_adrec.index.gate import tune
+from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.manifest import (
     EmbeddingManifest,
     Gate,
@@ -26,7 +26,7 @@ from torchrec_adrec.tasks.sharded import check_origin, final_checkpoint
 log = logging.getLogger(__name__)
 
 
-def publish(embeddings: Path, config: Config, process: Process, out: Path) -> None:
+def build_index(embeddings: Path, config: Config, process: Process, out: Path) -> None:
     """Build and judge the index in `out`. Collective; the caller renames the folder.
 
     Raises:
@@ -81,7 +81,7 @@ def _judge(
     _, queries = load_vectors(embeddings, QUERIES)
     kept = np.random.default_rng(config.seed).permutation(len(queries))
     asked = queries[kept[: config.index.queries]]
-    gate = tune(
+    gate = tune_and_validate(
         index,
         ids,
         vectors,
