@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools, Float32s, Int64s, UInt64s
 from torchrec_adrec.data.column import Chunk, Column, RawColumns
 from torchrec_adrec.data.keys import keys, splitmix
 from torchrec_adrec.errors import DataError, ManifestError
@@ -25,12 +25,12 @@ MISSING_KEY = np.int64(-1)
 KEPT = 2_000_000  # ads of all chunks that wait before equal ones are joined
 
 
-def ad_ids(raw: RawColumns, sources: Sequence[str]) -> NDArray[np.int64]:
+def ad_ids(raw: RawColumns, sources: Sequence[str]) -> Int64s:
     """A 63-bit id of the raw values of each row's ad, (B,) int64, never negative.
 
     FAISS keeps -1 for "nothing found".
     """
-    mixed: NDArray[np.uint64] | None = None
+    mixed: UInt64s | None = None
     for name in sources:
         column = _scalar(raw, name)
         hashed = splitmix(np.append(keys(column.values), MISSING_KEY).view(np.uint64))
@@ -55,9 +55,7 @@ class AdCounter:
     dated: bool = False
     _parts: list[pl.DataFrame] = field(default_factory=list)
 
-    def count(
-        self, chunk: Chunk, train: NDArray[np.bool_], first_row: int = 0
-    ) -> pl.DataFrame:
+    def count(self, chunk: Chunk, train: Bools, first_row: int = 0) -> pl.DataFrame:
         """Every ad of a chunk, with the training rows as impressions and clicks.
 
         Args:
@@ -113,7 +111,7 @@ def values_of(column: Column) -> pl.Series:
     return column.values.gather(at.to_series())
 
 
-def log_q(ads: pl.DataFrame, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def log_q(ads: pl.DataFrame, ids: Int64s) -> Float32s:
     """Log of each ad's share of the training impressions; NaN if it had none."""
     impressions = ads["impressions"].to_numpy().astype(np.float64)
     share = impressions / impressions.sum()

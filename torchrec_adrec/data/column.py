@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools, Float32s, Int32s, Int64s
 from torchrec_adrec.data.dataset import DataSet
 
 T = TypeVar("T", bound=np.generic)
@@ -51,7 +52,7 @@ class Column:
         table = np.append(per_value, np.asarray(missing, dtype=per_value.dtype))
         return cast(NDArray[T], table.take(self.codes, mode="wrap"))
 
-    def count(self, rows: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def count(self, rows: Bools | None = None) -> Int64s:
         """How often each value stands in some rows, (V,)."""
         codes = self.codes if rows is None else self.codes[rows]
         # Wide first: 127 + 1 is -128 in a byte.
@@ -73,7 +74,7 @@ class JaggedColumn:
     """
 
     items: Column
-    offsets: NDArray[np.int32]
+    offsets: Int32s
 
     @classmethod
     def of(cls, series: pl.Series) -> "JaggedColumn":
@@ -102,7 +103,7 @@ class JaggedColumn:
         last = np.where(there, self.offsets[1:] - 1, len(codes) - 1)
         return Column(codes[last], self.items.values)
 
-    def count(self, rows: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def count(self, rows: Bools | None = None) -> Int64s:
         """How often each item stands in some rows, (V,)."""
         if rows is None:
             return self.items.count()
@@ -132,8 +133,8 @@ class Chunk:
     """
 
     columns: RawColumns
-    labels: dict[str, NDArray[np.float32]]
-    time: NDArray[np.int64] | None
+    labels: dict[str, Float32s]
+    time: Int64s | None
 
     @property
     def num_rows(self) -> int:
@@ -183,7 +184,7 @@ def _arrow(series: pl.Series) -> Any:
     return series.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
-def _floats(labels: pl.Series) -> NDArray[np.float32]:
+def _floats(labels: pl.Series) -> Float32s:
     return labels.fill_null(float("nan")).to_numpy()
 
 

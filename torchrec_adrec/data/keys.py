@@ -8,14 +8,15 @@ from hashlib import blake2b
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+
+from torchrec_adrec.arrays import Int64s, UInt64s
 
 # Odd 64-bit constants of splitmix64 (Steele et al., OOPSLA 2014); the last is 2^64/phi.
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix(x: UInt64s) -> UInt64s:
     """One step of splitmix64: a bijection of 64 bits that looks random."""
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * _MIX[0]
@@ -23,7 +24,7 @@ def splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def keys(values: pl.Series) -> NDArray[np.int64]:
+def keys(values: pl.Series) -> Int64s:
     """One key per value, (V,) int64: integers themselves, floats by their bits.
 
     A text is its BLAKE2b of 63 bits: among a million texts two share a key with a

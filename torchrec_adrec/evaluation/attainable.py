@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import binom
 
+from torchrec_adrec.arrays import Bools, Float64s, Int64s
 from torchrec_adrec.data.adapters import synthetic
 from torchrec_adrec.data.adapters.criteo import COLUMNS
-from torchrec_adrec.data.known_world.law import BIAS, Floats, Ints, World, evening, hour
+from torchrec_adrec.data.known_world.law import BIAS, World, evening, hour
 from torchrec_adrec.data.known_world.log import POSITIONS, Log, lowered
 from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
 from torchrec_adrec.errors import ManifestError
@@ -45,11 +45,11 @@ class Days:
         share: per hour (D,) shares of these rows.
     """
 
-    time: tuple[Floats, ...]
-    share: tuple[Floats, ...]
+    time: tuple[Float64s, ...]
+    share: tuple[Float64s, ...]
 
     @classmethod
-    def of(cls, time: Floats, births: Floats) -> "Days":
+    def of(cls, time: Float64s, births: Float64s) -> "Days":
         """From the times of rows."""
         found = []
         for h in range(24):
@@ -77,8 +77,8 @@ class Attainable:
         self,
         world: World,
         log: Log,
-        known_users: NDArray[np.bool_],
-        known_ads: NDArray[np.bool_],
+        known_users: Bools,
+        known_ads: Bools,
         days: Days,
     ) -> None:
         self.world, self.days = world, days
@@ -101,7 +101,7 @@ class Attainable:
             for c in range(campaigns.max() + 1)
         ]
 
-    def of(self, rows: pl.DataFrame) -> Floats:
+    def of(self, rows: pl.DataFrame) -> Float64s:
         """(B,) of rows as `rows_of` gives them."""
         return np.array([self._one(row) for row in rows.iter_rows(named=True)])
 
@@ -121,8 +121,8 @@ class Attainable:
         return float(mean * position**-self.world.config.position_bias)
 
     def _relevance(
-        self, users: Ints, ads: Ints, time: Floats, h: int, device: int
-    ) -> Floats:
+        self, users: Int64s, ads: Int64s, time: Float64s, h: int, device: int
+    ) -> Float64s:
         """p(click) at position 1, (u, D, a)."""
         world = self.world
         tastes = world.tastes(users[:, None], time)
@@ -132,7 +132,7 @@ class Attainable:
         logit += BIAS + evening(np.array((h + 0.5) / 24))
         return np.asarray(expit(logit))
 
-    def _users(self, row: dict[str, float | int | None]) -> tuple[Ints, Floats]:
+    def _users(self, row: dict[str, float | int | None]) -> tuple[Int64s, Float64s]:
         """The users that fit a row, (u,), and the log of how likely they make it."""
         number = int(row["user"] or 0)
         if row["number"] is not None and self._known_users[number]:
@@ -151,7 +151,7 @@ class Attainable:
                 likely += (count + below) * np.log(rates[fit]) - rates[fit]
         return fit, likely
 
-    def _ads(self, row: dict[str, float | int | None]) -> tuple[Ints, Floats]:
+    def _ads(self, row: dict[str, float | int | None]) -> tuple[Int64s, Float64s]:
         """The ads that fit a row, (a,), and the log of how likely is its position."""
         number, position = int(row["ad"] or 0), int(row["position"] or 0)
         if self._known_ads[number]:
@@ -159,7 +159,7 @@ class Attainable:
         fit = self._alike[self.world.ads.campaign[number]]
         return fit, self._places[position - 1, fit]
 
-    def _shown(self, group: int, ads: Ints, time: Floats) -> Floats:
+    def _shown(self, group: int, ads: Int64s, time: Float64s) -> Float64s:
         """Log of the share of each ad among those shown to a group, (D, a)."""
         stage = np.searchsorted(self._births, time, side="right") - 1
         share = self._shares[group, ads] - self._total[stage, group][:, None]
@@ -183,8 +183,8 @@ class KnownRows:
     log: Log
     truth: pl.DataFrame
     rows: pl.DataFrame
-    known_users: NDArray[np.bool_]
-    known_ads: NDArray[np.bool_]
+    known_users: Bools
+    known_ads: Bools
     days: dict[str, Days]
 
     @classmethod
@@ -225,7 +225,7 @@ class KnownRows:
         """
         return replace(self, truth=self.truth[::step], rows=self.rows[::step])
 
-    def attainable(self, days: str) -> Floats:
+    def attainable(self, days: str) -> Float64s:
         """(B,) E[p(click) | columns] over the days of the `test` or `train` rows."""
         return Attainable(
             self.world, self.log, self.known_users, self.known_ads, self.days[days]
@@ -251,7 +251,7 @@ def rows_of(data: Path, truth: pl.DataFrame) -> pl.DataFrame:
     return shown.hstack(columns)
 
 
-def _known(number: pl.Series, ids: pl.Series, count: int) -> NDArray[np.bool_]:
+def _known(number: pl.Series, ids: pl.Series, count: int) -> Bools:
     """Who of `count` has an id of its own: training showed it often enough."""
     known = np.zeros(count, dtype=bool)
     known[number.filter(ids > UNKNOWN).to_numpy()] = True

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack
 from sklearn.linear_model import LogisticRegression
 
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.evaluation.metrics import Floats, click_metrics
+from torchrec_adrec.evaluation.metrics import click_metrics
 from torchrec_adrec.schema import Schema
 
 INVERSE_L2 = 0.1
@@ -62,7 +62,7 @@ def _observed(data: Path, split: str, label: str) -> pl.DataFrame:
     return rows.filter(pl.col(label).is_not_nan()).tail(MAX_ROWS).collect()
 
 
-def _truth(data: Path, report: dict[str, Any], rows: int) -> Floats:
+def _truth(data: Path, report: dict[str, Any], rows: int) -> Float64s:
     """The known p(click) of the test rows, the last ones of all."""
     truth = pl.read_parquet(data / TRUTH, columns=["p_click"])["p_click"].to_numpy()
     if report["bad_rows"]["count"] or len(truth) != report["rows_in"]:
@@ -77,7 +77,7 @@ def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
     """Every id as a column of its own, and the numbers as they are."""
     sizes = [f.num_embeddings for f in schema.sparse]
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    ids: NDArray[np.int64] = np.stack(
+    ids: Int64s = np.stack(
         [frame[f.name].to_numpy() + starts[i] for i, f in enumerate(schema.sparse)],
         axis=1,
     )

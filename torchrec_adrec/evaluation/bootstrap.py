@@ -1,17 +1,20 @@
 """How far a mean over queries would move with other queries of the same kind."""
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+
+from torchrec_adrec.arrays import Float64s
 
 RESAMPLES, LEVEL = 1000, 0.95
 DRAWN_AT_ONCE = 50  # resamples: 50 x 20,000 counts are 8 MB
 
-Floats = NDArray[np.float64]
-
 
 def auc_difference(
-    label: Floats, one: Floats, other: Floats, seed: int, resamples: int = RESAMPLES
+    label: Float64s,
+    one: Float64s,
+    other: Float64s,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> dict[str, float]:
     """AUC of `one` less that of `other` on the same rows, and its 95% interval.
 
@@ -31,13 +34,13 @@ def auc_difference(
     return {"difference": found, "low": float(low), "high": float(high)}
 
 
-def _auc_gain(label: Floats, one: Floats, other: Floats) -> float:
+def _auc_gain(label: Float64s, one: Float64s, other: Float64s) -> float:
     return float(roc_auc_score(label, one) - roc_auc_score(label, other))
 
 
 def resampled_means(
-    values: Floats, seed: int, resamples: int = RESAMPLES
-) -> NDArray[np.float64]:
+    values: Float64s, seed: int, resamples: int = RESAMPLES
+) -> Float64s:
     """Means of `resamples` draws of as many rows, with replacement.
 
     Columns are drawn together, so differences of columns are paired. Efron and
@@ -59,7 +62,7 @@ def resampled_means(
     return np.concatenate(means)
 
 
-def interval(draws: Floats, level: float = LEVEL) -> Floats:
+def interval(draws: Float64s, level: float = LEVEL) -> Float64s:
     """The percentiles between which `level` of the draws lie, (2, ...)."""
     tail = 100 * (1 - level) / 2
     return np.asarray(np.percentile(draws, [tail, 100 - tail], axis=0))

@@ -20,20 +20,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.exact_search import Ints, ad_blocks, search
+from torchrec_adrec.evaluation.exact_search import ad_blocks, search
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
 MAX_ROWS = 2_000_000  # the latest training rows; each is C entries in memory
 SMOOTHINGS = (1.0, 10.0, 100.0, 1000.0)
 WEIGHTS = (0.1, 0.2, 0.4, 0.7, 1.0)
 MAX_TUNING = 500  # clicks of the valid split; all pairs of the two are tried
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,16 @@ class ImpressionCounts:
     """
 
     pairs: csr_matrix
-    values: Ints
-    ads: Ints
+    values: Int64s
+    ads: Int64s
     columns: tuple[str, ...]
-    starts: Ints
+    starts: Int64s
     rows: int
     first: int
 
     @classmethod
     def count(
-        cls, data: Path, schema: Schema, ids: Ints, own: slice
+        cls, data: Path, schema: Schema, ids: Int64s, own: slice
     ) -> "ImpressionCounts":
         """Of the latest training rows, with this rank's share of the ads.
 
@@ -123,8 +121,8 @@ class ContextBaseline:
     """
 
     hot: csr_matrix
-    prior: Floats
-    own: Floats
+    prior: Float64s
+    own: Float64s
     of_ad: csr_matrix
     blocks: dict[int, csr_matrix]
     first: int
@@ -161,7 +159,7 @@ class ContextBaseline:
         told = self.prior[ads] + self.weight * (told - self.own[ads])
         return torch.from_numpy(told)
 
-    def pairs(self, queries: Ints, ads: Ints) -> Tensor:
+    def pairs(self, queries: Int64s, ads: Int64s) -> Tensor:
         """See `BlockScorer`."""
         told = self.of_ad[ads].multiply(self.hot[queries]).sum(axis=1)
         told = np.asarray(told).ravel() - self.own[ads]
@@ -169,7 +167,7 @@ class ContextBaseline:
 
 
 def choose(
-    shown: ImpressionCounts, users: pl.DataFrame, clicked: Ints, process: Process
+    shown: ImpressionCounts, users: pl.DataFrame, clicked: Int64s, process: Process
 ) -> TunedSmoothing:
     """`a` and `weight` that put the clicks of the valid split highest. Collective.
 

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import DataError
 
@@ -25,8 +25,6 @@ PLACE_BITS = 29
 PLACES = (1 << PLACE_BITS) - 1
 HIGH, LOW = 1e300, -1e300
 CHUNK_QUERIES, BLOCK_ADS = 128, 65_536  # 67 MB of keys at a time
-
-Ints = NDArray[np.int64]
 
 
 class BlockScorer(Protocol):
@@ -43,7 +41,7 @@ class BlockScorer(Protocol):
     def block(self, queries: slice, ads: slice) -> Tensor:
         """(B, b) float64 of some queries and some of this rank's ads, a new tensor."""
 
-    def pairs(self, queries: Ints, ads: Ints) -> Tensor:
+    def pairs(self, queries: Int64s, ads: Int64s) -> Tensor:
         """(P,) float64 of queries with one of this rank's ads each."""
 
 
@@ -53,8 +51,8 @@ class ExcludedAds:
     `places[starts[q]:starts[q + 1]]`, in any order.
     """
 
-    starts: Ints
-    places: Ints
+    starts: Int64s
+    places: Int64s
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,13 @@ class SearchResult:
             worst if it is the clicked ad's own.
     """
 
-    lists: Ints
-    ranks: Ints
+    lists: Int64s
+    ranks: Int64s
 
 
 def search(
     scorer: BlockScorer,
-    clicked: Ints,
+    clicked: Int64s,
     k: int,
     process: Process,
     excluded: ExcludedAds | None = None,
@@ -118,7 +116,7 @@ def _slices(rows: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
 
 
-def _bounds(scorer: BlockScorer, clicked: Ints, process: Process) -> Tensor:
+def _bounds(scorer: BlockScorer, clicked: Int64s, process: Process) -> Tensor:
     """(Q,) the least key that counts as at least the clicked ad's; from its owner."""
     mine = np.flatnonzero(
         (clicked >= scorer.first) & (clicked < scorer.first + scorer.count)
@@ -160,7 +158,7 @@ def _keys(scores: Tensor, first: int) -> Tensor:
 
 
 def _leave_out(
-    scores: Tensor, at: slice, first: int, excluded: ExcludedAds | None, clicked: Ints
+    scores: Tensor, at: slice, first: int, excluded: ExcludedAds | None, clicked: Int64s
 ) -> None:
     """Give the ads that are no candidates the lowest score, in place."""
     if excluded is None:

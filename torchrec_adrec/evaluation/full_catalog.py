@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import DataError
@@ -19,13 +20,12 @@ from torchrec_adrec.evaluation.context import (
 )
 from torchrec_adrec.evaluation.exact_search import (
     BlockScorer,
-    Ints,
     SearchResult,
     search,
 )
 from torchrec_adrec.evaluation.ranking_metrics import cuts_of
 from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_metrics
-from torchrec_adrec.evaluation.scorers import InnerProduct, Vectors, by_popularity
+from torchrec_adrec.evaluation.scorers import InnerProduct, by_popularity
 from torchrec_adrec.schema import AD_ID, Schema
 
 MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
@@ -63,9 +63,9 @@ def held_out_clicks(data: Path, schema: Schema, seed: int) -> tuple[pl.DataFrame
 
 
 def judge(
-    ads: Vectors,
+    ads: Float32s,
     own: slice,
-    queries: Vectors,
+    queries: Float32s,
     data: Path,
     schema: Schema,
     seed: int,
@@ -114,7 +114,7 @@ def judge(
 def _context(
     data: Path,
     schema: Schema,
-    ids: Ints,
+    ids: Int64s,
     own: slice,
     clicks: pl.DataFrame,
     seed: int,

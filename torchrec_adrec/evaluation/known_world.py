@@ -7,7 +7,8 @@ import polars as pl
 from scipy.special import entr
 from sklearn.metrics import roc_auc_score
 
-from torchrec_adrec.evaluation.metrics import Floats, click_metrics
+from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.evaluation.metrics import click_metrics
 
 
 def bayes(truth: pl.DataFrame) -> dict[str, dict[str, float]]:
@@ -26,7 +27,7 @@ def bayes(truth: pl.DataFrame) -> dict[str, dict[str, float]]:
     return {"expected": expected_metrics(p), "drawn": click_metrics(p, clicked)}
 
 
-def expected_metrics(p: Floats) -> dict[str, float]:
+def expected_metrics(p: Float64s) -> dict[str, float]:
     """See `bayes`; each row counts as a click with weight p, as none with 1 - p.
 
     Args:
@@ -41,7 +42,7 @@ def expected_metrics(p: Floats) -> dict[str, float]:
     }
 
 
-def expected_auc(score: Floats, p: Floats) -> float:
+def expected_auc(score: Float64s, p: Float64s) -> float:
     """AUC of any score over all clicks that could have been drawn: as `bayes`.
 
     Args:

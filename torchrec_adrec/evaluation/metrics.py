@@ -1,14 +1,13 @@
 """Figures of predictions, from scikit-learn's and scipy's implementations."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import log_loss, roc_auc_score
 
-Floats = NDArray[np.float64]
+from torchrec_adrec.arrays import Float64s
 
 
-def click_metrics(probability: Floats, label: Floats) -> dict[str, float]:
+def click_metrics(probability: Float64s, label: Float64s) -> dict[str, float]:
     """AUC, log loss, normalised entropy and calibration of observed rows.
 
     Args:
@@ -34,7 +33,7 @@ def click_metrics(probability: Floats, label: Floats) -> dict[str, float]:
     }
 
 
-def value_metrics(predicted: Floats, observed: Floats) -> dict[str, float]:
+def value_metrics(predicted: Float64s, observed: Float64s) -> dict[str, float]:
     """Errors and order of predicted values of observed rows.
 
     Returns:

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from torchrec_adrec.evaluation.metrics import Floats
+from torchrec_adrec.arrays import Float64s
 
 matplotlib.use("Agg")
 BINS = 20
@@ -25,7 +25,7 @@ def loss_curve(curve: Sequence[tuple[int, float]], title: str, path: Path) -> No
 
 
 def calibration_curve(
-    probability: Floats, label: Floats, title: str, path: Path
+    probability: Float64s, label: Float64s, title: str, path: Path
 ) -> None:
     """Observed click rate over predicted, in bins of equal size, as PNG."""
     order = np.argsort(probability)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.data.loader.bounds import RepairCounts
@@ -15,14 +16,14 @@ from torchrec_adrec.data.loader.collate import batch_columns, collate, memory_fo
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.metrics import Floats, click_metrics, value_metrics
+from torchrec_adrec.evaluation.metrics import click_metrics, value_metrics
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.ranking import prediction
 
 # Per label: what was predicted and what was observed, both (N,).
-Predictions = dict[str, tuple[Floats, Floats]]
+Predictions = dict[str, tuple[Float64s, Float64s]]
 
 
 def _batches(
@@ -96,8 +97,8 @@ def predict_split(
     return result
 
 
-def _from_all(parts: list[Floats]) -> Floats:
+def _from_all(parts: list[Float64s]) -> Float64s:
     own = np.concatenate(parts)
-    gathered: list[Floats] = [own] * dist.get_world_size()
+    gathered: list[Float64s] = [own] * dist.get_world_size()
     dist.all_gather_object(gathered, own)
     return np.concatenate(gathered)

@@ -6,14 +6,13 @@ Shape letters: Q queries, K length of the lists, N ads.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from torchrec_adrec.arrays import Float64s, Int64s
 
 CUTS = (10, 100, 500)
 DECILES = 10
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-PerQuery = dict[str, Floats]
+PerQuery = dict[str, Float64s]
 
 
 def cuts_of(catalog: int) -> tuple[int, ...]:
@@ -21,7 +20,7 @@ def cuts_of(catalog: int) -> tuple[int, ...]:
     return tuple(k for k in CUTS if k < catalog)
 
 
-def one_relevant(ranks: Ints, cuts: Sequence[int]) -> PerQuery:
+def one_relevant(ranks: Int64s, cuts: Sequence[int]) -> PerQuery:
     """Figures of queries with one relevant ad, from its rank in the whole catalog.
 
     Args:
@@ -36,7 +35,7 @@ def one_relevant(ranks: Ints, cuts: Sequence[int]) -> PerQuery:
 
 
 def many_relevant(
-    lists: Ints, relevant: Ints, cuts: Sequence[int], catalog: int
+    lists: Int64s, relevant: Int64s, cuts: Sequence[int], catalog: int
 ) -> PerQuery:
     """Figures of queries with a set of relevant ads each, all of them worth the same.
 
@@ -51,7 +50,7 @@ def many_relevant(
     hits = np.isin(lists + row, relevant + row) & (lists >= 0)
     gain = hits / np.log2(2 + np.arange(lists.shape[1]))
     best = np.cumsum(1 / np.log2(2 + np.arange(relevant.shape[1])))
-    first: Floats = hits.any(axis=1) / (1.0 + hits.argmax(axis=1))
+    first: Float64s = hits.any(axis=1) / (1.0 + hits.argmax(axis=1))
     found: PerQuery = {"mrr": first}
     for k in cuts:
         most = min(k, relevant.shape[1])
@@ -61,7 +60,7 @@ def many_relevant(
     return found
 
 
-def popularity(lists: Ints, share: Floats, cuts: Sequence[int]) -> PerQuery:
+def popularity(lists: Int64s, share: Float64s, cuts: Sequence[int]) -> PerQuery:
     """Mean share of the training impressions of the ads of each list.
 
     Its mean over queries is the average recommendation popularity of Yin et al., VLDB
@@ -79,7 +78,7 @@ def popularity(lists: Ints, share: Floats, cuts: Sequence[int]) -> PerQuery:
     }
 
 
-def coverage(lists: Ints, cuts: Sequence[int], catalog: int) -> dict[str, float]:
+def coverage(lists: Int64s, cuts: Sequence[int], catalog: int) -> dict[str, float]:
     """Share of the catalog that stands in at least one list.
 
     It grows with the number of lists, so it has no interval by resampling them. Ge et
@@ -92,7 +91,7 @@ def coverage(lists: Ints, cuts: Sequence[int], catalog: int) -> dict[str, float]
     return found
 
 
-def popularity_deciles(impressions: Ints) -> Ints:
+def popularity_deciles(impressions: Int64s) -> Int64s:
     """The decile of the training impressions that each ad falls in, (N,).
 
     1: the most shown ads, which have the first tenth of all impressions, to 10; equal

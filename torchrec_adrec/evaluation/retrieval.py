@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.evaluation.bootstrap import (
     LEVEL,
     RESAMPLES,
@@ -19,8 +20,6 @@ from torchrec_adrec.evaluation.bootstrap import (
 from torchrec_adrec.evaluation.exact_search import SearchResult
 from torchrec_adrec.evaluation.ranking_metrics import (
     DECILES,
-    Floats,
-    Ints,
     PerQuery,
     coverage,
     cuts_of,
@@ -77,11 +76,11 @@ class Judged:
     """Per-query figures of one way to order the ads, and its lists."""
 
     values: PerQuery
-    lists: Ints
+    lists: Int64s
 
 
 def retrieval_metrics(
-    ways: Mapping[str, SearchResult], clicked: Ints, impressions: Ints, seed: int
+    ways: Mapping[str, SearchResult], clicked: Int64s, impressions: Int64s, seed: int
 ) -> dict[str, Any]:
     """Every way side by side: all queries, seen and unseen ads apart, by decile.
 
@@ -115,7 +114,7 @@ def retrieval_metrics(
 
 
 def _judge(
-    found: SearchResult, share: Floats, clicked: Ints, cuts: tuple[int, ...]
+    found: SearchResult, share: Float64s, clicked: Int64s, cuts: tuple[int, ...]
 ) -> Judged:
     values = one_relevant(found.ranks, cuts) | popularity(found.lists, share, cuts)
     return Judged(values | {CLICKED: share[clicked]}, found.lists)

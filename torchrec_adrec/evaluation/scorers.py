@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec_adrec.evaluation.exact_search import Ints, SearchResult
-
-Vectors = NDArray[np.float32]
+from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.evaluation.exact_search import SearchResult
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class InnerProduct:
 
     @classmethod
     def of(
-        cls, queries: Vectors, ads: Vectors, first: int, device: torch.device
+        cls, queries: Float32s, ads: Float32s, first: int, device: torch.device
     ) -> "InnerProduct":
         """From arrays to the device."""
         on_device = [torch.from_numpy(x).to(device) for x in (queries, ads)]
@@ -43,7 +41,7 @@ class InnerProduct:
         """See `BlockScorer`."""
         return self.queries[queries].double() @ self.ads[ads].double().T
 
-    def pairs(self, queries: Ints, ads: Ints) -> Tensor:
+    def pairs(self, queries: Int64s, ads: Int64s) -> Tensor:
         """See `BlockScorer`."""
         return (self.queries[queries].double() * self.ads[ads].double()).sum(dim=1)
 
@@ -63,7 +61,7 @@ class Popularity:
     first: int
 
     @classmethod
-    def of(cls, impressions: Ints, own: slice, device: torch.device) -> "Popularity":
+    def of(cls, impressions: Int64s, own: slice, device: torch.device) -> "Popularity":
         """Of the whole catalog's impressions in training, this rank's share."""
         level = np.unique(impressions, return_inverse=True)[1][own]
         return cls(torch.from_numpy(level.astype(np.float64)).to(device), own.start)
@@ -77,12 +75,12 @@ class Popularity:
         """See `BlockScorer`."""
         return self.level[ads].repeat(queries.stop - queries.start, 1)
 
-    def pairs(self, queries: Ints, ads: Ints) -> Tensor:
+    def pairs(self, queries: Int64s, ads: Int64s) -> Tensor:
         """See `BlockScorer`."""
         return self.level[ads].clone()
 
 
-def by_popularity(impressions: Ints, clicked: Ints, k: int) -> SearchResult:
+def by_popularity(impressions: Int64s, clicked: Int64s, k: int) -> SearchResult:
     """What `search` finds with `Popularity`, no ad left out, without searching: one
     list for everyone; at a million ads and 20,000 queries that saves minutes.
     """

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.adapters import synthetic
-from torchrec_adrec.data.known_world.law import Ints
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.attainable import KnownRows
 from torchrec_adrec.evaluation.exact_search import ExcludedAds
@@ -27,8 +27,8 @@ class TrueTop:
         unborn: the ads of the catalog that are no candidates yet.
     """
 
-    rows: Ints
-    best: Ints
+    rows: Int64s
+    best: Int64s
     unborn: ExcludedAds
 
     @classmethod
@@ -67,7 +67,7 @@ class TrueTop:
         return cls(rows, np.stack(best), ExcludedAds(starts, np.concatenate(unborn)))
 
 
-def ads_of(catalog: pl.DataFrame, data: Path) -> Ints:
+def ads_of(catalog: pl.DataFrame, data: Path) -> Int64s:
     """The world's number of each ad of the catalog, (N,).
 
     Raises:
@@ -88,7 +88,7 @@ def ads_of(catalog: pl.DataFrame, data: Path) -> Ints:
     return np.asarray(found.to_numpy(), dtype=np.int64)
 
 
-def _one_row_each(user: Ints, count: int, seed: int) -> Ints:
+def _one_row_each(user: Int64s, count: int, seed: int) -> Int64s:
     """The first row of each of `count` users, or of all if they are fewer."""
     _, first = np.unique(user, return_index=True)
     rng = np.random.default_rng(seed)

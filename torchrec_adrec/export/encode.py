@@ -19,10 +19,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
@@ -102,7 +102,7 @@ def encode(
     side: Side,
     config: Config,
     process: Process,
-) -> NDArray[np.float32]:
+) -> Float32s:
     """This rank's share of the rows through one tower, (rows, D).
 
     Collective: a lookup in sharded tables needs every rank, so all take as many steps
@@ -140,7 +140,7 @@ def encode_examples(
     return [{"user": user, "vector": vector} for user, vector in pairs]
 
 
-def _check_vectors(vectors: NDArray[np.float32], side: Side, config: Config) -> None:
+def _check_vectors(vectors: Float32s, side: Side, config: Config) -> None:
     """A vector that is not finite would win or lose every comparison.
 
     Raises:
@@ -168,9 +168,7 @@ def _padded(
         yield own[first : first + size]
 
 
-def write_vectors(
-    path: Path, ids: NDArray[np.int64], vectors: NDArray[np.float32]
-) -> None:
+def write_vectors(path: Path, ids: Int64s, vectors: Float32s) -> None:
     """One row per id: `ad_id` and `vector`."""
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])

@@ -5,18 +5,15 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.index.spec import TRAIN_PER_LIST, IndexSpec
 
 EMPTY = "empty.faiss"
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-
 
 def train_empty(
-    spec: IndexSpec, ids: Ints, vectors: Floats, seed: int, out: Path
+    spec: IndexSpec, ids: Int64s, vectors: Float32s, seed: int, out: Path
 ) -> None:
     """Train the coarse quantiser on a sample and write the index without vectors.
 
@@ -38,7 +35,7 @@ def train_empty(
 
 
 def build_shard(
-    number: int, shards: int, ids: Ints, vectors: Floats, out: Path
+    number: int, shards: int, ids: Int64s, vectors: Float32s, out: Path
 ) -> None:
     """Write a shard with every `shards`-th vector by rising id, under its own id."""
     index = faiss.read_index(str(out / EMPTY))

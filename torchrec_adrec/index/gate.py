@@ -1,8 +1,8 @@
 """No index is published that was not measured against brute force."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import GateError
 from torchrec_adrec.index.manifest import Gate
 from torchrec_adrec.index.sharded import ShardedIndex
@@ -12,15 +12,12 @@ SCORE_TOLERANCE = 1e-5
 TIE = 1e-6
 CHUNK = 64  # queries compared at a time: 64 x 1M ads are 256 MB
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-
 
 def tune_and_validate(
     index: ShardedIndex,
-    ids: Ints,
-    vectors: Floats,
-    queries: Floats,
+    ids: Int64s,
+    vectors: Float32s,
+    queries: Float32s,
     k: int,
     target: float,
 ) -> Gate:
@@ -75,7 +72,7 @@ def tune_and_validate(
     )
 
 
-def _exact_floor(queries: Floats, vectors: Floats, k: int) -> Floats:
+def _exact_floor(queries: Float32s, vectors: Float32s, k: int) -> Float32s:
     """The k-th best inner product of each query, by brute force, (B,)."""
     floor = np.empty(len(queries), dtype=np.float32)
     for at in _chunks(len(queries)):
@@ -86,10 +83,10 @@ def _exact_floor(queries: Floats, vectors: Floats, k: int) -> Floats:
 
 def _measure(
     index: ShardedIndex,
-    ids: Ints,
-    vectors: Floats,
-    queries: Floats,
-    floor: Floats,
+    ids: Int64s,
+    vectors: Float32s,
+    queries: Float32s,
+    floor: Float32s,
     k: int,
 ) -> tuple[float, float]:
     """Recall by score (so equal scores are fair) and the largest score error."""

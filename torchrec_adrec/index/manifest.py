@@ -6,9 +6,9 @@ from typing import Literal, Self
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
@@ -85,7 +85,7 @@ class IndexManifest(_Manifest):
 
 def load_vectors(
     folder: Path, pattern: str = "part-*.parquet"
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+) -> tuple[Int64s, Float32s]:
     """ids (N,) and vectors (N, D) of all files that match, in name order."""
     tables = [pq.read_table(path) for path in sorted(folder.glob(pattern))]
     if not tables:
@@ -100,7 +100,7 @@ def load_vectors(
     return ids, np.concatenate(parts)
 
 
-def vectors_of(folder: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def vectors_of(folder: Path, ids: Int64s) -> Float32s:
     """The exported vectors of some ads, in the order of `ids`, (n, D).
 
     Raises:

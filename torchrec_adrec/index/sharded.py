@@ -6,14 +6,11 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.runtime.files import check_files
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 def set_search_threads(count: int) -> None:
@@ -55,11 +52,11 @@ class ShardedIndex:
         """Vectors in all shards."""
         return int(sum(shard.ntotal for shard in self.shards))
 
-    def ids(self) -> Ints:
+    def ids(self) -> Int64s:
         """The ids that the shards hold, in no order, (count,)."""
         return np.concatenate([_ids_of(shard) for shard in self.shards])
 
-    def search(self, queries: Floats, k: int) -> tuple[Ints, Floats]:
+    def search(self, queries: Float32s, k: int) -> tuple[Int64s, Float32s]:
         """The `k` nearest by inner product, best first.
 
         A query whose visited lists hold fewer than `k` ads is searched again in all
@@ -81,7 +78,9 @@ class ShardedIndex:
         assert (ids >= 0).all(), "a full search must fill every row"
         return ids, scores
 
-    def _search(self, queries: Floats, k: int, nprobe: int) -> tuple[Ints, Floats]:
+    def _search(
+        self, queries: Float32s, k: int, nprobe: int
+    ) -> tuple[Int64s, Float32s]:
         found = []
         for shard in self.shards:
             inverted = faiss.try_extract_index_ivf(shard)
@@ -95,7 +94,7 @@ class ShardedIndex:
         return np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
 
 
-def _ids_of(shard: Any) -> Ints:
+def _ids_of(shard: Any) -> Int64s:
     inverted = faiss.try_extract_index_ivf(shard)
     if inverted is None:
         return np.asarray(faiss.vector_to_array(shard.id_map), dtype=np.int64)

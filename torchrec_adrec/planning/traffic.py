@@ -1,4 +1,4 @@
-"""Bytes that ranks send in one step, by what for.
+"""Float64s that ranks send in one step, by what for.
 
 Counted from the plan, evenly spread ids assumed. "Sent" is what leaves a rank for other
 ranks; a collective is counted as rings or all-to-alls send it.
@@ -9,14 +9,13 @@ Shape letters: W ranks, L ranks a node, b rows of a rank, n ids a row, D columns
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 from torchrec.distributed.planner.types import Shard, ShardingOption, Topology
 
+from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.distributed.planner import TablePlan
 
 ID, LENGTH, FLOAT, HALF = 8, 4, 4, 2
 AD_EXTRA = 12  # bytes of an ad's id and its log_q
-Bytes = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class Traffic:
         ads: gather of the ad vectors for the in-batch softmax, and its gradient.
     """
 
-    ids: Bytes
-    vectors: Bytes
-    gradients: Bytes
-    dense: Bytes
-    ads: Bytes
+    ids: Float64s
+    vectors: Float64s
+    gradients: Float64s
+    dense: Float64s
+    ads: Float64s
 
-    def parts(self) -> dict[str, Bytes]:
+    def parts(self) -> dict[str, Float64s]:
         """All of them by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -72,7 +71,7 @@ def _ids(option: ShardingOption, rows: int) -> float:
 
 def _by_tables(
     option: ShardingOption, topology: Topology, rows: int
-) -> tuple[Bytes, Bytes, Bytes]:
+) -> tuple[Float64s, Float64s, Float64s]:
     """Every rank sends its ids to the rank of a slice and gets its vectors back."""
     size = topology.world_size
     ids, vectors, gradients = (np.zeros(size) for _ in range(3))
@@ -87,7 +86,7 @@ def _by_tables(
 
 def _by_rows(
     option: ShardingOption, topology: Topology, rows: int
-) -> tuple[Bytes, Bytes, Bytes]:
+) -> tuple[Float64s, Float64s, Float64s]:
     """Every rank holds a part: sums of all ranks are reduced and scattered."""
     size, same = topology.world_size, np.ones(topology.world_size)
     away = (size - 1) / size
@@ -98,7 +97,7 @@ def _by_rows(
 
 def _by_rows_of_a_node(
     option: ShardingOption, topology: Topology, rows: int
-) -> tuple[Bytes, Bytes, Bytes]:
+) -> tuple[Float64s, Float64s, Float64s]:
     """As `_by_rows` within the node that holds the table, then between the nodes."""
     size, local = topology.world_size, len(option.shards)
     dim, nodes = option.tensor.shape[1], max(size // local, 1)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.distributed.checkpoint import Checkpoint
@@ -38,8 +38,6 @@ ADS = 256  # of the catalog that are encoded again
 # tower's layers may enlarge. The last checkpoint in the place of the best one was 0.1
 # to 0.4 away.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2}
-
-Floats = NDArray[np.float32]
 
 
 def check_names(
@@ -104,7 +102,7 @@ class Proof:
         expected = vectors_of(self.embeddings, sample)
         self._compare("ads", _distance(self._ads(sample), expected))
 
-    def _check_scores(self, user: Floats) -> None:
+    def _check_scores(self, user: Float32s) -> None:
         """What the index says of a user is the inner product of the two towers."""
         ids, scores = self.retriever.index.search(user, self.manifest.gate.k)
         ads = self._ads(ids[0])
@@ -113,14 +111,14 @@ class Proof:
         self._compare("scores of the index", error / _not_zero(lengths))
 
     @torch.inference_mode()
-    def _ads(self, ids: NDArray[np.int64]) -> Floats:
+    def _ads(self, ids: Int64s) -> Float32s:
         return np.asarray(self.ad_tower(self.scorer.features(ids)).numpy())
 
     @torch.inference_mode()
-    def _user(self, user: RawUser) -> Floats:
+    def _user(self, user: RawUser) -> Float32s:
         return np.asarray(self.retriever.tower(self.user_input(user)).numpy())
 
-    def _compare(self, what: str, distance: Floats) -> None:
+    def _compare(self, what: str, distance: Float32s) -> None:
         allowed = TOLERANCE[self.manifest.embeddings.lookups]
         wrong = ~(distance <= allowed)  # true of NaN too
         if wrong.any():
@@ -134,11 +132,11 @@ class Proof:
             )
 
 
-def _distance(found: Floats, expected: Floats) -> Floats:
+def _distance(found: Float32s, expected: Float32s) -> Float32s:
     """Of each row, as a share of the expected one's length, (n,)."""
     difference = np.linalg.norm(found - expected, axis=1)
     return np.asarray(difference / _not_zero(np.linalg.norm(expected, axis=1)))
 
 
-def _not_zero(lengths: Floats) -> Floats:
+def _not_zero(lengths: Float32s) -> Float32s:
     return np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.index.sharded import ShardedIndex
@@ -17,9 +17,7 @@ class Retriever:
         self.tower, self.index = tower, index
 
     @torch.inference_mode()
-    def retrieve(
-        self, user: TowerInput, k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def retrieve(self, user: TowerInput, k: int) -> tuple[Int64s, Float32s]:
         """ids and scores of the `k` best ads for one user, best first, both (k,).
 
         Raises:

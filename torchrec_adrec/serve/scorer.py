@@ -3,16 +3,16 @@
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.tasks.ranking import prediction
 
-Scores = dict[str, NDArray[np.float64]]
+Scores = dict[str, Float64s]
 
 
 class RankingScorer:
@@ -35,7 +35,7 @@ class RankingScorer:
         )
 
     @torch.inference_mode()
-    def score(self, user: TowerInput, ad_ids: NDArray[np.int64]) -> Scores:
+    def score(self, user: TowerInput, ad_ids: Int64s) -> Scores:
         """Each label's prediction of each ad for a user of one row: (N,) by label.
 
         Raises:
@@ -48,7 +48,7 @@ class RankingScorer:
             for t, label in enumerate(self.schema.labels)
         }
 
-    def features(self, ad_ids: NDArray[np.int64]) -> TowerInput:
+    def features(self, ad_ids: Int64s) -> TowerInput:
         """What the catalog holds of some ads, one row each.
 
         Raises:

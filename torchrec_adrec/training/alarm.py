@@ -14,9 +14,9 @@ import torch.distributed as dist
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.errors import TrainingError
-from torchrec_adrec.evaluation.metrics import Floats
 from torchrec_adrec.schema import Schema, Side
 
 ROWS = 20_000  # of all ranks, looked at together, or more:
@@ -42,7 +42,7 @@ class DeadModelAlarm:
 
     schema: Schema
     mode: Literal["raise", "warn"]
-    _parts: list[tuple[Floats, Floats]] = field(default_factory=list)
+    _parts: list[tuple[Float64s, Float64s]] = field(default_factory=list)
     _rows: int = 0
     _chance: int = 0
     _wanted: int = ROWS
@@ -78,7 +78,7 @@ class DeadModelAlarm:
             return
         own = tuple(np.concatenate(part) for part in zip(*self._parts, strict=True))
         self._parts, self._rows, self._open = [], 0, False
-        everyone: list[tuple[Floats, ...]] = [own] * dist.get_world_size()
+        everyone: list[tuple[Float64s, ...]] = [own] * dist.get_world_size()
         dist.all_gather_object(everyone, own)
         logit, label = (np.concatenate(part) for part in zip(*everyone, strict=True))
         self._wanted = rows_wanted(label)
@@ -86,7 +86,7 @@ class DeadModelAlarm:
         if fault:
             self._say(f"{fault}; {suspects(batch, self.schema)}")
 
-    def _fault(self, logit: Floats, label: Floats) -> str:
+    def _fault(self, logit: Float64s, label: Float64s) -> str:
         if np.ptp(logit) <= SAME * max(1.0, float(np.abs(logit).max())):
             return f"the model is dead: all {len(logit)} logits are {logit[0]:.6g}"
         clicks = int((label == 1).sum())
@@ -113,7 +113,7 @@ class DeadModelAlarm:
         log.warning("%s", fault)
 
 
-def rows_wanted(label: Floats) -> int:
+def rows_wanted(label: Float64s) -> int:
     """Rows with as many clicks that an AUC's noise is `NOISE`, 1 / sqrt(12 clicks)."""
     rate = max(float(np.nansum(label)) / len(label), 1e-5)
     return max(ROWS, int(1 / (12 * NOISE**2 * rate * max(1 - rate, 1e-5))))

@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.adapters.rows import RawRows
 from torchrec_adrec.data.adapters.text_blocks import blocks, first_line
 from torchrec_adrec.data.bad_rows import BadRows
@@ -125,7 +125,7 @@ class _Layout:
 @dataclass(frozen=True)
 class _Parsed:
     frame: pl.DataFrame
-    numbers: NDArray[np.int64]
+    numbers: Int64s
     faults: list[tuple[int, str]]
 
 

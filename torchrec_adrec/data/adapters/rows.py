@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.bad_rows import BadRows
 
 SHOWN = 40  # characters of a bad value
@@ -27,7 +26,7 @@ class RawRows:
 
     frame: pl.DataFrame
     path: Path
-    numbers: NDArray[np.int64]
+    numbers: Int64s
     unit: Literal["line", "row"]
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.config.data import DataConfig, SyntheticConfig
 from torchrec_adrec.data.adapters import criteo
 from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
@@ -26,8 +27,6 @@ from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.known_world.law import (
     FORMATS,
     LATENT_DIM,
-    Floats,
-    Ints,
     World,
     hour,
 )
@@ -158,7 +157,7 @@ def read_seed(truth: Path) -> int:
     return int(json.loads((truth / WORLD).read_text())["seed"])
 
 
-def ad_codes(world: World, ad: Ints) -> dict[str, Codes]:
+def ad_codes(world: World, ad: Int64s) -> dict[str, Codes]:
     """The raw columns of ads, (B,) each; C15, the creative, determines the others."""
     campaign = world.ads.campaign[ad]
     values = {"C2": campaign % FORMATS, "C14": campaign, "C15": ad}
@@ -185,12 +184,12 @@ def to_criteo(
     return _with_gaps(pl.DataFrame(columns).select(COLUMNS), rng)
 
 
-def quarters(world: World) -> Ints:
+def quarters(world: World) -> Int64s:
     """On which quarter of each axis every user's taste was on the first day, (U, 8)."""
     return np.digitize(world.users.vector, QUARTERS)
 
 
-def count_rates(activity: Floats) -> dict[str, Floats]:
+def count_rates(activity: Float64s) -> dict[str, Float64s]:
     """Expected counts of the integers that grow with a user's activity.
 
     I2 is its count less `I2_BELOW`.
@@ -199,7 +198,7 @@ def count_rates(activity: Floats) -> dict[str, Floats]:
     return {"I1": rate, "I2": 2 * rate, "I6": 5 * rate}
 
 
-def _user_codes(world: World, user: Ints) -> dict[str, Codes]:
+def _user_codes(world: World, user: Int64s) -> dict[str, Codes]:
     values = {"C1": world.users.group[user], "C3": user}
     codes = quarters(world)[user]
     values |= {f"C{4 + axis}": codes[:, axis] for axis in range(LATENT_DIM)}
@@ -212,7 +211,7 @@ def _context_codes(rows: pl.DataFrame) -> dict[str, Codes]:
     return {name: _code(name, value) for name, value in values.items()}
 
 
-def _integers(activity: Floats, rng: np.random.Generator) -> Mapping[str, pl.Series]:
+def _integers(activity: Float64s, rng: np.random.Generator) -> Mapping[str, pl.Series]:
     """I1, I2 and I6 grow with the user's activity; the others carry nothing."""
     numbers = {name: rng.geometric(0.05, len(activity)) for name in INTEGERS}
     numbers |= {n: rng.poisson(rate) for n, rate in count_rates(activity).items()}

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.errors import ConfigError, DataError
 
@@ -111,7 +111,7 @@ def _open(path: Path) -> BinaryIO:
 
 def split_fields(
     block: Block, columns: tuple[str, ...], separator: str, bad: BadRows
-) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+) -> tuple[pl.DataFrame, Int64s]:
     """Every line with the right number of fields, as text, and its line number.
 
     Every other line is told to `bad`. Slow and exact: pyarrow's handler of invalid rows

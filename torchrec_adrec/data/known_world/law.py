@@ -12,9 +12,10 @@ Shape letters: B rows, U users, N ads.
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.config.data import SyntheticConfig
 from torchrec_adrec.errors import DataError
 
@@ -25,9 +26,6 @@ SPREAD = 0.1  # of a user around the group and an ad around the campaign, on eac
 EVENING, PEAK_HOUR = 0.3, 20
 DEEPER, LIFT = 2.0, 3.0
 CHUNK_CELLS = 4_000_000  # (user, ad) pairs held at a time: about 150 MB
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 class Users(NamedTuple):
@@ -40,10 +38,10 @@ class Users(NamedTuple):
         activity: (U,) additive part of the click's logit.
     """
 
-    group: Ints
-    vector: Floats
-    turn: Floats
-    activity: Floats
+    group: Int64s
+    vector: Float64s
+    turn: Float64s
+    activity: Float64s
 
 
 class Ads(NamedTuple):
@@ -58,13 +56,13 @@ class Ads(NamedTuple):
         birth: (N,) days; before it an ad is never shown.
     """
 
-    campaign: Ints
-    format: Ints
-    vector: Floats
-    quality: Floats
-    depth: Floats
-    price: Floats
-    birth: Floats
+    campaign: Int64s
+    format: Int64s
+    vector: Float64s
+    quality: Float64s
+    depth: Float64s
+    price: Float64s
+    birth: Float64s
 
 
 class Shown(NamedTuple):
@@ -77,11 +75,11 @@ class Shown(NamedTuple):
         device: 0, 1, 2.
     """
 
-    user: Ints
-    ad: Ints
-    time: Floats
-    position: Ints
-    device: Ints
+    user: Int64s
+    ad: Int64s
+    time: Float64s
+    position: Int64s
+    device: Int64s
 
 
 class Truth(NamedTuple):
@@ -93,9 +91,9 @@ class Truth(NamedTuple):
         expected_value: (B,) given a click, in money.
     """
 
-    p_click: Floats
-    p_engagement: Floats
-    expected_value: Floats
+    p_click: Float64s
+    p_engagement: Float64s
+    expected_value: Float64s
 
 
 class World:
@@ -119,7 +117,7 @@ class World:
         self.users = _draw_users(config.users, self.centre, turn, of_users)
         self.ads = _draw_ads(config, campaigns, of_ads)
 
-    def tastes(self, user: Ints, time: ArrayLike) -> Floats:
+    def tastes(self, user: Int64s, time: ArrayLike) -> Float64s:
         """Unit vectors u(t), (..., 8): they turn by `drift` radians over the log."""
         angle = self.config.drift * np.asarray(time)[..., None] / self.config.days
         start, turn = self.users.vector[user], self.users.turn[user]
@@ -133,7 +131,7 @@ class World:
         value = self.expected_value(shown.ad, p_engagement)
         return Truth(self.p_click(shown, affinity), p_engagement, value)
 
-    def p_click(self, shown: Shown, affinity: Floats) -> Floats:
+    def p_click(self, shown: Shown, affinity: Float64s) -> Float64s:
         """p(click) of rows with affinity u(t) . v; position 1 gives the relevance.
 
         Examination by position: Craswell et al., WSDM 2008; its power law: Joachims et
@@ -145,22 +143,22 @@ class World:
         examined = np.asarray(shown.position, dtype=float) ** -self.config.position_bias
         return np.asarray(expit(logit) * examined)
 
-    def p_engagement(self, ad: Ints, affinity: Floats) -> Floats:
+    def p_engagement(self, ad: Int64s, affinity: Float64s) -> Float64s:
         """p(engagement | click)."""
         return np.asarray(expit(self.ads.depth[ad] + DEEPER * affinity))
 
-    def expected_value(self, ad: Ints, p_engagement: Floats) -> Floats:
+    def expected_value(self, ad: Int64s, p_engagement: Float64s) -> Float64s:
         """E[value | click], in money."""
         return np.asarray(self.ads.price[ad] * (1 + LIFT * p_engagement))
 
     def true_top(
         self,
-        users: Ints,
+        users: Int64s,
         k: int,
         by: Literal["click", "value"] = "click",
         at: float = 0.0,
         device: int = 0,
-    ) -> Ints:
+    ) -> Int64s:
         """The k best ads of each user over the whole catalog, best first, (U, k).
 
         Args:
@@ -180,8 +178,8 @@ class World:
         return born[np.concatenate(tops)] if tops else np.empty((0, k), dtype=np.int64)
 
     def worth(
-        self, users: Ints, ads: Ints, by: str, at: float, device: int = 0
-    ) -> Floats:
+        self, users: Int64s, ads: Int64s, by: str, at: float, device: int = 0
+    ) -> Float64s:
         """What `true_top` orders by: all pairs of (U,) users and (N,) ads, (U, N)."""
         one = np.ones(1, dtype=np.int64)
         pairs = Shown(users[:, None], ads[None], np.array([at]), one, one * device)
@@ -192,18 +190,18 @@ class World:
         return worth
 
 
-def hour(time: Floats) -> Ints:
+def hour(time: Float64s) -> Int64s:
     """Hour of the day, 0 to 23."""
     return np.asarray(time * HOURS % HOURS, dtype=np.int64)
 
 
-def evening(time: Floats) -> Floats:
+def evening(time: Float64s) -> Float64s:
     """Additive part of the click's logit, highest at 8 in the evening."""
     return EVENING * np.cos(2 * np.pi * (hour(time) - PEAK_HOUR) / HOURS)
 
 
 def _draw_users(
-    count: int, centre: Floats, turn: Floats, rng: np.random.Generator
+    count: int, centre: Float64s, turn: Float64s, rng: np.random.Generator
 ) -> Users:
     group = rng.integers(GROUPS, size=count)
     vector = _around(centre[group], rng)
@@ -213,7 +211,7 @@ def _draw_users(
 
 
 def _draw_ads(
-    config: SyntheticConfig, campaigns: Floats, rng: np.random.Generator
+    config: SyntheticConfig, campaigns: Float64s, rng: np.random.Generator
 ) -> Ads:
     count = config.ads
     campaign = rng.integers(CAMPAIGNS, size=count)
@@ -230,15 +228,15 @@ def _draw_ads(
     return Ads(campaign, format_, vector, quality, depth, price, birth)
 
 
-def _unit(vectors: Floats) -> Floats:
+def _unit(vectors: Float64s) -> Float64s:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
-def _around(centre: Floats, rng: np.random.Generator) -> Floats:
+def _around(centre: Float64s, rng: np.random.Generator) -> Float64s:
     return _unit(centre + rng.normal(0, SPREAD, centre.shape))
 
 
-def _best(worth: Floats, k: int) -> Ints:
+def _best(worth: Float64s, k: int) -> Int64s:
     """Columns of the k largest of each row, largest first."""
     found = np.argpartition(-worth, k - 1, axis=1)[:, :k]
     order = np.argsort(-np.take_along_axis(worth, found, 1), axis=1)

@@ -11,12 +11,10 @@ can be drawn alone, in any order, and a log needs no more memory than one of the
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools, Float64s, Int64s
 from torchrec_adrec.data.known_world.law import (
     GROUPS,
-    Floats,
-    Ints,
     Shown,
     Truth,
     World,
@@ -97,7 +95,7 @@ class Log:
         device = rng.choice(len(DEVICE_SHARES), rows, p=DEVICE_SHARES)
         return Shown(user, ad, time, position, device)
 
-    def _ads(self, group: Ints, time: Floats, rng: np.random.Generator) -> Ints:
+    def _ads(self, group: Int64s, time: Float64s, rng: np.random.Generator) -> Int64s:
         """The ad that each row shows, (B,)."""
         # Below 1 by more than rounding: group + 1 would be the next group's first ad.
         drawn = group + rng.uniform(0, 1 - 1e-12, len(group))
@@ -109,18 +107,18 @@ class Log:
             place[now] = np.searchsorted(shares, drawn[now], side="right")
         return np.asarray(place - group * self.world.config.ads)
 
-    def _shares(self, time: float) -> Floats:
+    def _shares(self, time: float) -> Float64s:
         """Cumulative shares of the ads that are born, group g from g to g + 1, flat."""
         born = self.world.ads.birth <= time
-        shares: Floats = np.cumsum(np.where(born, self.weight, 0.0), axis=1)
+        shares: Float64s = np.cumsum(np.where(born, self.weight, 0.0), axis=1)
         shares /= shares[:, -1:]
         return (shares + np.arange(GROUPS)[:, None]).ravel()
 
     def _outcomes(
-        self, ad: Ints, truth: Truth, rng: np.random.Generator
-    ) -> dict[str, Floats]:
+        self, ad: Int64s, truth: Truth, rng: np.random.Generator
+    ) -> dict[str, Float64s]:
         """Engagement and value of each row; NaN without a click."""
-        clicked: NDArray[np.bool_] = rng.random(len(ad)) < truth.p_click
+        clicked: Bools = rng.random(len(ad)) < truth.p_click
         engaged = (rng.random(len(ad)) < truth.p_engagement).astype(np.float64)
         noise = rng.normal(-(VALUE_NOISE**2) / 2, VALUE_NOISE, len(ad))
         value = self.world.expected_value(ad, engaged) * np.exp(noise)
@@ -130,10 +128,10 @@ class Log:
         }
 
 
-def lowered(ad: Ints, ads: int) -> Floats:
+def lowered(ad: Int64s, ads: int) -> Float64s:
     """p of the binomial by which an ad stands lower than the best place, (B,)."""
     return np.asarray(0.3 + 0.4 * ad / ads)
 
 
-def _zipf(count: int, skew: float, shift: int) -> Floats:
+def _zipf(count: int, skew: float, shift: int) -> Float64s:
     return np.asarray((np.arange(count) + float(shift)) ** -skew)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools
 from torchrec_adrec.data.loader.parquet import StepRows
 from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
 from torchrec_adrec.errors import DataError
@@ -49,9 +50,9 @@ class Limit:
     whole: bool
     expected: str
 
-    def wrong(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+    def wrong(self, values: NDArray[Any]) -> Bools:
         """Which values (B,) are not allowed."""
-        right: NDArray[np.bool_] = np.isfinite(values)
+        right: Bools = np.isfinite(values)
         right &= (values >= self.low) & (values <= self.high)
         if self.whole and values.dtype.kind not in "iu":
             right &= values == np.rint(values)
@@ -83,7 +84,7 @@ class RepairCounts:
 
     counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, limit: Limit, wrong: NDArray[np.bool_], rows: StepRows) -> None:
+    def add(self, limit: Limit, wrong: Bools, rows: StepRows) -> None:
         """Count one column's wrong values; log its first one ever, with its row."""
         if limit.name not in self.counts:
             row = int(np.argmax(wrong))

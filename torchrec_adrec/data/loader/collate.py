@@ -4,7 +4,7 @@ So the keys of every KJT, which `batch` makes from a layout, are in schema order
 holds this).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrec_adrec.arrays import Int32s, ReadOnlyColumns
 from torchrec_adrec.batch import (
     Batch,
     BatchLayout,
@@ -43,7 +44,6 @@ from torchrec_adrec.schema import (
 
 NO_ID = -(2**31)
 ID = np.dtype(np.int32)
-Columns = Mapping[str, NDArray[Any]]
 Memory = Callable[[int], Tensor]
 
 
@@ -73,7 +73,7 @@ def collate(
     schema: Schema,
     bounds: Bounds = "raise",
     repaired: RepairCounts | None = None,
-    extra: Columns | None = None,
+    extra: ReadOnlyColumns | None = None,
     memory: Memory = heap,
 ) -> Batch:
     """One rank's rows as a `Batch`.
@@ -102,7 +102,7 @@ def collate(
 
 
 def _batch(
-    rows: StepRows, schema: Schema, extra: Columns | None, memory: Memory
+    rows: StepRows, schema: Schema, extra: ReadOnlyColumns | None, memory: Memory
 ) -> Batch:
     # In one piece: each is gone over several times, and rows lie far apart.
     labels = {n: np.ascontiguousarray(rows.columns[n]) for n in schema.label_names}
@@ -154,7 +154,7 @@ def _put_first(into: Tensor, values: NDArray[Any]) -> None:
     array[len(values) :] = 0
 
 
-def tower_input(columns: Columns, schema: Schema, side: Side) -> TowerInput:
+def tower_input(columns: ReadOnlyColumns, schema: Schema, side: Side) -> TowerInput:
     """One side: dense (B, F), a bag of ids per row and feature, keys in schema order.
 
     Raises:
@@ -184,7 +184,7 @@ class _Part:
         OutOfRangeError: an id of a history that is out of range or behind its end.
     """
 
-    def __init__(self, columns: Columns, schema: Schema, side: Side) -> None:
+    def __init__(self, columns: ReadOnlyColumns, schema: Schema, side: Side) -> None:
         self.columns, self.schema, self.side = columns, schema, side
         self.sparse, self.dense = schema.sparse_of(side), schema.dense_of(side)
         self.sequences = schema.sequences_of(side)
@@ -239,9 +239,7 @@ class _Part:
     def _refuse(self) -> None:
         refuse(self.columns, side_limits(self.schema, self.side))
 
-    def _history(
-        self, feature: SequenceFeature
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _history(self, feature: SequenceFeature) -> tuple[Int32s, Int32s]:
         """Its ids, row after row, and how many each row has, (B,)."""
         table = np.empty((feature.max_length, self.rows), dtype=np.int32)
         _put_ids(table, [self.columns[name] for name in feature.columns])
@@ -260,7 +258,7 @@ class _Part:
         return table[there], there.sum(axis=1, dtype=np.int32)
 
 
-def _put_ids(into: NDArray[np.int32], columns: list[NDArray[Any]]) -> None:
+def _put_ids(into: Int32s, columns: list[NDArray[Any]]) -> None:
     """(columns, B); what is no whole number or fits no int32 becomes an id that no
     table has.
     """
@@ -272,7 +270,7 @@ def _put_ids(into: NDArray[np.int32], columns: list[NDArray[Any]]) -> None:
         row[:] = column
 
 
-def _fit(ids: NDArray[np.int32], low: int, sizes: list[int]) -> bool:
+def _fit(ids: Int32s, low: int, sizes: list[int]) -> bool:
     """Whether all ids of (columns, B) are in range; `low` is 0 or -1."""
     if low:
         return bool((ids.max(axis=1) < sizes).all() and ids.min() >= low)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import Memory, collate, most_bytes
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader, StepRows
-from torchrec_adrec.data.loader.row_groups import Integers
 from torchrec_adrec.schema import Schema
 
 
@@ -27,7 +27,7 @@ class Taken:
     step: int
     count: int
     first: int
-    numbers: Integers | None
+    numbers: Int64s | None
 
 
 @dataclass(frozen=True)

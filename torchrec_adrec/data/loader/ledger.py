@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.loader.parquet import Reader
-from torchrec_adrec.data.loader.row_groups import Integers
 from torchrec_adrec.errors import DataError
 
 LEDGER = "ledger"
@@ -38,7 +38,7 @@ class Ledger:
     world_size: int
     step: int = 0
     segments: list[Segment] = field(default_factory=list)
-    _taken: dict[int, Integers] = field(default_factory=dict)
+    _taken: dict[int, Int64s] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def go_on(self, step: int, segments: Sequence[Sequence[int]]) -> None:
@@ -46,7 +46,7 @@ class Ledger:
         self.step = step
         self.segments = [(first, last, size) for first, last, size in segments]
 
-    def take(self, step: int, rows: Integers) -> None:
+    def take(self, step: int, rows: Int64s) -> None:
         """Note this rank's rows (numbers in the split) of a step; any thread may."""
         with self._lock:
             self._taken[step] = rows
@@ -86,9 +86,9 @@ class Audit:
 
     epoch: int
     rows: int
-    lost: Integers
-    doubled: Integers
-    foreign: Integers
+    lost: Int64s
+    doubled: Int64s
+    foreign: Int64s
 
     @property
     def is_whole(self) -> bool:
@@ -114,7 +114,7 @@ def audit(folder: Path, segments: Sequence[Segment], reader: Reader) -> list[Aud
     ]
 
 
-def _compare(epoch: int, steps: list[Integers], reader: Reader) -> Audit:
+def _compare(epoch: int, steps: list[Int64s], reader: Reader) -> Audit:
     """Training that stopped early ends within an epoch: its steps are compared."""
     whole = islice(reader.epoch(epoch), len(steps))
     expected = np.concatenate([rows.numbers for rows in whole])
@@ -128,7 +128,7 @@ def _compare(epoch: int, steps: list[Integers], reader: Reader) -> Audit:
     )
 
 
-def _all_steps(folder: Path, segments: Sequence[Segment]) -> list[Integers]:
+def _all_steps(folder: Path, segments: Sequence[Segment]) -> list[Int64s]:
     """The rows of every step, all ranks together."""
     return [rows for segment in _in_order(segments) for rows in _read(folder, segment)]
 
@@ -145,7 +145,7 @@ def _in_order(segments: Sequence[Segment]) -> Iterator[Segment]:
         yield segment
 
 
-def _read(folder: Path, segment: Segment) -> Integers:
+def _read(folder: Path, segment: Segment) -> Int64s:
     """(steps, B) of one segment."""
     first, last, size = segment
     parts = []

@@ -9,15 +9,14 @@ A window is decoded while the one before it is consumed; the two exchange their 
 because new pages cost a third of the time. So two windows are held, whatever the split.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from torchrec_adrec.data.loader.row_groups import Integers, Split
+from torchrec_adrec.arrays import Float32s, Int64s, ReadOnlyColumns
+from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.data.prepare.row_buffer import RowBuffer
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.runtime.prefetch import prefetch
@@ -34,13 +33,13 @@ class StepRows:
         places: where the rows come from: row groups, and rows counted over these.
     """
 
-    columns: Mapping[str, NDArray[Any]]
-    weights: NDArray[np.float32]
+    columns: ReadOnlyColumns
+    weights: Float32s
     split: Split
-    places: tuple[tuple[Sequence[int], Integers], ...]
+    places: tuple[tuple[Sequence[int], Int64s], ...]
 
     @cached_property
-    def numbers(self) -> Integers:
+    def numbers(self) -> Int64s:
         """(B,) int64, the row's number in the split; for messages, so made late."""
         parts = [self.split.numbers(groups, rows) for groups, rows in self.places]
         return np.concatenate(parts)
@@ -66,7 +65,7 @@ class _Window:
 
     first: int
     end: int
-    order: Integers
+    order: Int64s
     groups: Sequence[int]
     decoded: RowBuffer
 
@@ -183,7 +182,7 @@ class Reader:
         new = (RowBuffer(self.split.types, self.columns, rows) for _ in range(lacking))
         return [*fit, *new][:2]
 
-    def _order(self, epoch: int, window: int, size: int) -> Integers:
+    def _order(self, epoch: int, window: int, size: int) -> Int64s:
         order = np.arange(size)
         if self.seed is not None:
             np.random.default_rng([self.seed, epoch, window]).shuffle(order)

@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from torchrec_adrec.data.prepare.row_buffer import Columns
+from torchrec_adrec.arrays import Columns, Int64s
 from torchrec_adrec.errors import DataError
-
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Split:
         path, group, _ = self.groups[at]
         return f"{path}, row group {group}, row {row - self.firsts[at]}"
 
-    def numbers(self, groups: Sequence[int], rows: Integers) -> Integers:
+    def numbers(self, groups: Sequence[int], rows: Int64s) -> Int64s:
         """Rows counted over some row groups, as `locate` takes them."""
         ends = np.cumsum([self.groups[at][2] for at in groups])
         group = np.searchsorted(ends, rows, side="right")

@@ -7,10 +7,9 @@ not depend on how the rows were cut into chunks or dealt to ranks.
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools
 from torchrec_adrec.data.column import Column, RawColumns
 
 # By raw column: `value` and `count`, in order of the value.
@@ -43,9 +42,7 @@ class Counter:
                 join(parts).write_ipc(folder / f"{number:04d}.arrow")
 
 
-def count(
-    columns: RawColumns, names: Iterable[str], rows: NDArray[np.bool_] | None
-) -> Counts:
+def count(columns: RawColumns, names: Iterable[str], rows: Bools | None) -> Counts:
     """Count some rows of a chunk; None: all."""
     found: Counts = {}
     for name in names:

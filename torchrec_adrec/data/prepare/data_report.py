@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.held_ads import held_table
@@ -108,7 +108,7 @@ def _drift(tally: SplitCounts, name: str) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def _known(tally: SplitCounts, split: str, name: str) -> NDArray[np.int64]:
+def _known(tally: SplitCounts, split: str, name: str) -> Int64s:
     """Rows without a value, then of every known one.
 
     Unknown values are left out: training has none of them but the rare ones, so they
@@ -123,7 +123,7 @@ def _known(tally: SplitCounts, split: str, name: str) -> NDArray[np.int64]:
     return np.asarray(rows)  # a number without ids: missing, then bins
 
 
-def _coarse(rows: NDArray[np.int64], by: NDArray[np.int64]) -> NDArray[np.float64]:
+def _coarse(rows: Int64s, by: Int64s) -> Float64s:
     """Shares of missing, of the values most frequent in `by`, and of the others."""
     often = np.argsort(-by[1:], kind="stable")[:DRIFT_VALUES] + 1
     kept = rows[np.append(0, often)]

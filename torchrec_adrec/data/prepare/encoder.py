@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int32s, Int64s
 from torchrec_adrec.config.data import Bounds, DataConfig
 from torchrec_adrec.data.column import Column, JaggedColumn, RawColumns
 from torchrec_adrec.data.keys import keys
@@ -32,7 +33,6 @@ from torchrec_adrec.schema import (
     Side,
 )
 
-Floats = NDArray[np.float64]
 PAD = -1  # behind the last id of a sequence
 
 
@@ -113,7 +113,7 @@ class Encoder:
             encoded |= dict(zip(sequence.columns, padded.T, strict=True))
         return encoded
 
-    def _ids(self, feature: Bag, column: Column) -> NDArray[np.int32]:
+    def _ids(self, feature: Bag, column: Column) -> Int32s:
         """The id of each distinct value."""
         found = _keys(feature, column.values, self.quantiles)
         ids = self.vocabularies[feature.name].encode(found)
@@ -123,16 +123,14 @@ class Encoder:
                 ids[wrong] = UNKNOWN
         return ids
 
-    def _number(self, feature: DenseFeature, column: Column) -> NDArray[np.float32]:
+    def _number(self, feature: DenseFeature, column: Column) -> Float32s:
         numbers = self.transforms[feature.name].apply(_floats(column.values))
         wrong = ~np.isfinite(numbers)
         if self._mends(feature.name, feature.source, column, wrong):
             numbers[wrong] = 0.0
         return column.spread(numbers, 0.0)
 
-    def _mends(
-        self, name: str, source: str, column: Column, wrong: NDArray[np.bool_]
-    ) -> bool:
+    def _mends(self, name: str, source: str, column: Column, wrong: Bools) -> bool:
         """Whether wrong values are to be repaired; counts their rows, or raises."""
         if not wrong.any():
             return False
@@ -208,17 +206,17 @@ def _scalar(raw: RawColumns, name: str) -> Column:
     return column
 
 
-def _floats(values: pl.Series) -> Floats:
+def _floats(values: pl.Series) -> Float64s:
     return values.cast(pl.Float64).to_numpy()
 
 
-def _numbers(counts: pl.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
+def _numbers(counts: pl.DataFrame) -> tuple[Float64s, Int64s]:
     return _floats(counts["value"]), counts["count"].to_numpy()
 
 
 def _keys(
     feature: Bag, values: pl.Series, quantiles: Mapping[str, Quantiles]
-) -> NDArray[np.int64]:
+) -> Int64s:
     """What the vocabulary of a feature knows of each value."""
     if isinstance(feature, SequenceFeature) or feature.buckets is None:
         return keys(values)

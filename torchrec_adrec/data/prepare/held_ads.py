@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.leaks import LIMIT, MIN_SEEN, sampled
@@ -23,7 +23,6 @@ from torchrec_adrec.schema import Schema, SequenceFeature, Side, SparseFeature
 
 MOST = 0.5  # share of rows from which an id of the user is told of
 
-Keys = NDArray[np.int64]
 Place = Literal["value", "last item", "any item"]
 
 
@@ -54,9 +53,7 @@ class HeldAd(BaseModel):
         return often and self.base_rate <= LIMIT
 
 
-def held_ads(
-    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], schema: Schema
-) -> list[HeldAd]:
+def held_ads(chunks: Iterable[tuple[Chunk, Bools]], schema: Schema) -> list[HeldAd]:
     """Every sequence of the user against the ids of the ad, the most telling first.
 
     One that shares the ids of a feature is compared with that feature, the others with
@@ -97,15 +94,15 @@ def held_ads(
 class _Values:
     """The ids of some rows: their keys, and where they are there, (B,) each."""
 
-    keys: Keys
-    there: NDArray[np.bool_]
+    keys: Int64s
+    there: Bools
 
     @classmethod
     def of(
         cls,
         chunk: Chunk,
         feature: SparseFeature,
-        rows: NDArray[np.int64],
+        rows: Int64s,
         as_text: bool,
     ) -> "_Values":
         """Of some rows of a chunk; a hash counts `as_text` where others are text."""
@@ -138,15 +135,13 @@ class _Items:
         num_rows: of the rows, those without items among them.
     """
 
-    keys: Keys
-    row: NDArray[np.int64]
-    is_last: NDArray[np.bool_]
+    keys: Int64s
+    row: Int64s
+    is_last: Bools
     num_rows: int
 
     @classmethod
-    def of(
-        cls, chunk: Chunk, feature: SequenceFeature, rows: NDArray[np.int64]
-    ) -> "_Items":
+    def of(cls, chunk: Chunk, feature: SequenceFeature, rows: Int64s) -> "_Items":
         """Of some rows of a chunk."""
         column = chunk.columns[feature.source]
         assert isinstance(column, JaggedColumn), feature.source
@@ -202,7 +197,7 @@ def _items_held(user: str, items: _Items, ads: dict[str, _Values]) -> Iterator[H
     # An item that stands twice in a row holds the ad once.
     pairs = np.sort(pairs)  # np.unique takes ten times as long
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
-    places: dict[Place, Keys] = {"last item": last, "any item": pairs}
+    places: dict[Place, Int64s] = {"last item": last, "any item": pairs}
     has_items = np.bincount(items.row, minlength=items.num_rows) > 0
     for ad, shown in ads.items():
         place = np.searchsorted(known, shown.keys)

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.arrays import Bools, Int64s, UInt64s
 from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.keys import keys, salt, splitmix
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
@@ -72,7 +72,7 @@ class FutureColumn(BaseModel):
 
 
 def dependencies(
-    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], schema: Schema
+    chunks: Iterable[tuple[Chunk, Bools]], schema: Schema
 ) -> list[Dependency]:
     """Every user column against every ad column, the strongest first.
 
@@ -95,7 +95,7 @@ def dependencies(
 
 
 def _sample(
-    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]], names: dict[str, str]
+    chunks: Iterable[tuple[Chunk, Bools]], names: dict[str, str]
 ) -> pl.DataFrame:
     """The first training rows, every value as a small number; null where missing."""
     parts = [
@@ -106,8 +106,8 @@ def _sample(
 
 
 def sampled(
-    chunks: Iterable[tuple[Chunk, NDArray[np.bool_]]],
-) -> Iterator[tuple[Chunk, NDArray[np.int64]]]:
+    chunks: Iterable[tuple[Chunk, Bools]],
+) -> Iterator[tuple[Chunk, Int64s]]:
     """The first `SAMPLE_ROWS` training rows: chunks with the chosen rows of each."""
     rows = 0
     for chunk, train in chunks:
@@ -118,7 +118,7 @@ def sampled(
             break
 
 
-def _keys_of(chunk: Chunk, name: str, rows: NDArray[np.int64]) -> pl.Series:
+def _keys_of(chunk: Chunk, name: str, rows: Int64s) -> pl.Series:
     """The key (`data.keys`) of some rows' values, null where missing.
 
     Of a list, that of its last item.
@@ -231,7 +231,7 @@ def future_columns(tally: SplitCounts, aucs: dict[str, float]) -> list[FutureCol
     return found
 
 
-def row_hashes(chunk: Chunk) -> NDArray[np.uint64]:
+def row_hashes(chunk: Chunk) -> UInt64s:
     """One hash per row over all raw columns, labels and the time, (B,).
 
     Equal rows have equal hashes: the sum over columns of a random number per value
@@ -240,9 +240,7 @@ def row_hashes(chunk: Chunk) -> NDArray[np.uint64]:
     return splitmix(_hash_sums(chunk, chunk.columns, chunk.labels, chunk.time))
 
 
-def both_hashes(
-    chunk: Chunk, left_out: Collection[str]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def both_hashes(chunk: Chunk, left_out: Collection[str]) -> tuple[UInt64s, UInt64s]:
     """`row_hashes`, and what they are without the time and some columns."""
     whole = _hash_sums(chunk, chunk.columns, chunk.labels, chunk.time)
     names = [name for name in chunk.columns if name in left_out]
@@ -253,8 +251,8 @@ def _hash_sums(
     chunk: Chunk,
     columns: Iterable[str],
     labels: Iterable[str],
-    time: NDArray[np.int64] | None,
-) -> NDArray[np.uint64]:
+    time: Int64s | None,
+) -> UInt64s:
     total = np.zeros(chunk.num_rows, dtype=np.uint64)
     for name in columns:
         column = chunk.columns[name]
@@ -270,12 +268,12 @@ def _hash_sums(
     return total
 
 
-def _value_hashes(column: Column, name: str) -> NDArray[np.uint64]:
+def _value_hashes(column: Column, name: str) -> UInt64s:
     mixed = splitmix(keys(column.values).view(np.uint64) ^ salt(name))
     return column.spread(mixed, salt(name))
 
 
-def _list_hashes(bags: JaggedColumn, name: str) -> NDArray[np.uint64]:
+def _list_hashes(bags: JaggedColumn, name: str) -> UInt64s:
     """The sum of each row's items, each mixed with its place."""
     lengths = np.diff(bags.offsets)
     place = np.arange(bags.offsets[-1]) - np.repeat(bags.offsets[:-1], lengths)
@@ -284,13 +282,13 @@ def _list_hashes(bags: JaggedColumn, name: str) -> NDArray[np.uint64]:
     return np.asarray(sums[bags.offsets[1:]] - sums[bags.offsets[:-1]])
 
 
-def kept_hashes(hashes: NDArray[np.uint64], rows: int) -> NDArray[np.uint64]:
+def kept_hashes(hashes: UInt64s, rows: int) -> UInt64s:
     """The ones to compare, chosen by the hash itself: all, up to COMPARED_ROWS rows."""
     every = np.uint64(rows // COMPARED_ROWS + 1)
     return hashes if every == 1 else hashes[hashes % every == 0]
 
 
-def repeated(train: NDArray[np.uint64], held_out: NDArray[np.uint64]) -> dict[str, Any]:
+def repeated(train: UInt64s, held_out: UInt64s) -> dict[str, Any]:
     """How many held-out rows are equal to a training row in what was hashed."""
     seen = pl.Series(held_out).is_in(pl.Series(train).implode())
     return {"compared": len(held_out), "also_in_train": int(seen.sum())}

@@ -4,25 +4,22 @@ All work on distinct values (`data.column`), so a fit is exact and costs little.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from torchrec_adrec.arrays import Float32s, Float64s, Int64s
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import DenseFeature, SparseFeature
 
 QUANTILES = 64
 CONSTANT = 1e-9  # a deviation below this share of the mean is rounding
 
-Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
-
-def signed_log(values: Floats) -> Floats:
+def signed_log(values: Float64s) -> Float64s:
     """sign(x) * log(1 + |x|): Criteo's I2 goes down to -2, where a plain log is NaN."""
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
-def log_square(values: Floats) -> NDArray[np.int64]:
+def log_square(values: Float64s) -> Int64s:
     """floor(log(x)^2) + 2 above 2, floor(x) below: 3 and 4 share a bucket, 2 does not.
 
     Source: the winners of the Kaggle challenge (https://github.com/ycjuan/kaggle-2014-criteo),
@@ -51,7 +48,9 @@ class Transform(_Fitted):
     std: float
 
     @classmethod
-    def fit(cls, feature: DenseFeature, values: Floats, counts: Counts) -> "Transform":
+    def fit(
+        cls, feature: DenseFeature, values: Float64s, counts: Int64s
+    ) -> "Transform":
         """Fit on the training rows; a constant column keeps a deviation of 1.
 
         Args:
@@ -79,7 +78,7 @@ class Transform(_Fitted):
         std = square**0.5 if square**0.5 > CONSTANT * max(1.0, abs(mean)) else 1.0
         return cls(name=feature.name, log=log, mean=mean, std=std)
 
-    def apply(self, values: Floats) -> NDArray[np.float32]:
+    def apply(self, values: Float64s) -> Float32s:
         """Raw values -> standardised ones; what is not finite stays so."""
         x = signed_log(values) if self.log else values
         with np.errstate(over="ignore"):  # the caller looks at what is not finite
@@ -96,7 +95,9 @@ class Quantiles(_Fitted):
     edges: tuple[float, ...]
 
     @classmethod
-    def fit(cls, feature: SparseFeature, values: Floats, counts: Counts) -> "Quantiles":
+    def fit(
+        cls, feature: SparseFeature, values: Float64s, counts: Int64s
+    ) -> "Quantiles":
         """Cut the training rows into at most `QUANTILES` buckets."""
         order = np.argsort(values)
         share = np.cumsum(counts[order]) / max(counts.sum(), 1)
@@ -106,6 +107,6 @@ class Quantiles(_Fitted):
         edges: list[float] = np.unique(values[order][at]).tolist()
         return cls(name=feature.name, edges=tuple(edges))
 
-    def bucket(self, values: Floats) -> NDArray[np.int64]:
+    def bucket(self, values: Float64s) -> Int64s:
         """(V,) -> bucket numbers from 0."""
         return np.searchsorted(np.array(self.edges), values, side="left")

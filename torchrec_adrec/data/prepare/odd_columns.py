@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools
 from torchrec_adrec.data.column import Chunk, JaggedColumn
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.vocabulary import FIRST, UNKNOWN
@@ -24,7 +24,7 @@ UNIQUE = 0.9  # of the training rows
 MOSTLY = 0.5  # of the test rows
 
 Report = dict[str, Any]
-Chunks = Iterable[tuple[Chunk, NDArray[np.bool_]]]
+Chunks = Iterable[tuple[Chunk, Bools]]
 
 
 def joined_ids(chunks: Chunks, schema: Schema) -> list[Report]:

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import AdCounter, load_ads, values_of
 from torchrec_adrec.data.column import Chunk, Column, JaggedColumn, RawColumns
@@ -134,9 +134,7 @@ def _check_bad(store: ChunkStore, config: DataConfig) -> None:
         log.warning("%d bad rows left out; first: %s", store.bad.count, first)
 
 
-def _training(
-    store: ChunkStore, split: Splitter
-) -> Iterator[tuple[Chunk, NDArray[np.bool_]]]:
+def _training(store: ChunkStore, split: Splitter) -> Iterator[tuple[Chunk, Bools]]:
     for ref in store.chunks:
         chunk = ref.load()
         yield chunk, split.assign(chunk, ref) == TRAIN

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Columns, Int64s
+
 TILE_ROWS = 2048
-Columns = dict[str, NDArray[Any]]
 
 
 class Gathered(Mapping[str, NDArray[Any]]):
@@ -72,7 +73,7 @@ class RowBuffer:
                 for i, column in enumerate(part):
                     tile[:, i] = column[start : start + len(tile)]
 
-    def take(self, rows: NDArray[np.int64]) -> Gathered:
+    def take(self, rows: Int64s) -> Gathered:
         """A copy of some rows.
 
         Raises:

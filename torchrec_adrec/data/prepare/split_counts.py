@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.data.keys import splitmix
 from torchrec_adrec.data.prepare.encoder import PAD
 from torchrec_adrec.data.prepare.splits import SPLITS
@@ -27,7 +28,7 @@ EXPONENTS, LOWEST = 278, 149  # of float32: -149 to 128
 Array = NDArray[Any]
 
 
-def bins(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
+def bins(numbers: Float32s) -> Int64s:
     """Standardised numbers to `BINS` equal bins; the ends go on for ever."""
     at = (numbers.astype(np.float64) + SPREAD) * (BINS / (2 * SPREAD))
     return at.clip(0, BINS - 1).astype(np.int64)

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Int64s, UInt64s
 from torchrec_adrec.config.data import SplitConfig
 from torchrec_adrec.data.column import Chunk, Column
 from torchrec_adrec.data.dataset import DataSet
@@ -122,13 +123,13 @@ class ByHash:
         hashed = splitmix(keys(column.values).view(np.uint64) ^ self.salt)
         return column.spread(self._of(hashed), 0)
 
-    def _of(self, hashed: NDArray[np.uint64]) -> Splits:
+    def _of(self, hashed: UInt64s) -> Splits:
         share = hashed.astype(np.float64) / 2**64
         cuts = (self.config.train, self.config.train + self.config.valid)
         return np.searchsorted(cuts, share, side="right").astype(np.int8)
 
 
-def _too_few_times(config: SplitConfig, times: NDArray[np.int64]) -> str:
+def _too_few_times(config: SplitConfig, times: Int64s) -> str:
     """Why times do not cut off the shares, and shares that they do cut off."""
     found, counts = np.unique(times, return_counts=True)
     most = int(counts.max())
@@ -147,9 +148,7 @@ def _too_few_times(config: SplitConfig, times: NDArray[np.int64]) -> str:
     return f"{text}, these shares: 'data.split={{{named}}}', or data.split.by=random"
 
 
-def _possible_shares(
-    config: SplitConfig, counts: NDArray[np.int64]
-) -> tuple[float, ...]:
+def _possible_shares(config: SplitConfig, counts: Int64s) -> tuple[float, ...]:
     """The nearest shares that whole times make up; without valid where there are two.
 
     Args:

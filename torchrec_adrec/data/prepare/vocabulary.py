@@ -5,16 +5,13 @@ from typing import Protocol
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Int32s, Int64s
 from torchrec_adrec.data.keys import salt, splitmix
 
 MISSING = 0
 UNKNOWN = 1
 FIRST = 2
-
-Keys = NDArray[np.int64]
-Ids = NDArray[np.int32]
 
 
 class Vocabulary(Protocol):
@@ -24,7 +21,7 @@ class Vocabulary(Protocol):
     def num_embeddings(self) -> int:
         """Rows that a table for these ids needs."""
 
-    def encode(self, keys: Keys) -> Ids:
+    def encode(self, keys: Int64s) -> Int32s:
         """(V,) keys -> (V,) ids from `UNKNOWN` up; a missing value has no key."""
 
 
@@ -37,11 +34,11 @@ class Frequent:
         ids: (V,) int32, the id of each.
     """
 
-    keys: Keys
-    ids: Ids
+    keys: Int64s
+    ids: Int32s
 
     @classmethod
-    def fit(cls, keys: Keys, counts: NDArray[np.int64], min_count: int) -> "Frequent":
+    def fit(cls, keys: Int64s, counts: Int64s, min_count: int) -> "Frequent":
         """Number the keys by falling frequency, equally frequent ones by key.
 
         Args:
@@ -65,7 +62,7 @@ class Frequent:
         """Missing, unknown, and one row per known value."""
         return FIRST + len(self.keys)
 
-    def encode(self, keys: Keys) -> Ids:
+    def encode(self, keys: Int64s) -> Int32s:
         """Known keys to their ids, all others to `UNKNOWN`."""
         ids = np.full(len(keys), UNKNOWN, dtype=np.int32)
         if len(self.keys):
@@ -98,7 +95,7 @@ class Hashed:
     name: str
     num_embeddings: int
 
-    def encode(self, keys: Keys) -> Ids:
+    def encode(self, keys: Int64s) -> Int32s:
         """Every key to one of the rows from `FIRST` up."""
         mixed = splitmix(keys.view(np.uint64) ^ salt(self.name))
         rows = np.uint64(self.num_embeddings - FIRST)

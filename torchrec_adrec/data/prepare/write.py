@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from torchrec_adrec.arrays import Bools, Columns, Int64s, UInt64s
 from torchrec_adrec.data.catalog import ad_ids, log_q
 from torchrec_adrec.data.column import Chunk, Column
 from torchrec_adrec.data.dataset import DataSet
@@ -25,9 +25,6 @@ from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
 
 ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by group
 
-Columns = dict[str, NDArray[Any]]
-Hashes = NDArray[np.uint64]
-
 
 @dataclass
 class SplitWriter:
@@ -41,7 +38,7 @@ class SplitWriter:
     out: Path
     left_out: tuple[str, ...] = ()
     """The columns in which rows of two splits are not compared."""
-    _hashes: dict[bool, list[NDArray[np.uint64]]] = field(
+    _hashes: dict[bool, list[UInt64s]] = field(
         default_factory=lambda: {True: [], False: []}
     )
 
@@ -68,7 +65,7 @@ class SplitWriter:
 
     def _write(
         self, ref: ChunkRef
-    ) -> tuple[SplitCounts, list[tuple[bool, Hashes]], int]:
+    ) -> tuple[SplitCounts, list[tuple[bool, UInt64s]], int]:
         """Write one chunk; what was counted, and row hashes of training or not."""
         chunk, tally = ref.load(), SplitCounts(self.encoder.schema)
         splits = self.splitter.assign(chunk, ref)
@@ -102,7 +99,7 @@ class SplitWriter:
         ids = ad_ids(chunk.columns, self.data.ad_key)
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
 
-    def _periods(self, chunk: Chunk, ref: ChunkRef) -> NDArray[np.int64]:
+    def _periods(self, chunk: Chunk, ref: ChunkRef) -> Int64s:
         """The period of each row: by time, or by row where rows stand in time order."""
         if chunk.time is None or self._span is None:
             rows = np.arange(ref.row, ref.row + chunk.num_rows)
@@ -114,7 +111,7 @@ class SplitWriter:
 _NONE = np.zeros(0, dtype=np.uint64)
 
 
-def _rows_of(rows: NDArray[np.bool_], columns: Columns) -> Columns:
+def _rows_of(rows: Bools, columns: Columns) -> Columns:
     if rows.all():
         return columns
     return {name: column[rows] for name, column in columns.items()}
@@ -150,7 +147,7 @@ def merged_tally(
 ) -> tuple[SplitCounts, dict[str, Any]]:
     """What all ranks counted, and the held-out rows that stand in training too."""
     tally = SplitCounts(schema)
-    hashes: dict[str, list[NDArray[np.uint64]]] = {"True": [], "False": []}
+    hashes: dict[str, list[UInt64s]] = {"True": [], "False": []}
     for rank in range(world_size):
         tally.merge(raw / f"tally-{rank:05d}.npz")
         with np.load(raw / f"hashes-{rank:05d}.npz") as kept:
