@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: setup gpu-check demo test test-processors check bench fuzz clean
+.PHONY: setup gpu-check demo test quick test-processors check bench fuzz clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,11 @@ demo: $(STAMP)  ## the whole path on rows made here: a table and ten ranked ads
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+quick: $(STAMP)  ## under a minute: style, types, and the tests without processes
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -x -m 'not slow and not four_ranks' $(QUICK)
+
 test-processors: $(STAMP)  ## parity, losses and sharding as on older processors, other threads
 	$(BIN)/python tests/processors.py
 
@@ -30,6 +35,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 bench: demo  ## speed as ratios; raw figures go to benchmarks/results
 	$(BIN)/python benchmarks/serving.py --run $(DEMO)

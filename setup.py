@@ -20,7 +20,10 @@ setup(
     # One copy: the link torchrec_adrec/launch -> ../launch serves a checkout that is
     # only on PYTHONPATH; without it Python would take another installed checkout's.
     package_dir={"torchrec_adrec.launch": "launch"},
-    package_data={"torchrec_adrec.planning": ["gpus.yaml"]},
+    package_data={
+        "torchrec_adrec": ["py.typed"],
+        "torchrec_adrec.planning": ["gpus.yaml"],
+    },
     install_requires=[
         *TRIPLE,
         "torchx==0.7.0",
@@ -41,7 +44,15 @@ setup(
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "uvicorn"],
         "dev": [
-            *("httpx", "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"),
+            *(
+                "codespell",
+                "httpx",
+                "hypothesis",
+                "mypy",
+                "pytest",
+                "ruff",
+                "types-PyYAML",
+            ),
             "triton==3.7.1",  # its interpreter runs the kernels' tests on CPUs
         ],
     },
