@@ -58,12 +58,12 @@ class Job:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, run: Path, ranks: int, restarts: int, *words: str) -> "Job":
+    def start(cls, run: Path, ranks: int, restarts: int, *args: str) -> "Job":
         """Launch `adrec train retrieval` through our component."""
         torchx = str(Path(sys.executable).with_name("torchx"))
         command = [torchx, "run", "-s", "local_cwd", f"{COMPONENTS}:ddp"]
         command += ["-j", f"1x{ranks}", "--max_restarts", str(restarts), "--"]
-        command += ["train", "retrieval", "--out", str(run), *words]
+        command += ["train", "retrieval", "--out", str(run), *args]
         log = (run / "log.txt").open("ab")
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"PATH": path}
@@ -108,7 +108,7 @@ def judge(run: Path, alone: dict[str, Any] | None = None) -> dict[str, Any]:
     """Figures of a finished run, its ledger, and its distance from the one alone."""
     metrics = json.loads((run / "retrieval/metrics.json").read_text())
     epochs = audit_stage(run / "retrieval")
-    found = {
+    judged = {
         "loss": metrics["train"]["last_step_loss"],
         "test_log_loss": metrics["test"]["click"]["log_loss"],
         "dropped_rows_per_epoch": metrics["train"]["dropped_rows_per_epoch"],
@@ -126,9 +126,9 @@ def judge(run: Path, alone: dict[str, Any] | None = None) -> dict[str, Any]:
     }
     if alone is not None:
         names = ("loss", "test_log_loss")
-        found["difference"] = max(abs(found[n] - alone[n]) for n in names)
-        found["same"] = found["ledger_whole"] and found["difference"] <= WHOLE
-    return found
+        judged["difference"] = max(abs(judged[n] - alone[n]) for n in names)
+        judged["same"] = judged["ledger_whole"] and judged["difference"] <= WHOLE
+    return judged
 
 
 class Chaos:
@@ -145,10 +145,10 @@ class Chaos:
         shutil.copytree(self.out / "base", self.out / name)
         return self.out / name
 
-    def alone(self, name: str, ranks: int, *words: str) -> dict[str, Any]:
+    def alone(self, name: str, ranks: int, *args: str) -> dict[str, Any]:
         """A run that nobody disturbs."""
         run = self.new(name)
-        assert Job.start(run, ranks, 0, *words).process.wait() == 0
+        assert Job.start(run, ranks, 0, *args).process.wait() == 0
         return judge(run)
 
     def killed(self, number: int, alone: dict[str, Any]) -> dict[str, Any]:
@@ -160,8 +160,8 @@ class Chaos:
         job.reach(moment)
         os.kill(job.ranks()[rank], signal.SIGKILL)
         code = job.process.wait()
-        told = {"killed_rank": rank, "after_seconds": moment, "exit_code": code}
-        return told | judge(run, alone)
+        killed = {"killed_rank": rank, "after_seconds": moment, "exit_code": code}
+        return killed | judge(run, alone)
 
     def moved(
         self,
@@ -183,8 +183,8 @@ class Chaos:
             job.process.terminate()
         assert job.process.wait() != 0, "it ended before it was stopped"
         code = Job.start(run, second, 0, *SMOOTH).process.wait()
-        told = {"ranks_before": first, "stopped_by": how, "after_step": step}
-        return told | {"exit_code": code} | judge(run, alone)
+        moved = {"ranks_before": first, "stopped_by": how, "after_step": step}
+        return moved | {"exit_code": code} | judge(run, alone)
 
 
 def main() -> None:
@@ -193,10 +193,10 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=20)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path, default=Path("runs/chaos"))
-    words = arguments.parse_args()
-    chaos = Chaos(words.out, words.seed)
+    args = arguments.parse_args()
+    chaos = Chaos(args.out, args.seed)
     alone = chaos.alone("alone", 2)
-    killed = list(_each(words.runs, lambda n: chaos.killed(n, alone)))
+    killed = list(_each(args.runs, lambda n: chaos.killed(n, alone)))
     still = {
         ranks: chaos.alone(f"alone-on-{ranks}", ranks, *SMOOTH) for ranks in (1, 2)
     }
@@ -219,9 +219,9 @@ def main() -> None:
 
 def _each(count: int, one: Callable[[int], dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for number in range(count):
-        found = one(number)
-        print(json.dumps(found), flush=True)
-        yield found
+        judged = one(number)
+        print(json.dumps(judged), flush=True)
+        yield judged
 
 
 if __name__ == "__main__":

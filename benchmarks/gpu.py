@@ -55,35 +55,35 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
-    words = arguments.parse_args()
+    args = arguments.parse_args()
     failed = []
-    with process_group(words.device) as process:
+    with process_group(args.device) as process:
         cuda = process.device.type == "cuda"
-        words.batch_size = words.batch_size or ([2048, 8192, 65536] if cuda else [256])
+        args.batch_size = args.batch_size or ([2048, 8192, 65536] if cuda else [256])
         figures: dict[str, Any] = {"machine": machine(process)}
-        for name in words.parts:
+        for name in args.parts:
             started = time.perf_counter()
             try:
-                figures[name] = PARTS[name](process, words)
+                figures[name] = PARTS[name](process, args)
             except Exception:  # the next part may tell why
                 figures[name] = {"failed": traceback.format_exc()}
                 failed.append(name)
             seconds = round(time.perf_counter() - started, 1)
             print(f"== {name} ({seconds} s)", flush=True)
             print(json.dumps(figures[name], indent=1), flush=True)
-            words.out.parent.mkdir(parents=True, exist_ok=True)
-            words.out.write_text(json.dumps(figures, indent=1) + "\n")
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(figures, indent=1) + "\n")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
 def machine(process: Process) -> dict[str, Any]:
     """What it ran on."""
-    found = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    versions = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     if process.device.type == "cuda":
-        found["card"] = torch.cuda.get_device_name(process.device)
-        found["cuda"] = str(torch.version.cuda)
-    return found
+        versions["card"] = torch.cuda.get_device_name(process.device)
+        versions["cuda"] = str(torch.version.cuda)
+    return versions
 
 
 if __name__ == "__main__":

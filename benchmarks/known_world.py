@@ -55,16 +55,16 @@ Figures = dict[str, float]
 
 def main() -> None:
     """Prepare, train, judge, print, keep."""
-    words = _arguments()
-    found: dict[str, list[Figures]] = {}
+    args = _arguments()
+    by_variant: dict[str, list[Figures]] = {}
     with process_group("cpu") as process:
-        for seed in words.seeds:
-            for variant, figures in _seed(words, seed, process):
-                found.setdefault(variant, []).append(figures)
-    Console(width=160).print(_table(found))
-    spread = {name: _spread(runs) for name, runs in found.items()}
-    settings = {"seeds": words.seeds, "set": words.set, "mixed": words.mixed}
-    keep_result(words.name, {**settings, "summary": spread, "runs": found})
+        for seed in args.seeds:
+            for variant, figures in _seed(args, seed, process):
+                by_variant.setdefault(variant, []).append(figures)
+    Console(width=160).print(_table(by_variant))
+    spread = {name: _spread(runs) for name, runs in by_variant.items()}
+    settings = {"seeds": args.seeds, "set": args.set, "mixed": args.mixed}
+    keep_result(args.name, {**settings, "summary": spread, "runs": by_variant})
 
 
 def _arguments() -> argparse.Namespace:
@@ -82,11 +82,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _seed(words: argparse.Namespace, seed: int, process: Process) -> Any:
+def _seed(args: argparse.Namespace, seed: int, process: Process) -> Any:
     """Each variant's figures on the world of one seed, and what bounds them."""
-    base = words.out / f"seed-{seed}/base"
-    overrides = [*words.set, f"seed={seed}"]
-    config = run_stages(words.config, overrides, base, words.job, "data")
+    base = args.out / f"seed-{seed}/base"
+    overrides = [*args.set, f"seed={seed}"]
+    config = run_stages(args.config, overrides, base, args.job, "data")
     known, catalog = KnownRows.of(base / "data"), load_catalog(base / "data")
     yield "bounds", _bounds(known.every(_step(known)))
     top = TrueTop.of(known, catalog, base / "data", USERS, BEST, seed)
@@ -94,12 +94,12 @@ def _seed(words: argparse.Namespace, seed: int, process: Process) -> Any:
         catalog["impressions"].to_numpy(), slice(0, len(catalog)), process.device
     )
     yield "popularity", _recall(popular, top, len(catalog), process, seed)
-    for variant in words.variants:
-        run = words.out / f"seed-{seed}" / variant.replace(", ", "-").replace(" ", "-")
+    for variant in args.variants:
+        run = args.out / f"seed-{seed}" / variant.replace(", ", "-").replace(" ", "-")
         share_data(base, run)
-        extra = [word.format(mixed=words.mixed) for word in VARIANTS[variant]]
+        extra = [word.format(mixed=args.mixed) for word in VARIANTS[variant]]
         config = run_stages(
-            words.config, [*overrides, *extra], run, words.job, "retrieval"
+            args.config, [*overrides, *extra], run, args.job, "retrieval"
         )
         yield variant, _towers(run, config, known, top, process)
 
@@ -111,12 +111,12 @@ def _step(known: KnownRows) -> int:
 def _bounds(known: KnownRows) -> Figures:
     """AUC of the rule, of what its columns tell, and of that on the training days."""
     p = known.truth["p_click"].to_numpy()
-    found = {"rule": p} | {
+    by_variant = {"rule": p} | {
         f"columns, {days} days": known.attainable(days) for days in ("test", "train")
     }
     return {
         f"{name}: {key}": value
-        for name, score in found.items()
+        for name, score in by_variant.items()
         for key, value in _aucs(score, known).items()
     }
 
@@ -146,8 +146,8 @@ def _towers(
     ads = encode(towers.ad_tower, catalog, schema, Side.AD, config, process)
     scorer = InnerProduct.of(users, ads, 0, process.device)
     step = _step(known)
-    found = _aucs(predicted[0][::step], known.every(step))
-    return found | _recall(scorer, top, len(catalog), process, config.seed)
+    by_variant = _aucs(predicted[0][::step], known.every(step))
+    return by_variant | _recall(scorer, top, len(catalog), process, config.seed)
 
 
 def _recall(
@@ -171,22 +171,22 @@ def _spread(runs: list[Figures]) -> dict[str, Figures]:
     }
 
 
-def _table(found: Mapping[str, list[Figures]]) -> Table:
+def _table(by_variant: Mapping[str, list[Figures]]) -> Table:
     """Bounds first; AUC below what the columns tell; recall over popularity's."""
-    count = len(next(iter(found.values())))
+    count = len(next(iter(by_variant.values())))
     table = Table(title=f"A known world, {count} seeds: mean (sd)")
-    below = ("below the columns, test days", "train days")
-    names = ("AUC", "expected AUC", *below, f"recall@{BEST}", "x popular")
+    gaps = ("below the columns, test days", "train days")
+    names = ("AUC", "expected AUC", *gaps, f"recall@{BEST}", "x popular")
     for name in ("", *names):
         table.add_column(name)
-    bounds = found["bounds"]
+    bounds = by_variant["bounds"]
     for key in ("rule", "columns, test days", "columns, train days"):
         aucs = [[run[f"{key}: {n}"] for run in bounds] for n in ("auc", "expected auc")]
         table.add_row(key, *map(_shown, aucs))
-    popular = [run[f"recall@{BEST}"] for run in found["popularity"]]
+    popular = [run[f"recall@{BEST}"] for run in by_variant["popularity"]]
     table.add_row("popularity", "", "", "", "", _shown(popular), "1")
-    for name in [n for n in found if n not in ("bounds", "popularity")]:
-        runs = found[name]
+    for name in [n for n in by_variant if n not in ("bounds", "popularity")]:
+        runs = by_variant[name]
         recall = [run[f"recall@{BEST}"] for run in runs]
         below = [
             [
@@ -196,8 +196,8 @@ def _table(found: Mapping[str, list[Figures]]) -> Table:
             for days in ("test", "train")
         ]
         over = [r / p for r, p in zip(recall, popular, strict=True)]
-        aucs = [[run[n] for run in runs] for n in ("auc", "expected auc")]
-        cells = [_shown(x) for x in (*aucs, *below, recall, over)]
+        both = [[run[n] for run in runs] for n in ("auc", "expected auc")]
+        cells = [_shown(x) for x in (*both, *below, recall, over)]
         table.add_row(name, *cells)
     return table
 

@@ -59,15 +59,15 @@ def main() -> None:
     arguments.add_argument("--train", action="store_true")
     arguments.add_argument("--ranks", action="store_true")
     arguments.add_argument("--batch-size", type=int, default=2048, help="a rank's")
-    words = arguments.parse_args()
+    args = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        split = write(Path(folder), words.rows)
-        if words.ranks:
-            keep_result("loading_ranks", ranks(split, words.rounds, words.batch_size))
-        elif words.train:
-            keep_result("loading_train", train(split, words.rounds, words.batch_size))
+        split = write(Path(folder), args.rows)
+        if args.ranks:
+            keep_result("loading_ranks", ranks(split, args.rounds, args.batch_size))
+        elif args.train:
+            keep_result("loading_train", train(split, args.rounds, args.batch_size))
         else:
-            keep_result("loading", load(split, words.rounds))
+            keep_result("loading", load(split, args.rounds))
 
 
 def make_schema() -> Schema:
@@ -153,10 +153,10 @@ def ranks(split: Split, rounds: int, size: int) -> dict[str, Any]:
     decoded: dict[str, list[int]] = {}
     for _, world, way in product(range(rounds), (1, 2, 4), ("thread", "process")):
         pipes = [Pipe() for _ in range(world)]
-        words = [(split, size, rank, world, way) for rank in range(world)]
+        args = [(split, size, rank, world, way) for rank in range(world)]
         workers = [
             get_context("spawn").Process(target=read_alone, args=(*word, pipe[1]))
-            for word, pipe in zip(words, pipes, strict=True)
+            for word, pipe in zip(args, pipes, strict=True)
         ]
         for worker in workers:
             worker.start()

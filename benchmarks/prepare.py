@@ -58,8 +58,8 @@ def polars(path: Path, out: Path, rows: int) -> None:
     scan = pl.scan_csv(
         path, separator="\t", has_header=False, schema=schema, quote_char=None
     )
-    found = scan.select(pl.len(), pl.all().null_count()).collect(engine="streaming")
-    assert found["len"].item() == rows
+    measured = scan.select(pl.len(), pl.all().null_count()).collect(engine="streaming")
+    assert measured["len"].item() == rows
 
 
 def python(path: Path, out: Path, rows: int) -> None:
@@ -123,9 +123,9 @@ TASKS = {"make": make} | WAYS
 
 def measure(name: str, path: Path, rows: int) -> tuple[float, float]:
     """Seconds of the work, and GB of peak memory, of one process."""
-    words = [sys.executable, __file__, "--way", name, "--file", str(path)]
+    args = [sys.executable, __file__, "--way", name, "--file", str(path)]
     child = subprocess.Popen(
-        [*words, "--rows", str(rows)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*args, "--rows", str(rows)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert child.stdout is not None
     printed = child.stdout.read()
@@ -151,21 +151,21 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--way", choices=TASKS, help=argparse.SUPPRESS)
     arguments.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    words = arguments.parse_args()
-    if words.way:
-        run_one(words.way, words.file, words.rows)
+    args = arguments.parse_args()
+    if args.way:
+        run_one(args.way, args.file, args.rows)
         return
-    rows = dict.fromkeys(WAYS, words.rows) | {"plain Python": words.python_rows}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    rows = dict.fromkeys(WAYS, args.rows) | {"plain Python": args.python_rows}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.tsv"
-        measure("make", path, words.rows)
-        for _ in range(words.rounds):
+        measure("make", path, args.rows)
+        for _ in range(args.rounds):
             for name in WAYS:
-                found[name].append(measure(name, path, rows[name]))
-                rate = rows[name] / found[name][-1][0]
+                measured[name].append(measure(name, path, rows[name]))
+                rate = rows[name] / measured[name][-1][0]
                 print(f"{name}: {rate:,.0f} rows/s", file=sys.stderr)
-    rates = {n: [rows[n] / s for s, _ in runs] for n, runs in found.items()}
+    rates = {n: [rows[n] / s for s, _ in runs] for n, runs in measured.items()}
     pairs = {
         n: [a / b for a, b in zip(rates["prepare"], rates[n], strict=True)]
         for n in WAYS
@@ -176,8 +176,8 @@ def main() -> None:
             "rows": rows,
             "rows_per_second": {n: round(median(r)) for n, r in rates.items()},
             "prepare_over": {n: round(median(r), 3) for n, r in pairs.items()},
-            "peak_memory_gb": {n: max(m for _, m in r) for n, r in found.items()},
-            "seconds": {n: [s for s, _ in runs] for n, runs in found.items()},
+            "peak_memory_gb": {n: max(m for _, m in r) for n, r in measured.items()},
+            "seconds": {n: [s for s, _ in runs] for n, runs in measured.items()},
         },
     )
 

@@ -42,8 +42,8 @@ Figures = dict[str, float]
 
 def main() -> None:
     """Run, collect, print, keep."""
-    words = _arguments()
-    runs = [_run(words, seed) for seed in words.seeds]
+    args = _arguments()
+    runs = [_run(args, seed) for seed in args.seeds]
     figures = {key: [run[key] for run in runs] for key in runs[0]}
     summary = {
         key: {"mean": round(mean(values), 4), "sd": round(_sd(values), 4)}
@@ -51,7 +51,7 @@ def main() -> None:
     }
     for table in (_clicks_table(figures), _recall_table(figures)):
         Console(width=120).print(table)
-    keep_result(words.name, {"seeds": words.seeds, "summary": summary, "runs": figures})
+    keep_result(args.name, {"seeds": args.seeds, "summary": summary, "runs": figures})
 
 
 def _arguments() -> argparse.Namespace:
@@ -67,39 +67,39 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(words: argparse.Namespace, seed: int) -> Figures:
+def _run(args: argparse.Namespace, seed: int) -> Figures:
     """All figures of one seed."""
-    out = words.out / f"{words.name}-{seed}"
-    overrides = [f"seed={seed}", *words.set]
-    config = run_stages(words.config, overrides, out, words.job, *words.stages)
-    found = _figures(out)
-    for name in words.beside:
-        run = words.out / f"{words.name}-{seed}-{name}"
+    out = args.out / f"{args.name}-{seed}"
+    overrides = [f"seed={seed}", *args.set]
+    config = run_stages(args.config, overrides, out, args.job, *args.stages)
+    figures = _figures(out)
+    for name in args.beside:
+        run = args.out / f"{args.name}-{seed}-{name}"
         share_data(out, run)
         extra = [*overrides, *BESIDE[name]]
-        run_stages(words.config, extra, run, words.job, "retrieval")
-        found |= _click(name, _metrics(run, "retrieval")["test"]["click"])
-    return found | _above(out, config)
+        run_stages(args.config, extra, run, args.job, "retrieval")
+        figures |= _click(name, _metrics(run, "retrieval")["test"]["click"])
+    return figures | _above(out, config)
 
 
 def _figures(run: Path) -> Figures:
     """What the finished stages of a run say of themselves."""
     baselines = _metrics(run, "baselines")
-    found = _click("constant", baselines["constant"]["test"])
-    found |= _click("logistic regression", baselines["logistic_regression"]["test"])
+    figures = _click("constant", baselines["constant"]["test"])
+    figures |= _click("logistic regression", baselines["logistic_regression"]["test"])
     for name, stage in (("towers", "retrieval"), ("ranker", "ranking")):
         if (run / stage).exists():
-            found |= _click(name, _metrics(run, stage)["test"]["click"])
+            figures |= _click(name, _metrics(run, stage)["test"]["click"])
     judged = _metrics(run, "export")["test"]
     for group in (g for g in GROUPS if g in judged):
         for way in WAYS:
             figures = judged[group][way].items()
-            found |= {
+            figures |= {
                 f"{group}, {way}, {key}": value
                 for key, value in figures
                 if key.startswith("recall@")
             }
-    return found
+    return figures
 
 
 def _above(run: Path, config: Config) -> Figures:
@@ -112,8 +112,8 @@ def _above(run: Path, config: Config) -> Figures:
     theirs = pl.read_parquet(run / "baselines" / PREDICTIONS)
     assert (theirs["click"].to_numpy() == label).all(), "rows stand in another order"
     other = theirs["logistic_regression"].to_numpy()
-    found = auc_difference(label, score, other, config.seed)
-    return {f"{ABOVE} {key}": value for key, value in found.items()}
+    figures = auc_difference(label, score, other, config.seed)
+    return {f"{ABOVE} {key}": value for key, value in figures.items()}
 
 
 def _metrics(run: Path, stage: str) -> dict[str, Any]:

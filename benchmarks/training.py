@@ -64,22 +64,22 @@ def main() -> None:
     arguments.add_argument("--ranks", action="store_true")
     arguments.add_argument("--memory", action="store_true")
     arguments.add_argument("--worker", nargs=3, metavar=("WAY", "BATCH", "FOLDER"))
-    words = arguments.parse_args()
-    if words.worker:
-        way, size, data = words.worker
+    args = arguments.parse_args()
+    if args.worker:
+        way, size, data = args.worker
         work(way, int(size), Path(data))
         return
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        rows = max(words.batch_size) * (15 * words.rounds + 8)
+        rows = max(args.batch_size) * (15 * args.rounds + 8)
         write(data, rows)
-        if words.memory:
+        if args.memory:
             keep_result("training_memory", {"by_batch_size": memory(data)})
-        elif words.ranks:
-            keep_result("training_ranks", ranks(data, words))
+        elif args.ranks:
+            keep_result("training_ranks", ranks(data, args))
         else:
-            found = {str(b): compare(data, b, words) for b in words.batch_size}
-            keep_result("training", {"canonical": CANONICAL, "by_batch_size": found})
+            by_size = {str(b): compare(data, b, args) for b in args.batch_size}
+            keep_result("training", {"canonical": CANONICAL, "by_batch_size": by_size})
 
 
 def make_schema() -> Schema:
@@ -102,14 +102,14 @@ def make_schema() -> Schema:
 def columns(rows: int) -> dict[str, Any]:
     """Seeded rows; small ids are frequent, as by Zipf."""
     rng = np.random.default_rng(0)
-    found: dict[str, Any] = {
+    by_size: dict[str, Any] = {
         f"C{i}": (size ** rng.random(rows) - 1).astype(np.int32)
         for i, size in enumerate(SIZES, 1)
     }
-    found["click"] = (rng.random(rows) < CLICKED).astype(np.float32)
-    found[AD_ID] = (ADS ** rng.random(rows)).astype(np.int64)
-    found[LOG_Q] = -np.log(found[AD_ID] * np.log(ADS)).astype(np.float32)
-    return found
+    by_size["click"] = (rng.random(rows) < CLICKED).astype(np.float32)
+    by_size[AD_ID] = (ADS ** rng.random(rows)).astype(np.int64)
+    by_size[LOG_Q] = -np.log(by_size[AD_ID] * np.log(ADS)).astype(np.float32)
+    return by_size
 
 
 def write(data: Path, rows: int) -> None:
@@ -119,11 +119,11 @@ def write(data: Path, rows: int) -> None:
     make_schema().save(data / "schema.json")
 
 
-def compare(data: Path, size: int, words: argparse.Namespace) -> dict[str, Any]:
+def compare(data: Path, size: int, args: argparse.Namespace) -> dict[str, Any]:
     """All ways at one batch size."""
-    workers = {way: Worker(__file__, [way, str(size), str(data)]) for way in words.ways}
-    seconds: dict[str, list[float]] = {way: [] for way in words.ways}
-    for number in range(words.rounds + 1):
+    workers = {way: Worker(__file__, [way, str(size), str(data)]) for way in args.ways}
+    seconds: dict[str, list[float]] = {way: [] for way in args.ways}
+    for number in range(args.rounds + 1):
         for way, worker in workers.items():
             spent = worker.block()
             if number:
@@ -170,16 +170,16 @@ def ours(data: Path, size: int, precision: str, process: Process) -> Callable[[]
     config = canonical(size, precision)
     source = BatchSource(data, Schema.load(data / "schema.json"), config, process, data)
     model, optimizer = build("retrieval", source.schema, config, process)
-    precision = choose_precision(config.train.precision, process.device)
-    return StepRunner(model, optimizer, source, process, config, precision).run_step
+    matmul = choose_precision(config.train.precision, process.device)
+    return StepRunner(model, optimizer, source, process, config, matmul).run_step
 
 
 def canonical(size: int, precision: str) -> Config:
     """The settings of every way."""
     name, *more = precision.split("+")
-    words = [f"train.{word}=true" for word in more]
+    args = [f"train.{word}=true" for word in more]
     loop = [f"train.batch_size={size}", f"train.precision={name}", "train.epochs=1000"]
-    return load_config(None, [*CANONICAL, *loop, *words])
+    return load_config(None, [*CANONICAL, *loop, *args])
 
 
 def plain(data: Path, size: int, how: str, process: Process) -> Callable[[], Any]:
@@ -207,40 +207,40 @@ def dense(data: Path, size: int, _: str, process: Process) -> Callable[[], Any]:
 MAKERS = {"ours": ours, "torchrec plain": plain, "dense adam": dense}
 
 
-def ranks(data: Path, words: argparse.Namespace) -> dict[str, Any]:
+def ranks(data: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Two ranks of one thread against one rank of two, on the same global batches."""
-    found = {}
-    for size in words.batch_size:
+    by_size = {}
+    for size in args.batch_size:
         one, two = (
             Worker(__file__, ["ours, bfloat16", str(size), str(data)], ranks)
             for ranks in (1, 2)
         )
         seconds: dict[str, list[float]] = {"one": [], "two": []}
-        for number in range(words.rounds + 1):
+        for number in range(args.rounds + 1):
             for name, worker in (("one", one), ("two", two)):
                 spent = worker.block()
                 if number:
                     seconds[name].append(spent)
         costs = {"one": one.profile(), "two": two.profile()}
         one.end(), two.end()
-        found[str(size)] = {
+        by_size[str(size)] = {
             "samples_per_second": {n: size / median(s) for n, s in seconds.items()},
             "two_ranks_over_one": round(ratio(seconds, "one", "two"), 3),
             "milliseconds_a_step_by_operation": costs,
             "seconds": seconds,
         }
-    return found
+    return by_size
 
 
 def memory(data: Path) -> dict[str, dict[str, int]]:
     """Peak memory after some steps, a process for each batch size."""
-    found: dict[str, dict[str, int]] = {}
+    by_size: dict[str, dict[str, int]] = {}
     for way in ("ours, float32", "torchrec plain"):
         for size in (2048, 4096, 8192, 16384):
             worker = Worker(__file__, [way, str(size), str(data)])
             worker.block()
-            found.setdefault(way, {})[str(size)] = worker.end()
-    return found
+            by_size.setdefault(way, {})[str(size)] = worker.end()
+    return by_size
 
 
 if __name__ == "__main__":

@@ -40,14 +40,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("data", type=Path, help="a prepared data set")
     arguments.add_argument("--seeds", type=int, nargs="+", default=list(range(6)))
-    words = arguments.parse_args()
-    found: dict[str, list[float]] = {}
+    args = arguments.parse_args()
+    by_way: dict[str, list[float]] = {}
     with process_group("cpu") as process:
-        for seed in words.seeds:
-            for way, auc in _seed(words.data, seed, process).items():
-                found.setdefault(way, []).append(auc)
+        for seed in args.seeds:
+            for way, auc in _seed(args.data, seed, process).items():
+                by_way.setdefault(way, []).append(auc)
     keep_result(
-        "training_auc", {"seeds": words.seeds, "test_auc": found, **_summary(found)}
+        "training_auc", {"seeds": args.seeds, "test_auc": by_way, **_summary(by_way)}
     )
 
 
@@ -62,23 +62,23 @@ def _seed(data: Path, seed: int, process: Process) -> dict[str, float]:
         )
         for precision in ("float32", "bfloat16")
     }
-    found = {
+    by_way = {
         f"ours, {p}": ours(data, config, process) for p, config in settings.items()
     }
-    own = settings["float32"]
-    found["torchrec plain"] = plain(data, own, process, masked=False)
-    found[SAME_LOSS] = plain(data, own, process, masked=True)
-    return found
+    settings32 = settings["float32"]
+    by_way["torchrec plain"] = plain(data, settings32, process, masked=False)
+    by_way[SAME_LOSS] = plain(data, settings32, process, masked=True)
+    return by_way
 
 
-def _summary(found: dict[str, list[float]]) -> dict[str, Any]:
+def _summary(by_way: dict[str, list[float]]) -> dict[str, Any]:
     """Means with their spread, and paired differences to the same loss."""
     apart = {
-        way: [auc - other for auc, other in zip(aucs, found[SAME_LOSS], strict=True)]
-        for way, aucs in found.items()
+        way: [auc - other for auc, other in zip(aucs, by_way[SAME_LOSS], strict=True)]
+        for way, aucs in by_way.items()
         if way != SAME_LOSS
     }
-    figures = found | {f"{way} - {SAME_LOSS}": values for way, values in apart.items()}
+    figures = by_way | {f"{way} - {SAME_LOSS}": values for way, values in apart.items()}
     return {
         "mean": {name: round(mean(values), 4) for name, values in figures.items()},
         "sd": {name: round(stdev(values), 4) for name, values in figures.items()},

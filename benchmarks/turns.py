@@ -18,17 +18,17 @@ from torchrec_adrec.runtime.threads import AWAKE
 class Worker:
     """A process that trains a block when it is told to."""
 
-    def __init__(self, script: str, words: list[str], ranks: int = 1) -> None:
+    def __init__(self, script: str, args: list[str], ranks: int = 1) -> None:
         command = [sys.executable]
         if ranks > 1:
             command += ["-m", "torch.distributed.run", "--standalone"]
             command += ["--nproc-per-node", str(ranks)]
         self.process = subprocess.Popen(
-            [*command, script, "--worker", *words],
+            [*command, script, "--worker", *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | (AWAKE if is_awake(words[0]) else {}),
+            env=os.environ | (AWAKE if is_awake(args[0]) else {}),
             start_new_session=True,
         )
         self._read()
@@ -63,9 +63,9 @@ class Worker:
     def profile(self) -> dict[str, float]:
         """See `profiled`."""
         self._send(signal.SIGCONT)
-        found: dict[str, float] = json.loads(self._tell("profile"))
+        profiled: dict[str, float] = json.loads(self._tell("profile"))
         self._send(signal.SIGSTOP)
-        return found
+        return profiled
 
     def end(self) -> int:
         """Peak memory in megabytes."""
@@ -97,11 +97,11 @@ def answer(process: Process, figure: float | str) -> None:
 
 def profiled(step: Callable[[], Any], count: int) -> dict[str, float]:
     """What costs most of a step on this rank: milliseconds by operation, waits too."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(count):
             step()
     spent: dict[str, float] = {}
-    for event in found.key_averages():
+    for event in profiled.key_averages():
         name = event.key.rstrip(" #0123456789")  # of a numbered step
         spent[name] = spent.get(name, 0) + event.self_cpu_time_total / 1000 / count
     top = sorted(spent, key=lambda name: -spent[name])[:14]

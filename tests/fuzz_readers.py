@@ -35,10 +35,10 @@ GOOD_CSV = ",".join(["u1", "NL", "34", "a1 a2", "a1", "59.9", "1", "5", "77", "x
 HEADER = "uid,country,age,seen,ad_id,price,clicked,revenue,ts,notes"
 
 
-def spoiled(line: str, separator: str, at: int, text: str) -> str:
+def spoiled(line: str, separator: str, position: int, text: str) -> str:
     """A good row but for one field."""
     fields = line.split(separator)
-    fields[at % len(fields)] = text
+    fields[position % len(fields)] = text
     return separator.join(fields)
 
 
@@ -46,7 +46,7 @@ def lines_of(good: st.SearchStrategy[str], separator: str) -> st.SearchStrategy[
     """The bytes of a file: good, spoiled and random lines, some bytes flipped."""
     bad = st.builds(spoiled, good, st.just(separator), st.integers(0, 50), Field)
     lines = st.lists(st.one_of(good, bad, Field), min_size=1, max_size=40)
-    text = lines.map(lambda found: "\n".join(found).encode("latin-1"))
+    text = lines.map(lambda spoilt: "\n".join(spoilt).encode("latin-1"))
     flips = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=5)
     flipped = st.builds(flip, text, flips)
     return st.one_of(text, text.map(lambda t: t + b"\n"), flipped)
@@ -54,11 +54,11 @@ def lines_of(good: st.SearchStrategy[str], separator: str) -> st.SearchStrategy[
 
 def flip(text: bytes, flips: list[tuple[int, int]]) -> bytes:
     """Other bytes at some places."""
-    found = bytearray(text)
-    for at, byte in flips:
-        if found:
-            found[at % len(found)] = byte
-    return bytes(found)
+    spoilt = bytearray(text)
+    for position, byte in flips:
+        if spoilt:
+            spoilt[position % len(spoilt)] = byte
+    return bytes(spoilt)
 
 
 @dataclass

@@ -69,7 +69,7 @@ def margins(printed: str) -> str:
     """The right result farthest from the reference, the planted fault nearest to it."""
     right, wrong = [0.0], []
     for line in printed.splitlines():
-        times = [float(found.replace(",", "")) for found in TIMES.findall(line)]
+        times = [float(number.replace(",", "")) for number in TIMES.findall(line)]
         if times:
             (wrong if "planted: " in line else right).append(max(times))
     return (

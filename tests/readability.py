@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Words that say nothing of the thing that they name.
-BANNED = frozenset(
-    "at beside found here lacking made much own seen stuff taken there told tmp wanted"
-    " what which".split()
-)
-FRAGMENTS = frozenset(
-    "And As At But By For From In Of On Or So Then To With Without".split()
-)
+BANNED = {
+    *("at", "beside", "found", "here", "lacking", "made", "much", "own", "seen"),
+    *("stuff", "taken", "there", "told", "tmp", "wanted", "what", "which"),
+}
+FRAGMENTS = {
+    *("And", "As", "At", "But", "By", "For", "From", "In", "Of", "On", "Or", "So"),
+    *("Then", "To", "With", "Without"),
+}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

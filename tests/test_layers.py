@@ -28,13 +28,13 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 def imports(path: Path) -> set[str]:
     """Full names of the modules that a file imports, anywhere in it."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 def sources() -> list[Path]:
@@ -56,10 +56,10 @@ def module(path: Path) -> str:
 
 def test_imports_go_down_only() -> None:
     for path in sources():
-        here = room(module(path))
+        own_room = room(module(path))
         for name in imports(path):
-            if name.startswith("torchrec_adrec.") and room(name) != here:
-                assert FLOOR[room(name)] > FLOOR[here], f"{path} imports {name}"
+            if name.startswith("torchrec_adrec.") and room(name) != own_room:
+                assert FLOOR[room(name)] > FLOOR[own_room], f"{path} imports {name}"
 
 
 def callers_of(name: str) -> set[str]:

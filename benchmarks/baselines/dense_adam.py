@@ -33,12 +33,12 @@ class RowDataset(Dataset[Row]):
     def __len__(self) -> int:
         return len(self.click)
 
-    def __getitem__(self, at: int) -> Row:
+    def __getitem__(self, row: int) -> Row:
         return {
-            Side.USER: self.sides[Side.USER][at],
-            Side.AD: self.sides[Side.AD][at],
-            "click": self.click[at],
-            "log_q": self.log_q[at],
+            Side.USER: self.sides[Side.USER][row],
+            Side.AD: self.sides[Side.AD][row],
+            "click": self.click[row],
+            "log_q": self.log_q[row],
         }
 
 
@@ -96,8 +96,8 @@ class DenseTrainer:
         )
         logits = self.scale.exp() * (user * ad).sum(dim=1) + self.bias
         scores = user @ ad.T / self.config.temperature - rows["log_q"]
-        own = torch.arange(len(scores))
-        losses = F.cross_entropy(scores, own, reduction="none")
+        targets = torch.arange(len(scores))
+        losses = F.cross_entropy(scores, targets, reduction="none")
         softmax = (losses * click).sum() / click.sum()
         pointwise = F.binary_cross_entropy_with_logits(logits, click)
         alpha = self.config.alpha

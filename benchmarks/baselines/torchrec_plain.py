@@ -87,8 +87,8 @@ class PlainTask(nn.Module):
         if self.masked:
             same = batch.ad_ids[:, None] == batch.ad_ids
             scores = scores.masked_fill(same.fill_diagonal_(False), -torch.inf)
-        own = torch.arange(scores.shape[0], device=scores.device)
-        losses = F.cross_entropy(scores, own, reduction="none")
+        targets = torch.arange(scores.shape[0], device=scores.device)
+        losses = F.cross_entropy(scores, targets, reduction="none")
         softmax = (losses * click).sum() / click.sum()
         alpha = self.config.alpha
         loss = alpha * pointwise + (1 - alpha) * softmax

@@ -4,7 +4,6 @@ from argparse import Namespace
 from collections import Counter
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from gpu_parts.steppers import ready_batches, stepper, wait, ways_of
@@ -22,18 +21,18 @@ KINDS = {
 }
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """Of each way, at the middle batch size."""
-    size = words.batch_size[len(words.batch_size) // 2]
+    size = args.batch_size[len(args.batch_size) // 2]
     batches, schema = ready_batches(size, process)
-    found: dict[str, Any] = {"batch_size": size}
-    for way in ways_of(process, words):
+    figures: dict[str, Any] = {"batch_size": size}
+    for way in ways_of(process, args):
         step = stepper(way, size, batches, schema, process)
         for _ in range(WARM):
             step()
         wait(process)
-        found[way] = _counted(step, process)
-    return found
+        figures[way] = _counted(step, process)
+    return figures
 
 
 def _counted(step: Any, process: Process) -> dict[str, Any]:
@@ -49,17 +48,17 @@ def _counted(step: Any, process: Process) -> dict[str, Any]:
     kernels: Counter[str] = Counter()
     for event in trace.events():
         names[event.name] += 1
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             device_ms += event.self_device_time_total / 1e3
             kernels[event.name[:70]] += event.self_device_time_total
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         kind: round(sum(names[n] for n in members) / STEPS, 1)
         for kind, members in KINDS.items()
     }
     aten = sum(n for name, n in names.items() if name.startswith("aten::"))
-    found["aten_calls"] = round(aten / STEPS, 1)
-    found["device_milliseconds"] = round(device_ms / STEPS, 3)
-    found["longest_kernels_ms"] = {
+    figures["aten_calls"] = round(aten / STEPS, 1)
+    figures["device_milliseconds"] = round(device_ms / STEPS, 3)
+    figures["longest_kernels_ms"] = {
         name: round(micro / 1e3 / STEPS, 3) for name, micro in kernels.most_common(8)
     }
-    return found
+    return figures

@@ -18,7 +18,7 @@ ROWS, UNIFORM, ADS, HISTORY = 700, 300, 400, 5
 BLOCK = 1 << 18  # several blocks also of these few rows
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """Largest errors of loss and gradients, relative to the largest value."""
     before, device_blocks.BLOCK = device_blocks.BLOCK, BLOCK
     try:
@@ -46,24 +46,28 @@ def _errors(
     log_q = torch.rand(count, dtype=torch.float64).log() + math.log(count - 1)
     anchors = (torch.rand(ROWS) < 0.3).nonzero()[:, 0]
     history = torch.randint(-1, ADS, (len(anchors), HISTORY))
-    own = anchors + ROWS  # this rank is the second
+    targets = anchors + ROWS  # this rank is the second
     weights = torch.rand(len(anchors), dtype=torch.float64)
-    exact = _plain(user, ad, ids, log_q, anchors, own, weights, history, temperature)
+    exact = _plain(
+        user, ad, ids, log_q, anchors, targets, weights, history, temperature
+    )
     u, a = (x.float().to(device).requires_grad_() for x in (user, ad))
     columns = Candidates(a, log_q.float().to(device), ids.to(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
         loss = large_block_cross_entropy(
             u.index_select(0, anchors.to(device)) / temperature,
             columns,
-            own.to(device),
+            targets.to(device),
             weights.float().to(device),
             ExcludedCandidates(history.to(device), ids.to(device)),
         )
     grads = torch.autograd.grad(loss, (u, a))
     names = ("loss", "gradient of users", "gradient of ads")
     return {
-        name: float(f"{((found.cpu() - right).abs().max() / right.abs().max()):.2g}")
-        for name, found, right in zip(
+        name: float(
+            f"{((actual.cpu() - expected).abs().max() / expected.abs().max()):.2g}"
+        )
+        for name, actual, expected in zip(
             names, (loss.detach(), *grads), exact, strict=True
         )
     }
@@ -75,18 +79,19 @@ def _plain(
     ids: Tensor,
     log_q: Tensor,
     anchors: Tensor,
-    own: Tensor,
+    targets: Tensor,
     weights: Tensor,
     history: Tensor,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     user, ad = user.requires_grad_(), ad.requires_grad_()
     logits = user[anchors] @ ad.T / temperature
-    right = logits.gather(1, own[:, None])
-    hidden = ids[own][:, None] == ids
+    expected = logits.gather(1, targets[:, None])
+    hidden = ids[targets][:, None] == ids
     hidden |= (history[:, :, None] == ids).any(dim=1)
     logits = (logits - log_q).masked_fill(hidden, -torch.inf)
-    logits = logits.scatter(1, own[:, None], right)
-    losses = F.cross_entropy(logits, own, reduction="none")
+    logits = logits.scatter(1, targets[:, None], expected)
+    losses = F.cross_entropy(logits, targets, reduction="none")
     loss = (losses * weights).sum()
-    return (loss.detach(), *torch.autograd.grad(loss, (user, ad)))
+    for_user, for_ad = torch.autograd.grad(loss, (user, ad))
+    return loss.detach(), for_user, for_ad

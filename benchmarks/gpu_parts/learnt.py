@@ -18,24 +18,24 @@ from torchrec_adrec.runtime.ranks import SingleProcess
 ROWS = {"cuda": 120_000, "cpu": 12_000}
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """By way, over seeds; the plain trainer has the same loss."""
     with tempfile.TemporaryDirectory() as folder:
         data = _world(Path(folder), ROWS[process.device.type])
-        found: dict[str, list[float]] = {}
-        for seed in range(words.seeds):
+        figures: dict[str, list[float]] = {}
+        for seed in range(args.seeds):
             for precision in ("float32", "bfloat16"):
                 auc = ours(data, _config(seed, precision), process)
-                found.setdefault(f"ours, {precision}", []).append(auc)
+                figures.setdefault(f"ours, {precision}", []).append(auc)
             auc = plain(data, _config(seed, "float32"), process, masked=True)
-            found.setdefault("plain, float32", []).append(auc)
+            figures.setdefault("plain, float32", []).append(auc)
     return {
         way: {
             "mean": round(mean(aucs), 4),
             "sd": round(stdev(aucs), 4) if len(aucs) > 1 else None,
             "test_auc": aucs,
         }
-        for way, aucs in found.items()
+        for way, aucs in figures.items()
     }
 
 
@@ -45,9 +45,9 @@ def _config(seed: int, precision: str) -> Any:
 
 
 def _world(folder: Path, rows: int) -> Path:
-    words = [f"data.synthetic.rows={rows}"]
+    args = [f"data.synthetic.rows={rows}"]
     demo = Path(__file__).parents[2] / "configs/synthetic_demo.yaml"
-    config = load_config(demo, words)
+    config = load_config(demo, args)
     prepare(
         config.data,
         open_data(config.data, config.seed, folder, SingleProcess()),

@@ -19,20 +19,24 @@ STEPS = 20
 SIZES = {"cuda": 2048, "cpu": 64}
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """Largest differences of a weight and of a loss after fifty steps."""
     import fifty_steps
 
     host = Process(0, 1, 1, torch.device("cpu"))
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in SHARDINGS:
         case = fifty_steps.CASES[name]
-        here, there = (fifty_steps.train(case, p)["results"] for p in (process, host))
-        found[name] = {
-            kind: max(_apart(here[kind][n], there[kind][n]) for n in here[kind])
-            for kind in here
+        on_device, on_host = (
+            fifty_steps.train(case, p)["results"] for p in (process, host)
+        )
+        figures[name] = {
+            kind: max(
+                _apart(on_device[kind][n], on_host[kind][n]) for n in on_device[kind]
+            )
+            for kind in on_device
         }
-    return found | {"graphs": _graphs(process)}
+    return figures | {"graphs": _graphs(process)}
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -45,7 +49,7 @@ def _graphs(process: Process) -> dict[str, Any]:
     """
     size = SIZES[process.device.type]
     batches, schema = ready_batches(size, process)
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     for way in ("true", "false"):
         config = canonical(size, "float32")
         train = config.train.model_copy(update={"graphs": way == "true"})
@@ -59,6 +63,6 @@ def _graphs(process: Process) -> dict[str, Any]:
         )
         config = config.model_copy(update={"train": train, "towers": towers})
         step = ours(config, batches, schema, process)
-        found[way] = [float(step().loss) for _ in range(STEPS)]
-    gaps = [abs(a - b) for a, b in zip(found["true"], found["false"], strict=True)]
-    return {"largest_gap": max(gaps), "losses": found["true"][:: STEPS - 1]}
+        figures[way] = [float(step().loss) for _ in range(STEPS)]
+    gaps = [abs(a - b) for a, b in zip(figures["true"], figures["false"], strict=True)]
+    return {"largest_gap": max(gaps), "losses": figures["true"][:: STEPS - 1]}

@@ -27,21 +27,21 @@ SIZES = {
 }
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """Samples/s of training and milliseconds of a request, by size and precision."""
     cuda = process.device.type == "cuda"
     size = 8192 if cuda else 64
     batches, schema = ready_batches(size, process, 4)
-    found: dict[str, Any] = {"batch_size": size, "candidates": CANDIDATES}
+    figures: dict[str, Any] = {"batch_size": size, "candidates": CANDIDATES}
     for name, ranker in SIZES.items():
         for precision in ("float32", "bfloat16"):
             config = canonical(size, precision).model_copy(update={"ranker": ranker})
             step = ours(config, batches, schema, process, "ranking")
-            found[f"{name}, {precision}"] = {
+            figures[f"{name}, {precision}"] = {
                 "samples_per_second": round(size / _seconds(step, process)),
                 "milliseconds_a_request": _request(config, schema, process),
             }
-    return found
+    return figures
 
 
 def _seconds(step: Any, process: Process) -> float:

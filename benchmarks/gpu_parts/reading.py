@@ -20,18 +20,18 @@ ROWS = {"cuda": 4_000_000, "cpu": 4_000}
 WARM = 8  # steps: the first window is decoded, graphs are captured
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """Samples/s of an epoch in bfloat16, without its first steps."""
     device = process.device.type
-    found: dict[str, Any] = {"rows": ROWS[device]}
+    figures: dict[str, Any] = {"rows": ROWS[device]}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         write(data, ROWS[device])
-        for size in words.batch_size[-2:]:
+        for size in args.batch_size[-2:]:
             for reader in ("thread", "process"):
                 rate = _rate(data, size, reader, process)
-                found[f"{size}, {reader}"] = rate
-    return found
+                figures[f"{size}, {reader}"] = rate
+    return figures
 
 
 def _rate(data: Path, size: int, reader: str, process: Process) -> int:

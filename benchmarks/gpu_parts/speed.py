@@ -14,21 +14,21 @@ BLOCK_SECONDS = 0.25  # of one way, a round
 WARM = 8  # steps before anything is counted: compiling, capturing, allocating
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """By batch size."""
-    found: dict[str, Any] = {}
-    for size in words.batch_size:
-        found[str(size)] = _at(size, process, words)
-        rates = found[str(size)]["samples_per_second"]
+    figures: dict[str, Any] = {}
+    for size in args.batch_size:
+        figures[str(size)] = _at(size, process, args)
+        rates = figures[str(size)]["samples_per_second"]
         print(size, rates, flush=True)  # a run that is cut short has told this much
-    return found
+    return figures
 
 
-def _at(size: int, process: Process, words: Namespace) -> dict[str, Any]:
+def _at(size: int, process: Process, args: Namespace) -> dict[str, Any]:
     batches, schema = ready_batches(size, process)
     steps, memory, warm, counts = {}, {}, {}, {}
     cuda = process.device.type == "cuda"
-    for way in ways_of(process, words):
+    for way in ways_of(process, args):
         if cuda:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -43,7 +43,7 @@ def _at(size: int, process: Process, words: Namespace) -> dict[str, Any]:
         counts[way] = max(int(BLOCK_SECONDS / _seconds(step, 3, process)), 3)
         steps[way] = step
     seconds: dict[str, list[float]] = {way: [] for way in steps}
-    for _ in range(words.rounds):
+    for _ in range(args.rounds):
         for way, step in steps.items():
             seconds[way].append(_seconds(step, counts[way], process))
     rates = {way: round(size / median(s)) for way, s in seconds.items()}

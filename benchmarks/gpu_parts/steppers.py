@@ -116,7 +116,7 @@ def wait(process: Process) -> None:
         torch.cuda.synchronize(process.device)
 
 
-def ways_of(process: Process, words: Any) -> tuple[str, ...]:
+def ways_of(process: Process, args: Any) -> tuple[str, ...]:
     """Those that were asked for, or all that the device has."""
     everyone = WAYS if process.device.type == "cuda" else CPU_WAYS
-    return tuple(words.ways or everyone)
+    return tuple(args.ways or everyone)

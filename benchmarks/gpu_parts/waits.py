@@ -15,11 +15,11 @@ from torchrec_adrec.distributed.process import Process
 STEPS, WARM = 10, 6
 
 
-def measure(process: Process, words: Namespace) -> dict[str, Any]:
+def measure(process: Process, args: Namespace) -> dict[str, Any]:
     """Of our step in float32, eager and as graphs."""
     if process.device.type != "cuda":
         return {"not measured": "a GPU's"}
-    size = words.batch_size[0]
+    size = args.batch_size[0]
     batches, schema = ready_batches(size, process)
     step = stepper("ours, float32", size, batches, schema, process)
     for _ in range(WARM):
