@@ -73,7 +73,7 @@ def lose_an_update(of: str) -> Fault:
         def here() -> Tensor:
             value = model.state_dict()[names[0]]
             shards = getattr(value, "local_shards", None)
-            return shards()[0].tensor if shards else value
+            return shards()[0].tensor if shards else value  # type: ignore[no-any-return]
 
         @torch.no_grad()
         def look(step: int) -> None:

@@ -58,7 +58,7 @@ class AloneLoop:
         self.model, self.optimizer, self.device = model, optimizer, device
         self._copies: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._copies = torch.cuda.Stream(device)
         self._next: Batch | None = None
         self._originals: list[tuple[Any, Callable[..., Any]]] = []
 

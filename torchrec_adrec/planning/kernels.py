@@ -55,7 +55,7 @@ class Kernel:
     half: bool = False
 
 
-class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counted(TorchDispatchMode):
     """Collects what would be launched; views and empty memory cost a device nothing."""
 
     def __init__(self) -> None:

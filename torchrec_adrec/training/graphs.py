@@ -79,7 +79,7 @@ class _Graph:
         self.batch = Batch(batch.buffer.clone(), batch.layout)
         self.graph = torch.cuda.CUDAGraph()
         drawn = torch.cuda.get_rng_state()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM):

@@ -40,7 +40,7 @@ class LateReader:
         for tensor in tensors:
             room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             copies.append(room.copy_(tensor, non_blocking=True))
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record()
         self._waiting.append((Late(number, tuple(copies)), event))
 
