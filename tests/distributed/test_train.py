@@ -13,6 +13,7 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import ConfigError, NonFiniteLossError
+from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint
 from torchrec_adrec.training.trainer import Trainer
 
@@ -43,7 +44,7 @@ def trainer_for(
 ) -> Trainer:
     config: Config = load_config(None, [*TINY, *words])
     start: Checkpoint | None = None
-    if task == "ranking" and config.ranking.tables != "scratch":
+    if task == "ranking" and warm_starts(config.ranking):
         start = final_checkpoint(folder / "towers")
     out = folder / ("towers" if task == "retrieval" else "ranker")
     out.mkdir(exist_ok=True)

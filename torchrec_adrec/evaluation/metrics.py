@@ -1,10 +1,16 @@
 """Figures of predictions, from scikit-learn's and scipy's implementations."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import log_loss, roc_auc_score
 
 from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.schema import Schema
+
+# Per label: what was predicted and what was observed, both (N,).
+Predictions = dict[str, tuple[Float64s, Float64s]]
 
 
 def click_metrics(probability: Float64s, label: Float64s) -> dict[str, float]:
@@ -48,4 +54,22 @@ def value_metrics(predicted: Float64s, observed: Float64s) -> dict[str, float]:
         "calibration": float(predicted.mean() / mean) if mean else float("nan"),
         "rows": len(observed),
         "mean": mean,
+    }
+
+
+# All that evaluation knows of the kinds of labels.
+LABEL_METRICS: Mapping[str, Callable[[Float64s, Float64s], dict[str, float]]] = {
+    "binary": click_metrics,
+    "value": value_metrics,
+}
+
+
+def label_metrics(
+    schema: Schema, predictions: Predictions
+) -> dict[str, dict[str, float]]:
+    """Compute the metrics that fit each label's kind, by the label's name."""
+    kinds = {label.name: label.kind for label in schema.labels}
+    return {
+        name: LABEL_METRICS[kinds[name]](predicted, observed)
+        for name, (predicted, observed) in predictions.items()
     }

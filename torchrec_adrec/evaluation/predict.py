@@ -16,14 +16,11 @@ from torchrec_adrec.data.loader.collate import batch_columns, collate, memory_fo
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.metrics import click_metrics, value_metrics
+from torchrec_adrec.evaluation.metrics import Predictions, label_metrics
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks.ranking import prediction
-
-# Per label: what was predicted and what was observed, both (N,).
-Predictions = dict[str, tuple[Float64s, Float64s]]
+from torchrec_adrec.tasks.label_heads import prediction
 
 
 def _batches(
@@ -58,13 +55,6 @@ def evaluate_split(
     """Figures per label over one split, the same on every rank. Collective."""
     found = predict_split(model, folder, schema, process, batch_size, bounds)
     return label_metrics(schema, found)
-
-
-def label_metrics(schema: Schema, found: Predictions) -> dict[str, dict[str, float]]:
-    """The figures that fit each label's kind."""
-    ways = {"binary": click_metrics, "value": value_metrics}
-    kinds = {label.name: label.kind for label in schema.labels}
-    return {name: ways[kinds[name]](*pair) for name, pair in found.items()}
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
+    WIDTH_STEP,
     embedding_tables,
     regroup,
 )
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema, Side
 
-BIAS_DIM = 4  # the narrowest that FBGEMM's kernels take
+BIAS_DIM = WIDTH_STEP  # one number is wanted; tables cannot be narrower
 BIAS_HIDDEN = 64
 SHORTEST = 1e-12  # length that a vector is divided by at least
 
