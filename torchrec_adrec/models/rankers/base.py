@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.modules.embeddings import Init, embedding_tables, regroup
 from torchrec_adrec.schema import Schema, Side
 
@@ -54,7 +55,7 @@ class Ranker(nn.Module, ABC):
 
         class Mean(Ranker):
             def __init__(self, schema, config, embedding_dim, device=None):
-                super().__init__(schema, embedding_dim, device)
+                super().__init__(schema, config, embedding_dim, device)
                 self.head = MeanHead(len(schema.labels))
 
     Attributes:
@@ -69,6 +70,7 @@ class Ranker(nn.Module, ABC):
     def __init__(
         self,
         schema: Schema,
+        config: RankingConfig,
         width: int,
         device: torch.device | None,
         init: Init | None = None,
@@ -77,6 +79,7 @@ class Ranker(nn.Module, ABC):
 
         Args:
             schema: names the features, whose order is that of every looked-up vector.
+            config: says whether the tables are frozen.
             width: columns of each table.
             device: where the tables are; meta for tables that are going to be sharded.
             init: fills a new table; TorchRec's uniform numbers by default.
@@ -84,6 +87,7 @@ class Ranker(nn.Module, ABC):
         super().__init__()
         self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
         self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
+        self.frozen = config.tables == "frozen"
         self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
@@ -106,5 +110,8 @@ class Ranker(nn.Module, ABC):
         self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """Score as `forward` does, from vectors that are looked up and in order."""
+        if self.frozen:
+            # requires_grad=False does not freeze a sharded table; this does.
+            vectors = [looked_up.detach() for looked_up in vectors]
         logits: Tensor = self.head(vectors[0], user_dense, vectors[1], ad_dense)
         return logits

@@ -57,7 +57,7 @@ class LogisticRanker(Ranker):
         # Weights start at 0, as usual for a regression without a hidden layer: an id
         # that training never showed then says nothing, where a random start would be
         # kept as noise for ever.
-        super().__init__(schema, width, device, nn.init.zeros_)
+        super().__init__(schema, config, width, device, nn.init.zeros_)
         self.head = LogisticHead(schema, width)
 
 

@@ -1,10 +1,11 @@
 """The token transformer that orders the candidates.
 
-One token per raw column. User tokens never look at the ad, so a request computes them
-once and 500 candidates share them; and because training runs the very same code with as
-many users as ads, a served score is the trained score.
+There is one token per raw column. User tokens attend to user tokens alone, so a request
+computes them once and its 500 candidates share them; an ad's tokens attend to the
+user's and to their own.
 
-Shape letters: B ads, U user tokens, A ad tokens, D model width, T tasks.
+Shape letters: B ads, E the concatenated vectors of a side, F numbers, U user tokens, A
+ad tokens, D model width, T labels.
 """
 
 import torch
@@ -27,7 +28,7 @@ class TransformerRanker(Ranker):
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(schema, embedding_dim, device)
+        super().__init__(schema, config, embedding_dim, device)
         self.head = TransformerHead(schema, config, embedding_dim)
 
 
@@ -38,12 +39,9 @@ class TransformerHead(RankerHead):
         self, schema: Schema, config: RankingConfig, embedding_dim: int
     ) -> None:
         super().__init__()
-        frozen = config.tables == "frozen"
         dim = config.model_dim
-        self.user_tokens = FeatureTokenizer(
-            schema, Side.USER, embedding_dim, dim, frozen
-        )
-        self.ad_tokens = FeatureTokenizer(schema, Side.AD, embedding_dim, dim, frozen)
+        self.user_tokens = FeatureTokenizer(schema, Side.USER, embedding_dim, dim)
+        self.ad_tokens = FeatureTokenizer(schema, Side.AD, embedding_dim, dim)
         self.layers = nn.ModuleList(
             OneWayLayer(dim, config.heads, config.feedforward_dim, config.dropout)
             for _ in range(config.layers)
@@ -75,22 +73,35 @@ class TransformerHead(RankerHead):
 
 
 class FeatureTokenizer(nn.Module):
-    """One side to (B, count, D): a raw column's id vector and number, added up.
+    """Turn one side into tokens, one per raw column: (B, E), (B, F) -> (B, count, D).
 
-    A number becomes `value * vector`; where its raw column is also an id (bucketed), it
-    joins that token, otherwise it has a token of its own.
+    A token is the sum of what its column holds: a learned vector of the column, the
+    projected vector of its id, and `number * vector` where it is a number. A number of
+    which bucketed ids are made too joins their token.
+
+    Attributes:
+        count: how many tokens there are.
     """
 
     positions: Tensor
 
     def __init__(
-        self, schema: Schema, side: Side, embedding_dim: int, dim: int, frozen: bool
+        self, schema: Schema, side: Side, embedding_dim: int, dim: int
     ) -> None:
+        """Make the vectors.
+
+        Args:
+            schema: names the raw column of every feature.
+            side: whose features.
+            embedding_dim: width of a looked-up vector.
+            dim: D.
+        """
         super().__init__()
         bags, dense = schema.bags_of(side), schema.dense_of(side)
+        # Features with ids come first, so that token i is that of the i-th vector.
         columns = [f.source for f in bags]
         columns += [f.source for f in dense if f.source not in columns]
-        self.features, self.count, self.frozen = len(bags), len(columns), frozen
+        self.features, self.count = len(bags), len(columns)
         self.embedding_dim = embedding_dim
         self.project = nn.Linear(embedding_dim, dim, bias=False)
         self.column = nn.Parameter(torch.randn(len(columns), dim) * 0.02)
@@ -102,11 +113,8 @@ class FeatureTokenizer(nn.Module):
         )
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
-        """Vectors (B, E) of the side's ids and (B, F) floats -> (B, count, D)."""
+        """Vectors (B, E) of the side's ids and (B, F) numbers -> (B, count, D)."""
         ids = vectors.view(-1, self.features, self.embedding_dim)
-        if self.frozen:
-            # requires_grad=False does not freeze a sharded table; this does.
-            ids = ids.detach()
         tokens = self.column.repeat(len(ids), 1, 1)
         tokens[:, : self.features] += self.project(ids)
         return tokens.index_add(1, self.positions, dense[:, :, None] * self.number)
