@@ -27,7 +27,7 @@ ONE = {"dense_kernels": 200, "adam_kernels": 3, "lookups": 2, "parameters": 10**
 
 
 def job(batch: int, *words: str) -> Job:
-    return Job(SCHEMA, load_config(None, [TOWERS, *words]), batch, None)
+    return Job.of(SCHEMA, load_config(None, [TOWERS, *words]), batch)
 
 
 def on(gpus: str, batch: int, *words: str) -> Estimate:

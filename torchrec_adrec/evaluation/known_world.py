@@ -1,4 +1,4 @@
-"""What the best possible model reaches on a known world's rows."""
+"""The metrics that the best possible model reaches on a known world's rows."""
 
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from torchrec_adrec.evaluation.metrics import click_metrics
 
 
 def bayes(truth: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """Figures of p(click) itself: no prediction has a better expectation.
+    """Judge p(click) itself: no prediction has a better expectation.
 
     Args:
-        truth: rows of a known world: `p_click`, and `engagement`, null without a click.
+        truth: rows of a known world, with `p_click` and with `engagement`, which is
+            null without a click.
 
     Returns:
         `expected`: the exact `auc` and `log_loss` over all clicks that could have been
@@ -28,7 +29,9 @@ def bayes(truth: pl.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def expected_metrics(p: Float64s) -> dict[str, float]:
-    """See `bayes`; each row counts as a click with weight p, as none with 1 - p.
+    """Compute the expectation of the metrics over all clicks that could be drawn.
+
+    Each row counts as a click with weight p and as none with weight 1 - p.
 
     Args:
         p: (N,) true p(click), neither all 0 nor all 1.
@@ -43,7 +46,7 @@ def expected_metrics(p: Float64s) -> dict[str, float]:
 
 
 def expected_auc(score: Float64s, p: Float64s) -> float:
-    """AUC of any score over all clicks that could have been drawn: as `bayes`.
+    """Compute the AUC of any score over all clicks that could be drawn.
 
     Args:
         score: (N,).
@@ -55,5 +58,5 @@ def expected_auc(score: Float64s, p: Float64s) -> float:
 
 
 def judge_rows(rows: Path) -> dict[str, dict[str, float]]:
-    """`bayes` of a `rows.parquet`, reading only what it needs."""
+    """Judge the rows of a `rows.parquet` as `bayes` does."""
     return bayes(pl.read_parquet(rows, columns=["p_click", "engagement"]))

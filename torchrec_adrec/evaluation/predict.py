@@ -1,4 +1,4 @@
-"""Predictions of a sharded model over a split, from all ranks."""
+"""Predict a split with a sharded model and gather the predictions of all ranks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,11 @@ from torchrec_adrec.tasks.label_heads import prediction
 def _batches(
     split: Split, schema: Schema, process: Process, batch_size: int, bounds: Bounds
 ) -> Iterator[Batch]:
-    """Every row of a split once, over all ranks; the last step is filled up."""
+    """Read every row of a split once over all ranks.
+
+    The last step is filled up with rows of weight 0, so that all ranks take the same
+    number of steps: lookups are collective.
+    """
     size = -(-batch_size // process.world_size) * process.world_size
     reader = Reader(
         split, batch_columns(schema), size, process.rank, process.world_size
@@ -52,9 +56,21 @@ def evaluate_split(
     batch_size: int,
     bounds: Bounds = "raise",
 ) -> dict[str, dict[str, float]]:
-    """Figures per label over one split, the same on every rank. Collective."""
-    found = predict_split(model, folder, schema, process, batch_size, bounds)
-    return label_metrics(schema, found)
+    """Compute the metrics of each label over one split. Collective.
+
+    Args:
+        model: a task, sharded or in one piece.
+        folder: of the split.
+        schema: the columns.
+        process: this rank.
+        batch_size: rows of a step over all ranks.
+        bounds: what happens to an id that no table has.
+
+    Returns:
+        Label -> metric -> value, the same on every rank.
+    """
+    predictions = predict_split(model, folder, schema, process, batch_size, bounds)
+    return label_metrics(schema, predictions)
 
 
 @torch.no_grad()
@@ -66,9 +82,19 @@ def predict_split(
     batch_size: int,
     bounds: Bounds = "raise",
 ) -> Predictions:
-    """Prediction and label of every row of a split, the same on every rank.
+    """Predict every row of a split. Collective.
 
-    Collective. Rows of weight 0 and labels that were not observed do not count.
+    Args:
+        model: a task, sharded or in one piece.
+        folder: of the split.
+        schema: the columns.
+        process: this rank.
+        batch_size: rows of a step over all ranks.
+        bounds: what happens to an id that no table has.
+
+    Returns:
+        Label -> (predicted, observed), the same on every rank. Rows of weight 0 and
+        labels that were not observed are not in it.
     """
     model.eval()
     split, parts, labels = Split.open(folder), [], []
@@ -79,6 +105,7 @@ def predict_split(
         labels.append(out.labels[kept].double().cpu().numpy())
     all_logits, all_labels = _from_all(parts), _from_all(labels)
     result = {}
+    # The towers have a logit of the first label alone.
     for t, label in enumerate(schema.labels[: all_logits.shape[1]]):
         observed = ~np.isnan(all_labels[:, t])
         logits = torch.from_numpy(all_logits[observed, t])
@@ -88,7 +115,8 @@ def predict_split(
 
 
 def _from_all(parts: list[Float64s]) -> Float64s:
-    own = np.concatenate(parts)
-    gathered: list[Float64s] = [own] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
+    """Concatenate the parts of all ranks, in the order of ranks. Collective."""
+    local = np.concatenate(parts)
+    gathered: list[Float64s] = [local] * dist.get_world_size()
+    dist.all_gather_object(gathered, local)
     return np.concatenate(gathered)
