@@ -58,12 +58,12 @@ def resampled_means(
     Returns:
         (resamples, F).
     """
+    # A product with counts is much faster than gathering the drawn rows of each draw.
     rows, rng = len(values), np.random.default_rng(seed)
     means = []
     for first in range(0, resamples, DRAWN_AT_ONCE):
         size = min(DRAWN_AT_ONCE, resamples - first)
         drawn = rng.integers(rows, size=(size, rows))
-        # How often each row was drawn: a product with it sums the drawn rows up.
         counts = np.stack([np.bincount(d, minlength=rows) for d in drawn])
         means.append(counts.astype(np.float64) @ values / rows)
     return np.concatenate(means)

@@ -53,6 +53,7 @@ def clicks_of(
     clicks = rows.collect()
     if len(clicks) <= most:
         return clicks, len(clicks)
+    # File order is the order of the exported queries; the draw must not change it.
     kept = np.random.default_rng(seed).choice(len(clicks), most, replace=False)
     return clicks[np.sort(kept)], len(clicks)
 

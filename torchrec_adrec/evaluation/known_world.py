@@ -39,6 +39,7 @@ def expected_metrics(p: Float64s) -> dict[str, float]:
     rate = p.mean()
     return {
         "auc": expected_auc(p, p),
+        # `entr` is -p log p: the expected log loss of a true p is its entropy.
         "log_loss": float((entr(p) + entr(1 - p)).mean()),
         "base_entropy": float(entr(rate) + entr(1 - rate)),
         "click_rate": float(rate),
@@ -52,6 +53,8 @@ def expected_auc(score: Float64s, p: Float64s) -> float:
         score: (N,).
         p: (N,) true p(click).
     """
+    # Every row stands in for both outcomes, each with its probability as weight: the
+    # weighted AUC over these is the mean over all drawn clicks, without drawing any.
     label = np.repeat([1, 0], len(p))
     weight = np.concatenate([p, 1 - p])
     return float(roc_auc_score(label, np.tile(score, 2), sample_weight=weight))

@@ -36,6 +36,8 @@ def calibration_curve(
         path: of the file.
     """
     order = np.argsort(probability)
+    # Bins of equal size, not width: most predictions are small, and a bin of three rows
+    # would draw its noise.
     bins = [b for b in np.array_split(order, BINS) if len(b)]
     predicted = [probability[b].mean() for b in bins]
     observed = [label[b].mean() for b in bins]

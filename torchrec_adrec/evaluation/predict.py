@@ -31,6 +31,7 @@ def _batches(
     The last step is filled up with rows of weight 0, so that all ranks take the same
     number of steps: lookups are collective.
     """
+    # The batch is rounded up to a multiple of the ranks.
     size = -(-batch_size // process.world_size) * process.world_size
     reader = Reader(
         split, batch_columns(schema), size, process.rank, process.world_size
@@ -100,6 +101,7 @@ def predict_split(
     split, parts, labels = Split.open(folder), [], []
     for batch in _batches(split, schema, process, batch_size, bounds):
         _, out = model(batch)
+        # Off the device at once: the logits of a whole split need not fit it.
         kept = out.weights > 0
         parts.append(out.logits[kept].double().cpu().numpy())
         labels.append(out.labels[kept].double().cpu().numpy())

@@ -103,6 +103,8 @@ def retrieval_metrics(
     judged = {
         name: _judge(result, share, clicked, cuts) for name, result in results.items()
     }
+    # Ads that training never showed are judged apart: a mean over all would hide that
+    # a model knows nothing of them.
     decile = popularity_deciles(impressions)[clicked]
     seen = impressions[clicked] > 0
     groups = {"all": np.ones_like(seen), "seen_ads": seen, "unseen_ads": ~seen}

@@ -50,6 +50,8 @@ class InnerProduct:
 
     def pairs(self, queries: Int64s, ads: Int64s) -> Tensor:
         """See `BlockScorer`."""
+        # Double here and in `block`: the two must round to the same 24 bits, or a
+        # clicked ad would not tie with itself.
         return (self.queries[queries].double() * self.ads[ads].double()).sum(dim=1)
 
 
@@ -78,6 +80,7 @@ class Popularity:
             local: this rank's ads.
             device: where scores are computed.
         """
+        # Levels are those of the whole catalog, so that all ranks' scores compare.
         level = np.unique(impressions, return_inverse=True)[1][local]
         return cls(torch.from_numpy(level.astype(np.float64)).to(device), local.start)
 
@@ -109,6 +112,7 @@ def by_popularity(impressions: Int64s, clicked: Int64s, k: int) -> SearchResult:
     count = len(impressions)
     rising = np.sort(impressions)
     ranks = count - np.searchsorted(rising, impressions[clicked], side="left")
+    # The search orders equal scores by position, the last first: so does this.
     best = np.lexsort((np.arange(count), impressions))[::-1][:k]
     best = np.append(best, np.full(k - len(best), -1))
     return SearchResult(np.tile(best, (len(clicked), 1)), ranks)

@@ -64,6 +64,8 @@ class TrueTop:
             born = np.flatnonzero(birth <= impression["time"])
             if len(born) < k:
                 raise DataError(f"{len(born)} ads are born, expected at least {k}")
+            # Position 1 and the row's own time and device: what the user would do if
+            # each ad were shown first at that moment.
             worth = known.world.worth(
                 np.array([impression["user"]]),
                 ads[born],
@@ -86,6 +88,7 @@ def ads_of(catalog: pl.DataFrame, data: Path) -> Int64s:
     world = pl.read_parquet(
         data / synthetic.TRUTH / synthetic.ADS, columns=["ad", "C15"]
     ).with_columns(pl.col("C15").cast(pl.Int64))
+    # The catalog has another order of ads; C15, the creative, names an ad in both.
     creative = catalog.select(
         pl.col("raw_C15").str.to_integer(base=16, dtype=pl.Int64).alias("C15")
     )
@@ -100,6 +103,7 @@ def ads_of(catalog: pl.DataFrame, data: Path) -> Int64s:
 
 def _one_row_each(user: Int64s, count: int, seed: int) -> Int64s:
     """Find the first row of each of `count` users, or of all if they are fewer."""
+    # One row per user: frequent users would otherwise count many times.
     _, first = np.unique(user, return_index=True)
     rng = np.random.default_rng(seed)
     return np.sort(rng.permutation(first)[:count])

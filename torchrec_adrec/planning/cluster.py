@@ -74,6 +74,7 @@ class Cluster:
     def topology(self) -> Topology:
         """Describe the cluster to TorchRec's planner."""
         gpu = self.gpu
+        # TorchRec's default is 32 GB a GPU, whatever GPU is meant.
         return TopologyFactory.create_topology(
             TrainerConfig(world_size=self.ranks, local_world_size=self.per_node),
             HardwareConfig(
@@ -157,6 +158,7 @@ def of_size(gpu: Gpu, count: int, nodes: int | None, text: str) -> Cluster:
     Raises:
         ConfigError: a count that makes no full nodes.
     """
+    # "64xH100" can only mean all GPUs, "4xH100" only a part of one node.
     each = gpu.gpus_per_node
     if count <= each:
         return Cluster(gpu, count, nodes or 1)

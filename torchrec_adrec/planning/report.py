@@ -71,6 +71,7 @@ def _memory(estimate: Estimate) -> list[str]:
         f" {in_bytes(dense.activations)} of activations; {DENSE_SHARE:.0%} of a GPU is"
         " kept for it"
     )
+    # Only tables that asked for it stand in host memory: usually there is nothing.
     host = max(load.host for load in estimate.loads)
     if host:
         lines.append(f"host memory beside the GPU that takes most: {in_bytes(host)}")
@@ -139,6 +140,7 @@ def _disk(estimate: Estimate) -> list[str]:
     return [f"checkpoint: {in_bytes(estimate.checkpoint)}", f"FAISS shard: {index}"]
 
 
+# The rows of a comparison, in order.
 FIGURES: dict[str, Callable[[Estimate], str]] = {
     "GPUs": lambda e: f"{e.cluster.ranks}",
     "fullest GPU": lambda e: in_bytes(e.fullest),
@@ -190,6 +192,7 @@ def _changes(
     if isinstance(b, PlanError):
         return wrap(f"{second}: {b}", WIDTH)
     before, after = _types(a), _types(b)
+    # Of a thousand tables most stay as they are; those that change are grouped.
     moved = Counter(
         (before[table], after[table])
         for table in before

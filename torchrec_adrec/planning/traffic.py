@@ -56,6 +56,7 @@ def traffic(
     """
     size = plan.topology.world_size
     ids, vectors, gradients = (np.zeros(size) for _ in range(3))
+    # Only vectors may travel in fp16: see `ShardingConfig.qcomm`.
     width = HALF if qcomm == "fp16" else FLOAT
     for option in plan.chosen:
         by_rows = _SENT[option.sharding_type](option, plan.topology, rows)
@@ -64,6 +65,7 @@ def traffic(
         gradients += by_rows[2] * FLOAT
     # A ring all-reduce passes every number on twice, but for a rank's own share.
     ring = 2 * (size - 1) / size * dense_parameters * FLOAT
+    # Vectors go out forward and their gradients come back; ids and log_q go out alone.
     gathered = (size - 1) * rows * (2 * ad_width * FLOAT + AD_EXTRA)
     same = np.ones(size)
     return Traffic(ids, vectors, gradients, same * ring, same * gathered)

@@ -60,6 +60,7 @@ class ValueHead:
         self, label: Label, logits: Tensor, observed: Tensor, weights: Tensor
     ) -> Share:
         """See `LabelHead`."""
+        # `predict` multiplies by the same mean: both or neither.
         return value_loss(logits, observed / label.mean, weights)
 
     def predict(self, label: Label, logits: Tensor) -> Tensor:
@@ -76,6 +77,7 @@ def prediction(label: Label, logits: Tensor) -> Tensor:
     Raises:
         PredictionError: one is not finite.
     """
+    # A NaN would be sorted somewhere into the candidates, and nobody would know.
     predicted = LABEL_HEADS[label.kind].predict(label, logits)
     wrong = ~(logits.isfinite() & predicted.isfinite())
     if wrong.any():
