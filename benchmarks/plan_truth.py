@@ -12,6 +12,7 @@ figures at the top of `planning/launches.py` or of `planning/step_time.py` then.
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,9 @@ def compare(figures: dict[str, Any]) -> Iterator[str]:
 
 def planned_step(gpu: str, batch: int, precision: str) -> Estimate:
     """The canonical towers on one card."""
-    config = canonical(batch, "float32")
+    job = Job.of(make_schema(), canonical(batch, "float32"), batch)
     # Not through the settings: a GPU may have made products that they do not know yet.
-    train = config.train.model_copy(update={"precision": precision})
-    config = config.model_copy(update={"train": train})
-    return estimate(Job(make_schema(), config, batch, None), parse(f"1x{gpu}"))
+    return estimate(replace(job, precision=precision), parse(f"1x{gpu}"))
 
 
 def gpu_of(card: str) -> str | None:

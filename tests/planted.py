@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec_adrec.models.ranker import RankerHead
+from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.models.tower import BiasHead, TowerHead
 from torchrec_adrec.tasks.ranking import RankingTask
 from torchrec_adrec.tasks.retrieval import RetrievalTask

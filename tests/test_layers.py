@@ -87,7 +87,7 @@ def test_index_does_not_know_torchrec() -> None:
 
 
 def test_models_do_not_know_that_they_are_sharded() -> None:
-    for path in (PACKAGE / "models").glob("*.py"):
+    for path in (PACKAGE / "models").rglob("*.py"):
         assert not any("distributed" in name for name in imports(path))
 
 

@@ -22,6 +22,7 @@ from torchrec_adrec.evaluation.predict import evaluate_split
 from torchrec_adrec.export.build_index import build_index
 from torchrec_adrec.export.encode import export
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest, load_vectors
+from torchrec_adrec.models.rankers.registry import RANKERS
 from torchrec_adrec.runs.stage_folder import make_run, stage_workspace
 from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
 from torchrec_adrec.runtime.files import Origin
@@ -31,6 +32,8 @@ from torchrec_adrec.serve import proof, recommender
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks import sharded as sharded_task
+from torchrec_adrec.tasks.label_heads import prediction
+from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore, restore_whole
 from torchrec_adrec.training.trainer import Trainer
 
@@ -148,6 +151,44 @@ def test_reported_is_served(task: str, run: Path, process: Process) -> None:
     assert other["click"]["log_loss"] != pytest.approx(
         reported["click"]["log_loss"], abs=1e-4
     )
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_any_ranker_is_trained_judged_and_served(
+    name: str, run: Path, process: Process, tmp_path: Path
+) -> None:
+    """Sharded, in one piece and behind the recommender: the same model."""
+    words = (
+        f"ranking.model={name}",
+        "ranking.optimizer={tables_lr: 0.05, dense_lr: 0.01}",
+    )
+    config, again = load_config(None, [*SETTINGS, *words]), tmp_path / "run"
+    shutil.copytree(run, again)
+    with stage_workspace(RANKING, config, again, process) as folder:
+        tables = None
+        if warm_starts(config.ranking):
+            tables = final_checkpoint(again / "retrieval")
+        Trainer("ranking", config, process, again / "data", folder, tables).fit()
+    schema = Schema.load(again / "data/schema.json")
+    whole, checkpoint_of = restore_whole("ranking", again, schema)
+    sharded, _ = restore("ranking", again, schema, config, process)
+    reported = metrics(again, "ranking")["test"]
+    for model in (whole, sharded):
+        restored = evaluate_split(model, again / "data/test", schema, process, 512)
+        for label, figures in restored.items():
+            assert figures == pytest.approx(reported[label], abs=1e-6, nan_ok=True)
+    tables_from = checkpoint_of.state["tables_from"]
+    assert (tables_from is not None) == RANKERS[name].warm_starts
+    served = Recommender.load(again)
+    assert type(served.scorer.ranker) is RANKERS[name]
+    ads = served.recommend({}).ads
+    user = served.user_input({})
+    for ad in ads.to_dicts():
+        with torch.inference_mode():
+            logits = whole.model(user, served.scorer.features(np.array([ad["ad_id"]])))
+        for t, label in enumerate(schema.labels):
+            alone = prediction(label, logits[:, t].double()).item()
+            assert ad[label.name] == pytest.approx(alone, rel=1e-5)
 
 
 def test_the_last_checkpoint_in_its_place_is_refused(

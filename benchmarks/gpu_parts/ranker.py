@@ -35,7 +35,7 @@ def measure(process: Process, args: Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"batch_size": size, "candidates": CANDIDATES}
     for name, ranker in SIZES.items():
         for precision in ("float32", "bfloat16"):
-            config = canonical(size, precision).model_copy(update={"ranker": ranker})
+            config = canonical(size, precision).model_copy(update={"ranking": ranker})
             step = ours(config, batches, schema, process, "ranking")
             figures[f"{name}, {precision}"] = {
                 "samples_per_second": round(size / _seconds(step, process)),

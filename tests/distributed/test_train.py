@@ -13,6 +13,8 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import ConfigError, NonFiniteLossError
+from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint
 from torchrec_adrec.training.trainer import Trainer
 
@@ -43,17 +45,21 @@ def trainer_for(
 ) -> Trainer:
     config: Config = load_config(None, [*TINY, *words])
     start: Checkpoint | None = None
-    if task == "ranking" and config.ranking.tables != "scratch":
+    if task == "ranking" and warm_starts(config.ranking):
         start = final_checkpoint(folder / "towers")
     out = folder / ("towers" if task == "retrieval" else "ranker")
     out.mkdir(exist_ok=True)
     return Trainer(task, config, process, data, out, start)
 
 
-def test_every_parameter_of_both_models_moves(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranker", RANKERS)
+def test_every_parameter_of_both_models_moves(
+    prepared: Path, tmp_path: Path, ranker: str
+) -> None:
+    words = (f"ranking.model={ranker}",)
     with process_group("cpu") as process:
         for task in ("retrieval", "ranking"):
-            trainer = trainer_for(task, prepared, tmp_path, process)
+            trainer = trainer_for(task, prepared, tmp_path, process, *words)
             trainer._restore()
             before = weights(trainer)
             trainer.fit()

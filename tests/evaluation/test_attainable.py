@@ -32,7 +32,7 @@ def known(data: Path) -> KnownRows:
 
 
 @pytest.fixture(scope="module")
-def found(known: KnownRows) -> np.ndarray:
+def attainable(known: KnownRows) -> np.ndarray:
     return known.attainable("test")
 
 
@@ -55,15 +55,15 @@ def poisson(count: int, rate: float) -> float:
 
 
 def by_hand(known: KnownRows, row: dict[str, Any], time: np.ndarray) -> float:
-    """Every user, ad and day is tried; in plain Python, from docs/known_world.md."""
+    """Try every user, ad and day in plain Python, as docs/known_world.md says."""
     world, users, ads = known.world, known.world.users, known.world.ads
     hour, number, shown = row["hour"], row["user"], row["ad"]
     quarter = [[sum(x > c for c in (-0.24, 0, 0.24)) for x in v] for v in users.vector]
     times = [t for t in time if int(t % 1 * 24) == hour]
     above = below = 0.0
     for day in sorted({int(t) for t in times}):
-        own = [t for t in times if int(t) == day]
-        t = sum(own) / len(own)
+        of_day = [t for t in times if int(t) == day]
+        t = sum(of_day) / len(of_day)
         for u in range(len(users.group)):
             if row["number"] is not None and known.known_users[number]:
                 fits = u == number
@@ -76,19 +76,19 @@ def by_hand(known: KnownRows, row: dict[str, Any], time: np.ndarray) -> float:
             if not fits:
                 continue
             rate = exp(1 + 1.5 * users.activity[u])
-            weight = len(own) * (u + 10) ** -0.5
+            weight = len(of_day) * (u + 10) ** -0.5
             for name, mean, less in (("I1", 1, 0), ("I2", 2, 2), ("I6", 5, 0)):
                 if row[name] is not None:
                     weight *= poisson(row[name] + less, mean * rate)
             angle = world.config.drift * t / DAYS
             taste = cos(angle) * users.vector[u] + sin(angle) * users.turn[u]
-            taken = [
+            shares = [
                 exp(4 * world.centre[users.group[u]] @ ads.vector[a]) / (a + 40)
                 if ads.birth[a] <= t
                 else 0.0
                 for a in range(len(ads.birth))
             ]
-            for a, share in enumerate(taken):
+            for a, share in enumerate(shares):
                 if known.known_ads[shown]:
                     fits = a == shown
                 else:
@@ -96,30 +96,30 @@ def by_hand(known: KnownRows, row: dict[str, Any], time: np.ndarray) -> float:
                     fits &= not known.known_ads[a]
                 if not fits:
                     continue
-                low, place = 0.3 + 0.4 * a / len(taken), row["position"] - 1
-                seen = comb(4, place) * low**place * (1 - low) ** (4 - place)
+                low, place = 0.3 + 0.4 * a / len(shares), row["position"] - 1
+                p_place = comb(4, place) * low**place * (1 - low) ** (4 - place)
                 logit = -2.8 + users.activity[u] + ads.quality[a]
                 logit += world.config.affinity * float(taste @ ads.vector[a])
                 logit += world.fit[row["device"], ads.campaign[a] % 10]
                 logit += 0.3 * cos(2 * pi * (hour - 20) / 24)
                 p = 1 / (1 + exp(-logit)) / (place + 1) ** 0.5
-                w = weight * share / sum(taken) * seen
+                w = weight * share / sum(shares) * p_place
                 above, below = above + w * p, below + w
     return above / below
 
 
 def test_it_is_the_mean_over_all_that_the_columns_leave_open(
-    known: KnownRows, found: np.ndarray
+    known: KnownRows, attainable: np.ndarray
 ) -> None:
     time = known.truth["time"].to_numpy()
     for name, rows in cohorts(known).items():
-        for at in np.flatnonzero(rows)[:4]:
-            row = known.rows.row(int(at), named=True)
-            assert found[at] == pytest.approx(by_hand(known, row, time)), name
+        for i in np.flatnonzero(rows)[:4]:
+            row = known.rows.row(int(i), named=True)
+            assert attainable[i] == pytest.approx(by_hand(known, row, time)), name
 
 
 def test_no_cohort_is_better_or_worse_than_it_says(
-    known: KnownRows, found: np.ndarray
+    known: KnownRows, attainable: np.ndarray
 ) -> None:
     """Fails where a column is read that says nothing, or one that says much is not:
     the true p of rows averages to what their columns tell, in every cohort and bin.
@@ -127,21 +127,23 @@ def test_no_cohort_is_better_or_worse_than_it_says(
     p = known.truth["p_click"].to_numpy()
     for name, rows in cohorts(known).items():
         assert rows.sum() > 100, name
-        off = (p - found)[rows]
+        off = (p - attainable)[rows]
         assert abs(off.mean()) < 4 * off.std() / np.sqrt(len(off)), name
-        slope = np.cov(p[rows], found[rows])[0, 1] / found[rows].var(ddof=1)
+        slope = np.cov(p[rows], attainable[rows])[0, 1] / attainable[rows].var(ddof=1)
         assert slope == pytest.approx(1, abs=0.1), name
         assert (off.std() < 0.005) == (name == "all known")
-    for rows in np.array_split(np.argsort(found), 10):
-        off = (p - found)[rows]
+    for rows in np.array_split(np.argsort(attainable), 10):
+        off = (p - attainable)[rows]
         assert abs(off.mean()) < 4 * off.std() / np.sqrt(len(off))
 
 
-def test_what_training_days_tell_is_less(known: KnownRows, found: np.ndarray) -> None:
+def test_what_training_days_tell_is_less(
+    known: KnownRows, attainable: np.ndarray
+) -> None:
     """The rule knows most, then its columns, then the columns on other days."""
     p = known.truth["p_click"].to_numpy()
     before = known.attainable("train")
-    aucs = [expected_auc(score, p) for score in (p, found, before, p * 0 + 0.5)]
+    aucs = [expected_auc(score, p) for score in (p, attainable, before, p * 0 + 0.5)]
     assert aucs[0] == pytest.approx(expected_metrics(p)["auc"])
     assert aucs[0] > aucs[1] + 0.002 and aucs[1] > aucs[2] + 0.002
     assert aucs[3] == 0.5

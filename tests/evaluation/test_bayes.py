@@ -21,8 +21,8 @@ def test_expected_figures_are_the_mean_of_drawn_ones() -> None:
     p = rng.beta(1, 3, 200_000)
     click = rng.random(len(p)) < p
     truth = pl.DataFrame({"p_click": p, "engagement": np.where(click, 1.0, np.nan)})
-    found = bayes(truth.with_columns(pl.col("engagement").fill_nan(None)))
-    expected, drawn = found["expected"], found["drawn"]
+    metrics = bayes(truth.with_columns(pl.col("engagement").fill_nan(None)))
+    expected, drawn = metrics["expected"], metrics["drawn"]
     assert drawn["auc"] == pytest.approx(expected["auc"], abs=0.004)
     assert drawn["log_loss"] == pytest.approx(expected["log_loss"], abs=0.004)
     assert drawn["calibration"] == pytest.approx(1, abs=0.02)

@@ -66,8 +66,13 @@ def test_each_figure_that_a_baseline_does_better(
 
 
 def test_recall_below_that_of_one_list_for_all() -> None:
-    ways = {"towers": {"recall@10": 0.2, "mrr": 0.1}, "popularity": {"recall@10": 0.3}}
-    metrics = metrics_with("retrieval", 0.9, 0.1) | {"export": {"test": {"all": ways}}}
+    methods = {
+        "towers": {"recall@10": 0.2, "mrr": 0.1},
+        "popularity": {"recall@10": 0.3},
+    }
+    metrics = metrics_with("retrieval", 0.9, 0.1) | {
+        "export": {"test": {"all": methods}}
+    }
     assert below_baselines(metrics) == [
         "recall@10 of the towers, 0.2000, is below 0.3000 of the most shown ads for all"
     ]

@@ -38,10 +38,10 @@ def test_scores_are_those_of_the_formula(data: Path) -> None:
     test, _ = clicks_of(data, schema, "test", 5, 0)
     columns = [f.name for f in schema.sparse_of(Side.USER)]
     a, weight, n = 7.0, 0.3, len(train)
-    own = slice(10, len(ids))
-    shown = ImpressionCounts.count(data, schema, ids, own)
+    local = slice(10, len(ids))
+    shown = ImpressionCounts.count(data, schema, ids, local)
     context = ContextBaseline.of(shown, shown.one_hot(test), a, weight)
-    found = context.block(slice(0, 5), slice(0, len(ids) - 10)).numpy()
+    block = context.block(slice(0, 5), slice(0, len(ids) - 10)).numpy()
     for q in (0, 4):
         for place in range(10, len(ids)):
             rows = train.filter(pl.col(AD_ID) == ids[place])
@@ -50,14 +50,16 @@ def test_scores_are_those_of_the_formula(data: Path) -> None:
                 of_value = (train[c] == test[c][q]).sum() / n
                 if of_value:
                     both = (rows[c] == test[c][q]).sum()
-                    told = log((both + a * of_value) / (len(rows) + a)) - log(of_value)
+                    evidence = log((both + a * of_value) / (len(rows) + a)) - log(
+                        of_value
+                    )
                 else:
-                    told = -log(len(rows) / a + 1)
-                score += weight * told
-            assert found[q, place - 10] == pytest.approx(score)
+                    evidence = -log(len(rows) / a + 1)
+                score += weight * evidence
+            assert block[q, place - 10] == pytest.approx(score)
     q, ad = np.array([0, 3, 3]), np.array([0, 2, 30])
     pairs = context.pairs(q, ad).numpy()
-    assert pairs == pytest.approx(found[q, ad], rel=1e-12)
+    assert pairs == pytest.approx(block[q, ad], rel=1e-12)
 
 
 def test_it_is_chosen_on_valid_and_beats_popularity(
@@ -69,16 +71,16 @@ def test_it_is_chosen_on_valid_and_beats_popularity(
     ids = catalog[AD_ID].to_numpy()
     shown = ImpressionCounts.count(data, schema, ids, slice(0, len(ids)))
     valid, _ = clicks_of(data, schema, "valid", 500, 0)
-    at = np.searchsorted(ids, valid[AD_ID].to_numpy())
-    chosen = choose(shown, valid, at, process)
-    assert chosen.clicks == len(valid) > 50 and chosen.ndcg is not None
+    clicked = np.searchsorted(ids, valid[AD_ID].to_numpy())
+    tuned = choose(shown, valid, clicked, process)
+    assert tuned.clicks == len(valid) > 50 and tuned.ndcg is not None
     context = ContextBaseline.of(
-        shown, shown.one_hot(valid), chosen.smoothing, chosen.weight
+        shown, shown.one_hot(valid), tuned.smoothing, tuned.weight
     )
-    ranks = search(context, at, 1, process).ranks
-    assert (1 / np.log2(1 + ranks)).mean() == pytest.approx(chosen.ndcg)
+    ranks = search(context, clicked, 1, process).ranks
+    assert (1 / np.log2(1 + ranks)).mean() == pytest.approx(tuned.ndcg)
     impressions = catalog["impressions"].to_numpy()
-    popular = (impressions >= impressions[at][:, None]).sum(axis=1)
+    popular = (impressions >= impressions[clicked][:, None]).sum(axis=1)
     assert (ranks <= 10).mean() > 1.3 * (popular <= 10).mean()
 
 
@@ -89,5 +91,5 @@ def test_without_valid_clicks_it_is_set_and_says_so(
     ids = load_catalog(data)[AD_ID].to_numpy()
     shown = ImpressionCounts.count(data, schema, ids, slice(0, len(ids)))
     none, total = clicks_of(data, schema, "nothing", 500, 0)
-    chosen = choose(shown, none, np.empty(0, dtype=np.int64), process)
-    assert total == 0 and chosen.ndcg is None and chosen.clicks == 0
+    tuned = choose(shown, none, np.empty(0, dtype=np.int64), process)
+    assert total == 0 and tuned.ndcg is None and tuned.clicks == 0

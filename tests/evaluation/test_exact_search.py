@@ -34,10 +34,10 @@ def by_hand(
 ) -> tuple[list[int], list[list[float]]]:
     """Ranks, and the scores of the best k, in plain Python."""
     ranks, tops = [], []
-    for q, own in enumerate(clicked):
-        left = out[q] - {own} if out else set()
+    for q, ad in enumerate(clicked):
+        left = out[q] - {ad} if out else set()
         kept = [a for a in range(scores.shape[1]) if a not in left]
-        ranks.append(sum(scores[q, a] >= scores[q, own] for a in kept))
+        ranks.append(sum(scores[q, a] >= scores[q, ad] for a in kept))
         tops.append(sorted((float(scores[q, a]) for a in kept), reverse=True)[:k])
     return ranks, tops
 
@@ -54,12 +54,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_and_lists_are_those_of_a_loop(process: Process, k: int) -> None:
     users, ads = vectors(300), vectors(500, 1)
     clicked = np.random.default_rng(2).integers(500, size=300)
-    found = search(InnerProduct.of(users, ads, 0, CPU), clicked, k, process)
+    result = search(InnerProduct.of(users, ads, 0, CPU), clicked, k, process)
     scores = users @ ads.T
     ranks, tops = by_hand(scores, clicked, k)
-    assert found.ranks.tolist() == ranks
-    assert np.take_along_axis(scores, found.lists, 1).tolist() == tops
-    assert all(len(set(row)) == k for row in found.lists.tolist())
+    assert result.ranks.tolist() == ranks
+    assert np.take_along_axis(scores, result.lists, 1).tolist() == tops
+    assert all(len(set(row)) == k for row in result.lists.tolist())
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -74,29 +74,29 @@ def test_ads_left_out_are_no_candidates_but_the_clicked_one_is(
         for q, c in enumerate(clicked)
     ]
     starts = np.cumsum([0, *map(len, out)])
-    places = np.array([place for places in out for place in places])
-    found = search(
+    positions = np.array([position for ads_out in out for position in ads_out])
+    result = search(
         InnerProduct.of(users, ads, 0, CPU),
         clicked,
         100,
         process,
-        ExcludedAds(starts, places),
+        ExcludedAds(starts, positions),
     )
     ranks, tops = by_hand(users @ ads.T, clicked, 100, out)
-    assert found.ranks.tolist() == ranks
-    for q, row in enumerate(found.lists):
-        there = row[row >= 0].tolist()
-        assert not set(there) & (out[q] - {clicked[q]})
-        assert (users[q] @ ads[there].T).tolist() == tops[q]
-        assert (row[len(there) :] == -1).all()
+    assert result.ranks.tolist() == ranks
+    for q, row in enumerate(result.lists):
+        listed = row[row >= 0].tolist()
+        assert not set(listed) & (out[q] - {clicked[q]})
+        assert (users[q] @ ads[listed].T).tolist() == tops[q]
+        assert (row[len(listed) :] == -1).all()
 
 
 def test_a_nan_counts_against_the_clicked_ad(process: Process) -> None:
     users = np.ones((2, 1), dtype=np.float32)
     ads = np.array([[3.0], [np.nan], [1.0], [-np.inf]], dtype=np.float32)
-    found = search(InnerProduct.of(users, ads, 0, CPU), np.array([0, 1]), 2, process)
-    assert found.ranks.tolist() == [2, 4]
-    assert found.lists.tolist() == [[1, 0], [1, 0]]
+    result = search(InnerProduct.of(users, ads, 0, CPU), np.array([0, 1]), 2, process)
+    assert result.ranks.tolist() == [2, 4]
+    assert result.lists.tolist() == [[1, 0], [1, 0]]
 
 
 def test_scores_a_hair_apart_and_zeros_of_either_sign_are_equal(
@@ -107,20 +107,20 @@ def test_scores_a_hair_apart_and_zeros_of_either_sign_are_equal(
     users = np.array([[1 + step, 1]] * 2, dtype=np.float32)
     ads = np.array([[1 - step, 0], [0, 1]], dtype=np.float32)
     assert float(users[0, 0]) * float(ads[0, 0]) == 1 - step**2  # just below 1
-    found = search(InnerProduct.of(users, ads, 0, CPU), np.array([0, 1]), 2, process)
-    assert found.ranks.tolist() == [2, 2]
+    result = search(InnerProduct.of(users, ads, 0, CPU), np.array([0, 1]), 2, process)
+    assert result.ranks.tolist() == [2, 2]
     zero = np.array([[0.0], [-0.0], [1.0]], dtype=np.float32)
     one = np.ones((2, 1), dtype=np.float32)
-    found = search(InnerProduct.of(one, zero, 0, CPU), np.array([0, 1]), 3, process)
-    assert found.ranks.tolist() == [3, 3]
+    result = search(InnerProduct.of(one, zero, 0, CPU), np.array([0, 1]), 3, process)
+    assert result.ranks.tolist() == [3, 3]
 
 
 def test_popularity_tells_counts_of_billions_apart(process: Process) -> None:
     impressions = np.array([2**40, 2**40 + 1, 5, 5, 0])
     ads = Popularity.of(impressions, slice(0, 5), CPU)
-    found = search(ads, np.array([0, 1, 2, 4]), 2, process)
-    assert found.ranks.tolist() == [2, 1, 4, 5]
-    assert found.lists.tolist() == [[1, 0]] * 4
+    result = search(ads, np.array([0, 1, 2, 4]), 2, process)
+    assert result.ranks.tolist() == [2, 1, 4, 5]
+    assert result.lists.tolist() == [[1, 0]] * 4
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -130,9 +130,9 @@ def test_popularity_without_searching_is_the_same(process: Process) -> None:
     ads = Popularity.of(impressions, slice(0, 500), CPU)
     for k in (1, 90, 510):
         searched = search(ads, clicked, k, process)
-        found = by_popularity(impressions, clicked, k)
-        assert (found.ranks == searched.ranks).all()
-        assert (found.lists == searched.lists).all()
+        result = by_popularity(impressions, clicked, k)
+        assert (result.ranks == searched.ranks).all()
+        assert (result.lists == searched.lists).all()
 
 
 def test_a_clicked_ad_that_no_rank_holds_is_an_error(process: Process) -> None:
@@ -160,10 +160,10 @@ ads[1::3] = ads[0]  # ties, over all ranks
 queries = rng.normal(size=(len(clicks), 8)).astype(np.float32)
 with process_group("cpu") as process:
     ends = [0, *[41] * (process.world_size - 1), len(ads)]  # of 3 ranks one has none
-    own = slice(ends[process.rank], ends[process.rank + 1])
-    found = judge(ads[own], own, queries, data, schema, 0, process)
-    if found:
-        print("FIGURES" + json.dumps(found))
+    local = slice(ends[process.rank], ends[process.rank + 1])
+    figures = judge(ads[local], local, queries, data, schema, 0, process)
+    if figures:
+        print("FIGURES" + json.dumps(figures))
 """
 
 
@@ -174,10 +174,10 @@ def test_any_number_of_ranks_gives_the_same_figures(
     """Towers, popularity and context, every digit, on 1, 2 and 3 gloo ranks."""
     data = tmp_path_factory.mktemp("world")
     prepare_world(data, rows=6000, ads=300, users=200)
-    script, found = SCRIPT.replace("DATA", repr(str(data))), []
+    script, lines = SCRIPT.replace("DATA", repr(str(data))), []
     for ranks in (1, 2, 3):
         done = ranks_script(ranks, script)
         assert done.returncode == 0, done.stderr
-        found += [x for x in done.stdout.splitlines() if "FIGURES" in x]
-    one, two, three = found
+        lines += [x for x in done.stdout.splitlines() if "FIGURES" in x]
+    one, two, three = lines
     assert one == two == three

@@ -23,11 +23,13 @@ from torchrec_adrec.evaluation.retrieval import retrieval_metrics
 
 
 def test_one_relevant_ad_by_hand() -> None:
-    found = one_relevant(np.array([1, 10, 11, 100]), (10, 100))
-    assert found["recall@10"].tolist() == found["hit_rate@10"].tolist() == [1, 1, 0, 0]
-    assert found["recall@100"].tolist() == [1, 1, 1, 1]
-    assert found["mrr"].tolist() == [1, 1 / 10, 1 / 11, 1 / 100]
-    assert found["ndcg@10"].tolist() == [1, 1 / log2(11), 0, 0]
+    metrics = one_relevant(np.array([1, 10, 11, 100]), (10, 100))
+    assert (
+        metrics["recall@10"].tolist() == metrics["hit_rate@10"].tolist() == [1, 1, 0, 0]
+    )
+    assert metrics["recall@100"].tolist() == [1, 1, 1, 1]
+    assert metrics["mrr"].tolist() == [1, 1 / 10, 1 / 11, 1 / 100]
+    assert metrics["ndcg@10"].tolist() == [1, 1 / log2(11), 0, 0]
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def sets() -> tuple[np.ndarray, np.ndarray]:
 def test_ndcg_is_that_of_scikit_learn(sets: tuple[np.ndarray, np.ndarray]) -> None:
     """For sets and, by the rank, for one relevant ad."""
     lists, relevant = sets
-    found = many_relevant(lists, relevant, (5, 30), 200)
+    metrics = many_relevant(lists, relevant, (5, 30), 200)
     ranks = np.array([7, 1, 31, 30] * 12 + [5, 6])
     one = one_relevant(ranks, (5, 30))
     for q in range(50):
@@ -51,7 +53,7 @@ def test_ndcg_is_that_of_scikit_learn(sets: tuple[np.ndarray, np.ndarray]) -> No
         single = (np.arange(1, 201) == ranks[q]).astype(float)
         for k in (5, 30):
             expected = ndcg_score([truth], [score], k=k)
-            assert found[f"ndcg@{k}"][q] == pytest.approx(expected)
+            assert metrics[f"ndcg@{k}"][q] == pytest.approx(expected)
             expected = ndcg_score([single], [-np.arange(200.0)], k=k)
             assert one[f"ndcg@{k}"][q] == pytest.approx(expected)
 
@@ -59,14 +61,14 @@ def test_ndcg_is_that_of_scikit_learn(sets: tuple[np.ndarray, np.ndarray]) -> No
 def test_figures_of_sets_by_a_loop(sets: tuple[np.ndarray, np.ndarray]) -> None:
     lists, relevant = sets
     lists[0, 30:] = -1  # a list that ended early
-    found = many_relevant(lists, relevant, (5, 30), 200)
+    metrics = many_relevant(lists, relevant, (5, 30), 200)
     for q in range(50):
         hits = [ad in set(relevant[q]) for ad in lists[q].tolist()]
         for k in (5, 30):
-            assert found[f"recall@{k}"][q] == sum(hits[:k]) / min(k, 15)
-            assert found[f"hit_rate@{k}"][q] == any(hits[:k])
+            assert metrics[f"recall@{k}"][q] == sum(hits[:k]) / min(k, 15)
+            assert metrics[f"hit_rate@{k}"][q] == any(hits[:k])
         first = 1 / (1 + hits.index(True)) if any(hits) else 0
-        assert found["mrr"][q] == first
+        assert metrics["mrr"][q] == first
     perfect = many_relevant(relevant, relevant[:, ::-1], (5, 15, 100), 200)
     assert all(value == pytest.approx(1) for value in perfect.values())
 
@@ -75,9 +77,9 @@ def test_coverage_and_popularity_by_hand() -> None:
     lists = np.array([[0, 1, 2], [0, 3, -1]])
     assert coverage(lists, (1, 3), 8) == {"coverage@1": 1 / 8, "coverage@3": 4 / 8}
     share = np.array([0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0.0])
-    found = popularity(lists, share, (1, 3))
-    assert found["popularity@1"].tolist() == [0.4, 0.4]
-    assert found["popularity@3"] == pytest.approx([0.3, 0.25])
+    metrics = popularity(lists, share, (1, 3))
+    assert metrics["popularity@1"].tolist() == [0.4, 0.4]
+    assert metrics["popularity@3"] == pytest.approx([0.3, 0.25])
 
 
 def test_deciles_hold_a_tenth_of_the_impressions_and_ties_together() -> None:
@@ -85,7 +87,7 @@ def test_deciles_hold_a_tenth_of_the_impressions_and_ties_together() -> None:
     even = popularity_deciles(np.array([1] * 5 + [0] * 2))
     assert even.tolist() == [1] * 5 + [11] * 2
     steps = np.array([25, 15, 10, 10, 9, 11, 8, 6, 4, 2, 0])  # 100 in all
-    above = [sum(x for x in steps if x > own) for own in steps]
+    above = [sum(x for x in steps if x > ad) for ad in steps]
     assert above[:3] == [0, 25, 51]
     assert popularity_deciles(steps).tolist() == [1, 3, 6, 6, 8, 5, 9, 9, 10, 10, 11]
     border = np.array([10, 9, 81 - 72, 72])  # 72 above the 10, 82 above both 9
@@ -121,7 +123,7 @@ def test_intervals_are_those_of_scipy() -> None:
 
 
 def test_columns_are_drawn_together() -> None:
-    """So that a difference of two ways is paired: here it is always .5."""
+    """So that a difference of two methods is paired: here it is always 0.5."""
     values = np.random.default_rng(0).normal(size=(60, 1)) + np.array([[0, 0.5]])
     draws = resampled_means(values, 0)
     assert np.diff(draws, axis=1) == pytest.approx(0.5)
@@ -134,10 +136,10 @@ def test_a_paired_difference_of_auc_is_sharper_than_two_intervals() -> None:
     label = (rng.random(1500) < 0.3).astype(float)
     one = label + rng.normal(0, 1.5, 1500)
     other = one + rng.normal(0, 0.7, 1500)
-    found = auc_difference(label, one, other, 0, 200)
+    metrics = auc_difference(label, one, other, 0, 200)
     gain = roc_auc_score(label, one) - roc_auc_score(label, other)
-    assert found["difference"] == pytest.approx(gain)
-    assert 0 < found["low"] < gain < found["high"] < 0.05
+    assert metrics["difference"] == pytest.approx(gain)
+    assert 0 < metrics["low"] < gain < metrics["high"] < 0.05
     same = auc_difference(label, one, one, 0, 20)
     assert same == {"difference": 0, "low": 0, "high": 0}
 
@@ -148,12 +150,14 @@ def test_groups_stand_apart_and_say_how_many_they_are() -> None:
     clicked = np.array([3, 20, 59, 59])
     ranks = np.array([60, 1, 2, 3])
     lists = np.stack([np.arange(59, 49, -1)] * 4)
-    ways = {
+    results = {
         name: SearchResult(lists, ranks) for name in ("towers", "popularity", "context")
     }
-    found = retrieval_metrics(ways, clicked, impressions, 0)
-    assert cuts_of(60) == (10,) and "recall@100" not in found["all"]["towers"]
-    towers = {name: found[name]["towers"] for name in ("all", "seen_ads", "unseen_ads")}
+    metrics = retrieval_metrics(results, clicked, impressions, 0)
+    assert cuts_of(60) == (10,) and "recall@100" not in metrics["all"]["towers"]
+    towers = {
+        name: metrics[name]["towers"] for name in ("all", "seen_ads", "unseen_ads")
+    }
     assert [t["clicks"] for t in towers.values()] == [4, 3, 1]
     assert [t["recall@10"] for t in towers.values()] == [0.75, 1, 0]
     assert towers["seen_ads"]["intervals"]["recall@10"] == [1, 1]
@@ -163,6 +167,6 @@ def test_groups_stand_apart_and_say_how_many_they_are() -> None:
     lift = listed / impressions[[20, 59, 59]].mean() - 1
     assert towers["seen_ads"]["popularity_lift@10"] == pytest.approx(lift)
     assert "popularity_lift@10" not in towers["unseen_ads"]
-    assert found["deciles"]["1"]["context"]["clicks"] == 2
-    assert sum(d["towers"]["clicks"] for d in found["deciles"].values()) == 3
-    assert found["all"]["differences"]["towers - popularity"]["recall@10"] == 0
+    assert metrics["deciles"]["1"]["context"]["clicks"] == 2
+    assert sum(d["towers"]["clicks"] for d in metrics["deciles"].values()) == 3
+    assert metrics["all"]["differences"]["towers - popularity"]["recall@10"] == 0

@@ -35,11 +35,13 @@ def test_the_laws_own_vectors_find_it(data: Path, process: Process) -> None:
     """Fails where another time, device or user is asked about, or unborn ads stay."""
     known, catalog = KnownRows.of(data), load_catalog(data)
     top = TrueTop.of(known, catalog, data, 150, 20, 0)
-    shown = known.truth[top.rows]
-    assert len(top.rows) == shown["user"].n_unique() == 150
+    impressions = known.truth[top.rows]
+    assert len(top.rows) == impressions["user"].n_unique() == 150
     world, ads = known.world, ads_of(catalog, data)
-    tastes = world.tastes(shown["user"].to_numpy(), shown["time"].to_numpy())
-    fit = np.eye(3)[shown["device"].to_numpy()]
+    tastes = world.tastes(
+        impressions["user"].to_numpy(), impressions["time"].to_numpy()
+    )
+    fit = np.eye(3)[impressions["device"].to_numpy()]
     users = np.concatenate([world.config.affinity * tastes, fit], axis=1)
     quality = world.ads.quality[ads][:, None]
     places = world.fit.T[world.ads.format[ads]] + quality
@@ -49,14 +51,16 @@ def test_the_laws_own_vectors_find_it(data: Path, process: Process) -> None:
     )
     clicked = top.best[:, 0]
     lists = search(scorer, clicked, 20, process, top.unborn).lists
-    found = many_relevant(lists, top.best, (10, 20), len(catalog))
-    assert found["recall@20"].mean() > 0.999 and found["mrr"].mean() == 1
+    metrics = many_relevant(lists, top.best, (10, 20), len(catalog))
+    assert metrics["recall@20"].mean() > 0.999 and metrics["mrr"].mean() == 1
     without = search(scorer, clicked, 20, process).lists
     assert (
         many_relevant(without, top.best, (20,), len(catalog))["recall@20"].mean()
         < 0.999
     )
-    assert (world.ads.birth[ads[top.best]] <= shown["time"].to_numpy()[:, None]).all()
+    assert (
+        world.ads.birth[ads[top.best]] <= impressions["time"].to_numpy()[:, None]
+    ).all()
 
 
 def test_more_than_are_born_is_refused(data: Path) -> None:

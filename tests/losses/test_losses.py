@@ -23,7 +23,8 @@ from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.losses.softmax import in_batch_softmax
 from torchrec_adrec.schema import Label
-from torchrec_adrec.tasks.ranking import RankingLoss, prediction
+from torchrec_adrec.tasks.label_heads import prediction
+from torchrec_adrec.tasks.ranking import RankingLoss
 
 
 @pytest.fixture(autouse=True)

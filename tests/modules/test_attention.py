@@ -30,8 +30,8 @@ def test_it_is_full_attention_under_the_mask(
     )
     expected = joined + layer.attention_out(mixed.transpose(1, 2).flatten(2))
     expected = expected + layer.feedforward(expected)
-    found = torch.cat(layer(*tokens), dim=1)
-    torch.testing.assert_close(found, expected)
+    actual = torch.cat(layer(*tokens), dim=1)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_the_user_never_sees_the_ad(

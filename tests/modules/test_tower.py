@@ -11,19 +11,19 @@ from torchrec_adrec.modules.embeddings import regroup
 
 
 @pytest.mark.parametrize("low", [False, True])
-def test_unit_is_normalize_with_its_gradient(low: bool) -> None:
+def test_l2_normalize_is_normalize_with_its_gradient(low: bool) -> None:
     """In float32, whatever autocast says."""
     torch.manual_seed(0)
-    start, weight = torch.randn(5, 8) * 3, torch.randn(5, 8)
-    found = []
+    initial, weight = torch.randn(5, 8) * 3, torch.randn(5, 8)
+    results = []
     for normalise in (l2_normalize, lambda vectors: F.normalize(vectors, dim=1)):
-        vectors = start.clone().requires_grad_()
+        vectors = initial.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             out = normalise(vectors)
         assert out.dtype == torch.float32
         (out * weight).sum().backward()
-        found.append((out.detach(), vectors.grad))
-    for one, other in zip(*found, strict=True):
+        results.append((out.detach(), vectors.grad))
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -33,8 +33,8 @@ def test_a_clicks_logit_is_float32_under_autocast() -> None:
     head = Calibration()
     expected = head(user, ad, [])
     with torch.autocast("cpu", torch.bfloat16):
-        found = head(user, ad, [])
-    assert torch.equal(found, expected)
+        actual = head(user, ad, [])
+    assert torch.equal(actual, expected)
 
 
 def test_a_vector_of_zeros_stays_and_has_a_gradient() -> None:

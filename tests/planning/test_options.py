@@ -46,11 +46,11 @@ def test_the_same_as_torchrecs_own() -> None:
     ours, theirs = shards(_InOrder), shards(EmbeddingEnumerator)
     assert ours.keys() == theirs.keys() and len(ours) == len(ROWS) * len(TYPES)
     several = 0
-    for key, found in ours.items():
-        wanted = theirs[key]
-        several += len({tuple(shard.size) for shard in wanted}) > 1
-        assert [(s.size, s.offset, s.storage, s.perf) for s in found] == [
-            (s.size, s.offset, s.storage, s.perf) for s in wanted
+    for key, actual in ours.items():
+        expected = theirs[key]
+        several += len({tuple(shard.size) for shard in expected}) > 1
+        assert [(s.size, s.offset, s.storage, s.perf) for s in actual] == [
+            (s.size, s.offset, s.storage, s.perf) for s in expected
         ], key
     assert several > 3  # else nothing of different sizes was compared
 
@@ -71,9 +71,9 @@ def test_every_shard_has_the_time_of_its_own_size() -> None:
             super().populate_estimates(options)
 
     sizes = set()
-    for found in shards(Enumerator).values():
-        assert all(shard.perf.total == shard.size[0] for shard in found)
-        sizes.add(len({shard.size[0] for shard in found}))
+    for actual in shards(Enumerator).values():
+        assert all(shard.perf.total == shard.size[0] for shard in actual)
+        sizes.add(len({shard.size[0] for shard in actual}))
     assert max(sizes) > 1
 
 

@@ -59,14 +59,14 @@ def test_as_printed_before(name: str) -> None:
 def test_schemas_are_what_the_adapter_reads() -> None:
     """26 tables with the sides of the Kaggle config, 882,774,559 rows."""
     kaggle = load_config(REPOSITORY / "configs/criteo_kaggle.yaml")
-    wanted = criteo.schema(load_config(CONFIG).data)
+    expected = criteo.schema(load_config(CONFIG).data)
     rows = {}
     for name in ("criteo_1tb", "criteo_1tb_mlperf"):
-        found = Schema.load(SCHEMAS / f"{name}.json")
-        rows[name] = [f.num_embeddings for f in found.sparse]
-        blank = [f.model_copy(update={"num_embeddings": 0}) for f in found.sparse]
-        assert found.model_copy(update={"sparse": tuple(blank)}) == wanted
-        assert {f.name for f in found.sparse_of(Side.AD)} == set(
+        schema = Schema.load(SCHEMAS / f"{name}.json")
+        rows[name] = [f.num_embeddings for f in schema.sparse]
+        blank = [f.model_copy(update={"num_embeddings": 0}) for f in schema.sparse]
+        assert schema.model_copy(update={"sparse": tuple(blank)}) == expected
+        assert {f.name for f in schema.sparse_of(Side.AD)} == set(
             kaggle.data.ad_features
         )
     assert sum(rows["criteo_1tb"]) == 882_774_559
@@ -94,20 +94,22 @@ def test_tables_that_no_number_of_gpus_holds_in_one_piece() -> None:
 
 
 def test_a_batch_that_fills_the_memory_of_the_dense_part() -> None:
-    found = job("criteo_1tb_mlperf")
+    planned = job("criteo_1tb_mlperf")
     cluster = parse("8xH100-80GB")
     with pytest.raises(PlanError, match=r"the dense part needs .* GiB .*smaller batch"):
-        estimate(replace(found, batch=2**23), cluster)
+        estimate(replace(planned, batch=2**23), cluster)
 
 
 def test_a_price_of_the_users_own() -> None:
     """Dollars: GPUs x price; a billion rows by the step's time. A word that names no
     GPU or no number is refused.
     """
-    found = estimate(job("criteo_1tb"), parse("8xH100-80GB", 2, with_prices(PRICES)))
-    assert found.dollars_per_hour == 16 * 2.5
-    hours = found.step_ms / 3.6e6 * (1e9 / found.batch)
-    assert found.dollars_per_billion_rows == pytest.approx(16 * 2.5 * hours)
+    estimated = estimate(
+        job("criteo_1tb"), parse("8xH100-80GB", 2, with_prices(PRICES))
+    )
+    assert estimated.dollars_per_hour == 16 * 2.5
+    hours = estimated.step_ms / 3.6e6 * (1e9 / estimated.batch)
+    assert estimated.dollars_per_billion_rows == pytest.approx(16 * 2.5 * hours)
     lines = lines_of(job("criteo_1tb"), "8xH100-80GB", 2, [], PRICES)
     assert any("assuming $2.50 an hour and GPU" in line for line in lines)
     for word in ("H100-80GB", "H100-80GB=-1", "B100=2", "H100-80GB=two"):

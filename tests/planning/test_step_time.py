@@ -27,7 +27,7 @@ ONE = {"dense_kernels": 200, "adam_kernels": 3, "lookups": 2, "parameters": 10**
 
 
 def job(batch: int, *words: str) -> Job:
-    return Job(SCHEMA, load_config(None, [TOWERS, *words]), batch, None)
+    return Job.of(SCHEMA, load_config(None, [TOWERS, *words]), batch)
 
 
 def on(gpus: str, batch: int, *words: str) -> Estimate:
@@ -75,16 +75,16 @@ def test_heads(bias: str) -> None:
     config = load_config(None, [TOWERS, f"retrieval.click_bias={bias}"])
     model = build_task("retrieval", SCHEMA, config, torch.device("meta"))
     assert isinstance(model, RetrievalTask)
-    found = kernels.heads(model.model, 640, low=False)
+    counted = kernels.heads(model.model, 640, low=False)
     weights = sum(
         m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)
     )
-    assert sum(kernel.operations for kernel in found) == 6 * 640 * weights
+    assert sum(kernel.operations for kernel in counted) == 6 * 640 * weights
     layers = sum(isinstance(m, torch.nn.Linear) for m in model.modules())
-    assert sum(kernel.operations > 0 for kernel in found) == 3 * layers
+    assert sum(kernel.operations > 0 for kernel in counted) == 3 * layers
     # Casts beside every product, and the same products of half the bytes.
     low = kernels.heads(model.model, 640, low=True)
-    assert len(low) > len(found)
+    assert len(low) > len(counted)
     assert sum(k.operations for k in low) == 6 * 640 * weights
     # Nothing of the model itself was touched.
     assert model.model.user_tower.head.mlp[0].weight.device.type == "cpu"
@@ -94,15 +94,15 @@ def test_heads(bias: str) -> None:
 def test_softmax() -> None:
     """Logits by factors three times as deep, two products with the slopes, by block."""
     anchors, ads, width = 16_384, 65_536, 256
-    found = kernels.softmax(anchors, ads, width, low=False)
+    counted = kernels.softmax(anchors, ads, width, low=False)
     cells = anchors * ads
     assert kernels.blocks(anchors, ads) == 4
-    assert sum(k.operations for k in found) == (3 + 2) * 2 * cells * width
-    assert sum(k.half for k in found) == 4
-    moved = sum(k.bytes for k in found)
+    assert sum(k.operations for k in counted) == (3 + 2) * 2 * cells * width
+    assert sum(k.half for k in counted) == 4
+    moved = sum(k.bytes for k in counted)
     # Written, read twice, slopes written and read twice; little else.
     assert cells * 6 * 4 < moved < cells * 6 * 4 * 1.3
-    assert len(kernels.softmax(512, 2048, width, low=False)) < len(found)
+    assert len(kernels.softmax(512, 2048, width, low=False)) < len(counted)
 
 
 def test_a_kernel_takes_as_long_as_what_is_slowest() -> None:
@@ -160,12 +160,16 @@ def test_links_are_counted_once() -> None:
     """What is sent, over the slowest link, is what the messages take; each stands in
     one part of the step.
     """
-    found = on("16xH100-80GB", 65_536)
-    for name, sent in found.sent.parts().items():
-        assert found.links[name] == pytest.approx(sent.max() / 50e9 * 1e3)
-    comms = [0.0] * found.cluster.ranks
-    for shard in (s for option in found.plan.chosen for s in option.shards):
+    estimated = on("16xH100-80GB", 65_536)
+    for name, sent in estimated.sent.parts().items():
+        assert estimated.links[name] == pytest.approx(sent.max() / 50e9 * 1e3)
+    comms = [0.0] * estimated.cluster.ranks
+    for shard in (s for option in estimated.plan.chosen for s in option.shards):
         comms[shard.rank] += shard.perf.fwd_comms + shard.perf.bwd_comms
-    others = found.links["ads"] + found.links["dense"]
-    assert found.time.ids == found.links["ids"]
-    assert min(comms) + others <= found.time.communication <= max(comms) + others + 1e-9
+    others = estimated.links["ads"] + estimated.links["dense"]
+    assert estimated.time.ids == estimated.links["ids"]
+    assert (
+        min(comms) + others
+        <= estimated.time.communication
+        <= max(comms) + others + 1e-9
+    )

@@ -62,8 +62,8 @@ def test_one_node(
 def test_rows_of_a_node() -> None:
     """Two nodes of two: sums within the node that holds it, then across."""
     sent = traffic(plan("table_row_wise", 2, 2), ROWS, 0, 0, "fp32")
-    own, other = ID_BYTES / 2 + BAG, ID_BYTES + 2 * BAG
-    assert sorted(sent.ids) == [own, own, other, other]
+    holder, other = ID_BYTES / 2 + BAG, ID_BYTES + 2 * BAG
+    assert sorted(sent.ids) == [holder, holder, other, other]
     assert sorted(sent.vectors) == [0, 0, 3 * VECTORS, 3 * VECTORS]
     assert sorted(sent.gradients) == [VECTORS, VECTORS, 2 * VECTORS, 2 * VECTORS]
 

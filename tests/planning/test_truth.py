@@ -9,10 +9,14 @@ from conftest import REPOSITORY
 
 
 def test_what_is_off_is_marked(tmp_path: Path) -> None:
-    ways = {"ours, float32": 1.0, "ours, bfloat16": 4.0, "ours, bfloat16+compile": 1.0}
+    milliseconds = {
+        "ours, float32": 1.0,
+        "ours, bfloat16": 4.0,
+        "ours, bfloat16+compile": 1.0,
+    }
     figures = {
         "machine": {"card": "NVIDIA H200"},
-        "speed": {"2048": {"milliseconds": ways | {"plain, float32": 1.0}}},
+        "speed": {"2048": {"milliseconds": milliseconds | {"plain, float32": 1.0}}},
         "counts": {"batch_size": 2048, "ours, float32": {"launches": 99, "graphs": 1}},
     }
     unknown = figures | {"machine": {"card": "NVIDIA B900"}}

@@ -106,8 +106,9 @@ STEP_FILES = (
     *("losses/products.py", "losses/slopes.py", "losses/slopes_kernel.py"),
     *("losses/history.py", "losses/gather.py", "losses/mean.py"),
     *("losses/pointwise.py", "losses/pairwise.py", "models/two_tower.py"),
-    *("models/tower.py", "models/ranker.py", "modules/embeddings.py"),
-    *("modules/attention.py", "modules/mlp.py"),
+    *("models/tower.py", "modules/embeddings.py", "modules/split_linear.py"),
+    *("modules/attention.py", "modules/mlp.py", "tasks/label_heads.py"),
+    *(f"models/rankers/{name}.py" for name in ("base", "logistic", "transformer")),
 )
 HOST = re.compile(r"\.(cpu|item|tolist|numpy|new_tensor|nonzero)\(")
 READ_ON_PURPOSE = {

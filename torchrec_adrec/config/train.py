@@ -73,8 +73,11 @@ class RetrievalConfig(Settings):
 
 
 class RankingConfig(Settings):
-    """The token transformer that orders the candidates."""
+    """The model that orders the candidates."""
 
+    model: Literal["transformer", "lr"] = "transformer"
+    """lr: logistic regression on all ids and numbers, a baseline. It has no sizes, and
+    tables of its own, which always start at 0."""
     layers: Count = 1
     heads: Count = 2
     model_dim: Count = 16

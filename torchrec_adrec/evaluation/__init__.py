@@ -1,1 +1,1 @@
-"""Figures on held-out rows."""
+"""Evaluation: metrics of predictions and of ranked lists on held-out rows."""

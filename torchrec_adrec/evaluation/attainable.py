@@ -1,15 +1,16 @@
-"""What the columns of a known world's rows tell of p(click), and nothing beyond them.
+"""Compute what the columns of a known world's rows tell of p(click).
 
-`p_click` of the truth knows the user, the ad and the time. A model knows the columns:
-the user's number is missing in some rows and unknown in others, a rare ad's too, and
-of the time there is only the hour. The best it can say is the mean of the law over all
-that the columns leave open, weighted by how likely each of it makes the columns:
+`p_click` of the truth is computed from the user, the ad and the time. A model sees the
+columns alone: the user's number is missing in some rows and unknown in others, so is a
+rare ad's, and of the time there is only the hour. Its best prediction is the mean of
+the law over all users, ads and times that fit the columns, weighted by how likely each
+of them makes the columns:
 
     E[p | x] = sum over days d, users u, ads a of w p(u, a, t(d, hour)) / sum of w
     w = P(d | hour) * visits(u) * Poisson(I1, I2, I6 | activity(u))
         * share of a among the ads shown to u's segment at t * P(position | a)
 
-over the users and ads that fit the columns. docs/known_world.md says it in words.
+over the users and ads that fit the columns. docs/known_world.md explains it in words.
 
 Shape letters: U users, N ads, D days of one hour; u and a candidates of one row.
 """
@@ -36,12 +37,12 @@ TASTES = tuple(f"C{4 + axis}" for axis in range(8))
 
 @dataclass(frozen=True)
 class Days:
-    """When rows of each hour of the day were shown.
+    """The days on which rows of each hour were shown.
 
     Attributes:
-        time: per hour (D,) mean time of the rows of each day, in days. Where ads are
-            born within a day it is cut there. Within an hour tastes turn by less than
-            .002: the mean time stands for all of it.
+        time: per hour (D,) mean time of the rows of each day, in days. A day in which
+            ads are born counts as two. Within an hour tastes turn by less than 0.002,
+            so the mean time may replace all times.
         share: per hour (D,) shares of these rows.
     """
 
@@ -50,27 +51,37 @@ class Days:
 
     @classmethod
     def of(cls, time: Float64s, births: Float64s) -> "Days":
-        """From the times of rows."""
-        found = []
+        """Group the times of rows.
+
+        Args:
+            time: (B,) of each row, in days.
+            births: times at which ads are born.
+        """
+        means, shares = [], []
         for h in range(24):
-            own = time[hour(time) == h]
-            day = np.floor(own) + 1e6 * np.searchsorted(births, own, side="right")
-            _, at = np.unique(day, return_inverse=True)
-            count = np.bincount(at)
-            found.append((np.bincount(at, own) / count, count / max(len(own), 1)))
-        times, shares = zip(*found, strict=True)
-        return cls(times, shares)
+            of_hour = time[hour(time) == h]
+            # One number for a day and the births before: a birth begins a new "day".
+            births_before = np.searchsorted(births, of_hour, side="right")
+            day = np.floor(of_hour) + 1e6 * births_before
+            _, group = np.unique(day, return_inverse=True)
+            count = np.bincount(group)
+            means.append(np.bincount(group, of_hour) / count)
+            shares.append(count / max(len(of_hour), 1))
+        return cls(tuple(means), tuple(shares))
 
 
 class Attainable:
     """E[p(click) | columns] of rows of a known world.
 
     Args:
-        known_users, known_ads: (U,), (N,) bool: whose number has an id of its own in
-            the prepared data; all others look alike.
-        days: over which times to take the mean: those of the rows that are judged for
-            the best of all, those of the training rows for a model that has learnt all
-            of these but cannot know that tastes have turned since.
+        world: the law.
+        log: who visits, and which ads are shown to whom.
+        known_users: (U,) bool, whose number has an id of its own in the prepared data;
+            all others have the same id.
+        known_ads: (N,) bool, the same of ads.
+        days: the times to take the mean over. With those of the judged rows it is the
+            best possible prediction; with those of the training rows it is that of a
+            model that has learnt everything but cannot know how tastes turned since.
     """
 
     def __init__(
@@ -92,38 +103,41 @@ class Attainable:
         self._quarters = synthetic.quarters(world)
         self._rates = synthetic.count_rates(world.users.activity)
         lower = lowered(np.arange(world.config.ads), world.config.ads)
-        places = np.arange(POSITIONS)[:, None]
-        self._places = binom.logpmf(places, POSITIONS - 1, lower)  # (positions, N)
+        positions = np.arange(POSITIONS)[:, None]
+        # Log of P(position | ad), (positions, N).
+        self._positions = binom.logpmf(positions, POSITIONS - 1, lower)
         groups, campaigns = world.users.group, world.ads.campaign
         self._of_group = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
-        self._alike = [
+        self._unknown_of_campaign = [
             np.flatnonzero((campaigns == c) & ~known_ads)
             for c in range(campaigns.max() + 1)
         ]
 
     def of(self, rows: pl.DataFrame) -> Float64s:
-        """(B,) of rows as `rows_of` gives them."""
+        """Compute E[p(click) | columns] of rows as `rows_of` gives them, (B,)."""
         return np.array([self._one(row) for row in rows.iter_rows(named=True)])
 
     def _one(self, row: dict[str, float | int | None]) -> float:
-        users, of_user = self._users(row)
-        ads, of_ad = self._ads(row)
+        """Take the weighted mean over (users, days, ads) that fit one row."""
+        users, log_user = self._users(row)
+        ads, log_ad = self._ads(row)
         h, position = int(row["hour"] or 0), int(row["position"] or 0)
         time, group = self.days.time[h], self.world.users.group[users[0]]
         p = self._relevance(users, ads, time, h, int(row["device"] or 0))
-        shown = self._shown(group, ads, time)
-        if np.isneginf(shown).all():  # only ads that were not born in these days
-            shown = np.zeros_like(shown)
-        weight = of_user[:, None, None] + shown + of_ad
-        weight += np.log(self.days.share[h])[:, None]
-        weight = np.exp(weight - weight.max())
+        log_shown = self._log_share_shown(group, ads, time)
+        if np.isneginf(log_shown).all():  # no such ad was born in these days
+            log_shown = np.zeros_like(log_shown)
+        log_weight = log_user[:, None, None] + log_shown + log_ad
+        log_weight += np.log(self.days.share[h])[:, None]
+        # Weights are exp of sums of logs: without the maximum all could round to 0.
+        weight = np.exp(log_weight - log_weight.max())
         mean = float((weight * p).sum() / weight.sum())
         return float(mean * position**-self.world.config.position_bias)
 
     def _relevance(
         self, users: Int64s, ads: Int64s, time: Float64s, h: int, device: int
     ) -> Float64s:
-        """p(click) at position 1, (u, D, a)."""
+        """Compute p(click) at position 1, (u, D, a)."""
         world = self.world
         tastes = world.tastes(users[:, None], time)
         logit = world.config.affinity * (tastes @ world.ads.vector[ads].T)
@@ -133,34 +147,37 @@ class Attainable:
         return np.asarray(expit(logit))
 
     def _users(self, row: dict[str, float | int | None]) -> tuple[Int64s, Float64s]:
-        """The users that fit a row, (u,), and the log of how likely they make it."""
+        """Find the users that fit a row, (u,), and the log of how likely each is."""
         number = int(row["user"] or 0)
         if row["number"] is not None and self._known_users[number]:
             return np.array([number]), np.zeros(1)
         fit = self._of_group[self.world.users.group[number]]
-        there = [axis for axis, name in enumerate(TASTES) if row[name] is not None]
-        codes = self._quarters[:, there]
+        # A user fits if every taste that the row tells is the same quarter.
+        present = [axis for axis, name in enumerate(TASTES) if row[name] is not None]
+        codes = self._quarters[:, present]
         fit = fit[(codes[fit] == codes[number]).all(axis=1)]
         if row["number"] is not None:
             fit = fit[~self._known_users[fit]]
-        likely = self._visits[fit].copy()
+        log_likelihood = self._visits[fit].copy()
         for name, rates in self._rates.items():
             count = row[name]
-            if count is not None:  # Poisson, but for what is the same for all users
+            # The log of a Poisson probability, without its factorial: that is the same
+            # for all users.
+            if count is not None:
                 below = synthetic.I2_BELOW if name == "I2" else 0
-                likely += (count + below) * np.log(rates[fit]) - rates[fit]
-        return fit, likely
+                log_likelihood += (count + below) * np.log(rates[fit]) - rates[fit]
+        return fit, log_likelihood
 
     def _ads(self, row: dict[str, float | int | None]) -> tuple[Int64s, Float64s]:
-        """The ads that fit a row, (a,), and the log of how likely is its position."""
+        """Find the ads that fit a row, (a,), and the log of P(position | ad)."""
         number, position = int(row["ad"] or 0), int(row["position"] or 0)
         if self._known_ads[number]:
             return np.array([number]), np.zeros(1)
-        fit = self._alike[self.world.ads.campaign[number]]
-        return fit, self._places[position - 1, fit]
+        fit = self._unknown_of_campaign[self.world.ads.campaign[number]]
+        return fit, self._positions[position - 1, fit]
 
-    def _shown(self, group: int, ads: Int64s, time: Float64s) -> Float64s:
-        """Log of the share of each ad among those shown to a group, (D, a)."""
+    def _log_share_shown(self, group: int, ads: Int64s, time: Float64s) -> Float64s:
+        """Compute the log of each ad's share among those shown to a group, (D, a)."""
         stage = np.searchsorted(self._births, time, side="right") - 1
         share = self._shares[group, ads] - self._total[stage, group][:, None]
         born = self.world.ads.birth[ads] <= time[:, None]
@@ -172,10 +189,12 @@ class KnownRows:
     """The test rows of a prepared known world, and who has an id of its own.
 
     Attributes:
-        world, log: as they were made.
+        world: the law that made them.
+        log: who visits, and which ads are shown to whom.
         truth: (B, ...) `rows.parquet` of these rows.
         rows: what `Attainable.of` takes.
-        known_users, known_ads: see `Attainable`.
+        known_users: see `Attainable`.
+        known_ads: see `Attainable`.
         days: `Days` of the test rows and of the training rows.
     """
 
@@ -189,7 +208,7 @@ class KnownRows:
 
     @classmethod
     def of(cls, data: Path) -> "KnownRows":
-        """From the folder of a prepared data set, split by time.
+        """Read the folder of a prepared data set, split by time.
 
         Raises:
             ManifestError: its rows are not those of its truth.
@@ -202,6 +221,7 @@ class KnownRows:
             pl.read_parquet(data / f"{split}/*.parquet", columns=["C3", "C15", "click"])
             for split in ("train", "test")
         )
+        # The truth has all rows in order of time, so the splits are its two ends.
         first, last = truth[: len(train)], truth[-len(test) :]
         if not test["click"].cast(bool).equals(last["engagement"].is_not_null()):
             raise ManifestError(
@@ -220,23 +240,24 @@ class KnownRows:
         )
 
     def every(self, step: int) -> "KnownRows":
-        """Of every `step`-th row alone: the mean over all that is open takes a
-        millisecond a row.
-        """
+        """Keep every `step`-th row alone: `attainable` takes a millisecond a row."""
         return replace(self, truth=self.truth[::step], rows=self.rows[::step])
 
     def attainable(self, days: str) -> Float64s:
-        """(B,) E[p(click) | columns] over the days of the `test` or `train` rows."""
+        """Compute E[p(click) | columns], (B,), over the days of `test` or `train`."""
         return Attainable(
             self.world, self.log, self.known_users, self.known_ads, self.days[days]
         ).of(self.rows)
 
 
 def rows_of(data: Path, truth: pl.DataFrame) -> pl.DataFrame:
-    """What the last rows' columns hold: `user`, `ad`, `position`, `device`, `hour`;
-    null where the column is missing: `number` (C3), tastes and counts.
+    """Read what the last rows' columns hold.
+
+    Returns:
+        `user`, `ad`, `position`, `device`, `hour`; and, null where a column is missing,
+        `number` (C3), tastes and counts.
     """
-    wanted = ["C3", *TASTES, *COUNTS]
+    names = ["C3", *TASTES, *COUNTS]
     raw = pl.scan_csv(
         data / synthetic.TSV,
         separator="\t",
@@ -244,7 +265,7 @@ def rows_of(data: Path, truth: pl.DataFrame) -> pl.DataFrame:
         new_columns=list(COLUMNS),
         schema_overrides={n: pl.String for n in COLUMNS if n not in COUNTS},
     )
-    columns = raw.select(wanted).tail(len(truth)).collect().rename({"C3": "number"})
+    columns = raw.select(names).tail(len(truth)).collect().rename({"C3": "number"})
     shown = truth.select("user", "ad", "position", "device").with_columns(
         pl.Series("hour", hour(truth["time"].to_numpy()))
     )
@@ -252,7 +273,7 @@ def rows_of(data: Path, truth: pl.DataFrame) -> pl.DataFrame:
 
 
 def _known(number: pl.Series, ids: pl.Series, count: int) -> Bools:
-    """Who of `count` has an id of its own: training showed it often enough."""
+    """Tell who of `count` has an id: training showed its number often enough."""
     known = np.zeros(count, dtype=bool)
     known[number.filter(ids > UNKNOWN).to_numpy()] = True
     return known

@@ -1,6 +1,6 @@
-"""What any model must beat: the constant, and a logistic regression on the same ids.
+"""Baselines that any model must beat: a constant, and a logistic regression.
 
-And what none can beat, where the rows come from a known rule: the rule itself.
+Where the rows come from a known rule, the rule itself is judged too: no model beats it.
 """
 
 import json
@@ -20,14 +20,14 @@ from torchrec_adrec.schema import Schema
 INVERSE_L2 = 0.1
 MAX_ROWS = 1_000_000  # the latest training rows; more would not fit a laptop's memory
 PREDICTIONS = "test.parquet"
-TRUTH = "truth/rows.parquet"  # there if the rows come from a known world
+TRUTH = "truth/rows.parquet"  # exists if the rows come from a known world
 
 
 def baselines(data: Path, out: Path) -> dict[str, Any]:
     """Fit on the training split, judge on the test split, write `metrics.json`.
 
-    `test.parquet` has the observed rows' label and each one's prediction, to compare
-    others with row by row.
+    `test.parquet` gets the label and the prediction of each observed row, so that other
+    models can be compared row by row.
     """
     schema = Schema.load(data / "schema.json")
     label = schema.labels[0].name
@@ -57,13 +57,17 @@ def baselines(data: Path, out: Path) -> dict[str, Any]:
 
 
 def _observed(data: Path, split: str, label: str) -> pl.DataFrame:
-    """The latest rows of a split whose label was observed."""
+    """Read the latest rows of a split whose label was observed."""
     rows = pl.scan_parquet(data / f"{split}/*.parquet")
     return rows.filter(pl.col(label).is_not_nan()).tail(MAX_ROWS).collect()
 
 
 def _truth(data: Path, report: dict[str, Any], rows: int) -> Float64s:
-    """The known p(click) of the test rows, the last ones of all."""
+    """Read the known p(click) of the test rows, which are the last ones of all.
+
+    Raises:
+        ManifestError: the truth is not that of these rows.
+    """
     truth = pl.read_parquet(data / TRUTH, columns=["p_click"])["p_click"].to_numpy()
     if report["bad_rows"]["count"] or len(truth) != report["rows_in"]:
         raise ManifestError(
@@ -74,7 +78,7 @@ def _truth(data: Path, report: dict[str, Any], rows: int) -> Float64s:
 
 
 def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
-    """Every id as a column of its own, and the numbers as they are."""
+    """Encode every id as a column of its own; numbers stay as they are."""
     sizes = [f.num_embeddings for f in schema.sparse]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     ids: Int64s = np.stack(
@@ -82,6 +86,7 @@ def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
         axis=1,
     )
     rows, width = ids.shape
+    # Every row has as many ones as there are features, so row i begins at i * width.
     pointers = np.arange(0, rows * width + 1, width)
     ones = np.ones(ids.size, dtype=np.float32)
     hot = csr_matrix((ones, ids.ravel(), pointers), shape=(rows, int(starts[-1])))

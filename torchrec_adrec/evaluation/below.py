@@ -1,4 +1,4 @@
-"""Says so when a model is worse than what it is there to beat."""
+"""Warn when a model is worse than the baselines that it has to beat."""
 
 import logging
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ log = logging.getLogger(__name__)
 
 
 def below_baselines(metrics: Metrics) -> list[str]:
-    """The test figures of a run that a baseline does better, one sentence each.
+    """List the test metrics in which a baseline is better, one sentence each.
 
     Args:
-        metrics: by stage; `baselines`, and those of `retrieval`, `ranking` and
-            `embeddings` that there are.
+        metrics: by stage; `baselines`, and `retrieval`, `ranking` and `export` where
+            they are finished.
     """
     lines: list[str] = []
     for stage, model in MODELS.items():
@@ -28,6 +28,7 @@ def below_baselines(metrics: Metrics) -> list[str]:
 
 
 def _clicks(model: str, figures: Metrics, baselines: Metrics) -> Iterator[str]:
+    # A comparison with NaN is false: test rows of one class have no AUC to compare.
     regression = baselines["logistic_regression"]["test"]["auc"]
     constant = baselines["constant"]["test"]["log_loss"]
     if figures["auc"] < regression:
@@ -53,6 +54,6 @@ def _recalls(judged: Metrics) -> Iterator[str]:
 
 
 def warn_below(metrics: Metrics) -> None:
-    """Log what `below_baselines` finds."""
+    """Log each sentence of `below_baselines` as a warning."""
     for line in below_baselines(metrics):
         log.warning("%s: look at data/report.md and the learning rates", line)

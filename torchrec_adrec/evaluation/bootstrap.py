@@ -1,4 +1,4 @@
-"""How far a mean over queries would move with other queries of the same kind."""
+"""Bootstrap intervals: how far a mean would move with other queries of its kind."""
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -16,12 +16,16 @@ def auc_difference(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, float]:
-    """AUC of `one` less that of `other` on the same rows, and its 95% interval.
+    """Compute the AUC of `one` less that of `other`, and its 95% interval.
 
     Rows are drawn together for both, so what makes a row hard for both cancels out.
 
     Args:
-        label, one, other: (N,), labels of both classes.
+        label: (N,) 0 or 1, of both classes.
+        one: (N,) scores.
+        other: (N,) scores of the same rows.
+        seed: of the draws.
+        resamples: how many draws.
 
     Returns:
         `difference`, `low`, `high`.
@@ -30,8 +34,8 @@ def auc_difference(
     draws = [rng.integers(rows, size=rows) for _ in range(resamples)]
     gains = [_auc_gain(label[d], one[d], other[d]) for d in draws]
     low, high = interval(np.array(gains))
-    found = _auc_gain(label, one, other)
-    return {"difference": found, "low": float(low), "high": float(high)}
+    difference = _auc_gain(label, one, other)
+    return {"difference": difference, "low": float(low), "high": float(high)}
 
 
 def _auc_gain(label: Float64s, one: Float64s, other: Float64s) -> float:
@@ -41,17 +45,20 @@ def _auc_gain(label: Float64s, one: Float64s, other: Float64s) -> float:
 def resampled_means(
     values: Float64s, seed: int, resamples: int = RESAMPLES
 ) -> Float64s:
-    """Means of `resamples` draws of as many rows, with replacement.
+    """Compute the means of draws of as many rows, with replacement.
 
     Columns are drawn together, so differences of columns are paired. Efron and
     Tibshirani, An Introduction to the Bootstrap, 1993.
 
     Args:
         values: (Q, F), Q at least 1.
+        seed: of the draws.
+        resamples: how many draws.
 
     Returns:
         (resamples, F).
     """
+    # A product with counts is much faster than gathering the drawn rows of each draw.
     rows, rng = len(values), np.random.default_rng(seed)
     means = []
     for first in range(0, resamples, DRAWN_AT_ONCE):
@@ -63,6 +70,6 @@ def resampled_means(
 
 
 def interval(draws: Float64s, level: float = LEVEL) -> Float64s:
-    """The percentiles between which `level` of the draws lie, (2, ...)."""
+    """Find the percentiles between which `level` of the draws lie, (2, ...)."""
     tail = 100 * (1 - level) / 2
     return np.asarray(np.percentile(draws, [tail, 100 - tail], axis=0))

@@ -1,15 +1,14 @@
-"""What the user's context alone tells of which ad is shown: nothing learnt of clicks.
+"""A baseline that knows which ads are shown in which context, and nothing of clicks.
 
-A naive Bayes on the training impressions, over the user's ids:
+It is a naive Bayes on the training impressions, over the user's ids:
 
     score(ad | x) = log p(ad) + weight * sum over columns c of
                     log((n(ad, x_c) + a p(x_c)) / (n(ad) + a)) - log p(x_c)
 
-p(x_c) is the same for all ads, so what it takes away changes no order; with it a pair
-that was never shown adds nothing but what the ad's own n(ad) adds. So the scores of
-some queries are one sparse product and a vector. Columns are not independent: `weight`
-below 1 says how much less than that they tell. It and `a` are chosen on the valid
-split.
+p(x_c) is the same for all ads, so subtracting it changes no order. Then a pair that was
+never shown contributes a number that depends on n(ad) alone, and the scores of some
+queries are one sparse product and a vector. Columns are not independent, which `weight`
+below 1 makes up for. It and `a` are chosen on the valid split.
 
 Shape letters: Q queries, C columns, V (column, value) pairs, n ads of this rank.
 """
@@ -43,7 +42,7 @@ class ImpressionCounts:
         values: (V,) of a (column, value) with any ad; of one column they sum to `rows`.
         ads: (n,) of an ad.
         columns: the user's id columns, whose first rows are `starts`.
-        first: place in the catalog of the first ad.
+        first: position in the catalog of the first ad.
     """
 
     pairs: csr_matrix
@@ -56,13 +55,15 @@ class ImpressionCounts:
 
     @classmethod
     def count(
-        cls, data: Path, schema: Schema, ids: Int64s, own: slice
+        cls, data: Path, schema: Schema, ids: Int64s, local: slice
     ) -> "ImpressionCounts":
-        """Of the latest training rows, with this rank's share of the ads.
+        """Count the latest training rows, for this rank's share of the ads.
 
         Args:
+            data: a prepared data set.
+            schema: its columns.
             ids: of all ads in catalog order.
-            own: this rank's.
+            local: this rank's share of them.
         """
         columns = tuple(f.name for f in schema.sparse_of(Side.USER))
         sizes = [f.num_embeddings for f in schema.sparse_of(Side.USER)]
@@ -70,21 +71,29 @@ class ImpressionCounts:
         train = pl.scan_parquet(data / "train/*.parquet").select(*columns, AD_ID)
         rows = train.tail(MAX_ROWS).collect()
         ad = np.searchsorted(ids, rows[AD_ID].to_numpy())
-        mine = (ad >= own.start) & (ad < own.stop)
-        counts = np.bincount(ad[mine] - own.start, minlength=own.stop - own.start)
+        is_local = (ad >= local.start) & (ad < local.stop)
+        local_ad = ad[is_local] - local.start
+        counts = np.bincount(local_ad, minlength=local.stop - local.start)
         values = np.zeros(int(starts[-1]), dtype=np.int64)
         pairs = []
         for name, start, end in zip(columns, starts[:-1], starts[1:], strict=True):
             value = rows[name].to_numpy()
             values[start:end] = np.bincount(value, minlength=end - start)
-            at = (np.ones(mine.sum()), (value[mine], ad[mine] - own.start))
-            # Equal places are summed up when it is made.
-            pairs.append(csr_matrix(at, shape=(end - start, len(counts))))
-        found = vstack(pairs, format="csr")
-        return cls(found, values, counts, columns, starts[:-1], len(rows), own.start)
+            # A sparse matrix adds up the ones of equal coordinates: it counts.
+            ones = (np.ones(len(local_ad)), (value[is_local], local_ad))
+            pairs.append(csr_matrix(ones, shape=(end - start, len(counts))))
+        return cls(
+            vstack(pairs, format="csr"),
+            values,
+            counts,
+            columns,
+            starts[:-1],
+            len(rows),
+            local.start,
+        )
 
     def one_hot(self, users: pl.DataFrame) -> csr_matrix:
-        """(Q, V): which values each user has."""
+        """Mark the values that each user has, (Q, V)."""
         ids = users.select(self.columns).to_numpy() + self.starts
         pointers = np.arange(0, ids.size + 1, ids.shape[1])
         parts = (np.ones(ids.size), ids.ravel(), pointers)
@@ -93,7 +102,7 @@ class ImpressionCounts:
 
 @dataclass(frozen=True)
 class TunedSmoothing:
-    """`a` and `weight`, and how they were found.
+    """The constants `a` and `weight`, and how they were chosen.
 
     Attributes:
         ndcg: mean of 1 / log2(1 + rank) over the `clicks` of the valid split: the gain
@@ -114,16 +123,17 @@ class ContextBaseline:
     Attributes:
         hot: (Q, V) which values each user has.
         prior: (n,) log p(ad); an ad that was never shown counts as shown once.
-        own: (n,) what is taken away for all columns together.
-        of_ad: (n, V) what each value tells of each ad.
+        unseen: (n,) what an ad's score loses if no value of a user was ever shown with
+            it, for all columns together.
+        evidence: (n, V) what each value adds to that for each ad.
         blocks: the same as (V, b) for each block of ads, by its start.
-        first: place in the catalog of this rank's first ad.
+        first: position in the catalog of this rank's first ad.
     """
 
     hot: csr_matrix
     prior: Float64s
-    own: Float64s
-    of_ad: csr_matrix
+    unseen: Float64s
+    evidence: csr_matrix
     blocks: dict[int, csr_matrix]
     first: int
     weight: float
@@ -132,57 +142,69 @@ class ContextBaseline:
     def of(
         cls, shown: ImpressionCounts, hot: csr_matrix, smoothing: float, weight: float
     ) -> "ContextBaseline":
-        """With `a` = `smoothing`, in impressions."""
+        """Make the scorer of some users.
+
+        Args:
+            shown: the counts.
+            hot: (Q, V), see `ImpressionCounts.one_hot`.
+            smoothing: `a`, in impressions.
+            weight: of the columns.
+        """
         pairs = shown.pairs.tocoo()
+        # log((n + a p) / (a p)) is 0 where n is: only pairs that were shown are stored.
         expected = smoothing * shown.values[pairs.row] / shown.rows
-        told = csr_matrix(
+        evidence = csr_matrix(
             (np.log1p(pairs.data / expected), (pairs.row, pairs.col)), shape=pairs.shape
         )
         return cls(
             hot,
             np.log((shown.ads + 1) / shown.rows),
             len(shown.columns) * np.log1p(shown.ads / smoothing),
-            told.T.tocsr(),
-            {at.start: told[:, at] for at in ad_blocks(len(shown.ads))},
+            evidence.T.tocsr(),
+            {ads.start: evidence[:, ads] for ads in ad_blocks(len(shown.ads))},
             shown.first,
             weight,
         )
 
     @property
     def count(self) -> int:
-        """This rank's ads."""
+        """The number of this rank's ads."""
         return len(self.prior)
 
     def block(self, queries: slice, ads: slice) -> Tensor:
         """See `BlockScorer`."""
-        told = (self.hot[queries] @ self.blocks[ads.start]).toarray()
-        told = self.prior[ads] + self.weight * (told - self.own[ads])
-        return torch.from_numpy(told)
+        evidence = (self.hot[queries] @ self.blocks[ads.start]).toarray()
+        scores = self.prior[ads] + self.weight * (evidence - self.unseen[ads])
+        return torch.from_numpy(scores)
 
     def pairs(self, queries: Int64s, ads: Int64s) -> Tensor:
         """See `BlockScorer`."""
-        told = self.of_ad[ads].multiply(self.hot[queries]).sum(axis=1)
-        told = np.asarray(told).ravel() - self.own[ads]
-        return torch.from_numpy(self.prior[ads] + self.weight * told)
+        evidence = self.evidence[ads].multiply(self.hot[queries]).sum(axis=1)
+        evidence = np.asarray(evidence).ravel() - self.unseen[ads]
+        return torch.from_numpy(self.prior[ads] + self.weight * evidence)
 
 
 def choose(
     shown: ImpressionCounts, users: pl.DataFrame, clicked: Int64s, process: Process
 ) -> TunedSmoothing:
-    """`a` and `weight` that put the clicks of the valid split highest. Collective.
+    """Choose `a` and `weight` that rank the clicks of the valid split highest.
+
+    Collective.
 
     Args:
+        shown: the training impressions.
         users: (Q,) rows of the valid split that were clicked.
-        clicked: (Q,) places of their ads in the catalog.
+        clicked: (Q,) positions of their ads in the catalog.
+        process: this rank.
     """
     if not len(users):
         return TunedSmoothing(SMOOTHINGS[1], WEIGHTS[1], 0, None)
-    hot, found = shown.one_hot(users), []
+    hot, choices = shown.one_hot(users), []
     for smoothing in SMOOTHINGS:
         context = ContextBaseline.of(shown, hot, smoothing, 1.0)
         for weight in WEIGHTS:
             scorer = replace(context, weight=weight)
             ranks = search(scorer, clicked, 1, process).ranks
             gain = float((1 / np.log2(1 + ranks)).mean())
-            found.append(TunedSmoothing(smoothing, weight, len(users), gain))
-    return max(found, key=lambda chosen: chosen.ndcg or 0.0)
+            choices.append(TunedSmoothing(smoothing, weight, len(users), gain))
+    return max(choices, key=lambda choice: choice.ndcg or 0.0)

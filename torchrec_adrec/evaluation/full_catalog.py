@@ -1,4 +1,4 @@
-"""Exported vectors judged on held-out clicks, beside popularity and the context."""
+"""Judge exported vectors on held-out clicks, compared with popularity and context."""
 
 import json
 from dataclasses import asdict
@@ -34,7 +34,18 @@ MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
 def clicks_of(
     data: Path, schema: Schema, split: str, most: int, seed: int
 ) -> tuple[pl.DataFrame, int]:
-    """Clicked rows of a split in file order, at most `most`; and how many there are."""
+    """Read clicked rows of a split, in file order.
+
+    Args:
+        data: a prepared data set.
+        schema: its columns; the first label is the click.
+        split: its folder.
+        most: how many rows are kept, drawn at random.
+        seed: of the draw.
+
+    Returns:
+        The rows, and how many clicks the split has.
+    """
     label = schema.labels[0].name
     if not list((data / split).glob("*.parquet")):
         return pl.DataFrame(), 0
@@ -42,12 +53,13 @@ def clicks_of(
     clicks = rows.collect()
     if len(clicks) <= most:
         return clicks, len(clicks)
+    # File order is the order of the exported queries; the draw must not change it.
     kept = np.random.default_rng(seed).choice(len(clicks), most, replace=False)
     return clicks[np.sort(kept)], len(clicks)
 
 
 def held_out_clicks(data: Path, schema: Schema, seed: int) -> tuple[pl.DataFrame, int]:
-    """`clicks_of` the test split.
+    """Read the clicks of the test split that retrieval is measured on.
 
     Raises:
         DataError: there are none.
@@ -64,35 +76,43 @@ def held_out_clicks(data: Path, schema: Schema, seed: int) -> tuple[pl.DataFrame
 
 def judge(
     ads: Float32s,
-    own: slice,
+    local: slice,
     queries: Float32s,
     data: Path,
     schema: Schema,
     seed: int,
     process: Process,
 ) -> dict[str, Any]:
-    """Figures and protocol on the first rank, nothing on the others. Collective.
+    """Measure retrieval over the whole catalog. Collective.
 
     Args:
-        ads: (n, D) vectors of this rank's `own` ads, in catalog order.
+        ads: (n, D) vectors of this rank's ads, in catalog order.
+        local: which positions of the catalog these are.
         queries: (Q, D) of the users of `held_out_clicks`, in their order.
+        data: a prepared data set.
+        schema: its columns.
+        seed: of the draws.
+        process: this rank.
+
+    Returns:
+        Metrics and protocol on the first rank, nothing on the others.
     """
     catalog = load_catalog(data)
     clicks, total = held_out_clicks(data, schema, seed)
     ids, impressions = (catalog[n].to_numpy() for n in (AD_ID, "impressions"))
     clicked = np.searchsorted(ids, clicks[AD_ID].to_numpy())
-    context, settings = _context(data, schema, ids, own, clicks, seed, process)
+    context, settings = _context(data, schema, ids, local, clicks, seed, process)
     scorers: dict[str, BlockScorer] = {
-        "towers": InnerProduct.of(queries, ads, own.start, process.device),
+        "towers": InnerProduct.of(queries, ads, local.start, process.device),
         "context": context,
     }
     cuts = cuts_of(len(ids))
     longest = max(cuts, default=1)
-    ways: dict[str, SearchResult] = {
+    results: dict[str, SearchResult] = {
         name: search(scorer, clicked, longest, process)
         for name, scorer in scorers.items()
     }
-    ways["popularity"] = by_popularity(impressions, clicked, longest)
+    results["popularity"] = by_popularity(impressions, clicked, longest)
     if not process.is_first:
         return {}
     protocol = RetrievalProtocol(
@@ -107,7 +127,7 @@ def judge(
     return {
         "protocol": protocol.model_dump(mode="json"),
         "catalog": len(ids),
-        **retrieval_metrics(ways, clicked, impressions, seed),
+        **retrieval_metrics(results, clicked, impressions, seed),
     }
 
 
@@ -115,16 +135,17 @@ def _context(
     data: Path,
     schema: Schema,
     ids: Int64s,
-    own: slice,
+    local: slice,
     clicks: pl.DataFrame,
     seed: int,
     process: Process,
 ) -> tuple[ContextBaseline, dict[str, float | int | None]]:
-    """The baseline for the test clicks, chosen on the valid split, and how."""
-    shown = ImpressionCounts.count(data, schema, ids, own)
+    """Make the context baseline of the test clicks; returns how it was tuned too."""
+    shown = ImpressionCounts.count(data, schema, ids, local)
     valid, _ = clicks_of(data, schema, "valid", MAX_TUNING, seed)
-    at = np.searchsorted(ids, valid[AD_ID].to_numpy())
-    chosen = choose(shown, valid, at, process)
+    # Tuned on the valid split: the test clicks must not choose their own baseline.
+    clicked = np.searchsorted(ids, valid[AD_ID].to_numpy())
+    tuned = choose(shown, valid, clicked, process)
     hot = shown.one_hot(clicks)
-    context = ContextBaseline.of(shown, hot, chosen.smoothing, chosen.weight)
-    return context, asdict(chosen) | {"training_rows": shown.rows}
+    context = ContextBaseline.of(shown, hot, tuned.smoothing, tuned.weight)
+    return context, asdict(tuned) | {"training_rows": shown.rows}

@@ -1,4 +1,4 @@
-"""What the best possible model reaches on a known world's rows."""
+"""The metrics that the best possible model reaches on a known world's rows."""
 
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from torchrec_adrec.evaluation.metrics import click_metrics
 
 
 def bayes(truth: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """Figures of p(click) itself: no prediction has a better expectation.
+    """Judge p(click) itself: no prediction has a better expectation.
 
     Args:
-        truth: rows of a known world: `p_click`, and `engagement`, null without a click.
+        truth: rows of a known world, with `p_click` and with `engagement`, which is
+            null without a click.
 
     Returns:
         `expected`: the exact `auc` and `log_loss` over all clicks that could have been
@@ -28,7 +29,9 @@ def bayes(truth: pl.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def expected_metrics(p: Float64s) -> dict[str, float]:
-    """See `bayes`; each row counts as a click with weight p, as none with 1 - p.
+    """Compute the expectation of the metrics over all clicks that could be drawn.
+
+    Each row counts as a click with weight p and as none with weight 1 - p.
 
     Args:
         p: (N,) true p(click), neither all 0 nor all 1.
@@ -36,6 +39,7 @@ def expected_metrics(p: Float64s) -> dict[str, float]:
     rate = p.mean()
     return {
         "auc": expected_auc(p, p),
+        # `entr` is -p log p: the expected log loss of a true p is its entropy.
         "log_loss": float((entr(p) + entr(1 - p)).mean()),
         "base_entropy": float(entr(rate) + entr(1 - rate)),
         "click_rate": float(rate),
@@ -43,17 +47,19 @@ def expected_metrics(p: Float64s) -> dict[str, float]:
 
 
 def expected_auc(score: Float64s, p: Float64s) -> float:
-    """AUC of any score over all clicks that could have been drawn: as `bayes`.
+    """Compute the AUC of any score over all clicks that could be drawn.
 
     Args:
         score: (N,).
         p: (N,) true p(click).
     """
+    # Every row stands in for both outcomes, each with its probability as weight: the
+    # weighted AUC over these is the mean over all drawn clicks, without drawing any.
     label = np.repeat([1, 0], len(p))
     weight = np.concatenate([p, 1 - p])
     return float(roc_auc_score(label, np.tile(score, 2), sample_weight=weight))
 
 
 def judge_rows(rows: Path) -> dict[str, dict[str, float]]:
-    """`bayes` of a `rows.parquet`, reading only what it needs."""
+    """Judge the rows of a `rows.parquet` as `bayes` does."""
     return bayes(pl.read_parquet(rows, columns=["p_click", "engagement"]))

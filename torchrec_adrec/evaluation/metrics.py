@@ -1,14 +1,23 @@
-"""Figures of predictions, from scikit-learn's and scipy's implementations."""
+"""Metrics of predictions, from scikit-learn's and scipy's implementations.
+
+`LABEL_METRICS` is all that evaluation knows of the kinds of labels.
+"""
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import log_loss, roc_auc_score
 
 from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.schema import Schema
+
+# Per label: what was predicted and what was observed, both (N,).
+Predictions = dict[str, tuple[Float64s, Float64s]]
 
 
 def click_metrics(probability: Float64s, label: Float64s) -> dict[str, float]:
-    """AUC, log loss, normalised entropy and calibration of observed rows.
+    """Compute AUC, log loss, normalised entropy and calibration of observed rows.
 
     Args:
         probability: (N,) predicted p(label = 1).
@@ -22,6 +31,7 @@ def click_metrics(probability: Float64s, label: Float64s) -> dict[str, float]:
     rate = float(label.mean())
     both = 0 < rate < 1
     loss = float(log_loss(label, probability, labels=[0, 1]))
+    # With one class alone neither AUC nor the base rate's entropy is defined: NaN.
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)) if both else np.nan
     return {
         "auc": float(roc_auc_score(label, probability)) if both else float("nan"),
@@ -34,7 +44,11 @@ def click_metrics(probability: Float64s, label: Float64s) -> dict[str, float]:
 
 
 def value_metrics(predicted: Float64s, observed: Float64s) -> dict[str, float]:
-    """Errors and order of predicted values of observed rows.
+    """Compute errors and rank correlation of predicted values of observed rows.
+
+    Args:
+        predicted: (N,).
+        observed: (N,).
 
     Returns:
         `rmse`, `mae`, `spearman` (rank correlation), `calibration` (mean prediction
@@ -48,4 +62,21 @@ def value_metrics(predicted: Float64s, observed: Float64s) -> dict[str, float]:
         "calibration": float(predicted.mean() / mean) if mean else float("nan"),
         "rows": len(observed),
         "mean": mean,
+    }
+
+
+LABEL_METRICS: Mapping[str, Callable[[Float64s, Float64s], dict[str, float]]] = {
+    "binary": click_metrics,
+    "value": value_metrics,
+}
+
+
+def label_metrics(
+    schema: Schema, predictions: Predictions
+) -> dict[str, dict[str, float]]:
+    """Compute the metrics that fit each label's kind, by the label's name."""
+    kinds = {label.name: label.kind for label in schema.labels}
+    return {
+        name: LABEL_METRICS[kinds[name]](predicted, observed)
+        for name, (predicted, observed) in predictions.items()
     }

@@ -1,4 +1,4 @@
-"""Pictures of a run: what people look at rather than read."""
+"""Pictures of a run, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ BINS = 20
 
 
 def loss_curve(curve: Sequence[tuple[int, float]], title: str, path: Path) -> None:
-    """Loss over steps, as PNG."""
+    """Draw the loss over the steps."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*curve, strict=True))
@@ -27,8 +27,17 @@ def loss_curve(curve: Sequence[tuple[int, float]], title: str, path: Path) -> No
 def calibration_curve(
     probability: Float64s, label: Float64s, title: str, path: Path
 ) -> None:
-    """Observed click rate over predicted, in bins of equal size, as PNG."""
+    """Draw the observed click rate over the predicted one, in bins of equal size.
+
+    Args:
+        probability: (N,) predicted.
+        label: (N,) 0 or 1.
+        title: of the picture.
+        path: of the file.
+    """
     order = np.argsort(probability)
+    # Bins of equal size, not width: most predictions are small, and a bin of three rows
+    # would draw its noise.
     bins = [b for b in np.array_split(order, BINS) if len(b)]
     predicted = [probability[b].mean() for b in bins]
     observed = [label[b].mean() for b in bins]
@@ -43,33 +52,33 @@ def calibration_curve(
 
 
 def recall_by_popularity(judged: Mapping[str, Any], path: Path) -> None:
-    """Recall of the clicked ad by its popularity, with 95% intervals, as PNG.
+    """Draw the recall of the clicked ad by its popularity, with 95% intervals.
 
     Args:
-        judged: `evaluation.retrieval.retrieval_metrics`, with at least one Recall@K:
-            shown is that at 100, in small catalogs the largest.
+        judged: what `evaluation.retrieval.retrieval_metrics` returned, with at least
+            one Recall@K. The one at 100 is drawn, or in small catalogs the largest.
+        path: of the file.
     """
-    ways = [n for n in judged["all"] if n != "differences"]
-    names = [n for n in judged["all"][ways[0]] if n.startswith("recall@")]
-    shown = "recall@100" if "recall@100" in names else names[-1]
+    methods = [n for n in judged["all"] if n != "differences"]
+    names = [n for n in judged["all"][methods[0]] if n.startswith("recall@")]
+    metric = "recall@100" if "recall@100" in names else names[-1]
     groups = dict(judged["deciles"])
     if "unseen_ads" in judged:
         groups["unseen"] = judged["unseen_ads"]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for shift, way in enumerate(ways):
-        at = np.arange(len(groups)) + (shift - 1) / 8
-        mean = np.array([group[way][shown] for group in groups.values()])
-        ends = np.array([g[way]["intervals"][shown] for g in groups.values()]).T
-        around = np.abs(ends - mean)
-        axes.errorbar(at, mean, around, fmt="o", capsize=2, label=way)
-    clicks = [group[ways[0]]["clicks"] for group in groups.values()]
+    for i, method in enumerate(methods):
+        x = np.arange(len(groups)) + (i - 1) / 8  # side by side, else bars overlap
+        mean = np.array([group[method][metric] for group in groups.values()])
+        ends = np.array([g[method]["intervals"][metric] for g in groups.values()]).T
+        axes.errorbar(x, mean, np.abs(ends - mean), fmt="o", capsize=2, label=method)
+    clicks = [group[methods[0]]["clicks"] for group in groups.values()]
     ticks = [f"{n}\n{count:,}" for n, count in zip(groups, clicks, strict=True)]
     axes.set_xticks(range(len(groups)), ticks, fontsize=8)
     axes.set(
         xlabel="tenth of the training impressions (1: most shown), clicks below",
-        ylabel=shown,
-        title=f"{shown} of {judged['catalog']:,} ads, 95% intervals",
+        ylabel=metric,
+        title=f"{metric} of {judged['catalog']:,} ads, 95% intervals",
     )
     axes.legend()
     figure.savefig(path, dpi=120)

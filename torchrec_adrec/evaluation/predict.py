@@ -1,4 +1,4 @@
-"""Predictions of a sharded model over a split, from all ranks."""
+"""Predict a split with a sharded model and gather the predictions of all ranks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +16,22 @@ from torchrec_adrec.data.loader.collate import batch_columns, collate, memory_fo
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.metrics import click_metrics, value_metrics
+from torchrec_adrec.evaluation.metrics import Predictions, label_metrics
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks.ranking import prediction
-
-# Per label: what was predicted and what was observed, both (N,).
-Predictions = dict[str, tuple[Float64s, Float64s]]
+from torchrec_adrec.tasks.label_heads import prediction
 
 
 def _batches(
     split: Split, schema: Schema, process: Process, batch_size: int, bounds: Bounds
 ) -> Iterator[Batch]:
-    """Every row of a split once, over all ranks; the last step is filled up."""
+    """Read every row of a split once over all ranks.
+
+    The last step is filled up with rows of weight 0, so that all ranks take the same
+    number of steps: lookups are collective.
+    """
+    # The batch is rounded up to a multiple of the ranks.
     size = -(-batch_size // process.world_size) * process.world_size
     reader = Reader(
         split, batch_columns(schema), size, process.rank, process.world_size
@@ -55,16 +57,21 @@ def evaluate_split(
     batch_size: int,
     bounds: Bounds = "raise",
 ) -> dict[str, dict[str, float]]:
-    """Figures per label over one split, the same on every rank. Collective."""
-    found = predict_split(model, folder, schema, process, batch_size, bounds)
-    return label_metrics(schema, found)
+    """Compute the metrics of each label over one split. Collective.
 
+    Args:
+        model: a task, sharded or in one piece.
+        folder: of the split.
+        schema: the columns.
+        process: this rank.
+        batch_size: rows of a step over all ranks.
+        bounds: what happens to an id that no table has.
 
-def label_metrics(schema: Schema, found: Predictions) -> dict[str, dict[str, float]]:
-    """The figures that fit each label's kind."""
-    ways = {"binary": click_metrics, "value": value_metrics}
-    kinds = {label.name: label.kind for label in schema.labels}
-    return {name: ways[kinds[name]](*pair) for name, pair in found.items()}
+    Returns:
+        Label -> metric -> value, the same on every rank.
+    """
+    predictions = predict_split(model, folder, schema, process, batch_size, bounds)
+    return label_metrics(schema, predictions)
 
 
 @torch.no_grad()
@@ -76,19 +83,31 @@ def predict_split(
     batch_size: int,
     bounds: Bounds = "raise",
 ) -> Predictions:
-    """Prediction and label of every row of a split, the same on every rank.
+    """Predict every row of a split. Collective.
 
-    Collective. Rows of weight 0 and labels that were not observed do not count.
+    Args:
+        model: a task, sharded or in one piece.
+        folder: of the split.
+        schema: the columns.
+        process: this rank.
+        batch_size: rows of a step over all ranks.
+        bounds: what happens to an id that no table has.
+
+    Returns:
+        Label -> (predicted, observed), the same on every rank. Rows of weight 0 and
+        labels that were not observed are not in it.
     """
     model.eval()
     split, parts, labels = Split.open(folder), [], []
     for batch in _batches(split, schema, process, batch_size, bounds):
         _, out = model(batch)
+        # Off the device at once: the logits of a whole split need not fit it.
         kept = out.weights > 0
         parts.append(out.logits[kept].double().cpu().numpy())
         labels.append(out.labels[kept].double().cpu().numpy())
     all_logits, all_labels = _from_all(parts), _from_all(labels)
     result = {}
+    # The towers have a logit of the first label alone.
     for t, label in enumerate(schema.labels[: all_logits.shape[1]]):
         observed = ~np.isnan(all_labels[:, t])
         logits = torch.from_numpy(all_logits[observed, t])
@@ -98,7 +117,8 @@ def predict_split(
 
 
 def _from_all(parts: list[Float64s]) -> Float64s:
-    own = np.concatenate(parts)
-    gathered: list[Float64s] = [own] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
+    """Concatenate the parts of all ranks, in the order of ranks. Collective."""
+    local = np.concatenate(parts)
+    gathered: list[Float64s] = [local] * dist.get_world_size()
+    dist.all_gather_object(gathered, local)
     return np.concatenate(gathered)

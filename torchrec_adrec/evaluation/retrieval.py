@@ -1,6 +1,6 @@
-"""Retrieval judged exactly: every held-out click against the whole catalog.
+"""Judge retrieval exactly: every held-out click against the whole catalog.
 
-The protocol stands beside the figures that it explains: docs/evaluation.md.
+The protocol is written beside the metrics that it explains: see docs/evaluation.md.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ from torchrec_adrec.evaluation.ranking_metrics import (
     popularity_deciles,
 )
 
-CLICKED = "clicked_popularity"  # beside the lists' popularity, to compare it with
+CLICKED = "clicked_popularity"  # what the popularity of the lists is compared with
 DIFFERENCES = (("towers", "popularity"), ("towers", "context"))
 
 
 class RetrievalProtocol(BaseModel):
-    """How figures of retrieval came about; without it they mean nothing.
+    """How metrics of retrieval were measured; without it they mean nothing.
 
     Attributes:
         split: where the queries are from.
@@ -73,51 +73,61 @@ class RetrievalProtocol(BaseModel):
 
 @dataclass(frozen=True)
 class Judged:
-    """Per-query figures of one way to order the ads, and its lists."""
+    """Per-query metrics of one method that orders the ads, and its lists."""
 
     values: PerQuery
     lists: Int64s
 
 
 def retrieval_metrics(
-    ways: Mapping[str, SearchResult], clicked: Int64s, impressions: Int64s, seed: int
+    results: Mapping[str, SearchResult],
+    clicked: Int64s,
+    impressions: Int64s,
+    seed: int,
 ) -> dict[str, Any]:
-    """Every way side by side: all queries, seen and unseen ads apart, by decile.
+    """Judge all methods: on all queries, on seen and unseen ads, and by decile.
 
     Args:
-        ways: what each found for the same queries.
-        clicked: (Q,) places in the catalog.
+        results: what each method found for the same queries.
+        clicked: (Q,) positions in the catalog.
         impressions: (N,) of each ad in training.
+        seed: of the bootstrap.
 
     Returns:
-        Group -> way -> figures, each with its `intervals`; group -> `differences` ->
-        pair of ways -> recall and MRR, paired query by query; `deciles` -> 1 to 10 ->
-        way -> recall and MRR.
+        Group -> method -> metrics, each with its `intervals`; group -> `differences` ->
+        pair of methods -> recall and MRR, paired query by query; `deciles` -> 1 to 10
+        -> method -> recall and MRR.
     """
     share = impressions / max(int(impressions.sum()), 1)
     cuts = cuts_of(len(impressions))
-    judged = {name: _judge(way, share, clicked, cuts) for name, way in ways.items()}
+    judged = {
+        name: _judge(result, share, clicked, cuts) for name, result in results.items()
+    }
+    # Ads that training never showed are judged apart: a mean over all would hide that
+    # a model knows nothing of them.
     decile = popularity_deciles(impressions)[clicked]
     seen = impressions[clicked] > 0
     groups = {"all": np.ones_like(seen), "seen_ads": seen, "unseen_ads": ~seen}
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         name: _group(judged, kept, cuts, len(impressions), seed)
         for name, kept in groups.items()
         if kept.any()
     }
-    found["deciles"] = {
-        str(d): {name: _recalls(way, decile == d, seed) for name, way in judged.items()}
+    metrics["deciles"] = {
+        str(d): {
+            name: _recalls(method, decile == d, seed) for name, method in judged.items()
+        }
         for d in range(1, DECILES + 1)
         if (decile == d).any()
     }
-    return found
+    return metrics
 
 
 def _judge(
-    found: SearchResult, share: Float64s, clicked: Int64s, cuts: tuple[int, ...]
+    result: SearchResult, share: Float64s, clicked: Int64s, cuts: tuple[int, ...]
 ) -> Judged:
-    values = one_relevant(found.ranks, cuts) | popularity(found.lists, share, cuts)
-    return Judged(values | {CLICKED: share[clicked]}, found.lists)
+    values = one_relevant(result.ranks, cuts) | popularity(result.lists, share, cuts)
+    return Judged(values | {CLICKED: share[clicked]}, result.lists)
 
 
 def _group(
@@ -127,34 +137,36 @@ def _group(
     catalog: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures of some queries, every way and the differences of recall."""
-    draws = {name: _draws(way, kept, seed) for name, way in judged.items()}
-    found: dict[str, Any] = {}
-    for name, way in judged.items():
-        means = {key: value[kept].mean() for key, value in way.values.items()}
-        figures = _with_lift(means, cuts) | coverage(way.lists[kept], cuts, catalog)
+    """Compute the metrics of some queries for every method, and their differences."""
+    # The same draws for all methods: a query that is hard for both cancels out of the
+    # interval of their difference.
+    draws = {name: _draws(method, kept, seed) for name, method in judged.items()}
+    metrics: dict[str, Any] = {}
+    for name, method in judged.items():
+        means = {key: value[kept].mean() for key, value in method.values.items()}
+        figures = _with_lift(means, cuts) | coverage(method.lists[kept], cuts, catalog)
         spread = {k: interval(v) for k, v in _with_lift(draws[name], cuts).items()}
-        found[name] = _plain(figures) | {"intervals": _plain(spread)}
-        found[name]["clicks"] = int(kept.sum())
+        metrics[name] = _plain(figures) | {"intervals": _plain(spread)}
+        metrics[name]["clicks"] = int(kept.sum())
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(judged)]
-    found["differences"] = {
+    metrics["differences"] = {
         f"{one} - {other}": _difference(judged, draws, kept, one, other)
         for one, other in pairs
     }
-    return found
+    return metrics
 
 
-def _draws(way: Judged, kept: Any, seed: int) -> PerQuery:
-    """(resamples,) of each figure; the same draws for every way."""
-    values = np.stack([value[kept] for value in way.values.values()], axis=1)
-    return dict(zip(way.values, resampled_means(values, seed).T, strict=True))
+def _draws(method: Judged, kept: Any, seed: int) -> PerQuery:
+    """Resample the mean of each metric, (resamples,) each."""
+    values = np.stack([value[kept] for value in method.values.values()], axis=1)
+    return dict(zip(method.values, resampled_means(values, seed).T, strict=True))
 
 
 def _with_lift(means: Mapping[str, Any], cuts: tuple[int, ...]) -> dict[str, Any]:
-    """With how much more popular than the clicked ads the listed ones are.
+    """Add how much more popular the listed ads are than the clicked ones.
 
-    Popularity lift: Abdollahpouri et al., RecSys 2020. Not there if no clicked ad was
-    shown in training.
+    Popularity lift: Abdollahpouri et al., RecSys 2020. It is not defined if no
+    clicked ad was shown in training.
     """
     clicked = means[CLICKED]
     if not np.all(clicked > 0):
@@ -171,6 +183,7 @@ def _difference(
     one: str,
     other: str,
 ) -> dict[str, Any]:
+    """Compare two methods query by query, in recall and MRR."""
     names = _short(judged[one])
     gains = {n: judged[one].values[n] - judged[other].values[n] for n in names}
     spread = {n: interval(draws[one][n] - draws[other][n]) for n in names}
@@ -179,10 +192,10 @@ def _difference(
     }
 
 
-def _recalls(way: Judged, kept: Any, seed: int) -> dict[str, Any]:
-    """The figures that most is said with, of some queries."""
-    names = _short(way)
-    values = np.stack([way.values[name][kept] for name in names], axis=1)
+def _recalls(method: Judged, kept: Any, seed: int) -> dict[str, Any]:
+    """Compute recall and MRR alone of some queries."""
+    names = _short(method)
+    values = np.stack([method.values[name][kept] for name in names], axis=1)
     spread = interval(resampled_means(values, seed)).T
     return _plain(dict(zip(names, values.mean(axis=0), strict=True))) | {
         "clicks": len(values),
@@ -190,10 +203,11 @@ def _recalls(way: Judged, kept: Any, seed: int) -> dict[str, Any]:
     }
 
 
-def _short(way: Judged) -> list[str]:
-    return [n for n in way.values if n.startswith("recall@") or n == "mrr"]
+def _short(method: Judged) -> list[str]:
+    """Name recall at every cut, and MRR."""
+    return [n for n in method.values if n.startswith("recall@") or n == "mrr"]
 
 
 def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON."""
+    """Turn arrays and numpy's numbers into what JSON can hold."""
     return {name: np.asarray(value).tolist() for name, value in figures.items()}

@@ -1,1 +1,1 @@
-"""Models; none of them knows that it will be sharded."""
+"""Models: towers and rankers. None of them knows that it will be sharded."""

@@ -14,15 +14,15 @@ from torchrec_adrec.schema import Schema, Side
 
 
 class TwoTower(nn.Module):
-    """Two towers and what turns their inner product into a click's logit.
+    """Two towers, and a calibration that turns their inner product into a logit.
 
     The score of a pair is the inner product of the two vectors and nothing else, so
     what is trained, exported and searched is one number. With `similarity: cosine` the
     towers normalise their vectors.
 
-    With `click_bias` each side also adds a number to the click's logit. It has tables
-    of its own: the score, which the contrast shapes, says which ads belong to a user,
-    and how often users click at all and ads are clicked need not fit into it.
+    With `click_bias` each side also adds a number to the click's logit, from separate
+    tables. The contrast trains the score to tell which ads belong to a user; how often
+    a user clicks at all, and an ad is clicked by anyone, is left to the biases.
     """
 
     def __init__(
@@ -43,15 +43,20 @@ class TwoTower(nn.Module):
     def forward(
         self, user: TowerInput, ad: TowerInput
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Both sides of B pairs -> user (B, D), ad (N, D), click logit (B,).
+        """Encode both sides of B pairs.
 
-        The ad's side may have more rows, N >= B: negatives, which belong to no user.
+        Args:
+            user: B rows.
+            ad: N >= B rows; those behind the first B are negatives of no user.
+
+        Returns:
+            user (B, D), ad (N, D), click logit (B,).
         """
         vectors = self.regroup(self.look_up(user, ad))
         return self.dense(vectors, user.dense, ad.dense)
 
     def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
-        """The vectors of all tables: user, ad, and of the biases' tables."""
+        """Look up the vectors of all tables: user, ad, and those of the biases."""
         vectors = (
             self.user_tower.tables(user.sparse),
             self.ad_tower.tables(ad.sparse),
@@ -62,7 +67,7 @@ class TwoTower(nn.Module):
         return vectors + biases
 
     def regroup(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
-        """Each as (B or N, E), in the order of features."""
+        """Bring each collection's vectors into the order of features, (B or N, E)."""
         parts = (self.user_tower, self.ad_tower, self.user_bias, self.ad_bias)
         return [
             regroup(vectors, part.head.names)
@@ -73,7 +78,7 @@ class TwoTower(nn.Module):
     def dense(
         self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same as `forward`, of vectors that are looked up and in order."""
+        """Encode as `forward` does, from vectors that are looked up and in order."""
         user = self.user_tower.head(vectors[0], user_dense)
         ad = self.ad_tower.head(vectors[1], ad_dense)
         biases = []
@@ -86,21 +91,32 @@ class TwoTower(nn.Module):
 
 
 class Calibration(nn.Module):
-    """logit = exp(log_scale) * score + biases, learned: a cosine is no logit.
+    """The click's logit: exp(log_scale) * score + biases, with a learned scale.
 
-    The scale starts low: a step moves it by a learning rate, and with 5 in place of 1.5
-    an epoch of Criteo ended with AUC .742 in place of .750 (a bias of the user alone).
+    A cosine lies between -1 and 1, which as a logit could say neither 0.1% nor 90%.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        # The scale starts low, because a step moves it by a learning rate: starting at
+        # 5, an epoch of Criteo ended with AUC 0.742 in place of 0.750.
         self.log_scale = nn.Parameter(torch.tensor(1.5).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
     def forward(self, user: Tensor, ad: Tensor, biases: list[Tensor]) -> Tensor:
-        """(B, D), (N, D) and biases (B,) or (N,), N >= B -> (B,)."""
-        own = ad if len(ad) == len(user) else ad[: len(user)]  # a slice costs a copy
-        scores = (user * own).sum(dim=1)
+        """Compute the logits of B pairs.
+
+        Args:
+            user: (B, D).
+            ad: (N, D), N >= B.
+            biases: (B,) or (N,) each.
+
+        Returns:
+            (B,).
+        """
+        # Even a slice of all rows costs a copy.
+        paired = ad if len(ad) == len(user) else ad[: len(user)]
+        scores = (user * paired).sum(dim=1)
         logits: Tensor = self.log_scale.exp() * scores + self.bias
         for bias in biases:
             logits = logits + bias[: len(user)]

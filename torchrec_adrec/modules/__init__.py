@@ -1,1 +1,1 @@
-"""Parts that models are made of."""
+"""Modules: the parts that models are made of."""

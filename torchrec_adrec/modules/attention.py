@@ -11,22 +11,31 @@ from torch import Tensor, nn
 
 
 class OneWayLayer(nn.Module):
-    """One layer over two streams that share all weights.
+    """One layer over two streams of tokens that share all weights.
 
-    User tokens attend to user tokens; ad tokens to the user's and their own row's ad
-    tokens. That is full attention under the mask of `one_way_mask`, without computing
-    what the mask would throw away, and the user's stream can be computed once for any
-    number of ads.
+    User tokens attend to user tokens; ad tokens attend to the user's and to the ad
+    tokens of their row. That is full attention under the mask of `one_way_mask`,
+    without computing what the mask would discard, and the user's stream can be computed
+    once for any number of ads.
     """
 
     def __init__(
         self, dim: int, heads: int, feedforward_dim: int, dropout: float
     ) -> None:
+        """Make the weights.
+
+        Args:
+            dim: D, a multiple of `heads`.
+            heads: H.
+            feedforward_dim: width of the hidden layer.
+            dropout: share of dropped attention weights and activations.
+        """
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.attention_norm = nn.LayerNorm(dim)
-        # No bias: a key's bias has no gradient (the softmax is blind to it), and Adam
-        # would turn its rounding noise into steps that differ between world sizes.
+        # No bias: a key's bias has no gradient (it shifts all logits of a softmax
+        # alike), and Adam would turn its rounding noise into steps that differ between
+        # world sizes.
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.attention_out = nn.Linear(dim, dim)
         self.feedforward = nn.Sequential(
@@ -39,18 +48,19 @@ class OneWayLayer(nn.Module):
         )
 
     def forward(self, user: Tensor, ad: Tensor) -> tuple[Tensor, Tensor]:
-        """user (B or 1, U, D), ad (B, A, D) -> the same shapes."""
+        """Run the layer, user (B or 1, U, D) and ad (B, A, D) -> the same shapes."""
         user_q, user_k, user_v = self._project(user)
         ad_q, ad_k, ad_v = self._project(ad)
         rows = ad.shape[0]
-        seen_k = torch.cat([user_k.expand(rows, -1, -1, -1), ad_k], dim=2)
-        seen_v = torch.cat([user_v.expand(rows, -1, -1, -1), ad_v], dim=2)
+        # The user's keys and values are projected once and repeated, not the reverse.
+        keys = torch.cat([user_k.expand(rows, -1, -1, -1), ad_k], dim=2)
+        values = torch.cat([user_v.expand(rows, -1, -1, -1), ad_v], dim=2)
         user = user + self._attend(user_q, user_k, user_v)
-        ad = ad + self._attend(ad_q, seen_k, seen_v)
+        ad = ad + self._attend(ad_q, keys, values)
         return user + self.feedforward(user), ad + self.feedforward(ad)
 
     def _project(self, tokens_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D) -> query, key, value, each (B, H, T, D / H)."""
+        """Project (B, T, D) to query, key and value, each (B, H, T, D / H)."""
         rows, tokens, dim = tokens_btd.shape
         qkv = self.query_key_value(self.attention_norm(tokens_btd))
         split = qkv.view(rows, tokens, 3, self.heads, dim // self.heads)
@@ -58,6 +68,7 @@ class OneWayLayer(nn.Module):
         return query, key, value
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # The function does not know of `eval()`, as a module would.
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
@@ -65,9 +76,9 @@ class OneWayLayer(nn.Module):
 
 
 def one_way_mask(user_tokens: int, ad_tokens: int) -> Tensor:
-    """Who may look at whom when all tokens stand in one row, (U + A, U + A) bool.
+    """Write the layer's attention as a mask over user and ad tokens, (U + A, U + A).
 
-    True: row token may attend to column token. Written down for tests and readers.
+    True: the row's token may attend to the column's. For tests and readers alone.
     """
     total = user_tokens + ad_tokens
     mask = torch.ones(total, total, dtype=torch.bool)

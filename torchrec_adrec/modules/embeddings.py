@@ -1,5 +1,7 @@
 """The tables of one side: one `EmbeddingBagCollection`, one table per feature."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -9,6 +11,9 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
 BIAS_SUFFIX = "+bias"  # of a side's second collection; no feature's name can have it
+WIDTH_STEP = 4  # FBGEMM's kernels take tables whose width is a multiple of this
+
+Init = Callable[[Tensor], Tensor]  # fills a new table in place
 
 
 def embedding_tables(
@@ -17,14 +22,18 @@ def embedding_tables(
     embedding_dim: int,
     device: torch.device | None = None,
     suffix: str = "",
+    init: Init | None = None,
 ) -> EmbeddingBagCollection:
-    """The tables of one side, in key order: ids summed, histories averaged.
+    """Make the tables of one side, in key order: ids summed, histories averaged.
 
     Args:
+        schema: names the features and says how many ids each has.
+        side: whose features.
         embedding_dim: D, the width of every vector.
         device: `torch.device("meta")` for tables that are going to be sharded: then no
             rank ever holds more than its own rows.
         suffix: of the tables' names, where a side has a second collection.
+        init: fills a new table; by default TorchRec draws from +-sqrt(1 / ids).
     """
     return EmbeddingBagCollection(
         tables=[
@@ -38,6 +47,9 @@ def embedding_tables(
                     if isinstance(feature, SequenceFeature)
                     else PoolingType.SUM
                 ),
+                # A sharded table is made anew on its rank: only what stands in its
+                # config reaches it there.
+                init_fn=init,
             )
             for feature in schema.bags_of(side)
         ],
@@ -46,10 +58,10 @@ def embedding_tables(
 
 
 def regroup(vectors: KeyedTensor, names: list[str]) -> Tensor:
-    """The looked-up vectors side by side in the order of `names`, (B, F * D).
+    """Concatenate the looked-up vectors in the order of `names`, (B, F * D).
 
     Never read `vectors.values()` by position: a sharded collection returns the keys in
-    an order of its own. Where it is the one asked for, nothing is copied.
+    an order of its own. Where that is the order asked for, nothing is copied.
     """
     joined: list[Tensor] = (
         [vectors.values()]

@@ -1,4 +1,4 @@
-"""A multilayer perceptron. (torchrec's has no dropout and ends in an activation.)"""
+"""A multilayer perceptron; torchrec's has no dropout and ends in an activation."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,10 +7,11 @@ from torch import nn
 
 
 def mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers of the given sizes with ReLU and dropout between them.
+    """Stack linear layers with ReLU and dropout between them.
 
     Args:
         sizes: input, hidden ..., output width; nothing follows the last layer.
+        dropout: share of dropped activations.
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(sizes):

@@ -57,10 +57,11 @@ def run_stages(stages: Sequence[Stage], settings: Config, out: Path) -> None:
 
 def _train(task: str, settings: Config, out: Path, process: Process, to: Path) -> None:
     from torchrec_adrec.evaluation.below import warn_below
+    from torchrec_adrec.tasks.ranking import warm_starts
     from torchrec_adrec.tasks.sharded import final_checkpoint
     from torchrec_adrec.training.trainer import Trainer
 
-    warm = task == RANKING.name and settings.ranking.tables != "scratch"
+    warm = task == RANKING.name and warm_starts(settings.ranking)
     start = final_checkpoint(out / "retrieval") if warm else None
     metrics = Trainer(task, settings, process, out / "data", to, start).fit()
     if process.is_first and is_done(BASELINES, settings, out):

@@ -1,1 +1,1 @@
-"""What training would need on a cluster that is only described."""
+"""Planning: what training would need on a cluster that is only described."""

@@ -1,4 +1,7 @@
-"""GPUs by name, and clusters of them as a user writes them: `8xH100-80GB`."""
+"""GPUs by name, and clusters of them as a user writes them: `8xH100-80GB`.
+
+The figures of each GPU are those of its data sheet, in `gpus.yaml`.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +26,7 @@ GB_S = 1e9 / 1e3  # TorchRec counts bytes per millisecond
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU; units and sources stand in `gpus.yaml`."""
+    """One kind of GPU; `gpus.yaml` has the units and sources of its figures."""
 
     name: str
     memory: float
@@ -40,7 +43,7 @@ class Gpu:
     dollars: float
 
     def peak(self, precision: str) -> float:
-        """Operations/s of products in `train.precision`; auto: bfloat16."""
+        """Peak operations/s of products in `train.precision`; auto is bfloat16."""
         tflops = {"float32": self.fp32, "tf32": self.tf32}.get(precision, self.bf16)
         return tflops * 1e12
 
@@ -55,12 +58,12 @@ class Cluster:
 
     @property
     def ranks(self) -> int:
-        """All GPUs; each is one rank."""
+        """The number of all GPUs; each is one rank."""
         return self.per_node * self.nodes
 
     @property
     def bandwidth(self) -> float:
-        """Bytes/s that a rank sends where it meets the slowest link on its way."""
+        """Bytes/s that a rank sends over the slowest link between it and another."""
         slowest = self.gpu.intra_node if self.nodes == 1 else self.gpu.inter_node
         return slowest * 1e9
 
@@ -69,8 +72,9 @@ class Cluster:
         return f"{self.ranks} x {self.gpu.name} ({nodes} of {self.per_node})"
 
     def topology(self) -> Topology:
-        """What TorchRec's planner asks of a cluster."""
+        """Describe the cluster to TorchRec's planner."""
         gpu = self.gpu
+        # TorchRec's default is 32 GB a GPU, whatever GPU is meant.
         return TopologyFactory.create_topology(
             TrainerConfig(world_size=self.ranks, local_world_size=self.per_node),
             HardwareConfig(
@@ -87,13 +91,14 @@ class Cluster:
 
 @cache
 def gpus() -> dict[str, Gpu]:
-    """All GPUs that we have figures of."""
+    """Read all GPUs that we have figures of, by name."""
     text = files("torchrec_adrec.planning").joinpath("gpus.yaml").read_text()
-    return {name: Gpu(name=name, **of) for name, of in yaml.safe_load(text).items()}
+    figures = yaml.safe_load(text)
+    return {name: Gpu(name=name, **figures[name]) for name in figures}
 
 
 def with_prices(prices: Sequence[str]) -> dict[str, Gpu]:
-    """All GPUs, some at a price of the user's.
+    """Read all GPUs and put the user's prices in place of the assumed ones.
 
     Args:
         prices: GPU=DOLLARS an hour, as H100-80GB=2.50.
@@ -102,11 +107,11 @@ def with_prices(prices: Sequence[str]) -> dict[str, Gpu]:
         ConfigError: no such GPU, or no positive number.
     """
     priced = dict(gpus())
-    for word in prices:
-        name, _, dollars = word.partition("=")
+    for price in prices:
+        name, _, dollars = price.partition("=")
         if name not in priced or not re.fullmatch(r"\d+(\.\d+)?", dollars):
             raise ConfigError(
-                f"--price {word!r}: expected GPU=DOLLARS an hour, as H100-80GB=2.50;"
+                f"--price {price!r}: expected GPU=DOLLARS an hour, as H100-80GB=2.50;"
                 f" known GPUs: {', '.join(priced)}"
             )
         priced[name] = replace(priced[name], dollars=float(dollars))
@@ -116,10 +121,15 @@ def with_prices(prices: Sequence[str]) -> dict[str, Gpu]:
 def parse(
     text: str, nodes: int | None = None, known: Mapping[str, Gpu] | None = None
 ) -> Cluster:
-    """A cluster as it is written.
+    """Read a cluster as a user writes it.
 
-    `8xH100-80GB` is a node of 8; with `nodes` there are so many of them. A count above
-    what a node holds is the number of all GPUs, in full nodes.
+    `8xH100-80GB` is a node of 8 GPUs; with `nodes` there are so many such nodes. A
+    count above what a node holds is the number of all GPUs, in full nodes.
+
+    Args:
+        text: COUNTxGPU.
+        nodes: how many nodes of COUNT GPUs.
+        known: GPUs by name, default those of `gpus.yaml`.
 
     Raises:
         ConfigError: no such GPU, or a count that makes no full nodes.
@@ -137,7 +147,18 @@ def parse(
 
 
 def of_size(gpu: Gpu, count: int, nodes: int | None, text: str) -> Cluster:
-    """`count` GPUs a node, or, if that is more than a node holds, in all."""
+    """Make a cluster of `count` GPUs a node, or in all if no node holds so many.
+
+    Args:
+        gpu: the kind of all GPUs.
+        count: a node's, or all.
+        nodes: how many nodes; None where `count` is of all.
+        text: as the user wrote it, for the error.
+
+    Raises:
+        ConfigError: a count that makes no full nodes.
+    """
+    # "64xH100" can only mean all GPUs, "4xH100" only a part of one node.
     each = gpu.gpus_per_node
     if count <= each:
         return Cluster(gpu, count, nodes or 1)

@@ -1,4 +1,4 @@
-"""`adrec plan`: one cluster in full, or several side by side."""
+"""The text that `adrec plan` prints: one cluster in full, or several compared."""
 
 from collections.abc import Sequence
 
@@ -17,21 +17,28 @@ def lines_of(
     others: Sequence[str],
     prices: Sequence[str] = (),
 ) -> list[str]:
-    """The report of the first cluster, then what changes on the others.
+    """Report on the first cluster in full, then on what changes on the others.
 
     Args:
+        job: what is to be trained.
+        gpus: the first cluster, as `8xH100-80GB`.
+        nodes: of it; see `cluster.parse`.
+        others: further clusters, written alike.
         prices: GPU=DOLLARS an hour and GPU, in place of `gpus.yaml`'s.
 
     Raises:
         PlanError: the first cluster does not fit.
         ConfigError: no such GPU, or a batch that its number does not divide.
     """
+    # Only the first cluster must fit: beside it a refusal is an answer of its own.
     priced = with_prices(prices)
     first = estimate_or_smallest(job, parse(gpus, nodes, priced))
-    lines = report(first, job.config.sharding)
+    lines = report(first, job.sharding)
     if others:
-        found = {text: _or_refusal(job, parse(text, None, priced)) for text in others}
-        lines += ["", *compare(_name(gpus, nodes), first, found)]
+        estimates = {
+            text: _or_refusal(job, parse(text, None, priced)) for text in others
+        }
+        lines += ["", *compare(_name(gpus, nodes), first, estimates)]
     return lines
 
 

@@ -1,8 +1,8 @@
-"""What training the towers needs on a cluster: memory, bytes and milliseconds a step.
+"""Estimate what training the towers needs on a cluster: memory, bytes, milliseconds.
 
-Tables by TorchRec's planner with the cluster's figures; the dense part kernel by
-kernel; the host by how often it calls on the GPU (`launches`). What overlaps:
-`step_time`.
+The tables are planned by TorchRec's planner with the cluster's figures, the dense part
+is counted kernel by kernel, and the host by how often it calls on the GPU (`launches`).
+`step_time` puts the three together and says what overlaps.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from math import ceil
 import numpy as np
 from torch import nn
 
-from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.constraints import constraints, ids_per_row, tables_of
 from torchrec_adrec.distributed.optimizer import fuse_table_optimizer
 from torchrec_adrec.distributed.plan_report import RankLoad, rank_loads
@@ -37,16 +36,15 @@ from torchrec_adrec.planning.step_time import (
 from torchrec_adrec.planning.traffic import Traffic, traffic
 from torchrec_adrec.schema import SequenceFeature
 from torchrec_adrec.tasks.retrieval import RetrievalTask
-from torchrec_adrec.tasks.task import build_task
 
 FLOAT = 4
-STATE = 4 * FLOAT  # a dense parameter's weight, gradient and AdamW's two moments
-SAVED = 3 * FLOAT  # of these a checkpoint holds all but the gradient
+STATE = 4 * FLOAT  # of a dense parameter: weight, gradient, AdamW's two moments
+SAVED = 3 * FLOAT  # a checkpoint holds all of these but the gradient
 
 
 @dataclass(frozen=True)
 class DensePart:
-    """All but the tables, on each rank.
+    """What each rank holds and computes beside its tables.
 
     Attributes:
         parameters: their number.
@@ -66,7 +64,7 @@ class DensePart:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cluster, judged.
+    """What a job needs on one cluster.
 
     Attributes:
         batch: rows of a step over all ranks.
@@ -96,12 +94,12 @@ class Estimate:
 
     @property
     def dollars_per_hour(self) -> float:
-        """Of all GPUs, at the price that `gpus.yaml` or the user names."""
+        """Dollars an hour of all GPUs, at the price of `gpus.yaml` or the user."""
         return self.cluster.ranks * self.cluster.gpu.dollars
 
     @property
     def dollars_per_billion_rows(self) -> float:
-        """Of training alone: no evaluation, no export, no idle hour."""
+        """Dollars of training alone: no evaluation, no export, no idle hour."""
         return self.dollars_per_hour / 3.6e6 * self.step_ms / self.batch * 1e9
 
     @property
@@ -111,27 +109,27 @@ class Estimate:
 
 
 def estimate(job: Job, cluster: Cluster) -> Estimate:
-    """Plan and judge one cluster.
+    """Plan a training on one cluster and estimate its cost.
 
     Raises:
         PlanError: it does not fit, with the numbers.
         ConfigError: a batch that is no multiple of the ranks.
     """
-    config, batch = job.config, job.batch
+    batch = job.batch
     if batch % cluster.ranks:
         raise ConfigError(
             f"batch {batch:,} is no multiple of the {cluster.ranks} GPUs; every GPU"
             " takes the same number of rows"
         )
     rows = batch // cluster.ranks
-    model = build_task("retrieval", job.schema, config, meta_device())
-    assert isinstance(model, RetrievalTask)
-    fuse_table_optimizer(model, config.retrieval.optimizer)
+    # On the meta device: the tables of a cluster do not fit the machine that plans it.
+    model = RetrievalTask(job.schema, job.retrieval, meta_device())
+    fuse_table_optimizer(model, job.retrieval.optimizer)
     plan = _plan(model, job, cluster, rows)
     dense = dense_part(model, job, rows)
     _dense_fits(dense, cluster)
-    width, qcomm = config.retrieval.output_dim, config.sharding.qcomm
-    sent = traffic(plan, rows, dense.parameters, width, qcomm)
+    width = job.retrieval.output_dim
+    sent = traffic(plan, rows, dense.parameters, width, job.sharding.qcomm)
     links = {
         name: float(most.max()) / cluster.bandwidth * 1e3
         for name, most in sent.parts().items()
@@ -146,15 +144,15 @@ def estimate(job: Job, cluster: Cluster) -> Estimate:
         time=_time(plan, dense, links, job, cluster),
         links=links,
         checkpoint=_checkpoint(plan, dense),
-        index=None if job.ads is None else _index(config, job.ads),
+        index=None if job.ads is None else _index(job.ads, job.index_shards, width),
     )
 
 
 def _plan(model: nn.Module, job: Job, cluster: Cluster, rows: int) -> TablePlan:
-    topology, config = cluster.topology(), job.config
-    ids = ids_per_row(job.schema)
-    allowed = constraints(tables_of(model), config.sharding, ids, topology)
-    sharder = Sharder(qcomm_codecs_registry=codecs(config.sharding.qcomm, None))
+    """Plan the tables with the very planner and choices that training uses."""
+    topology, ids = cluster.topology(), ids_per_row(job.schema)
+    allowed = constraints(tables_of(model), job.sharding, ids, topology)
+    sharder = Sharder(qcomm_codecs_registry=codecs(job.sharding.qcomm, None))
     return plan_tables(model, sharder, topology, allowed, rows)
 
 
@@ -162,10 +160,12 @@ def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
     """Count what is not a table: linear layers, looked-up vectors, in-batch softmax.
 
     Args:
+        model: its tables may stand on the meta device.
+        job: what is trained.
         rows: of one rank.
     """
-    width = job.config.retrieval.output_dim
-    low = job.config.train.precision in ("bfloat16", "auto")
+    width = job.retrieval.output_dim
+    low = job.precision in ("bfloat16", "auto")
     anchors = ceil(rows * job.clicked)
     tables = tables_of(model)
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -173,8 +173,9 @@ def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     # A layer keeps its input, and its output once more behind activation and dropout.
     kept = sum(layer.in_features + 2 * layer.out_features for layer in layers)
-    kept += 2 * sum(table.embedding_dim for table in tables)  # vectors, gradients
-    # Gathered ads and both gradients; logits and slopes of one block at a time.
+    kept += 2 * sum(table.embedding_dim for table in tables)  # vectors and gradients
+    # Every rank gathers all ads and both gradients, but holds the logits and slopes
+    # of one block at a time.
     cells = min(BLOCK, anchors * job.batch)
     softmax = 2 * cells + 3 * job.batch * width
     work = kernels.heads(model.model, rows, low)
@@ -183,15 +184,20 @@ def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
 
 
 def _dense_fits(dense: DensePart, cluster: Cluster) -> None:
-    there = int(cluster.gpu.memory * GIB * DENSE_SHARE)
-    if dense.memory > there:
+    """Refuse activations that do not fit beside the tables.
+
+    Raises:
+        PlanError: names the bytes needed and kept.
+    """
+    kept = int(cluster.gpu.memory * GIB * DENSE_SHARE)
+    if dense.memory > kept:
         raise PlanError(
             f"the dense part needs {dense.memory / GIB:,.1f} GiB on each rank"
-            f" (activations {dense.activations / GIB:,.1f}), {there / GIB:,.1f} GiB"
+            f" (activations {dense.activations / GIB:,.1f}), {kept / GIB:,.1f} GiB"
             f" ({DENSE_SHARE:.0%} of {cluster.gpu.name}) are kept for it; take a"
             " smaller batch or more GPUs",
             dense.memory * cluster.ranks,
-            there * cluster.ranks,
+            kept * cluster.ranks,
         )
 
 
@@ -202,23 +208,29 @@ def _time(
     job: Job,
     cluster: Cluster,
 ) -> StepTime:
-    """Tables: of the rank whose sum is largest, as TorchRec estimates it."""
+    """Put the parts of a step together.
+
+    All ranks wait for the slowest, so the tables' times are those of the rank whose sum
+    of TorchRec's estimates is largest.
+    """
     parts = ("fwd_compute", "bwd_compute", "fwd_comms", "bwd_comms")
     by_rank = np.zeros((plan.topology.world_size, len(parts)))
     for shard in (shard for option in plan.chosen for shard in option.shards):
         by_rank[shard.rank] += [getattr(shard.perf, part) for part in parts]
     if cluster.ranks == 1:
-        by_rank[:, 2:] = 0  # TorchRec has a rank that is alone send to itself
+        by_rank[:, 2:] = (
+            0  # a rank without others sends nothing, but TorchRec counts it
+        )
     slowest = by_rank[by_rank.sum(axis=1).argmax()].tolist()
     gpu, adam = cluster.gpu, kernels.adam(dense.parameters)
     products, memory = kernels.milliseconds(
         [*dense.kernels, *adam],
-        gpu.peak(job.config.train.precision) * PEAK_SHARE,
+        gpu.peak(job.precision) * PEAK_SHARE,
         gpu.fp16 * 1e12 * PEAK_SHARE,
         gpu.hbm * 1e9 * MEMORY_SHARE,
         LEAST_S,
     )
-    called = launches.calls(
+    calls = launches.calls(
         dense_kernels=len(dense.kernels),
         adam_kernels=len(adam),
         lookups=launches.lookups(plan.chosen),
@@ -226,7 +238,7 @@ def _time(
         parameters=dense.parameters,
     )
     return StepTime(
-        calls=called,
+        calls=calls,
         products=products,
         memory=memory,
         tables=sum(slowest[:2]),
@@ -237,8 +249,10 @@ def _time(
 
 
 def _row_bytes(job: Job) -> float:
-    """Of a batch on its way to a GPU: ids and lengths int32, floats, the ad's id and
-    log_q, the row's weight, and the anchors with their weights.
+    """Bytes of a row on its way to a GPU.
+
+    These are ids and lengths as int32, numbers, labels, the row's weight, the ad's id
+    and log_q, and the anchors with their weights: see `batch.BatchLayout`.
     """
     schema = job.schema
     ids = sum(
@@ -249,12 +263,13 @@ def _row_bytes(job: Job) -> float:
 
 
 def _checkpoint(plan: TablePlan, dense: DensePart) -> int:
+    """Bytes of all weights and optimizer states; row-wise Adagrad has one a row."""
     tables = sum(int(option.tensor.numel()) for option in plan.chosen)
     shards = (shard for option in plan.chosen for shard in option.shards)
     rows = sum(int(shard.size[0]) for shard in shards)
     return (tables + rows) * FLOAT + dense.parameters * SAVED
 
 
-def _index(config: Config, ads: int) -> int:
-    each = ceil(ads / config.index.shards)
-    return each * (config.retrieval.output_dim * FLOAT + 8)
+def _index(ads: int, shards: int, width: int) -> int:
+    """Bytes of the largest shard: a vector and an id of 64 bits per ad."""
+    return ceil(ads / shards) * (width * FLOAT + 8)

@@ -1,8 +1,8 @@
-"""What a GPU computes in a step beside its tables: every kernel with its work.
+"""Count what a GPU computes in a step beside its tables: every kernel with its work.
 
-The towers' heads are counted by running them, forward and backward, on tensors without
-numbers. The softmax over the batch's ads runs otherwise on a GPU than on a CPU, so its
-kernels are written out.
+The towers' heads are counted by running them, forward and backward, on fake tensors
+that have shapes and no numbers. The softmax over the batch's ads runs differently on a
+GPU and on a CPU, so its kernels are written out.
 
 Shape letters: A clicked rows of a rank, N ads of all ranks, D columns.
 """
@@ -42,7 +42,7 @@ NOTHING = frozenset(  # to do for the device, though they are operations
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch's work.
+    """The work of one launch.
 
     Attributes:
         operations: floating point operations of a matrix product, else 0.
@@ -55,8 +55,8 @@ class Kernel:
     half: bool = False
 
 
-class Counted(TorchDispatchMode):
-    """Collects what would be launched; views and empty memory cost a device nothing."""
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects what a device would launch; views and empty memory cost it nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run one operation and note it."""
+        """Run one operation and count it."""
         out = func(*args, **(kwargs or {}))
         if func.is_view or func._schema.name.split("::")[1] in NOTHING:
             return out
@@ -79,35 +79,37 @@ class Counted(TorchDispatchMode):
 
 
 def heads(model: TwoTower, rows: int, low: bool) -> list[Kernel]:
-    """Both towers' dense parts, the click's logit, and their backward pass.
+    """Count both towers' dense parts, the click's logit, and their backward pass.
 
     Args:
+        model: it stays as it is; copies of its parts are run.
         rows: of one rank.
         low: products in bfloat16.
     """
     parts: list[Any] = [model.user_tower.head, model.ad_tower.head]
     if model.user_bias is not None and model.ad_bias is not None:
         parts += [model.user_bias.head, model.ad_bias.head]
-    *on_gpu, click = (copy.deepcopy(part) for part in (*parts, model.calibration))
+    *dense_parts, click = (copy.deepcopy(part) for part in (*parts, model.calibration))
     counted = Counted()
     with FakeTensorMode():
-        for part in (*on_gpu, click):
-            _without_numbers(part)
+        for part in (*dense_parts, click):
+            _make_fake(part)
         inputs = [
             torch.empty(rows, part.mlp[0].in_features, requires_grad=True)
-            for part in on_gpu
+            for part in dense_parts
         ]
-        weights = [p for part in (*on_gpu, click) for p in part.parameters()]
+        weights = [p for part in (*dense_parts, click) for p in part.parameters()]
         with torch.autocast("cpu", torch.bfloat16, enabled=low), counted:
-            outs = [_head(p, x) for p, x in zip(on_gpu, inputs, strict=True)]
+            outs = [_head(p, x) for p, x in zip(dense_parts, inputs, strict=True)]
             outs.append(click(*outs[:2], outs[2:]))
-        slopes = [torch.empty_like(out) for out in outs]
+        grads = [torch.empty_like(out) for out in outs]
         with counted:
-            torch.autograd.grad(outs, [*inputs, *weights], slopes, allow_unused=True)
+            torch.autograd.grad(outs, [*inputs, *weights], grads, allow_unused=True)
     return counted.kernels
 
 
 def _head(part: nn.Module, joined: Tensor) -> Tensor:
+    """Run a dense part from where its inputs are concatenated."""
     if isinstance(part, TowerHead):
         return part.encode(joined)
     assert isinstance(part, BiasHead)
@@ -115,9 +117,10 @@ def _head(part: nn.Module, joined: Tensor) -> Tensor:
     return out.float()[:, 0]
 
 
-def _without_numbers(part: nn.Module) -> None:
-    """Weights that have shapes alone, and a GPU's dropout: one kernel, where a CPU
-    takes three.
+def _make_fake(part: nn.Module) -> None:
+    """Give a part fake weights, and the dropout of a GPU.
+
+    A GPU's dropout is one kernel, where a CPU takes three.
     """
     for module in part.modules():
         if isinstance(module, nn.Dropout):
@@ -131,8 +134,11 @@ def _gpu_dropout(share: float, values: Tensor) -> Tensor:
 
 
 def softmax(anchors: int, ads: int, width: int, low: bool) -> list[Kernel]:
-    """The losses. Logits are made of factors split in two halves of fp16, one product
-    three times as deep; the two products with their slopes as the config says.
+    """Count the losses.
+
+    Logits come from factors that are split in two halves of fp16, which makes one
+    product three times as deep; the two products with their slopes are as the config
+    says.
 
     Args:
         anchors: A.
@@ -154,12 +160,12 @@ def softmax(anchors: int, ads: int, width: int, low: bool) -> list[Kernel]:
 
 
 def blocks(anchors: int, ads: int) -> int:
-    """Blocks in which the softmax is made."""
+    """Count the blocks in which the softmax is computed."""
     return max(ceil(anchors * ads / BLOCK), 1)
 
 
 def adam(parameters: int) -> list[Kernel]:
-    """The fused AdamW of the dense part."""
+    """Count the fused AdamW of the dense part."""
     return [Kernel(0, parameters * ADAM_BYTES / ADAM_KERNELS)] * ADAM_KERNELS
 
 
@@ -170,11 +176,15 @@ def milliseconds(
     memory: float,
     least: float,
 ) -> tuple[float, float]:
-    """Of all products, and of all other kernels: each takes as long as the slowest of
-    what it computes, what it moves, and the least that any kernel takes.
+    """Estimate the milliseconds of all products, and of all other kernels.
+
+    A kernel takes as long as the slowest of what it computes, what it moves, and the
+    least that any kernel takes.
 
     Args:
-        peak: operations/s of products; `half_peak`: of those of fp16.
+        kernels: of one step.
+        peak: operations/s of products.
+        half_peak: operations/s of products of fp16.
         memory: bytes/s.
         least: s.
     """

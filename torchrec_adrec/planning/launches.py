@@ -1,8 +1,8 @@
 """How often the host calls on the GPU in a step, and what that costs.
 
 On an H200 a launch or a copy took the host about 30 microseconds, so a step of many
-small kernels waits for the host and not for the card. All figures that a measurement
-may correct stand at the top.
+small kernels waits for the host and not for the card. The figures that a new
+measurement may correct are the constants at the top.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Calls:
-    """Calls of a part of a step.
+    """How often the host calls in a part of a step.
 
     Attributes:
         launches: of kernels, graphs and collectives.
@@ -31,18 +31,19 @@ class Calls:
 
 @dataclass(frozen=True)
 class Host:
-    """What calls cost.
+    """What the calls cost the host.
 
-    Fitted to four steps on one H200, 2026-11-26, by calls and ms: our trainer of that
-    day at 2,048 (488: 13.7), 8,192 (614: 19 to 22) and 65,536 (11,198: 345), a plain
-    TorchRec trainer (207: 8 to 11). They are off by a quarter at most.
+    The two numbers were fitted to four steps on one H200 (2026-11-26), given as calls:
+    milliseconds. Our trainer of that day took 488: 13.7 at batch 2,048, 614: 19 to 22
+    at 8,192 and 11,198: 345 at 65,536; a plain TorchRec trainer took 207: 8 to 11. They
+    are off by a quarter at most.
     """
 
     call_ms: float = 0.0305
     step_ms: float = 2.0
 
     def milliseconds(self, calls: Calls) -> float:
-        """Of one step."""
+        """Milliseconds of one step with these calls."""
         return self.step_ms + self.call_ms * (calls.launches + calls.copies)
 
 
@@ -63,36 +64,38 @@ FLOAT = 4
 def calls(
     *, dense_kernels: int, adam_kernels: int, lookups: int, ranks: int, parameters: int
 ) -> dict[str, Calls]:
-    """Of one step, by part.
+    """Count the calls of one step, by part.
 
     Args:
         dense_kernels: of heads and losses, forward and backward. On one rank they run
             as one graph, with a copy for each lookup's vectors and one for the batch;
             collectives keep them out of a graph on more.
+        adam_kernels: of the dense part's optimizer.
         lookups: groups of tables that one kernel looks up.
         ranks: W.
         parameters: of the dense part.
     """
-    found: dict[str, Calls] = {"batch": BATCH, "lookups": LOOKUP * lookups}
+    parts: dict[str, Calls] = {"batch": BATCH, "lookups": LOOKUP * lookups}
     if ranks == 1:
-        found["dense part and loss"] = Calls(1, lookups + 1)
+        parts["dense part and loss"] = Calls(1, lookups + 1)
     else:
-        reduced = Calls(ceil(parameters * FLOAT / BUCKET))
-        found["exchange"] = EXCHANGE * lookups
-        found["dense part and loss"] = Calls(dense_kernels) + GATHER + reduced
-    found["optimizer"] = Calls(adam_kernels)
-    found["report"] = REPORT
-    return found
+        all_reduces = Calls(ceil(parameters * FLOAT / BUCKET))
+        parts["exchange"] = EXCHANGE * lookups
+        parts["dense part and loss"] = Calls(dense_kernels) + GATHER + all_reduces
+    parts["optimizer"] = Calls(adam_kernels)
+    parts["report"] = REPORT
+    return parts
 
 
 def all_of(parts: dict[str, Calls]) -> Calls:
-    """Their sum."""
+    """Sum up the calls of all parts."""
     return sum(parts.values(), start=Calls(0))
 
 
 def lookups(options: Any) -> int:
-    """Groups of tables of one collection that are cut and kept alike, of which TorchRec
-    makes one lookup each.
+    """Count the lookups of a plan.
+
+    TorchRec makes one lookup of the tables of a collection that are cut and kept alike.
 
     Args:
         options: the plan's chosen sharding options.

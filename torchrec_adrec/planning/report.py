@@ -1,4 +1,4 @@
-"""An estimate, or several side by side, as text of at most 110 columns."""
+"""Write an estimate, or a comparison of several, as text of at most 110 columns."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -27,43 +27,43 @@ CAUTION = (
 )
 
 
-def report(found: Estimate, config: ShardingConfig) -> list[str]:
-    """All that is known of one cluster."""
-    each = found.batch // found.cluster.ranks
+def report(estimate: Estimate, config: ShardingConfig) -> list[str]:
+    """Write all that is known of one cluster."""
+    each = estimate.batch // estimate.cluster.ranks
     return [
         *CAUTION,
         "",
-        f"cluster {found.cluster}; batch {found.batch:,}: {each:,} rows a GPU",
+        f"cluster {estimate.cluster}; batch {estimate.batch:,}: {each:,} rows a GPU",
         "",
-        *table_lines(found.plan, config),
+        *table_lines(estimate.plan, config),
         "",
-        *_memory(found),
+        *_memory(estimate),
         "",
-        *_sent(found),
+        *_sent(estimate),
         "",
-        *_calls(found.time.calls),
+        *_calls(estimate.time.calls),
         "",
-        *_time(found),
+        *_time(estimate),
         "",
-        *_cost(found),
-        *_disk(found),
+        *_cost(estimate),
+        *_disk(estimate),
     ]
 
 
-def _memory(found: Estimate) -> list[str]:
-    dense = found.dense
+def _memory(estimate: Estimate) -> list[str]:
+    dense = estimate.dense
     head = ("GPU", "tables", "optimizer", "buffers", "dense", "all", "of", "tables ms")
-    there = in_bytes(found.cluster.gpu.memory * 2**30)
+    capacity = in_bytes(estimate.cluster.gpu.memory * 2**30)
     rows = [
         (
             name,
             *map(in_bytes, sizes(load)[:3]),
             in_bytes(dense.memory),
             in_bytes(load.memory + dense.memory),
-            there,
+            capacity,
             f"{load.ms:.2f}",
         )
-        for name, load in named(found.loads)
+        for name, load in named(estimate.loads)
     ]
     lines = columns([head, *rows], right=tuple(range(1, 8)))
     lines.append(
@@ -71,18 +71,19 @@ def _memory(found: Estimate) -> list[str]:
         f" {in_bytes(dense.activations)} of activations; {DENSE_SHARE:.0%} of a GPU is"
         " kept for it"
     )
-    host = max(load.host for load in found.loads)
+    # Only tables that asked for it stand in host memory: usually there is nothing.
+    host = max(load.host for load in estimate.loads)
     if host:
         lines.append(f"host memory beside the GPU that takes most: {in_bytes(host)}")
     return lines
 
 
-def _sent(found: Estimate) -> list[str]:
+def _sent(estimate: Estimate) -> list[str]:
     head = ("sent in a step", "a GPU, mean", "most", "all GPUs", "ms")
     rows: list[tuple[str, ...]] = [head]
-    for name, sent in found.sent.parts().items():
+    for name, sent in estimate.sent.parts().items():
         counts = map(in_bytes, (sent.mean(), sent.max(), sent.sum()))
-        rows.append((NAMES[name], *counts, f"{found.links[name]:.3f}"))
+        rows.append((NAMES[name], *counts, f"{estimate.links[name]:.3f}"))
     return columns(rows, right=(1, 2, 3, 4))
 
 
@@ -102,8 +103,8 @@ def _calls(parts: dict[str, Calls]) -> list[str]:
     return columns(rows, right=(1, 2))
 
 
-def _time(found: Estimate) -> list[str]:
-    time = found.time
+def _time(estimate: Estimate) -> list[str]:
+    time = estimate.time
     rows = [
         ("part of a step", "ms", ""),
         ("host", f"{time.host:.3f}", "launches and copies; the device works meanwhile"),
@@ -120,25 +121,26 @@ def _time(found: Estimate) -> list[str]:
         ("ids", f"{time.ids:.3f}", "of the next batch between ranks, meanwhile"),
         ("all", f"{time.total:.3f}", f"limited by {time.limit}"),
     ]
-    rate = found.batch / found.step_ms / 1e3
+    rate = estimate.batch / estimate.step_ms / 1e3
     return [*columns(rows, right=(1,)), f"{rate:,.1f} million rows/s"]
 
 
-def _cost(found: Estimate) -> list[str]:
+def _cost(estimate: Estimate) -> list[str]:
     return [
-        f"cost: ${found.dollars_per_hour:,.2f} an hour,"
-        f" ${found.dollars_per_billion_rows:,.2f} a billion rows, assuming"
-        f" ${found.cluster.gpu.dollars:.2f} an hour and GPU (--price)"
+        f"cost: ${estimate.dollars_per_hour:,.2f} an hour,"
+        f" ${estimate.dollars_per_billion_rows:,.2f} a billion rows, assuming"
+        f" ${estimate.cluster.gpu.dollars:.2f} an hour and GPU (--price)"
     ]
 
 
-def _disk(found: Estimate) -> list[str]:
+def _disk(estimate: Estimate) -> list[str]:
     index = "not counted: give the number of ads, --ads"
-    if found.index is not None:
-        index = f"{in_bytes(found.index)} of host memory where it is searched"
-    return [f"checkpoint: {in_bytes(found.checkpoint)}", f"FAISS shard: {index}"]
+    if estimate.index is not None:
+        index = f"{in_bytes(estimate.index)} of host memory where it is searched"
+    return [f"checkpoint: {in_bytes(estimate.checkpoint)}", f"FAISS shard: {index}"]
 
 
+# The rows of a comparison, in order.
 FIGURES: dict[str, Callable[[Estimate], str]] = {
     "GPUs": lambda e: f"{e.cluster.ranks}",
     "fullest GPU": lambda e: in_bytes(e.fullest),
@@ -161,28 +163,36 @@ FIGURES: dict[str, Callable[[Estimate], str]] = {
 def compare(
     name: str, first: Estimate, others: dict[str, Estimate | PlanError]
 ) -> list[str]:
-    """What changes from the first cluster to the others."""
-    found = {name: first, **others}
-    rows = [["", *found]]
+    """Compare the first cluster with others, or with the reason why they do not fit.
+
+    Args:
+        name: of the first cluster.
+        first: its estimate.
+        others: by name.
+    """
+    estimates = {name: first, **others}
+    rows = [["", *estimates]]
     for label, figure in FIGURES.items():
-        rows.append([label, *(_cell(one, figure) for one in found.values())])
-    lines = columns(rows, right=tuple(range(1, len(found) + 1)))
+        rows.append([label, *(_cell(one, figure) for one in estimates.values())])
+    lines = columns(rows, right=tuple(range(1, len(estimates) + 1)))
     for other in others.items():
         lines += ["", *_changes((name, first), other)]
     return lines
 
 
-def _cell(found: Estimate | PlanError, figure: Callable[[Estimate], str]) -> str:
-    return "does not fit" if isinstance(found, PlanError) else figure(found)
+def _cell(estimate: Estimate | PlanError, figure: Callable[[Estimate], str]) -> str:
+    return "does not fit" if isinstance(estimate, PlanError) else figure(estimate)
 
 
 def _changes(
     one: tuple[str, Estimate], two: tuple[str, Estimate | PlanError]
 ) -> list[str]:
+    """Name the tables that are cut in another way on the second cluster."""
     (first, a), (second, b) = one, two
     if isinstance(b, PlanError):
         return wrap(f"{second}: {b}", WIDTH)
     before, after = _types(a), _types(b)
+    # Of a thousand tables most stay as they are; those that change are grouped.
     moved = Counter(
         (before[table], after[table])
         for table in before
@@ -199,5 +209,5 @@ def _changes(
     return lines
 
 
-def _types(found: Estimate) -> dict[str, str]:
-    return {option.name: option.sharding_type for option in found.plan.chosen}
+def _types(estimate: Estimate) -> dict[str, str]:
+    return {option.name: option.sharding_type for option in estimate.plan.chosen}

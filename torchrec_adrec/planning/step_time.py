@@ -1,4 +1,4 @@
-"""A step's milliseconds: what runs beside what, and which of it is the limit."""
+"""A step's milliseconds: what runs at the same time, and which part is the limit."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ LEAST_S = 1.5e-6  # that any kernel takes: assumed
 
 @dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of the slowest rank.
+    """The parts of a step in milliseconds, of the slowest rank.
 
     Attributes:
         calls: the host's, by part of the step.
@@ -35,30 +35,30 @@ class StepTime:
 
     @property
     def host(self) -> float:
-        """The host's own work."""
+        """Milliseconds that the host spends on launches and copies."""
         return HOST.milliseconds(all_of(self.calls))
 
     @property
     def device(self) -> float:
-        """Kernels and the messages between them, one after the other."""
+        """Milliseconds of all kernels and messages, which run one after the other."""
         return self.products + self.memory + self.tables + self.communication
 
     @property
-    def beside(self) -> float:
-        """What the pipeline does for the next step meanwhile."""
+    def prefetch(self) -> float:
+        """Milliseconds of what the pipeline does for the next step meanwhile."""
         return max(self.copies, self.ids)
 
     @property
     def total(self) -> float:
-        """The host queues ahead, so the longest of the three is the step."""
-        return max(self.host, self.device, self.beside)
+        """Milliseconds of the step: of what runs at the same time the longest."""
+        return max(self.host, self.device, self.prefetch)
 
     @property
     def limit(self) -> str:
-        """What to make faster."""
+        """The part that is to be made faster first."""
         if self.total == self.host:
             return "the host's launches"
-        if self.total == self.beside:
+        if self.total == self.prefetch:
             return "copies" if self.copies >= self.ids else "ids between ranks"
         parts = ("products", "memory", "tables", "communication")
         return f"the device, most of it {max(parts, key=lambda p: getattr(self, p))}"

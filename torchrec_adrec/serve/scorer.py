@@ -10,7 +10,7 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
-from torchrec_adrec.tasks.ranking import prediction
+from torchrec_adrec.tasks.label_heads import prediction
 
 Scores = dict[str, Float64s]
 

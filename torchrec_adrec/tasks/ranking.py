@@ -7,31 +7,17 @@ from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.losses.mean import global_means
-from torchrec_adrec.losses.pointwise import click_loss, value_loss
-from torchrec_adrec.models.ranker import Ranker
+from torchrec_adrec.models.rankers.registry import RANKERS
 from torchrec_adrec.schema import Label, Schema
 from torchrec_adrec.tasks.after_lookup import AfterLookup, Computed, Outputs
 from torchrec_adrec.tasks.guard import Guard
+from torchrec_adrec.tasks.label_heads import LABEL_HEADS
 
 
-def prediction(label: Label, logits: Tensor) -> Tensor:
-    """What a logit says: the probability of a binary label, or the expected value.
-
-    Raises:
-        PredictionError: one is not finite.
-    """
-    is_binary = label.kind == "binary"
-    found = torch.sigmoid(logits) if is_binary else label.mean * torch.exp(logits)
-    wrong = ~(logits.isfinite() & found.isfinite())
-    if wrong.any():
-        raise PredictionError(
-            f"{int(wrong.sum())} of {len(logits)} predictions of {label.name} are not"
-            f" finite (one is {found[wrong][0]:g}, of a logit {logits[wrong][0]:g}):"
-            " `adrec checkpoint inspect` shows whether the weights are; train again"
-        )
-    return found
+def warm_starts(config: RankingConfig) -> bool:
+    """Tell whether a ranker begins with the tables of the retrieval checkpoint."""
+    return RANKERS[config.model].warm_starts and config.tables != "scratch"
 
 
 class RankingTask(nn.Module):
@@ -45,7 +31,7 @@ class RankingTask(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.model = Ranker(schema, config, embedding_dim, device)
+        self.model = RANKERS[config.model](schema, config, embedding_dim, device)
         self.loss = RankingLoss(schema.labels)
         self.guard = Guard()
         self.after_lookup = AfterLookup(self.model, self._compute, self.guard)
@@ -62,7 +48,7 @@ class RankingTask(nn.Module):
 
 
 class RankingLoss(nn.Module):
-    """See `losses.pointwise`."""
+    """The sum of each label's loss, by its kind: see `label_heads`."""
 
     def __init__(self, labels: tuple[Label, ...]) -> None:
         super().__init__()
@@ -73,9 +59,7 @@ class RankingLoss(nn.Module):
         if not self.training:
             return logits.new_zeros(())
         shares = [
-            click_loss(logits[:, t], labels[:, t], weights)
-            if label.kind == "binary"
-            else value_loss(logits[:, t], labels[:, t] / label.mean, weights)
+            LABEL_HEADS[label.kind].loss(label, logits[:, t], labels[:, t], weights)
             for t, label in enumerate(self.labels)
         ]
         return global_means(shares).sum()

@@ -8,8 +8,9 @@ from torch import nn
 
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.evaluation.metrics import Predictions, label_metrics
 from torchrec_adrec.evaluation.pictures import calibration_curve
-from torchrec_adrec.evaluation.predict import Predictions, label_metrics, predict_split
+from torchrec_adrec.evaluation.predict import predict_split
 from torchrec_adrec.schema import Schema
 
 

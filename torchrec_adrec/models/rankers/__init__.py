@@ -1,0 +1,1 @@
+"""Ranker models, one file each; `registry` knows them by name."""

@@ -1,0 +1,117 @@
+"""What every ranker model shares: tables, the order of features, and its shape.
+
+A ranker orders a few hundred candidates for one user, so it is asked with one row of
+the user and many rows of ads. Whatever it computes of the user alone must be computed
+once for all of them, by the same code that training runs with as many users as ads: a
+served score is then the trained score.
+
+Shape letters: B ads, E the concatenated vectors of a side, F numbers, T labels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config.train import RankingConfig
+from torchrec_adrec.modules.embeddings import Init, embedding_tables, regroup
+from torchrec_adrec.schema import Schema, Side
+
+
+class RankerHead(nn.Module, ABC):
+    """The dense part of a ranker: everything between its tables and its logits.
+
+    It is a module of its own because the training pipeline traces a model down to its
+    sharded tables and takes what follows as one leaf, in which Python may branch.
+    """
+
+    @abstractmethod
+    def forward(
+        self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """Turn looked-up vectors and numbers of both sides into logits.
+
+        Args:
+            user: (B or 1, E) vectors in the order of the schema's features.
+            user_dense: (B or 1, F) numbers.
+            ad: (B, E).
+            ad_dense: (B, F).
+
+        Returns:
+            (B, T) float32 logits, one column per label. float32 under autocast too:
+            a logit of 8 bits would tie candidates that training told apart.
+        """
+
+
+class Ranker(nn.Module, ABC):
+    """(user, ad) -> (B, T) logits, one per label.
+
+    The user's input has as many rows as the ad's, or one row that all ads share. A
+    model is a subclass in a file of its own that sets `head`, and a name in `registry`:
+
+        class Mean(Ranker):
+            def __init__(self, schema, config, embedding_dim, device=None):
+                super().__init__(schema, config, embedding_dim, device)
+                self.head = MeanHead(len(schema.labels))
+
+    Attributes:
+        head: the dense part.
+        warm_starts: whether the tables are those of the towers in shape and meaning,
+            so that `ranking.tables` may take them from the retrieval checkpoint.
+    """
+
+    head: RankerHead
+    warm_starts: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        schema: Schema,
+        config: RankingConfig,
+        width: int,
+        device: torch.device | None,
+        init: Init | None = None,
+    ) -> None:
+        """Make the tables of both sides.
+
+        Args:
+            schema: names the features, whose order is that of every looked-up vector.
+            config: says whether the tables are frozen.
+            width: columns of each table.
+            device: where the tables are; meta for tables that are going to be sharded.
+            init: fills a new table; TorchRec's uniform numbers by default.
+        """
+        super().__init__()
+        self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
+        self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
+        self.frozen = config.tables == "frozen"
+        self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
+
+    def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
+        """Score B ads, each for its user or all for one user."""
+        vectors = self.regroup(self.look_up(user, ad))
+        return self.dense(vectors, user.dense, ad.dense)
+
+    def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
+        """Look up the vectors of both sides."""
+        return self.user_tables(user.sparse), self.ad_tables(ad.sparse)
+
+    def regroup(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
+        """Bring each side's vectors into the order of features, (B, E)."""
+        return [
+            regroup(vectors, names)
+            for vectors, names in zip(looked_up, self.names, strict=True)
+        ]
+
+    def dense(
+        self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """Score as `forward` does, from vectors that are looked up and in order."""
+        if self.frozen:
+            # requires_grad=False does not freeze a sharded table; this does.
+            vectors = [looked_up.detach() for looked_up in vectors]
+        logits: Tensor = self.head(vectors[0], user_dense, vectors[1], ad_dense)
+        return logits

@@ -1,0 +1,120 @@
+"""The token transformer that orders the candidates.
+
+There is one token per raw column. User tokens attend to user tokens alone, so a request
+computes them once and its 500 candidates share them; an ad's tokens attend to the
+user's and to their own.
+
+Shape letters: B ads, E the concatenated vectors of a side, F numbers, U user tokens, A
+ad tokens, D model width, T labels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from torchrec_adrec.config.train import RankingConfig
+from torchrec_adrec.models.rankers.base import Ranker, RankerHead
+from torchrec_adrec.modules.attention import OneWayLayer
+from torchrec_adrec.modules.split_linear import SplitLinear
+from torchrec_adrec.schema import Schema, Side
+
+
+class TransformerRanker(Ranker):
+    """One token per raw column, attention from ads to users, and a head per label."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        config: RankingConfig,
+        embedding_dim: int,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(schema, config, embedding_dim, device)
+        self.head = TransformerHead(schema, config, embedding_dim)
+
+
+class TransformerHead(RankerHead):
+    """Tokens of both sides, transformer layers, a hidden layer and a linear term."""
+
+    def __init__(
+        self, schema: Schema, config: RankingConfig, embedding_dim: int
+    ) -> None:
+        super().__init__()
+        dim = config.model_dim
+        self.user_tokens = FeatureTokenizer(schema, Side.USER, embedding_dim, dim)
+        self.ad_tokens = FeatureTokenizer(schema, Side.AD, embedding_dim, dim)
+        self.layers = nn.ModuleList(
+            OneWayLayer(dim, config.heads, config.feedforward_dim, config.dropout)
+            for _ in range(config.layers)
+        )
+        # A hidden layer over the last tokens and a linear term over the first ones.
+        # Without the linear term test AUC fell by up to 0.0015 on Criteo; mean pooling
+        # in place of the flat tokens cost 0.007.
+        widths = self.user_tokens.count * dim, self.ad_tokens.count * dim
+        tasks = len(schema.labels)
+        self.hidden = SplitLinear(*widths, config.head_dim)
+        self.linear = SplitLinear(*widths, tasks, bias=False)
+        self.out = nn.Sequential(
+            nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(config.head_dim, tasks)
+        )
+
+    def forward(
+        self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """See `RankerHead`."""
+        user_bud = self.user_tokens(user, user_dense)
+        ad_bad = self.ad_tokens(ad, ad_dense)
+        linear = self.linear(user_bud.flatten(1), ad_bad.flatten(1))
+        for layer in self.layers:
+            user_bud, ad_bad = layer(user_bud, ad_bad)
+        hidden = self.hidden(user_bud.flatten(1), ad_bad.flatten(1))
+        # float32 also where the products are not
+        logits: Tensor = self.out(hidden).float() + linear.float()
+        return logits
+
+
+class FeatureTokenizer(nn.Module):
+    """Turn one side into tokens, one per raw column: (B, E), (B, F) -> (B, count, D).
+
+    A token is the sum of what its column holds: a learned vector of the column, the
+    projected vector of its id, and `number * vector` where it is a number. A number of
+    which bucketed ids are made too joins their token.
+
+    Attributes:
+        count: how many tokens there are.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, schema: Schema, side: Side, embedding_dim: int, dim: int
+    ) -> None:
+        """Make the vectors.
+
+        Args:
+            schema: names the raw column of every feature.
+            side: whose features.
+            embedding_dim: width of a looked-up vector.
+            dim: D.
+        """
+        super().__init__()
+        bags, dense = schema.bags_of(side), schema.dense_of(side)
+        # Features with ids come first, so that token i is that of the i-th vector.
+        columns = [f.source for f in bags]
+        columns += [f.source for f in dense if f.source not in columns]
+        self.features, self.count = len(bags), len(columns)
+        self.embedding_dim = embedding_dim
+        self.project = nn.Linear(embedding_dim, dim, bias=False)
+        self.column = nn.Parameter(torch.randn(len(columns), dim) * 0.02)
+        self.number = nn.Parameter(torch.randn(len(dense), dim) * 0.02)
+        # The token that each number joins; saved nowhere, it follows from the schema.
+        positions = [columns.index(f.source) for f in dense]
+        self.register_buffer(
+            "positions", torch.tensor(positions, dtype=torch.long), persistent=False
+        )
+
+    def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
+        """Vectors (B, E) of the side's ids and (B, F) numbers -> (B, count, D)."""
+        ids = vectors.view(-1, self.features, self.embedding_dim)
+        tokens = self.column.repeat(len(ids), 1, 1)
+        tokens[:, : self.features] += self.project(ids)
+        return tokens.index_add(1, self.positions, dense[:, :, None] * self.number)
