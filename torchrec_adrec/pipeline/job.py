@@ -81,7 +81,8 @@ def _export(settings: Config, out: Path, process: Process, to: Path) -> None:
 def _index(settings: Config, out: Path, process: Process, to: Path) -> None:
     from torchrec_adrec.export.build_index import build_index
 
-    build_index(out / "export", settings, process, to)
+    k = settings.recommend.candidates
+    build_index(out / "export", settings.index, k, settings.seed, process, to)
 
 
 WORK: dict[str, Work] = {
