@@ -1,3 +1,5 @@
+"""The example that people copy works."""
+
 import doctest
 from pathlib import Path
 

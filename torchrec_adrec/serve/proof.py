@@ -1,7 +1,7 @@
-"""What is served is what was exported and judged: proved before the first answer.
+"""Proves, before the first answer, that what is served is what was exported.
 
-Names are compared first (every artefact names its checkpoint), then numbers: the towers
-that were loaded encode again what was exported, and the index's scores must be theirs.
+Names are compared first, because every artefact names its checkpoint. Then numbers: the
+loaded towers encode again what was exported, and the index's scores must be theirs.
 """
 
 import json
