@@ -104,6 +104,16 @@ def test_the_gate_may_choose_any_power_of_two_and_all_lists(
     assert [setting["nprobe"] for setting in settings] == expected
 
 
+def test_the_seed_decides_where_the_lists_lie() -> None:
+    sample = corpus().vectors
+    one, again, other = (
+        IvfFlat(30).create(sample, seed).quantizer.reconstruct_n(0, 30)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"), [("annoy", {}), ("ivf_flat", {}), ("exact", {"nlist": 1})]
 )

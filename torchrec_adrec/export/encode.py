@@ -87,6 +87,7 @@ def export(
     clicked = clicks[AD_ID].to_numpy()[slice_of(len(clicks), process)]
     write_vectors(out / f"queries-{process.rank:05d}.parquet", clicked, users)
     examples = encode_examples(towers.user_tower, data, process)
+    # The first rank lists the parts of all ranks, so they must be written by now.
     process.barrier()
     if process.is_first:
         (out / EXAMPLES).write_text(json.dumps(examples) + "\n")
@@ -132,6 +133,8 @@ def encode(
         CheckpointError: the model gives vectors that cannot be compared.
     """
     local = frame[slice_of(len(frame), process)]
+    # Rounded up: the largest share, which every rank fills up to, and likewise the
+    # rows of one rank in one step.
     share = -(-len(frame) // process.world_size)
     size = -(-batch_size // process.world_size)
     parts = []
@@ -205,6 +208,7 @@ def write_vectors(path: Path, ids: Int64s, vectors: Float32s) -> None:
         ids: (N,).
         vectors: (N, D).
     """
+    # Lists of a fixed size are one flat buffer, which is read back as a matrix.
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     pq.write_table(pa.table({AD_ID: pa.array(ids), "vector": lists}), path)

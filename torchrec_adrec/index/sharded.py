@@ -101,7 +101,7 @@ class ShardedIndex:
         self, queries: Float32s, k: int, setting: SearchSetting
     ) -> tuple[Int64s, Float32s]:
         # Given with the call and not set on the shards: requests on other threads
-        # search the same shards.
+        # search the same shards. FAISS refuses a k of 0, also for an empty shard.
         parameters = self.kind.search_parameters(setting)
         results = [
             shard.search(queries, min(k, max(shard.ntotal, 1)), params=parameters)

@@ -137,7 +137,7 @@ class Recommender:
             PredictionError: a vector or a prediction is not finite.
         """
         candidates = self._candidates()
-        if top is None:  # a catalog may hold fewer ads than the setting asks for
+        if top is None:
             top = min(self.settings.top, candidates)
         if not 1 <= top <= candidates:
             raise DataError(
@@ -152,12 +152,14 @@ class Recommender:
             predictions = self.scorer.score(user_input, ids)
         milliseconds["total"] = sum(milliseconds.values())
         ranked = pl.DataFrame({AD_ID: ids} | predictions | {SCORE: scores})
+        # The first label is the click; the join must keep the order by it.
         click = self.encoder.schema.labels[0].name
         best = ranked.sort(click, descending=True).head(top)
         ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), milliseconds)
 
     def _candidates(self) -> int:
+        # A small catalog holds fewer ads than the settings ask for.
         return min(self.settings.candidates, self.retriever.index.count)
 
     def user_input(self, user: RawUser) -> TowerInput:

@@ -23,6 +23,8 @@ def derive_kind(config: IndexConfig, count: int) -> IndexKind:
     """
     if config.kind != "auto":
         return KINDS[config.kind].derive(config, count)
+    # Of the kinds that suit so many ads, the one that starts last was made for the
+    # largest catalogs.
     starts = {
         kind.auto_from: kind
         for kind in KINDS.values()
@@ -40,6 +42,7 @@ def open_kind(name: str, sizes: dict[str, int]) -> IndexKind:
     Raises:
         ManifestError: this version knows no such kind.
     """
+    # Sizes that the kind does not have are a TypeError of its constructor.
     try:
         return KINDS[name](**sizes)
     except (KeyError, TypeError):
