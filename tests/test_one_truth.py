@@ -78,7 +78,7 @@ def run(
         model, towers = restore("retrieval", out, schema, config, process)
         export(model, towers, out / "data", config, process, folder)
     with stage_workspace(INDEX, config, out, process) as folder:
-        build_index(out / "export", config.index, K, config.seed, process, folder)
+        build_index(out / "export", config.index, process, folder, k=K, seed=0)
     with stage_workspace(RANKING, config, out, process) as folder:
         tables = final_checkpoint(out / "retrieval")
         Trainer("ranking", config, process, out / "data", folder, tables).fit()
@@ -175,7 +175,7 @@ def test_an_index_of_other_towers_is_not_built(
 ) -> None:
     monkeypatch.setattr("torchrec_adrec.export.build_index.final_checkpoint", last)
     with pytest.raises(ManifestError, match=r"export was made from step .*, .* is"):
-        build_index(run / "export", config.index, K, 0, process, tmp_path)
+        build_index(run / "export", config.index, process, tmp_path, k=K, seed=0)
 
 
 def prove(served: Recommender, run: Path, ad_tower: Any, towers: Checkpoint) -> None:

@@ -36,21 +36,22 @@ log = logging.getLogger(__name__)
 def build_index(
     embeddings: Path,
     settings: IndexConfig,
-    k: int,
-    seed: int,
     process: Process,
     out: Path,
+    *,
+    k: int,
+    seed: int,
 ) -> None:
     """Build and measure an index. Collective; the caller renames the folder.
 
     Args:
         embeddings: what `export` wrote, in the folder of the run.
         settings: kind and sizes, number of shards, what the gate asks for.
+        process: this rank.
+        out: an existing folder.
         k: number of ads retrieved when serving; the gate measures the recall of as
             many.
         seed: of the sample that the index is trained on, and of the gate's users.
-        process: this rank.
-        out: an existing folder.
 
     Raises:
         ConfigError: the settings do not fit so few ads.
