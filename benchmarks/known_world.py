@@ -142,8 +142,9 @@ def _towers(
     catalog = load_catalog(run / "data")
     asked = pl.read_parquet(test / "*.parquet")[top.rows]
     towers = model.module.model
-    users = encode(towers.user_tower, asked, schema, Side.USER, config, process)
-    ads = encode(towers.ad_tower, catalog, schema, Side.AD, config, process)
+    kind = config.retrieval.similarity
+    users = encode(towers.user_tower, asked, schema, Side.USER, kind, size, process)
+    ads = encode(towers.ad_tower, catalog, schema, Side.AD, kind, size, process)
     scorer = InnerProduct.of(users, ads, 0, process.device)
     step = _step(known)
     by_variant = _aucs(predicted[0][::step], known.every(step))

@@ -31,7 +31,7 @@ def main() -> None:
     recommender = Recommender.load(args.run)
     users = json.loads((args.run / "data/example_users.json").read_text())
     one = recommender.user_input(users[0])
-    count = recommender.config.recommend.candidates
+    count = recommender.settings.candidates
     ids, _ = recommender.retriever.retrieve(one, count)
     repeated = _repeat(recommender, one, len(ids))
     score = recommender.scorer.score

@@ -1,4 +1,4 @@
-"""Judged, exported, indexed, ranked with and served: the same weights, or an error."""
+"""Refuses a run whose stages do not all come from the same checkpoint of the towers."""
 
 import json
 import shutil
@@ -50,6 +50,7 @@ SETTINGS = (
     "ranking.optimizer={tables_lr: 1, dense_lr: 0.1}",
 )
 TASKS = ("retrieval", "ranking")
+K = 50  # candidates
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def config() -> Config:
 def run(
     config: Config, process: Process, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """All that serving needs, made in this process. The best step is not the last."""
+    """Make all that serving needs in this process; the best step is not the last."""
     out = tmp_path_factory.mktemp("runs") / "run"
     make_run(out)
     with stage_workspace(DATA, config, out) as folder:
@@ -77,10 +78,10 @@ def run(
         Trainer("retrieval", config, process, out / "data", folder).fit()
     schema = Schema.load(out / "data/schema.json")
     with stage_workspace(EXPORT, config, out, process) as folder:
-        model, start = restore("retrieval", out, schema, config, process)
-        export(model, start, out / "data", config, process, folder)
+        model, towers = restore("retrieval", out, schema, config, process)
+        export(model, towers, out / "data", config, process, folder)
     with stage_workspace(INDEX, config, out, process) as folder:
-        build_index(out / "export", config, process, folder)
+        build_index(out / "export", config.index, process, folder, k=K, seed=0)
     with stage_workspace(RANKING, config, out, process) as folder:
         tables = final_checkpoint(out / "retrieval")
         Trainer("ranking", config, process, out / "data", folder, tables).fit()
@@ -90,10 +91,10 @@ def run(
 
 
 def last(folder: Path) -> Checkpoint:
-    """What serving took before there was one function for all."""
-    found = checkpoint.latest(folder / "checkpoints")
-    assert found is not None
-    return found
+    """Open the checkpoint that serving took before there was one function for all."""
+    latest = checkpoint.latest(folder / "checkpoints")
+    assert latest is not None
+    return latest
 
 
 def metrics(run: Path, task: str) -> dict[str, Any]:
@@ -102,10 +103,10 @@ def metrics(run: Path, task: str) -> dict[str, Any]:
 
 def test_all_name_the_best_checkpoint(run: Path) -> None:
     towers, ranker = (final_checkpoint(run / task) for task in TASKS)
-    for task, found in zip(TASKS, (towers, ranker), strict=True):
+    for task, final in zip(TASKS, (towers, ranker), strict=True):
         history = metrics(run, task)["train"]["validation"]
-        assert found.step == min(history, key=lambda pair: pair[1])[0]
-        assert metrics(run, task)["checkpoint"] == found.origin.model_dump()
+        assert final.step == min(history, key=lambda pair: pair[1])[0]
+        assert metrics(run, task)["checkpoint"] == final.origin.model_dump()
     exported = EmbeddingManifest.load(run / "export")
     indexed = IndexManifest.load(run / "index")
     assert exported.checkpoint == indexed.embeddings.checkpoint == towers.origin
@@ -128,14 +129,14 @@ def test_served_is_exported(run: Path) -> None:
     assert len(examples) == 50
     for example in examples:
         user = served.user_input(example["user"])
-        found, scores = served.retriever.retrieve(user, len(ids))
+        retrieved, scores = served.retriever.retrieve(user, len(ids))
         vector = np.array(example["vector"], dtype=np.float32)
-        exact = exported[np.searchsorted(ids, found)] @ vector
-        np.testing.assert_allclose(scores, exact, atol=1e-6)
-    right, wrong = (proof._distance(v, exported).max() for v in (ads, others))
-    allowed = proof.TOLERANCE["fp32"]
-    print(f"furthest ad: served {right:.2g}, last {wrong:.2g}, allowed {allowed:g}")
-    assert right * 10 < allowed < wrong / 10
+        expected = exported[np.searchsorted(ids, retrieved)] @ vector
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+    best, last_one = (proof._distance(v, exported).max() for v in (ads, others))
+    tolerance = proof.TOLERANCE["fp32"]
+    print(f"furthest ad: served {best:.2g}, last {last_one:.2g}, limit {tolerance:g}")
+    assert best * 10 < tolerance < last_one / 10
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -146,8 +147,8 @@ def test_reported_is_served(task: str, run: Path, process: Process) -> None:
     reported = metrics(run, task)["test"]
     checkpoint.load(last(run / task), model, schema)
     other = evaluate_split(model, run / "data/test", schema, process, 512)
-    for label, figures in served.items():
-        assert figures == pytest.approx(reported[label], abs=1e-6, nan_ok=True)
+    for label, values in served.items():
+        assert values == pytest.approx(reported[label], abs=1e-6, nan_ok=True)
     assert other["click"]["log_loss"] != pytest.approx(
         reported["click"]["log_loss"], abs=1e-4
     )
@@ -191,7 +192,7 @@ def test_any_ranker_is_trained_judged_and_served(
             assert ad[label.name] == pytest.approx(alone, rel=1e-5)
 
 
-def test_the_last_checkpoint_in_its_place_is_refused(
+def test_the_last_checkpoint_in_the_place_of_the_best_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its name; and by its vectors alone, where all names are made to agree."""
@@ -215,16 +216,16 @@ def test_an_index_of_other_towers_is_not_built(
 ) -> None:
     monkeypatch.setattr("torchrec_adrec.export.build_index.final_checkpoint", last)
     with pytest.raises(ManifestError, match=r"export was made from step .*, .* is"):
-        build_index(run / "export", config, process, tmp_path)
+        build_index(run / "export", config.index, process, tmp_path, k=K, seed=0)
 
 
-def prove(served: Recommender, run: Path, ad_tower: Any, start: Checkpoint) -> None:
+def prove(served: Recommender, run: Path, ad_tower: Any, towers: Checkpoint) -> None:
     Proof(
         served.user_input,
         served.retriever,
         served.scorer,
         ad_tower,
-        start,
+        towers,
         IndexManifest.load(run / "index"),
         run / "export",
     ).check()
@@ -233,20 +234,20 @@ def prove(served: Recommender, run: Path, ad_tower: Any, start: Checkpoint) -> N
 def test_each_part_is_proved(run: Path) -> None:
     """A wrong user tower, other vectors in the index: each alone is enough."""
     served = Recommender.load(run)
-    towers, start = restore_whole("retrieval", run, served.encoder.schema)
+    towers, loaded = restore_whole("retrieval", run, served.encoder.schema)
     ad_tower = towers.model.ad_tower
-    prove(served, run, ad_tower, start)
-    right = served.retriever.tower
+    prove(served, run, ad_tower, loaded)
+    user_tower = served.retriever.tower
     other, _ = restore_whole("retrieval", run, served.encoder.schema)
     checkpoint.load(last(run / "retrieval"), other, served.encoder.schema)
     served.retriever.tower = other.model.user_tower
     with pytest.raises(ManifestError, match="gives other users than"):
-        prove(served, run, ad_tower, start)
-    served.retriever.tower = right
+        prove(served, run, ad_tower, loaded)
+    served.retriever.tower = user_tower
     search = served.retriever.index.search
     served.retriever.index.search = lambda *a: (search(*a)[0], search(*a)[1] * 0.999)  # type: ignore[method-assign]
     with pytest.raises(ManifestError, match="gives other scores of the index than"):
-        prove(served, run, ad_tower, start)
+        prove(served, run, ad_tower, loaded)
 
 
 def test_a_ranker_with_other_tables_is_refused(run: Path) -> None:
@@ -262,9 +263,9 @@ def test_a_ranker_with_other_tables_is_refused(run: Path) -> None:
 def test_figures_of_another_checkpoint_are_refused(run: Path, tmp_path: Path) -> None:
     stage = tmp_path / "retrieval"
     shutil.copytree(run / "retrieval", stage)
-    whole = metrics(tmp_path, "retrieval")
-    named = whole["checkpoint"] | {"weights": "0" * 16}
-    (stage / "metrics.json").write_text(json.dumps(whole | {"checkpoint": named}))
+    reported = metrics(tmp_path, "retrieval")
+    other = reported["checkpoint"] | {"weights": "0" * 16}
+    (stage / "metrics.json").write_text(json.dumps(reported | {"checkpoint": other}))
     with pytest.raises(ManifestError, match=rf"weights {'0' * 16}\), .* is step"):
         final_checkpoint(stage)
     (stage / "metrics.json").unlink()

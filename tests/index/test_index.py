@@ -1,151 +1,80 @@
-"""One contract for every kind of index, and a gate that lets nothing wrong through."""
+"""A gate that lets nothing wrong through, and what single kinds of index promise."""
 
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
+from built_index import K, built, corpus
 
 from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.errors import ConfigError, GateError, ManifestError
-from torchrec_adrec.index import build
-from torchrec_adrec.index.build import build_shard, shard_name, train_empty
+from torchrec_adrec.index.build import shard_name
 from torchrec_adrec.index.gate import tune_and_validate
+from torchrec_adrec.index.kinds import derive_kind, open_kind
+from torchrec_adrec.index.kinds.exact import Exact
+from torchrec_adrec.index.kinds.ivf_flat import IvfFlat
+from torchrec_adrec.index.manifest import Gate, IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
-from torchrec_adrec.index.spec import IndexSpec
 from torchrec_adrec.runtime.files import check_files, sha256
 
-N, D, K = 3000, 8, 50
-KINDS = ("exact", "ivf_flat")
 
-
-def corpus() -> tuple[Any, Any, Any]:
-    """Unnormalised vectors (so that L2 orders otherwise), 63-bit ids, queries."""
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(N, D)).astype(np.float32)
-    vectors *= rng.uniform(0.5, 2, (N, 1)).astype(np.float32)
-    ids = rng.choice(2**62, N, replace=False) + 2**61
-    return ids, vectors, rng.normal(size=(40, D)).astype(np.float32)
-
-
-def made(kind: str, shards: int, folder: Path, nlist: int = 30) -> ShardedIndex:
-    ids, vectors, _ = corpus()
-    spec = IndexSpec.derive(IndexConfig(kind=kind, nlist=nlist), D, N)
-    train_empty(spec, ids, vectors, 0, folder)
-    for number in range(shards):
-        build_shard(number, shards, ids, vectors, folder)
-    loaded = [faiss.read_index(str(folder / shard_name(i))) for i in range(shards)]
-    return ShardedIndex(loaded, spec.nlist, spec.nlist)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shards", [1, 2, 4])
-def test_searched_fully_it_is_brute_force(
-    kind: str, shards: int, tmp_path: Path
-) -> None:
-    ids, vectors, queries = corpus()
-    found, scores = made(kind, shards, tmp_path).search(queries, K)
-    exact = queries @ vectors.T
-    best = np.argsort(-exact, axis=1)[:, :K]
-    assert (found == ids[best]).mean() > 0.999
-    np.testing.assert_allclose(scores, np.take_along_axis(exact, best, 1), atol=1e-5)
+def tuned(index: ShardedIndex, target: float, **changed: Any) -> Gate:
+    """Let the corpus, or something else than was indexed, through the gate."""
+    exported = vars(corpus()) | changed
+    return tune_and_validate(index, **exported, k=K, target=target)
 
 
 @pytest.mark.parametrize("shards", [2, 4])
-def test_shards_answer_as_one_index_does(shards: int, tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "many").mkdir()
-    one, many = (
-        made("ivf_flat", 1, tmp_path / "one"),
-        made("ivf_flat", shards, tmp_path / "many"),
-    )
-    one.nprobe = many.nprobe = 4
-    for a, b in zip(
-        one.search(corpus()[2], K), many.search(corpus()[2], K), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_the_order_of_the_files_does_not_matter(tmp_path: Path) -> None:
-    ids, vectors, _ = corpus()
-    shuffled = np.random.default_rng(1).permutation(N)
-    spec = IndexSpec.derive(IndexConfig(kind="ivf_flat", nlist=30), D, N)
-    hashes = []
-    for order in (np.arange(N), shuffled):
-        train_empty(spec, ids[order], vectors[order], 0, tmp_path)
-        build_shard(0, 2, ids[order], vectors[order], tmp_path)
-        hashes.append(sha256(tmp_path / shard_name(0)))
-    assert hashes[0] == hashes[1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_row_is_full_and_no_minus_one_leaves(kind: str, tmp_path: Path) -> None:
-    index = made(kind, 3, tmp_path, nlist=300)
-    index.nprobe = 1  # about ten ads in the list that is visited
-    found, scores = index.search(corpus()[2], 500)
-    assert found.shape == (40, 500) and (found >= 0).all() and np.isfinite(scores).all()
-    assert all(len(set(row)) == 500 for row in found.tolist())
-    assert index.search(corpus()[2], N + 5)[0].shape == (40, N)
-
-
-def test_the_gate_tunes_to_the_target(tmp_path: Path) -> None:
-    ids, vectors, queries = corpus()
-    index = made("ivf_flat", 2, tmp_path)
-    gate = tune_and_validate(index, ids, vectors, queries, K, 0.9)
-    assert 0.9 <= gate.recall < 1 and 1 < index.nprobe < index.nlist
-    assert gate.score_error < 1e-5
-    assert tune_and_validate(index, ids, vectors, queries, K, 1.0).recall == 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_index_of_another_metric_is_not_published(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_inverted_lists_in_shards_answer_as_one_index_does(
+    shards: int, tmp_path: Path
 ) -> None:
-    """The towers score by inner product; built with L2 the index orders otherwise."""
-    monkeypatch.setattr(build.faiss, "IndexFlatIP", faiss.IndexFlatL2)
-    monkeypatch.setattr(build.faiss, "METRIC_INNER_PRODUCT", faiss.METRIC_L2)
-    ids, vectors, queries = corpus()
-    with pytest.raises(GateError, match="another metric"):
-        tune_and_validate(made(kind, 2, tmp_path), ids, vectors, queries, K, 0.9)
+    """To the bit, also where lists are left out: all shards have the same lists."""
+    data = corpus()
+    answers = []
+    for count in (1, shards):
+        index = built("ivf_flat", count, tmp_path / str(count), data)
+        index.setting = {"nprobe": 4}
+        answers.append(index.search(data.queries, K))
+    for one, many in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, many)
+
+
+def test_a_search_leaves_the_shards_as_they_are(tmp_path: Path) -> None:
+    """Requests on other threads search them at the same time."""
+    data = corpus()
+    index = built("ivf_flat", 2, tmp_path, data, nlist=300)
+    before = [shard.nprobe for shard in index.shards]
+    index.setting = {"nprobe": 2}
+    index.search(data.queries, 500)
+    assert [shard.nprobe for shard in index.shards] == before
+
+
+def test_the_gate_takes_the_fastest_setting_that_reaches_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = built("ivf_flat", 2, tmp_path, corpus())
+    gate = tuned(index, 0.9)
+    fastest = index.setting["nprobe"]
+    assert 0.9 <= gate.recall < 1 and 1 < fastest < 30
+    assert gate.score_error < 1e-5
+    assert tuned(index, 1.0).recall == 1
+    too_fast = {"nprobe": fastest // 2}
+    monkeypatch.setattr(IvfFlat, "search_settings", lambda _: [too_fast])
+    message = rf"search \(nprobe {fastest // 2}\), below index\.target_recall 0\.9;"
+    with pytest.raises(GateError, match=message):
+        tuned(index, 0.9)
 
 
 def test_an_index_of_other_vectors_is_not_published(tmp_path: Path) -> None:
-    ids, vectors, queries = corpus()
-    index = made("exact", 2, tmp_path)
+    data = corpus()
+    index = built("exact", 2, tmp_path, data)
     with pytest.raises(GateError, match="other vectors"):
-        tune_and_validate(index, np.roll(ids, 1), vectors, queries, K, 0.9)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_index_that_lost_or_doubled_ads_is_not_published(
-    kind: str, tmp_path: Path
-) -> None:
-    ids, vectors, queries = corpus()
-    index = made(kind, 4, tmp_path)
-    lost = index.shards.pop()
-    with pytest.raises(GateError, match="hold 2250 distinct ads in 2250 entries"):
-        tune_and_validate(index, ids, vectors, queries, K, 0.5)
-    # The sum is right again and so is the recall of half of the ads.
-    index.shards.append(index.shards[0])
-    with pytest.raises(GateError, match="hold 2250 distinct ads in 3000 entries"):
-        tune_and_validate(index, ids, vectors, queries, K, 0.5)
-    index.shards[-1] = lost
-    tune_and_validate(index, ids, vectors, queries, K, 0.5)
-
-
-def test_an_index_that_cannot_reach_the_target_is_not_published(
-    tmp_path: Path,
-) -> None:
-    ids, vectors, queries = corpus()
-    index = made("ivf_flat", 2, tmp_path)
-    index.nlist = 2  # as many lists as it may visit
-    with pytest.raises(GateError, match=r"below index\.target_recall"):
-        tune_and_validate(index, ids, vectors, queries, K, 0.9)
+        tuned(index, 0.9, ids=np.roll(data.ids, 1))
 
 
 def test_a_cut_shard_is_found(tmp_path: Path) -> None:
-    made("exact", 1, tmp_path)
+    built("exact", 1, tmp_path, corpus())
     path = tmp_path / shard_name(0)
     hashes = {path.name: sha256(path)}
     check_files(tmp_path, hashes)
@@ -154,10 +83,45 @@ def test_a_cut_shard_is_found(tmp_path: Path) -> None:
         check_files(tmp_path, hashes)
 
 
-def test_what_is_derived() -> None:
+def test_kind_and_sizes_follow_from_the_number_of_ads() -> None:
     auto = IndexConfig()
-    assert IndexSpec.derive(auto, D, 100_000).kind == "exact"
-    derived = IndexSpec.derive(auto, D, 1_000_000)
-    assert (derived.kind, derived.nlist) == ("ivf_flat", 4000)
+    assert derive_kind(auto, 1) == derive_kind(auto, 100_000) == Exact()
+    assert derive_kind(auto, 100_001) == IvfFlat(1264)
+    assert derive_kind(auto, 1_000_000) == IvfFlat(4000)
+    assert derive_kind(IndexConfig(kind="ivf_flat", nlist=11), 11) == IvfFlat(11)
     with pytest.raises(ConfigError, match="exceeds the 10 ads"):
-        IndexSpec.derive(IndexConfig(kind="ivf_flat", nlist=11), D, 10)
+        derive_kind(IndexConfig(kind="ivf_flat", nlist=11), 10)
+
+
+@pytest.mark.parametrize(
+    ("nlist", "expected"),
+    [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9])],
+)
+def test_the_gate_may_choose_any_power_of_two_and_all_lists(
+    nlist: int, expected: list[int]
+) -> None:
+    settings = IvfFlat(nlist).search_settings()
+    assert [setting["nprobe"] for setting in settings] == expected
+
+
+def test_the_seed_decides_where_the_lists_lie() -> None:
+    sample = corpus().vectors
+    # Kept, because an index frees its centres together with itself.
+    indexes = [IvfFlat(30).create(sample, seed) for seed in (0, 0, 1)]
+    one, again, other = (index.quantizer.reconstruct_n(0, 30) for index in indexes)
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("annoy", {}), ("ivf_flat", {}), ("exact", {"nlist": 1})]
+)
+def test_an_index_of_another_version_is_refused(
+    name: str, sizes: dict[str, int], tmp_path: Path
+) -> None:
+    with pytest.raises(ManifestError, match=r"is of kind .*; run `adrec index` again"):
+        open_kind(name, sizes)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/manifest.json").write_text('{"kind": "exact", "nlist": 1}')
+    with pytest.raises(ManifestError, match="another version: run `adrec index` again"):
+        IndexManifest.load(tmp_path / "index")

@@ -1,3 +1,5 @@
+"""The application answers as the recommender does, and explains wrong requests."""
+
 import json
 from pathlib import Path
 
@@ -11,11 +13,11 @@ def test_it_answers_as_the_recommender_does(finished_run: Path) -> None:
     recommender = Recommender.load(finished_run)
     user = json.loads((finished_run / "data/example_users.json").read_text())[0]
     client = TestClient(build_app(recommender))
-    answer = client.post("/recommend", json={"user": user, "top": 3}).json()
+    response = client.post("/recommend", json={"user": user, "top": 3}).json()
     expected = recommender.recommend(user, 3).ads
-    assert [int(ad["ad_id"]) for ad in answer["ads"]] == expected["ad_id"].to_list()
-    assert [ad["click"] for ad in answer["ads"]] == expected["click"].to_list()
-    assert set(answer["milliseconds"]) == {"encode", "retrieve", "rank", "total"}
+    assert [int(ad["ad_id"]) for ad in response["ads"]] == expected["ad_id"].to_list()
+    assert [ad["click"] for ad in response["ads"]] == expected["click"].to_list()
+    assert set(response["milliseconds"]) == {"encode", "retrieve", "rank", "total"}
 
 
 def test_a_wrong_request_is_explained(finished_run: Path) -> None:

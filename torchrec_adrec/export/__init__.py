@@ -1,1 +1,1 @@
-"""From trained towers to published vectors and index."""
+"""From trained towers to exported vectors and a published index."""

@@ -1,4 +1,10 @@
-"""Exported vectors -> index shards on all ranks -> gate -> a published index."""
+"""Exported vectors -> index shards on all ranks -> gate -> a published index.
+
+index/
+  shard-00000.faiss ...    every S-th ad by rising id
+  manifest.json            made from what, kind, sizes, search setting, sha256 of shards
+  metrics.json             recall against brute force on held-out users
+"""
 
 import json
 import logging
@@ -6,98 +12,117 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrec_adrec.config.run import Config
+from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.export.encode import QUERIES
 from torchrec_adrec.index.build import EMPTY, build_shard, shard_name, train_empty
 from torchrec_adrec.index.gate import tune_and_validate
+from torchrec_adrec.index.kinds import derive_kind
+from torchrec_adrec.index.kinds.kind import describe
 from torchrec_adrec.index.manifest import (
     EmbeddingManifest,
-    Gate,
     IndexManifest,
     load_vectors,
 )
 from torchrec_adrec.index.sharded import ShardedIndex
-from torchrec_adrec.index.spec import IndexSpec
 from torchrec_adrec.runtime.files import check_files, sha256
 from torchrec_adrec.tasks.sharded import check_origin, final_checkpoint
 
 log = logging.getLogger(__name__)
 
 
-def build_index(embeddings: Path, config: Config, process: Process, out: Path) -> None:
-    """Build and judge the index in `out`. Collective; the caller renames the folder.
+def build_index(
+    embeddings: Path,
+    settings: IndexConfig,
+    process: Process,
+    out: Path,
+    *,
+    k: int,
+    seed: int,
+) -> None:
+    """Build and measure an index. Collective; the caller renames the folder.
+
+    Args:
+        embeddings: what `export` wrote, in the folder of the run.
+        settings: kind and sizes, number of shards, what the gate asks for.
+        process: this rank.
+        out: an existing folder.
+        k: number of ads retrieved when serving; the gate measures the recall of as
+            many.
+        seed: of the sample that the index is trained on, and of the gate's users.
 
     Raises:
+        ConfigError: the settings do not fit so few ads.
         ManifestError: the exported parts are damaged or incomplete, or from other
             towers than those that will be served.
         GateError: the index is too far from brute force.
+    """
+    exported, ids, vectors = _load_export(embeddings)
+    kind = derive_kind(settings, exported.count)
+    if process.is_first:
+        train_empty(kind, ids, vectors, seed, out)
+    process.barrier()  # every rank starts its shards from that file
+    for number in range(process.rank, settings.shards, process.world_size):
+        build_shard(number, settings.shards, ids, vectors, out)
+    process.barrier()
+    if not process.is_first:
+        return
+    (out / EMPTY).unlink()
+    # Opened from the files: what is measured is what serving will read.
+    names = [shard_name(number) for number in range(settings.shards)]
+    index = ShardedIndex.open(out, names, kind)
+    queries = _held_out_users(embeddings, settings.queries, seed)
+    gate = tune_and_validate(index, ids, vectors, queries, k, settings.target_recall)
+    manifest = IndexManifest(
+        embeddings=exported,
+        kind=kind.name,
+        sizes=dict(vars(kind)),
+        search=index.setting,
+        count=index.count,
+        shards={name: sha256(out / name) for name in names},
+        gate=gate,
+    )
+    manifest.save(out)
+    (out / "metrics.json").write_text(json.dumps(gate.model_dump(), indent=1) + "\n")
+    _log_summary(manifest)
+
+
+def _load_export(embeddings: Path) -> tuple[EmbeddingManifest, Int64s, Float32s]:
+    """Read manifest, ids (N,) and vectors (N, D) of a whole export.
+
+    Raises:
+        ManifestError: as of `build_index`.
     """
     exported = EmbeddingManifest.load(embeddings)
     check_files(embeddings, exported.files)
     towers = final_checkpoint(embeddings.parent / "retrieval")
     check_origin(embeddings, exported.checkpoint, towers)
     ids, vectors = load_vectors(embeddings)
-    if len(ids) != exported.count or len(np.unique(ids)) != exported.count:
+    distinct = len(np.unique(ids))
+    if len(ids) != exported.count or distinct != exported.count:
         raise ManifestError(
-            f"{embeddings} holds {len(np.unique(ids))} distinct ads in {len(ids)} rows,"
-            f" the manifest says {exported.count}; run `adrec export` again"
+            f"{embeddings} holds {distinct} distinct ads in {len(ids)} rows, the"
+            f" manifest says {exported.count}; run `adrec export` again"
         )
-    spec = IndexSpec.derive(config.index, exported.dim, exported.count)
-    if process.is_first:
-        train_empty(spec, ids, vectors, config.seed, out)
-    process.barrier()
-    for number in range(process.rank, config.index.shards, process.world_size):
-        build_shard(number, config.index.shards, ids, vectors, out)
-    process.barrier()
-    if process.is_first:
-        (out / EMPTY).unlink()
-        _judge(spec, exported, embeddings, config, out)
+    return exported, ids, vectors
 
 
-def _judge(
-    spec: IndexSpec,
-    exported: EmbeddingManifest,
-    embeddings: Path,
-    config: Config,
-    out: Path,
-) -> None:
-    """Open the shards as serving will, measure them, write the manifest."""
-    names = [shard_name(i) for i in range(config.index.shards)]
-    hashes = {name: sha256(out / name) for name in names}
-    untested = Gate(k=0, queries=0, recall=0, target_recall=0, score_error=0)
-    manifest = IndexManifest(
-        embeddings=exported,
-        kind=spec.kind,
-        nlist=spec.nlist,
-        nprobe=1,
-        count=spec.count,
-        shards=hashes,
-        gate=untested,
-    )
-    index = ShardedIndex.load(out, manifest)
-    ids, vectors = load_vectors(embeddings)
-    _, queries = load_vectors(embeddings, QUERIES)
-    kept = np.random.default_rng(config.seed).permutation(len(queries))
-    asked = queries[kept[: config.index.queries]]
-    gate = tune_and_validate(
-        index,
-        ids,
-        vectors,
-        asked,
-        config.recommend.candidates,
-        config.index.target_recall,
-    )
-    manifest.model_copy(update={"nprobe": index.nprobe, "gate": gate}).save(out)
-    (out / "metrics.json").write_text(json.dumps(gate.model_dump(), indent=1) + "\n")
+def _held_out_users(embeddings: Path, count: int, seed: int) -> Float32s:
+    """Draw at most `count` of the exported users, (B, D)."""
+    _, users = load_vectors(embeddings, QUERIES)
+    order = np.random.default_rng(seed).permutation(len(users))
+    return users[order[:count]]
+
+
+def _log_summary(manifest: IndexManifest) -> None:
+    kind = [manifest.kind, describe(manifest.sizes), describe(manifest.search)]
     log.info(
-        "index: %s of %d ads in %d shards, nprobe %d of %d, recall@%d %.4f",
-        spec.kind,
-        spec.count,
-        len(names),
-        index.nprobe,
-        spec.nlist,
-        gate.k,
-        gate.recall,
+        "index: %s of %d ads in %d shards, recall@%d %.4f",
+        ", ".join(filter(None, kind)),
+        manifest.count,
+        len(manifest.shards),
+        manifest.gate.k,
+        manifest.gate.recall,
     )

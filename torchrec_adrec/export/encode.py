@@ -1,4 +1,4 @@
-"""Checkpoint + catalog -> the vector of every ad, written by all ranks.
+"""Trained towers -> the vectors of all ads and of held-out users, by all ranks.
 
 export/
   part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]
@@ -28,7 +28,7 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import raw_user
-from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
 from torchrec_adrec.evaluation.full_catalog import held_out_clicks, judge
@@ -46,7 +46,7 @@ PICTURE = "recall_by_popularity.png"
 
 def export(
     model: DistributedModelParallel,
-    start: checkpoint.Checkpoint,
+    checkpoint: Checkpoint,
     data: Path,
     config: Config,
     process: Process,
@@ -54,42 +54,56 @@ def export(
 ) -> None:
     """Encode the catalog and the held-out clicks' users. Collective.
 
-    Each rank encodes and writes a contiguous slice; nothing is gathered.
+    Each rank encodes and writes a contiguous slice, so that no rank ever holds all
+    vectors.
 
     Args:
-        model: the retrieval task, sharded, with `start` loaded.
-        start: named in the manifest.
+        model: the retrieval task, sharded, with `checkpoint` loaded.
+        checkpoint: named in the manifest.
+        data: a prepared data set.
+        config: seed, batch size, similarity and lookups are used.
+        process: this rank.
         out: an existing folder.
+
+    Raises:
+        CheckpointError: the model gives vectors that cannot be compared.
+        DataError: no held-out row was clicked.
     """
     model.eval()
     schema = Schema.load(data / "schema.json")
     towers: TwoTower = model.module.model
     catalog = load_catalog(data)
-    own = slice_of(len(catalog), process)
-    vectors = encode(towers.ad_tower, catalog, schema, Side.AD, config, process)
+    similarity, size = config.retrieval.similarity, config.train.eval_batch_size
+    local = slice_of(len(catalog), process)
+    vectors = encode(
+        towers.ad_tower, catalog, schema, Side.AD, similarity, size, process
+    )
     part = f"part-{process.rank:05d}.parquet"
-    write_vectors(out / part, catalog[AD_ID].to_numpy()[own], vectors)
+    write_vectors(out / part, catalog[AD_ID].to_numpy()[local], vectors)
     clicks, _ = held_out_clicks(data, schema, config.seed)
-    users = encode(towers.user_tower, clicks, schema, Side.USER, config, process)
+    users = encode(
+        towers.user_tower, clicks, schema, Side.USER, similarity, size, process
+    )
     clicked = clicks[AD_ID].to_numpy()[slice_of(len(clicks), process)]
     write_vectors(out / f"queries-{process.rank:05d}.parquet", clicked, users)
     examples = encode_examples(towers.user_tower, data, process)
+    # The first rank lists the parts of all ranks, so they must be written by now.
     process.barrier()
     if process.is_first:
         (out / EXAMPLES).write_text(json.dumps(examples) + "\n")
         _join_queries(out)
-        _write_manifest(start, catalog, schema, config, out)
+        _write_manifest(checkpoint, catalog, schema, config, out)
     process.barrier()
-    # As they stand in the files: what is judged is what is searched and served.
+    # Read back from the files: what is judged is what is searched and served.
     _, ads = load_vectors(out, part)
     _, queries = load_vectors(out, QUERIES)
-    judged = judge(ads, own, queries, data, schema, config.seed, process)
+    metrics = judge(ads, local, queries, data, schema, config.seed, process)
     if process.is_first:
-        _write_figures(judged, out)
+        _write_metrics(metrics, out)
 
 
 def slice_of(rows: int, process: Process) -> slice:
-    """This rank's contiguous share of `rows`."""
+    """Return this rank's contiguous share of `rows`."""
     share = -(-rows // process.world_size)
     return slice(min(process.rank * share, rows), min((process.rank + 1) * share, rows))
 
@@ -100,26 +114,38 @@ def encode(
     frame: pl.DataFrame,
     schema: Schema,
     side: Side,
-    config: Config,
+    similarity: str,
+    batch_size: int,
     process: Process,
 ) -> Float32s:
-    """This rank's share of the rows through one tower, (rows, D).
+    """Encode this rank's share of the rows with one tower, (rows, D). Collective.
 
-    Collective: a lookup in sharded tables needs every rank, so all take as many steps
-    as the largest share has, the others on rows that are then dropped.
+    Args:
+        tower: of that side.
+        frame: the encoded columns of all ranks' rows.
+        schema: of the data.
+        side: which columns are taken.
+        similarity: of the towers; the vectors of `cosine` must have length 1.
+        batch_size: rows of one step over all ranks.
+        process: this rank.
+
+    Raises:
+        CheckpointError: the model gives vectors that cannot be compared.
     """
-    own = frame[slice_of(len(frame), process)]
+    local = frame[slice_of(len(frame), process)]
+    # Rounded up: the largest share, which every rank fills up to, and likewise the
+    # rows of one rank in one step.
     share = -(-len(frame) // process.world_size)
-    size = -(-config.train.eval_batch_size // process.world_size)
+    size = -(-batch_size // process.world_size)
     parts = []
     with Progress(f"encoding {side}s", len(frame), "rows") as progress:
-        for part in _padded(own, frame, share, size):
+        for part in _padded(local, frame, share, size):
             columns = {name: part[name].to_numpy() for name in schema.columns_of(side)}
             rows = tower_input(columns, schema, side).to(process.device)
             parts.append(tower(rows).cpu().numpy())
             progress.advance(min(size * process.world_size, len(frame) - progress.done))
-    vectors = np.concatenate(parts)[: len(own)]
-    _check_vectors(vectors, side, config)
+    vectors = np.concatenate(parts)[: len(local)]
+    _check_vectors(vectors, side, similarity)
     return vectors
 
 
@@ -127,28 +153,30 @@ def encode(
 def encode_examples(
     tower: nn.Module, data: Path, process: Process
 ) -> list[dict[str, Any]]:
-    """The example users as serving meets them, raw, and their vectors. Collective:
-    every rank encodes all of them.
+    """Encode the example users from their raw columns, as serving does. Collective.
+
+    Every rank encodes all of them. Serving compares its own vectors with these before
+    it answers.
     """
     encoder = Encoder.load(data)
     users = json.loads((data / "example_users.json").read_text())
     raw = [raw_user(user, encoder.schema) for user in users]
     encoded = [encoder.encode(columns, Side.USER) for columns in raw]
-    rows = {name: np.concatenate([e[name] for e in encoded]) for name in encoded[0]}
-    vectors = tower(tower_input(rows, encoder.schema, Side.USER).to(process.device))
+    columns = {name: np.concatenate([e[name] for e in encoded]) for name in encoded[0]}
+    vectors = tower(tower_input(columns, encoder.schema, Side.USER).to(process.device))
     pairs = zip(users, vectors.tolist(), strict=True)
     return [{"user": user, "vector": vector} for user, vector in pairs]
 
 
-def _check_vectors(vectors: Float32s, side: Side, config: Config) -> None:
-    """A vector that is not finite would win or lose every comparison.
+def _check_vectors(vectors: Float32s, side: Side, similarity: str) -> None:
+    """Refuse vectors that would win or lose every comparison.
 
     Raises:
         CheckpointError: the model gives vectors that cannot be compared.
     """
     norms = np.linalg.norm(vectors, axis=1)
     wrong = ~np.isfinite(norms)
-    if config.retrieval.similarity == "cosine":
+    if similarity == "cosine":
         wrong |= np.abs(norms - 1) > NORM_TOLERANCE
     if wrong.any():
         raise CheckpointError(
@@ -158,18 +186,29 @@ def _check_vectors(vectors: Float32s, side: Side, config: Config) -> None:
 
 
 def _padded(
-    own: pl.DataFrame, frame: pl.DataFrame, share: int, size: int
+    local: pl.DataFrame, frame: pl.DataFrame, share: int, size: int
 ) -> Iterator[pl.DataFrame]:
-    """`share` rows in parts of `size`: this rank's, filled up with the first row."""
-    lacking = share - len(own)
-    if lacking:
-        own = pl.concat([own, *[frame.head(1)] * lacking])
+    """Cut this rank's rows into batches, filled up to `share` rows in all.
+
+    A lookup in sharded tables waits for every rank, so all must take as many steps as
+    the largest share needs. The vectors of the repeated row are dropped again.
+    """
+    missing = share - len(local)
+    if missing:
+        local = pl.concat([local, *[frame.head(1)] * missing])
     for first in range(0, share, size):
-        yield own[first : first + size]
+        yield local[first : first + size]
 
 
 def write_vectors(path: Path, ids: Int64s, vectors: Float32s) -> None:
-    """One row per id: `ad_id` and `vector`."""
+    """Write a Parquet file of `ad_id` and `vector`, one row per id.
+
+    Args:
+        path: of the file.
+        ids: (N,).
+        vectors: (N, D).
+    """
+    # Lists of a fixed size are one flat buffer, which is read back as a matrix.
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     pq.write_table(pa.table({AD_ID: pa.array(ids), "vector": lists}), path)
@@ -183,7 +222,7 @@ def _join_queries(out: Path) -> None:
 
 
 def _write_manifest(
-    start: checkpoint.Checkpoint,
+    checkpoint: Checkpoint,
     catalog: pl.DataFrame,
     schema: Schema,
     config: Config,
@@ -191,7 +230,7 @@ def _write_manifest(
 ) -> None:
     written = [*sorted(out.glob("part-*.parquet")), out / QUERIES, out / EXAMPLES]
     EmbeddingManifest(
-        checkpoint=start.origin,
+        checkpoint=checkpoint.origin,
         lookups=config.sharding.qcomm,
         schema_fingerprint=schema.fingerprint,
         similarity=config.retrieval.similarity,
@@ -201,7 +240,8 @@ def _write_manifest(
     ).save(out)
 
 
-def _write_figures(judged: dict[str, Any], out: Path) -> None:
-    (out / "metrics.json").write_text(json.dumps({"test": judged}, indent=1) + "\n")
-    if any(name.startswith("recall@") for name in judged["all"]["towers"]):
-        recall_by_popularity(judged, out / PICTURE)
+def _write_metrics(metrics: dict[str, Any], out: Path) -> None:
+    (out / "metrics.json").write_text(json.dumps({"test": metrics}, indent=1) + "\n")
+    # A catalog smaller than the smallest cut has no recall to draw.
+    if any(name.startswith("recall@") for name in metrics["all"]["towers"]):
+        recall_by_popularity(metrics, out / PICTURE)

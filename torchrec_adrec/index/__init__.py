@@ -1,1 +1,4 @@
-"""Vectors to a sharded FAISS index behind a recall gate. The only user of faiss."""
+"""From vectors to a sharded FAISS index, published through a recall gate.
+
+This is the only room that imports faiss.
+"""

@@ -1,13 +1,14 @@
-"""No index is published that was not measured against brute force."""
+"""The gate: every index is measured against brute force before it is published."""
 
 import numpy as np
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import GateError
+from torchrec_adrec.index.kinds.kind import describe
 from torchrec_adrec.index.manifest import Gate
 from torchrec_adrec.index.sharded import ShardedIndex
 
-# Both relative to a score, or absolute where it is below 1 (a cosine always is).
+# Both are relative to a score, or absolute if it is below 1 (a cosine always is).
 SCORE_TOLERANCE = 1e-5
 TIE = 1e-6
 CHUNK = 64  # queries compared at a time: 64 x 1M ads are 256 MB
@@ -21,36 +22,31 @@ def tune_and_validate(
     k: int,
     target: float,
 ) -> Gate:
-    """Set `nprobe` to the least power of two that reaches the target, then measure.
+    """Choose the fastest search setting that reaches the target recall.
 
     Args:
-        index: its `nprobe` is set.
+        index: its `setting` is replaced by the chosen one.
         ids, vectors: (N,), (N, D), what was exported.
         queries: (B, D), held-out users.
-        k: as many as are served.
+        k: number of ads that are retrieved when serving.
+        target: recall against brute force.
 
     Raises:
-        GateError: the shards do not hold each exported ad once, no `nprobe` reaches
-            the target recall, or a returned score is not the inner product of the
-            exported vectors.
+        GateError: the shards do not hold each exported ad once, no setting reaches the
+            target recall, or a returned score is not the inner product of the exported
+            vectors.
     """
     k = min(k, len(ids))
     order = np.argsort(ids)
     ids, vectors = ids[order], vectors[order]
-    held = np.sort(index.ids())
-    if not np.array_equal(held, ids):
-        raise GateError(
-            f"the shards hold {len(np.unique(held))} distinct ads in {len(held)}"
-            f" entries, exported were {len(ids)}: ads are lost, doubled or others;"
-            " nothing was published"
-        )
-    floor = _exact_floor(queries, vectors, k)
-    index.nprobe = 1
-    while True:
-        recall, error = _measure(index, ids, vectors, queries, floor, k)
-        if recall >= target or index.nprobe >= index.nlist:
+    _check_ids(index, ids)
+    thresholds = _exact_thresholds(queries, vectors, k)
+    # From fast to thorough: the first that is good enough is the one to serve with.
+    for setting in index.kind.search_settings():
+        index.setting = setting
+        recall, error = _measure(index, ids, vectors, queries, thresholds, k)
+        if recall >= target:
             break
-        index.nprobe = min(index.nprobe * 2, index.nlist)
     if error > SCORE_TOLERANCE:
         raise GateError(
             f"the index returns scores that are {error:.2g} away from the model's inner"
@@ -59,9 +55,9 @@ def tune_and_validate(
         )
     if recall < target:
         raise GateError(
-            f"recall@{k} against brute force is {recall:.4f} even at nprobe"
-            f" {index.nprobe} of {index.nlist}, below index.target_recall {target:g};"
-            " nothing was published"
+            f"recall@{k} against brute force is {recall:.4f} even at the most thorough"
+            f" search ({describe(index.setting) or index.kind.name}), below"
+            f" index.target_recall {target:g}; nothing was published"
         )
     return Gate(
         k=k,
@@ -72,13 +68,28 @@ def tune_and_validate(
     )
 
 
-def _exact_floor(queries: Float32s, vectors: Float32s, k: int) -> Float32s:
-    """The k-th best inner product of each query, by brute force, (B,)."""
-    floor = np.empty(len(queries), dtype=np.float32)
-    for at in _chunks(len(queries)):
-        scores = queries[at] @ vectors.T
-        floor[at] = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
-    return floor
+def _check_ids(index: ShardedIndex, exported: Int64s) -> None:
+    """Compare the ids of the shards with the exported ones, (N,), sorted.
+
+    Raises:
+        GateError: they differ.
+    """
+    indexed = np.sort(index.ids())
+    if not np.array_equal(indexed, exported):
+        raise GateError(
+            f"the shards hold {len(np.unique(indexed))} distinct ads in {len(indexed)}"
+            f" entries, exported were {len(exported)}: ads are lost, doubled or others;"
+            " nothing was published"
+        )
+
+
+def _exact_thresholds(queries: Float32s, vectors: Float32s, k: int) -> Float32s:
+    """Return the k-th best inner product of each query, by brute force, (B,)."""
+    thresholds = np.empty(len(queries), dtype=np.float32)
+    for chunk in _chunks(len(queries)):
+        scores = queries[chunk] @ vectors.T
+        thresholds[chunk] = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
+    return thresholds
 
 
 def _measure(
@@ -86,20 +97,25 @@ def _measure(
     ids: Int64s,
     vectors: Float32s,
     queries: Float32s,
-    floor: Float32s,
+    thresholds: Float32s,
     k: int,
 ) -> tuple[float, float]:
-    """Recall by score (so equal scores are fair) and the largest score error."""
+    """Return the mean recall and the largest error of a score.
+
+    Args:
+        ids, vectors: sorted by id.
+        thresholds: (B,), the exact score of each query's k-th best ad.
+    """
     hits, worst = 0, 0.0
-    for at in _chunks(len(queries)):
-        found, scores = index.search(queries[at], k)
-        true = np.einsum(
-            "bd,bkd->bk", queries[at], vectors[np.searchsorted(ids, found)]
-        )
-        size = np.maximum(np.abs(true), 1)
-        # Of ads as good as the k-th best any will do; rounding must not decide.
-        hits += int((true >= floor[at, None] - TIE * size).sum())
-        worst = max(worst, float((np.abs(true - scores) / size).max()))
+    for chunk in _chunks(len(queries)):
+        results, scores = index.search(queries[chunk], k)
+        rows = np.searchsorted(ids, results)
+        exact = np.einsum("bd,bkd->bk", queries[chunk], vectors[rows])
+        size = np.maximum(np.abs(exact), 1)
+        # Counted by score and not by id: of ads as good as the k-th best any will do,
+        # and rounding must not decide between them.
+        hits += int((exact >= thresholds[chunk, None] - TIE * size).sum())
+        worst = max(worst, float((np.abs(exact - scores) / size).max()))
     return hits / (len(queries) * k), worst
 
 

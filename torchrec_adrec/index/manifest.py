@@ -1,4 +1,8 @@
-"""What was exported and what was built, from what, with the hash of every file."""
+"""The manifests of the exported vectors and of the index built from them.
+
+Each names what it was made from and the hash of every file, so that parts that do not
+belong together are refused.
+"""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -34,16 +38,21 @@ class _Manifest(BaseModel):
         try:
             return cls.model_validate_json((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
-            raise ManifestError(f"{folder / MANIFEST}: {error}") from None
+            raise ManifestError(
+                f"{folder / MANIFEST}: {error}; it was damaged, or made by another"
+                f" version: run `adrec {folder.name}` again"
+            ) from None
 
 
 class EmbeddingManifest(_Manifest):
-    """Exported vectors of the ads.
+    """The exported vectors of the ads.
 
     Attributes:
-        checkpoint: the towers that made them.
+        checkpoint: of the towers that made them.
         lookups: precision in which rows of sharded tables travelled between ranks.
-        files: sha256 of each.
+        dim: D, the width of a vector.
+        count: number of ads.
+        files: name -> sha256 of each file.
     """
 
     checkpoint: Origin
@@ -56,9 +65,11 @@ class EmbeddingManifest(_Manifest):
 
 
 class Gate(_Manifest):
-    """How the index compared with brute force, on held-out users, before publication.
+    """The comparison of the index with brute force on held-out users.
 
     Attributes:
+        k: number of ads retrieved for each query.
+        queries: number of held-out users.
         recall: share of the exact top `k` that the index returns, mean over `queries`.
         score_error: largest difference of a returned score from the inner product,
             relative where the score exceeds 1.
@@ -72,12 +83,22 @@ class Gate(_Manifest):
 
 
 class IndexManifest(_Manifest):
-    """A published index."""
+    """A published index.
+
+    Attributes:
+        embeddings: what it was built from.
+        kind: a name of `index.kinds.KINDS`.
+        sizes: of that kind, as `{"nlist": 4000}`; none for exact search.
+        search: the setting that the gate chose, as `{"nprobe": 32}`.
+        count: number of ads.
+        shards: name -> sha256 of each file.
+        gate: how it was measured.
+    """
 
     embeddings: EmbeddingManifest
     kind: str
-    nlist: int
-    nprobe: int
+    sizes: dict[str, int]
+    search: dict[str, int]
     count: int
     shards: dict[str, str]
     gate: Gate
@@ -86,36 +107,41 @@ class IndexManifest(_Manifest):
 def load_vectors(
     folder: Path, pattern: str = "part-*.parquet"
 ) -> tuple[Int64s, Float32s]:
-    """ids (N,) and vectors (N, D) of all files that match, in name order."""
+    """Read ids (N,) and vectors (N, D) of all files that match, in name order.
+
+    Raises:
+        ManifestError: no file matches.
+    """
     tables = [pq.read_table(path) for path in sorted(folder.glob(pattern))]
     if not tables:
         raise ManifestError(f"{folder} has no {pattern}; run `adrec export`")
-    ids = np.concatenate([t[AD_ID].to_numpy() for t in tables])
+    ids = np.concatenate([table[AD_ID].to_numpy() for table in tables])
+    # Flattened chunk by chunk: a list column becomes a matrix without a Python list.
     parts = [
         chunk.flatten().to_numpy().reshape(len(chunk), chunk.type.list_size)
-        for t in tables
-        for chunk in t["vector"].chunks
+        for table in tables
+        for chunk in table["vector"].chunks
         if len(chunk)
     ]
     return ids, np.concatenate(parts)
 
 
 def vectors_of(folder: Path, ids: Int64s) -> Float32s:
-    """The exported vectors of some ads, in the order of `ids`, (n, D).
+    """Read the exported vectors of some ads, in the order of `ids`, (n, D).
 
     Raises:
         ManifestError: one was not exported, or the files cannot be read.
     """
     try:
         rows = pl.scan_parquet(folder / "part-*.parquet")
-        rows = rows.filter(pl.col(AD_ID).is_in(ids.tolist()))
-        found = rows.collect().sort(AD_ID)
+        exported = rows.filter(pl.col(AD_ID).is_in(ids.tolist())).collect().sort(AD_ID)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ManifestError(f"{folder} cannot be read: {error}") from None
-    lacking = np.setdiff1d(ids, found[AD_ID].to_numpy())
-    if len(lacking):
+    exported_ids = exported[AD_ID].to_numpy()
+    missing = np.setdiff1d(ids, exported_ids)
+    if len(missing):
         raise ManifestError(
-            f"ad {lacking[0]} of the catalog is not in {folder}; export and index again"
+            f"ad {missing[0]} of the catalog is not in {folder}; export and index again"
         )
-    vectors = found["vector"].to_numpy()
-    return np.asarray(vectors[np.searchsorted(found[AD_ID].to_numpy(), ids)])
+    vectors = exported["vector"].to_numpy()
+    return np.asarray(vectors[np.searchsorted(exported_ids, ids)])

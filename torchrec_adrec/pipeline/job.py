@@ -82,7 +82,14 @@ def _export(settings: Config, out: Path, process: Process, to: Path) -> None:
 def _index(settings: Config, out: Path, process: Process, to: Path) -> None:
     from torchrec_adrec.export.build_index import build_index
 
-    build_index(out / "export", settings, process, to)
+    build_index(
+        out / "export",
+        settings.index,
+        process,
+        to,
+        k=settings.recommend.candidates,
+        seed=settings.seed,
+    )
 
 
 WORK: dict[str, Work] = {

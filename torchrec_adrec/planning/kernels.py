@@ -55,11 +55,11 @@ class Kernel:
     half: bool = False
 
 
-class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counted(TorchDispatchMode):
     """Collects what a device would launch; views and empty memory cost it nothing."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.kernels: list[Kernel] = []
 
     def __torch_dispatch__(

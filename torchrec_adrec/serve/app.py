@@ -1,4 +1,4 @@
-"""The recommender over HTTP: POST /recommend. Needs the extra `serve`."""
+"""The recommender over HTTP: POST /recommend. It needs the extra `serve`."""
 
 from typing import Any
 
@@ -10,7 +10,12 @@ from torchrec_adrec.serve.recommender import Recommender
 
 
 class Request(BaseModel):
-    """One user; `user` holds raw columns, as {"I1": 3, "C1": "68fd1e64"}."""
+    """The body of a request.
+
+    Attributes:
+        user: raw columns, as {"I1": 3, "C1": "68fd1e64"}.
+        top: number of ads, as of `Recommender.recommend`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -19,9 +24,12 @@ class Request(BaseModel):
 
 
 class Response(BaseModel):
-    """Ranked ads, best first, and milliseconds per stage.
+    """The answer to a request.
 
-    `ad_id` is text: JavaScript rounds 63-bit numbers.
+    Attributes:
+        ads: best first; `ad_id` is text, because JavaScript rounds 63-bit numbers.
+        candidates: number of ads that the ranker scored.
+        milliseconds: per stage.
     """
 
     ads: list[dict[str, Any]]
@@ -30,14 +38,15 @@ class Response(BaseModel):
 
 
 def build_app(recommender: Recommender) -> FastAPI:
-    """An application that answers with one recommender."""
+    """Make an application that answers with one recommender."""
     app = FastAPI(title="torchrec_adrec")
 
     @app.post("/recommend")
     def recommend(request: Request) -> Response:
-        """Ranked ads for one user."""
+        """Rank ads for one user."""
         try:
             answer = recommender.recommend(request.user, request.top)
+        # A wrong request is the caller's error; anything else is ours.
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         except AdRecError as error:

@@ -1,7 +1,7 @@
-"""What is served is what was exported and judged: proved before the first answer.
+"""Proves, before the first answer, that what is served is what was exported.
 
-Names are compared first (every artefact names its checkpoint), then numbers: the towers
-that were loaded encode again what was exported, and the index's scores must be theirs.
+Names are compared first, because every artefact names its checkpoint. Then numbers: the
+loaded towers encode again what was exported, and the index's scores must be theirs.
 """
 
 import json
@@ -30,20 +30,25 @@ from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
 from torchrec_adrec.tasks.sharded import check_origin
 
-ADS = 256  # of the catalog that are encoded again
+SAMPLED_ADS = 256  # ads of the catalog that are encoded again
 # Largest difference, as a share of the vector's length, between what export wrote and
-# what is loaded. Export always computes in float32; on another processor, device or
-# number of ranks its sums are rounded in another order, which was 1e-6 at most. fp16
-# lookups (`sharding.qcomm`) are rounded to 5e-4 on their way between ranks, which the
-# tower's layers may enlarge. The last checkpoint in the place of the best one was 0.1
-# to 0.4 away.
+# what is loaded. Export always computes in float32; another processor, device or number
+# of ranks rounds its sums in another order, which made 1e-6 at most. fp16 lookups
+# (`sharding.qcomm`) are rounded to 5e-4 on their way between ranks, which the tower's
+# layers may enlarge. The last checkpoint in the place of the best one was 0.1 to 0.4
+# away.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2}
 
 
 def check_names(
     run: Path, towers: Checkpoint, ranker: Checkpoint, manifest: IndexManifest
 ) -> None:
-    """Exported, indexed and ranked with are just the towers that are loaded.
+    """Refuse an export, an index or a ranker made from other towers than the loaded.
+
+    Args:
+        run: folder of the run, which messages name.
+        towers, ranker: the checkpoints that are loaded.
+        manifest: of the index.
 
     Raises:
         ManifestError: names both sides.
@@ -65,11 +70,17 @@ def check_names(
 class Proof:
     """Compares the loaded towers and the index with what was exported.
 
+    Names can agree where numbers do not, for example after a change of the code. So the
+    vectors themselves are computed again and compared.
+
     Args:
-        user_input: a raw user as the towers take it.
+        user_input: encodes a raw user for the towers.
+        retriever: the user tower and the index.
+        scorer: holds the features of the ads.
         ad_tower: of the same checkpoint as the retriever's user tower.
-        checkpoint: that one; errors name it.
-        embeddings: the folder of what was exported.
+        checkpoint: the one of both towers; errors name it.
+        manifest: of the index.
+        embeddings: the folder of the export.
     """
 
     user_input: Callable[[RawUser], TowerInput]
@@ -86,57 +97,59 @@ class Proof:
         Raises:
             ManifestError: a difference above the tolerance; names both sides.
         """
-        exported = self.manifest.embeddings.files[EXAMPLES]
-        check_files(self.embeddings, {EXAMPLES: exported})
+        expected_hash = self.manifest.embeddings.files[EXAMPLES]
+        check_files(self.embeddings, {EXAMPLES: expected_hash})
         examples = json.loads((self.embeddings / EXAMPLES).read_text())
         self._check_ads()
-        users = np.concatenate([self._user(example["user"]) for example in examples])
+        users = np.concatenate([self._encode_user(e["user"]) for e in examples])
         expected = np.array([e["vector"] for e in examples], dtype=np.float32)
         self._compare("users", _distance(users, expected))
         self._check_scores(users[:1])
 
     def _check_ads(self) -> None:
         ids = self.scorer.ids
-        chosen = np.random.default_rng(0).choice(len(ids), min(ADS, len(ids)), False)
-        sample = ids[chosen]
+        size = min(SAMPLED_ADS, len(ids))
+        sample = ids[np.random.default_rng(0).choice(len(ids), size, replace=False)]
         expected = vectors_of(self.embeddings, sample)
-        self._compare("ads", _distance(self._ads(sample), expected))
+        self._compare("ads", _distance(self._encode_ads(sample), expected))
 
     def _check_scores(self, user: Float32s) -> None:
-        """What the index says of a user is the inner product of the two towers."""
+        """Compare the index's scores of one user, (1, D), with the towers' products."""
         ids, scores = self.retriever.index.search(user, self.manifest.gate.k)
-        ads = self._ads(ids[0])
+        ads = self._encode_ads(ids[0])
         error = np.abs(ads @ user[0] - scores[0])
         lengths = np.linalg.norm(ads, axis=1) * np.linalg.norm(user)
-        self._compare("scores of the index", error / _not_zero(lengths))
+        self._compare("scores of the index", error / _positive(lengths))
 
     @torch.inference_mode()
-    def _ads(self, ids: Int64s) -> Float32s:
+    def _encode_ads(self, ids: Int64s) -> Float32s:
         return np.asarray(self.ad_tower(self.scorer.features(ids)).numpy())
 
     @torch.inference_mode()
-    def _user(self, user: RawUser) -> Float32s:
+    def _encode_user(self, user: RawUser) -> Float32s:
         return np.asarray(self.retriever.tower(self.user_input(user)).numpy())
 
-    def _compare(self, what: str, distance: Float32s) -> None:
-        allowed = TOLERANCE[self.manifest.embeddings.lookups]
-        wrong = ~(distance <= allowed)  # true of NaN too
-        if wrong.any():
+    def _compare(self, noun: str, distances: Float32s) -> None:
+        tolerance = TOLERANCE[self.manifest.embeddings.lookups]
+        # Not `distances > tolerance`, which is false for NaN.
+        too_far = ~(distances <= tolerance)
+        if too_far.any():
             raise ManifestError(
-                f"{self.checkpoint.path}, {self.checkpoint.origin}, gives other {what}"
+                f"{self.checkpoint.path}, {self.checkpoint.origin}, gives other {noun}"
                 f" than {self.embeddings}, made from"
                 f" {self.manifest.embeddings.checkpoint}:"
-                f" {wrong.sum()} of {len(wrong)} are too far away, the furthest"
-                f" {distance.max():.2g} of a vector's length where {allowed:g} is"
+                f" {too_far.sum()} of {len(too_far)} are too far away, the furthest"
+                f" {distances.max():.2g} of a vector's length where {tolerance:g} is"
                 " allowed; run `adrec export` and `adrec index` again"
             )
 
 
-def _distance(found: Float32s, expected: Float32s) -> Float32s:
-    """Of each row, as a share of the expected one's length, (n,)."""
-    difference = np.linalg.norm(found - expected, axis=1)
-    return np.asarray(difference / _not_zero(np.linalg.norm(expected, axis=1)))
+def _distance(actual: Float32s, expected: Float32s) -> Float32s:
+    """Return each row's distance as a share of the expected row's length, (n,)."""
+    difference = np.linalg.norm(actual - expected, axis=1)
+    return np.asarray(difference / _positive(np.linalg.norm(expected, axis=1)))
 
 
-def _not_zero(lengths: Float32s) -> Float32s:
+def _positive(lengths: Float32s) -> Float32s:
+    """Raise lengths of 0, by which nothing can be divided, to the smallest float."""
     return np.maximum(lengths, np.finfo(np.float32).tiny)

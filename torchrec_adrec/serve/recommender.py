@@ -1,4 +1,7 @@
-"""User features -> 500 candidates -> 10 ads, with milliseconds per stage."""
+"""From a user's raw columns to 500 candidates to the best 10 ads.
+
+encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer)
+"""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ import polars as pl
 import torch
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.config.run import RecommendConfig, load_config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
@@ -35,12 +38,12 @@ from torchrec_adrec.tasks.sharded import restore_whole
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What one request gets.
+    """The answer to one request.
 
     Attributes:
         ads: highest click probability first: `ad_id`, the ranker's prediction of each
             label, `score` (the towers' inner product) and the ad's raw columns.
-        candidates: ads that the ranker saw.
+        candidates: number of ads that the ranker scored.
         milliseconds: per stage, and `total`.
     """
 
@@ -53,8 +56,18 @@ class Recommender:
     """Both models, the index and the catalog of one run, ready for requests.
 
     Example:
-        recommender = Recommender.load(Path("runs/demo"))
-        recommender.recommend({"I1": 3, "C1": "68fd1e64"}).ads
+        >>> recommender = Recommender.load(Path("runs/demo"))
+        >>> answer = recommender.recommend({"I1": 3, "C1": "68fd1e64"}, top=3)
+        >>> answer.ads.shape[0], answer.ads.columns[:2]
+        (3, ['ad_id', 'click'])
+        >>> list(answer.milliseconds)
+        ['encode', 'retrieve', 'rank', 'total']
+
+    Args:
+        encoder: fitted by `adrec prepare`.
+        retriever: the user tower and the index.
+        scorer: the ranker and the catalog.
+        settings: how many ads are retrieved and returned.
     """
 
     def __init__(
@@ -62,59 +75,61 @@ class Recommender:
         encoder: Encoder,
         retriever: Retriever,
         scorer: RankingScorer,
-        config: Config,
+        settings: RecommendConfig,
     ) -> None:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
-        self.config = config
+        self.settings = settings
 
     @classmethod
     def load(cls, run: Path, threads: int = 1) -> "Recommender":
-        """Open a finished run.
+        """Open a finished run and prove that its parts belong together.
 
         Args:
+            run: its folder.
             threads: of this process. One is best for single requests: on two, waiting
                 for a busy core made ranking 15 times slower.
 
         Raises:
             ManifestError, CheckpointError: a part is missing, damaged, was made from
-                another part than the ones beside it, or gives other vectors or scores
+                another part than the ones in the run, or gives other vectors or scores
                 than were exported.
         """
         torch.set_num_threads(threads)
         set_search_threads(threads)
         for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
             check_inputs(stage, run)
+        # The index was measured at as many candidates as its own settings name.
         config = load_config(run / "index" / CONFIG)
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
-        towers, start = restore_whole("retrieval", run, schema)
-        ranker, ranking = restore_whole("ranking", run, schema)
+        towers, towers_checkpoint = restore_whole("retrieval", run, schema)
+        ranker, ranker_checkpoint = restore_whole("ranking", run, schema)
         manifest = IndexManifest.load(run / "index")
-        check_names(run, start, ranking, manifest)
+        check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
         index = ShardedIndex.load(run / "index", manifest)
-        found = cls(
+        recommender = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
             RankingScorer(ranker.model, schema, load_catalog(run / "data")),
-            config,
+            config.recommend,
         )
         Proof(
-            found.user_input,
-            found.retriever,
-            found.scorer,
+            recommender.user_input,
+            recommender.retriever,
+            recommender.scorer,
             towers.model.ad_tower,
-            start,
+            towers_checkpoint,
             manifest,
             run / "export",
         ).check()
-        return found
+        return recommender
 
     def recommend(self, user: RawUser, top: int | None = None) -> Recommendation:
-        """The best ads for one user.
+        """Find the best ads for one user.
 
         Args:
             user: raw columns; a column that is absent or None is a missing value.
-            top: how many; default `recommend.top`, or all of a smaller catalog.
+            top: number of ads; default `recommend.top`, or all of a smaller catalog.
 
         Raises:
             DataError: a column that no user feature is made of, a value of the wrong
@@ -122,31 +137,33 @@ class Recommender:
             PredictionError: a vector or a prediction is not finite.
         """
         candidates = self._candidates()
-        if top is None:  # a catalog may hold fewer ads than the setting asks for
-            top = min(self.config.recommend.top, candidates)
+        if top is None:
+            top = min(self.settings.top, candidates)
         if not 1 <= top <= candidates:
             raise DataError(
                 f"top is {top}, expected 1 to {candidates} (the candidates)"
             )
-        spent: dict[str, float] = {}
-        with _clock("encode", spent):
-            rows = self.user_input(user)
-        with _clock("retrieve", spent):
-            ids, scores = self.retriever.retrieve(rows, candidates)
-        with _clock("rank", spent):
-            predicted = self.scorer.score(rows, ids)
-        spent["total"] = sum(spent.values())
-        found = pl.DataFrame({AD_ID: ids} | predicted | {SCORE: scores})
+        milliseconds: dict[str, float] = {}
+        with _timed("encode", milliseconds):
+            user_input = self.user_input(user)
+        with _timed("retrieve", milliseconds):
+            ids, scores = self.retriever.retrieve(user_input, candidates)
+        with _timed("rank", milliseconds):
+            predictions = self.scorer.score(user_input, ids)
+        milliseconds["total"] = sum(milliseconds.values())
+        ranked = pl.DataFrame({AD_ID: ids} | predictions | {SCORE: scores})
+        # The first label is the click; the join must keep the order by it.
         click = self.encoder.schema.labels[0].name
-        best = found.sort(click, descending=True).head(top)
+        best = ranked.sort(click, descending=True).head(top)
         ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
-        return Recommendation(ads, len(ids), spent)
+        return Recommendation(ads, len(ids), milliseconds)
 
     def _candidates(self) -> int:
-        return min(self.config.recommend.candidates, self.retriever.index.count)
+        # A small catalog holds fewer ads than the settings ask for.
+        return min(self.settings.candidates, self.retriever.index.count)
 
     def user_input(self, user: RawUser) -> TowerInput:
-        """One user as the models take it.
+        """Encode one user, of one row, as the models take it.
 
         Raises:
             DataError: as of `recommend`.
@@ -156,7 +173,8 @@ class Recommender:
 
 
 @contextmanager
-def _clock(stage: str, spent: dict[str, float]) -> Iterator[None]:
-    started = time.perf_counter()
+def _timed(stage: str, milliseconds: dict[str, float]) -> Iterator[None]:
+    """Add the time of a block to `milliseconds`."""
+    start = time.perf_counter()
     yield
-    spent[stage] = (time.perf_counter() - started) * 1e3
+    milliseconds[stage] = (time.perf_counter() - start) * 1e3

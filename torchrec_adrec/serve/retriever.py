@@ -1,4 +1,4 @@
-"""One user to the nearest ads of the index."""
+"""From one user to the nearest ads of the index."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ class Retriever:
 
     @torch.inference_mode()
     def retrieve(self, user: TowerInput, k: int) -> tuple[Int64s, Float32s]:
-        """ids and scores of the `k` best ads for one user, best first, both (k,).
+        """Find ids and scores of the `k` best ads for one user, best first, both (k,).
 
         Raises:
             PredictionError: the user's vector is not finite.

@@ -1,4 +1,4 @@
-"""Candidates to click probabilities."""
+"""From candidates to click probabilities."""
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,9 @@ class RankingScorer:
     """The ranker and the features of every ad.
 
     Attributes:
-        shown: per ad what people look at: `ad_id` and the raw columns.
+        ids: (N,), of the catalog, rising.
+        columns: the encoded features, (N,) each.
+        shown: `ad_id` and the raw columns of each ad, for people to read.
     """
 
     def __init__(
@@ -31,12 +33,12 @@ class RankingScorer:
         self.columns = {name: catalog[name].to_numpy() for name in names}
         raw = [f"raw_{name}" for name in schema.sources_of(Side.AD)]
         self.shown = catalog.select(AD_ID, *raw).rename(
-            lambda n: n.removeprefix("raw_")
+            lambda name: name.removeprefix("raw_")
         )
 
     @torch.inference_mode()
     def score(self, user: TowerInput, ad_ids: Int64s) -> Scores:
-        """Each label's prediction of each ad for a user of one row: (N,) by label.
+        """Predict each label for each ad and a user of one row: (n,) by label.
 
         Raises:
             ManifestError: an ad that the catalog does not hold.
@@ -44,22 +46,24 @@ class RankingScorer:
         """
         logits = self.ranker(user, self.features(ad_ids))
         return {
-            label.name: prediction(label, logits[:, t].double()).numpy()
-            for t, label in enumerate(self.schema.labels)
+            label.name: prediction(label, logits[:, column].double()).numpy()
+            for column, label in enumerate(self.schema.labels)
         }
 
     def features(self, ad_ids: Int64s) -> TowerInput:
-        """What the catalog holds of some ads, one row each.
+        """Gather the catalog's features of some ads, one row each.
 
         Raises:
             ManifestError: an ad that the catalog does not hold.
         """
-        at = np.searchsorted(self.ids, ad_ids).clip(max=len(self.ids) - 1)
-        strange = self.ids[at] != ad_ids
-        if strange.any():
+        # An id that is not in the catalog gets the row of a neighbour here, so every
+        # row must be compared before it is used.
+        rows = np.searchsorted(self.ids, ad_ids).clip(max=len(self.ids) - 1)
+        unknown = self.ids[rows] != ad_ids
+        if unknown.any():
             raise ManifestError(
-                f"ad {ad_ids[strange][0]} of the index is not in the catalog;"
+                f"ad {ad_ids[unknown][0]} of the index is not in the catalog;"
                 " export and index again"
             )
-        columns = {name: column[at] for name, column in self.columns.items()}
+        columns = {name: column[rows] for name, column in self.columns.items()}
         return tower_input(columns, self.schema, Side.AD)

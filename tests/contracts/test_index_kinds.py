@@ -1,0 +1,146 @@
+"""What gate and serving rely on, asked of every kind of index."""
+
+from pathlib import Path
+from typing import get_args
+
+import faiss
+import numpy as np
+import pytest
+from built_index import D, K, N, built, clustered_corpus, corpus
+
+from torchrec_adrec.config.run import IndexConfig
+from torchrec_adrec.errors import GateError
+from torchrec_adrec.index.build import build_shard, shard_name, train_empty
+from torchrec_adrec.index.gate import tune_and_validate
+from torchrec_adrec.index.kinds import KINDS, derive_kind
+from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest
+from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.runtime.files import Origin, sha256
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_the_settings_name_the_kinds_of_the_registry() -> None:
+    names = get_args(IndexConfig.model_fields["kind"].annotation)
+    assert sorted(names) == sorted(["auto", *KINDS])
+
+
+def published(index: ShardedIndex, target: float, folder: Path) -> IndexManifest:
+    """Tune an index over the clustered corpus and write its manifest."""
+    data = clustered_corpus()
+    gate = tune_and_validate(index, data.ids, data.vectors, data.queries, K, target)
+    embeddings = EmbeddingManifest(
+        checkpoint=Origin(step=1, weights="0"),
+        lookups="fp32",
+        schema_fingerprint="0",
+        similarity="dot",
+        dim=D,
+        count=N,
+        files={},
+    )
+    names = [shard_name(number) for number in range(len(index.shards))]
+    manifest = IndexManifest(
+        embeddings=embeddings,
+        kind=index.kind.name,
+        sizes=dict(vars(index.kind)),
+        search=index.setting,
+        count=N,
+        shards={name: sha256(folder / name) for name in names},
+        gate=gate,
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def test_saved_and_loaded_it_finds_the_same_best_ads_and_their_scores(
+    kind: str, tmp_path: Path
+) -> None:
+    data = clustered_corpus()
+    index = built(kind, 3, tmp_path, data)
+    published(index, 0.95, tmp_path)
+    loaded = ShardedIndex.load(tmp_path, IndexManifest.load(tmp_path))
+    assert (loaded.kind, loaded.setting) == (index.kind, index.setting)
+    ids, scores = loaded.search(data.queries, K)
+    np.testing.assert_array_equal(ids, index.search(data.queries, K)[0])
+    expected, _ = data.exact_top()
+    hits = [len(set(a) & set(b)) for a, b in zip(ids, expected, strict=True)]
+    assert sum(hits) >= 0.95 * expected.size
+    order = np.argsort(data.ids)
+    rows = order[np.searchsorted(data.ids, ids, sorter=order)]
+    products = np.einsum("bd,bkd->bk", data.queries, data.vectors[rows])
+    np.testing.assert_allclose(scores, products, atol=1e-5)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_every_id_is_kept_once(kind: str, tmp_path: Path) -> None:
+    data = corpus()
+    for shards in (1, 4):
+        index = built(kind, shards, tmp_path / str(shards), data)
+        np.testing.assert_array_equal(np.sort(index.ids()), np.sort(data.ids))
+        assert index.count == N
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_the_most_thorough_search_is_brute_force_on_any_number_of_shards(
+    kind: str, shards: int, tmp_path: Path
+) -> None:
+    data = corpus()
+    ids, scores = built(kind, shards, tmp_path, data).search(data.queries, K)
+    expected_ids, expected_scores = data.exact_top()
+    assert (ids == expected_ids).mean() > 0.999
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+
+
+def test_every_row_is_full_and_no_minus_one_leaves(kind: str, tmp_path: Path) -> None:
+    data = corpus()
+    # With 300 lists, the one that is read first holds about ten ads.
+    index = built(kind, 3, tmp_path, data, nlist=300)
+    index.setting = index.kind.search_settings()[0]
+    ids, scores = index.search(data.queries, 500)
+    assert ids.shape == (40, 500) and (ids >= 0).all() and np.isfinite(scores).all()
+    assert all(len(set(row)) == 500 for row in ids.tolist())
+    assert index.search(data.queries, N + 5)[0].shape == (40, N)
+
+
+def test_the_order_of_the_exported_files_does_not_matter(
+    kind: str, tmp_path: Path
+) -> None:
+    data = corpus()
+    shuffled = np.random.default_rng(1).permutation(N)
+    recipe = derive_kind(IndexConfig(kind=kind, nlist=30), N)  # type: ignore[arg-type]
+    hashes = []
+    for order in (np.arange(N), shuffled):
+        ids, vectors = data.ids[order], data.vectors[order]
+        train_empty(recipe, ids, vectors, 0, tmp_path)
+        build_shard(0, 2, ids, vectors, tmp_path)
+        hashes.append(sha256(tmp_path / shard_name(0)))
+    assert hashes[0] == hashes[1]
+
+
+def test_an_index_of_another_metric_is_not_published(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The towers score by inner product; built with L2 the index orders otherwise."""
+    monkeypatch.setattr(faiss, "IndexFlatIP", faiss.IndexFlatL2)
+    monkeypatch.setattr(faiss, "METRIC_INNER_PRODUCT", faiss.METRIC_L2)
+    index = built(kind, 2, tmp_path, clustered_corpus())
+    with pytest.raises(GateError, match="another metric"):
+        published(index, 0.9, tmp_path)
+
+
+def test_an_index_that_lost_or_doubled_ads_is_not_published(
+    kind: str, tmp_path: Path
+) -> None:
+    index = built(kind, 4, tmp_path, clustered_corpus())
+    lost = index.shards.pop()
+    with pytest.raises(GateError, match="hold 2250 distinct ads in 2250 entries"):
+        published(index, 0.5, tmp_path)
+    # The sum is right again and so is the recall of half of the ads.
+    index.shards.append(index.shards[0])
+    with pytest.raises(GateError, match="hold 2250 distinct ads in 3000 entries"):
+        published(index, 0.5, tmp_path)
+    index.shards[-1] = lost
+    published(index, 0.5, tmp_path)
