@@ -72,7 +72,7 @@ class Transform(_Fitted):
             counts: (V,) number of training rows with each value.
 
         Raises:
-            DataError: there are values so large that their mean or deviation is not finite.
+            DataError: the mean or the deviation is not finite, as values are too large.
         """
         log = feature.transform != "standard"
         finite = np.isfinite(values)

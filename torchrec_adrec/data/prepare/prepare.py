@@ -40,7 +40,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.held_ads import held_ads, refuse_held_ads
 from torchrec_adrec.data.prepare.leaks import dependencies, refuse_leaky_sides
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
-from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each, spill
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.splits import (
     TEST,
@@ -174,7 +174,7 @@ def _fit(
         return found, ads.count(chunk, train, ref.row), chunk.num_rows
 
     with Progress("prepare: counting", unit="rows") as progress:
-        for values, seen, rows in each(store.of(ranks), look):
+        for values, seen, rows in map_chunks(store.of(ranks), look):
             counter.add(values)
             ads.add(seen)
             progress.advance(rows)

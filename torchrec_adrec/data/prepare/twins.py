@@ -9,7 +9,7 @@ import polars as pl
 
 from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks
 from torchrec_adrec.errors import DataError
 
 WITH_POINT = r"^[+-]?[0-9]+[.]0*$"
@@ -37,7 +37,7 @@ def refuse_twins(store: ChunkStore, data: DataSet) -> None:
         ]
 
     numbers: dict[str, pl.Series] = {}
-    for found in each(store.chunks, with_point):
+    for found in map_chunks(store.chunks, with_point):
         for name, some in found:
             known = numbers.get(name, some.clear())
             numbers[name] = pl.concat([known, some]).unique()
@@ -83,7 +83,7 @@ def _forms(
             for name in wanted
         ]
 
-    parts = [part for found in each(store.chunks, look) for part in found]
+    parts = [part for found in map_chunks(store.chunks, look) for part in found]
     order = ("column", "number", "text")
     return pl.concat(parts).group_by(order, maintain_order=True).first().sort(order)
 

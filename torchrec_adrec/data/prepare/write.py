@@ -15,7 +15,7 @@ from torchrec_adrec.data.column import Chunk, Column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
 from torchrec_adrec.data.prepare.leaks import both_hashes, kept_hashes, repeated
-from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each, time_of
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, time_of
 from torchrec_adrec.data.prepare.split_counts import PERIODS, SplitCounts
 from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splitter
 from torchrec_adrec.errors import DataError
@@ -52,7 +52,7 @@ class SplitWriter:
         for name in SPLITS:
             (self.out / name).mkdir(exist_ok=True)
         with Progress("prepare: encoding", unit="rows") as progress:
-            for tally, hashes, rows in each(self.store.of(ranks), self._write):
+            for tally, hashes, rows in map_chunks(self.store.of(ranks), self._write):
                 self.tally.join(tally)
                 for is_train, kept in hashes:
                     self._hashes[is_train].append(kept)
