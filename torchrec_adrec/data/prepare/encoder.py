@@ -70,27 +70,27 @@ class Encoder:
     Fitted on counts of the training rows, then applied to any rows:
 
     >>> from torchrec_adrec.schema import Label, SparseFeature
+    >>> city = SparseFeature(name="city", side=Side.USER, source="city", kind="text")
+    >>> brand = SparseFeature(name="brand", side=Side.AD, source="brand", kind="text")
+    >>> age = DenseFeature(name="age", side=Side.USER, source="age")
     >>> schema = Schema(
-    ...     dense=(DenseFeature(name="price", side=Side.AD, source="price"),),
-    ...     sparse=(
-    ...         SparseFeature(name="brand", side=Side.AD, source="brand", kind="text"),
-    ...     ),
-    ...     labels=(Label(name="click"),),
+    ...     dense=(age,), sparse=(city, brand), labels=(Label(name="click"),)
     ... )
     >>> counts = {
-    ...     "price": pl.DataFrame({"value": [20, 40], "count": [8, 6]}),
-    ...     "brand": pl.DataFrame({"value": ["Acme", "Zeta"], "count": [5, 9]}),
+    ...     "age": pl.DataFrame({"value": [20, 40], "count": [8, 6]}),
+    ...     "city": pl.DataFrame({"value": ["Bonn", "Rome"], "count": [5, 9]}),
+    ...     "brand": pl.DataFrame({"value": ["Acme"], "count": [14]}),
     ... }
     >>> encoder = Encoder.fit(schema, counts, DataConfig(min_count=2))
     >>> raw: RawColumns = {
-    ...     "price": Column.of(pl.Series([20, None, 40])),
-    ...     "brand": Column.of(pl.Series(["Zeta", "new", None])),
+    ...     "age": Column.of(pl.Series([20, None, 40])),
+    ...     "city": Column.of(pl.Series(["Rome", "Oslo", None])),
     ... }
-    >>> encoded = encoder.encode(raw, Side.AD)
-    >>> encoded["brand"].tolist()  # the most frequent, an unknown, a missing one
+    >>> encoded = encoder.encode(raw, Side.USER)
+    >>> encoded["city"].tolist()  # the most frequent, an unknown, a missing one
     [2, 1, 0]
-    >>> encoded["price"].round(1).tolist()  # a missing number becomes the mean, 0
-    [-0.8, 0.0, 1.1]
+    >>> (encoded["age"] > 0).tolist()  # below the mean, missing (0, the mean), above
+    [False, False, True]
     """
 
     schema: Schema
