@@ -127,7 +127,7 @@ def test_each_row_stands_in_one_split(tmp_path: Path, by: str) -> None:
 @pytest.mark.parametrize("by", ["time", "random"])
 def test_a_split_without_rows_is_refused(tmp_path: Path, by: str) -> None:
     raw = write_rows(tmp_path / "a.tsv", range(8))
-    with pytest.raises(DataError, match=r"data\.split\..* = 0\.1 of 8 rows is none"):
+    with pytest.raises(DataError, match=r"data\.split\..* = 0\.1 of 8 rows is no row"):
         prepare_criteo(tmp_path / "out", raw, split={"by": by})
 
 
