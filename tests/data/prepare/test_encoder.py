@@ -28,7 +28,8 @@ def fit(values: dict[int, int], min_count: int) -> Frequent:
 
 
 def test_the_example_of_the_encoder_prints_what_it_says() -> None:
-    assert doctest.testmod(encoder) == (0, 9)
+    failed, attempted = doctest.testmod(encoder)
+    assert failed == 0 and attempted > 0
 
 
 def test_ids_follow_falling_frequency() -> None:

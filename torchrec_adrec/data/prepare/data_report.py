@@ -27,14 +27,14 @@ def write_report(report: Report, out: Path) -> None:
 def _lines(report: Report) -> Iterator[str]:
     bad, repeats = report["bad_rows"], report["rows_in_two_splits"]
     splits = {name: report["splits"][name] for name in SPLITS}
-    exceptions = (
-        f" except {', '.join(repeats['without'])}" if repeats["without"] else ""
-    )
+    skipped = ", ".join(repeats["without"])
+    exception = f" except {skipped}" if skipped else ""
+    rows_in, compared = f"{report['rows_in']:,}", f"{repeats['compared']:,}"
     yield from ("# The data", "")
-    yield f"{report['rows_in']:,} rows were read, {bad['count']:,} of them bad and left"
-    yield f"out. The others were split by {report['split_by']} (seed {report['seed']})."
-    yield f"Of {repeats['compared']:,} held-out rows, {repeats['also_in_train']:,} are"
-    yield f"equal to a training row in every column{exceptions}."
+    yield f"{rows_in} rows were read, {bad['count']:,} of them bad and left out."
+    yield f"The others were split by {report['split_by']} (seed {report['seed']})."
+    yield f"Of {compared} held-out rows, {repeats['also_in_train']:,} are equal to"
+    yield f"a training row in every column{exception}."
     yield ""
     labels = list(splits["train"]["label_rate"])
     yield f"| split | rows | {' | '.join(f'mean {n}' for n in labels)} | hash |"
