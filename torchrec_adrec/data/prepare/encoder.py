@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int32s, Int64s
 from torchrec_adrec.config.data import Bounds, DataConfig
-from torchrec_adrec.data.column import Column, JaggedColumn, RawColumns
+from torchrec_adrec.data.column import Column, RawColumns, jagged_column, scalar_column
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.counts import Counts
 from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
@@ -151,13 +151,12 @@ class Encoder:
             )
         encoded: dict[str, NDArray[Any]] = {}
         for dense in self.schema.dense_of(side):
-            encoded[dense.name] = self._number(dense, _scalar(raw, dense.source))
+            encoded[dense.name] = self._number(dense, scalar_column(raw, dense.source))
         for sparse in self.schema.sparse_of(side):
-            column = _scalar(raw, sparse.source)
+            column = scalar_column(raw, sparse.source)
             encoded[sparse.name] = column.spread(self._ids(sparse, column), MISSING)
         for sequence in self.schema.sequences_of(side):
-            bags = raw[sequence.source]
-            assert isinstance(bags, JaggedColumn), sequence.source
+            bags = jagged_column(raw, sequence.source)
             ids = bags.items.spread(self._ids(sequence, bags.items), MISSING)
             padded = bags.last(ids, sequence.max_length, PAD)
             encoded |= dict(zip(sequence.columns, padded.T, strict=True))
@@ -257,12 +256,6 @@ def _with_sizes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> Schem
 
     update = {"sparse": sized(schema.sparse), "sequences": sized(schema.sequences)}
     return schema.model_copy(update=update)
-
-
-def _scalar(raw: RawColumns, name: str) -> Column:
-    column = raw[name]
-    assert isinstance(column, Column), name
-    return column
 
 
 def _floats(values: pl.Series) -> Float64s:

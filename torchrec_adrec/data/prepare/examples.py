@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.data.catalog import values_of
-from torchrec_adrec.data.column import JaggedColumn
+from torchrec_adrec.data.column import JaggedColumn, hex_text
 from torchrec_adrec.data.prepare.spill import ChunkStore
 from torchrec_adrec.data.prepare.splits import TEST, Splitter
 from torchrec_adrec.schema import Schema, Side
@@ -49,21 +49,8 @@ def _test_users(
             else:
                 values = values_of(column.rows(rows))
                 is_hex = kinds.get(name) == "hex"
-                columns[name] = as_text(values, "hex") if is_hex else values
+                columns[name] = hex_text(values) if is_hex else values
         yield from pl.DataFrame(columns).iter_rows(named=True)
-
-
-def as_text(column: pl.Series, kind: str) -> pl.Series:
-    """Return raw values as they are written in the raw file.
-
-    Args:
-        column: the values.
-        kind: the feature's kind; values of the kind `hex` are held as numbers.
-    """
-    if kind != "hex":
-        return column.cast(pl.String)
-    text = [None if value is None else f"{value:08x}" for value in column]
-    return pl.Series(column.name, text, dtype=pl.String)
 
 
 def lists_of(bags: JaggedColumn) -> pl.Series:

@@ -16,7 +16,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Bools, Int64s
-from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
+from torchrec_adrec.data.column import Chunk, hex_text, jagged_column, scalar_column
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.leaks import LIMIT, MIN_SEEN, sampled
 from torchrec_adrec.errors import DataError
@@ -123,12 +123,10 @@ class _Values:
             as_text: whether hexadecimal ids get the keys of their text. Where other
                 columns hold text, equal ids could not be recognised otherwise.
         """
-        column = chunk.columns[feature.source]
-        assert isinstance(column, Column), feature.source
+        column = scalar_column(chunk.columns, feature.source)
         values = column.values
         if feature.kind == "hex" and as_text:
-            texts = [f"{value:08x}" for value in values]
-            values = pl.Series(texts, dtype=pl.String)
+            values = hex_text(values)
         chosen = column.rows(rows)
         return cls(chosen.spread(keys(values), 0), chosen.codes >= 0)
 
@@ -160,9 +158,7 @@ class _Items:
     @classmethod
     def of(cls, chunk: Chunk, feature: SequenceFeature, rows: Int64s) -> "_Items":
         """Read the last `max_length` items of some rows of a chunk."""
-        column = chunk.columns[feature.source]
-        assert isinstance(column, JaggedColumn), feature.source
-        bags = column.rows(rows)
+        bags = jagged_column(chunk.columns, feature.source).rows(rows)
         row = np.repeat(np.arange(len(rows)), np.diff(bags.offsets))
         from_end = bags.offsets[1:][row] - np.arange(len(row))  # the last item has 1
         kept = from_end <= feature.max_length

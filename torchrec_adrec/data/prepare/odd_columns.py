@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Bools
-from torchrec_adrec.data.column import Chunk, JaggedColumn
+from torchrec_adrec.data.column import Chunk, jagged_column
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.vocabulary import FIRST, UNKNOWN
 from torchrec_adrec.schema import Schema
@@ -46,8 +46,7 @@ def joined_ids(chunks: Chunks, schema: Schema) -> list[Report]:
     longest, rows = dict.fromkeys(features, 0), 0
     for chunk, train in chunks:
         for name, frames in parts.items():
-            bags = chunk.columns[name]
-            assert isinstance(bags, JaggedColumn), name
+            bags = jagged_column(chunk.columns, name)
             ids = {"id": bags.items.values, "count": bags.count(train)}
             frames.append(pl.DataFrame(ids).filter(pl.col("count") > 0))
             lengths = np.diff(bags.offsets)[train]

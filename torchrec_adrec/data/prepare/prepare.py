@@ -26,14 +26,18 @@ import polars as pl
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import AdCounter, load_ads
-from torchrec_adrec.data.column import Chunk, Column, RawColumns
+from torchrec_adrec.data.column import Chunk, Column, RawColumns, hex_text
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
-from torchrec_adrec.data.prepare.examples import as_text, write_examples
-from torchrec_adrec.data.prepare.held_ads import held_ads, refuse_held_ads
-from torchrec_adrec.data.prepare.leaks import dependencies, refuse_leaky_sides
+from torchrec_adrec.data.prepare.examples import write_examples
+from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
+from torchrec_adrec.data.prepare.leaks import (
+    Dependency,
+    dependencies,
+    refuse_leaky_sides,
+)
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
@@ -85,11 +89,7 @@ def prepare(
     _check_bad_rows(store, config)
     refuse_twins(store, data)
     split = splitter(config.split, data, store, seed)
-    pairs = dependencies(_training_rows(store, split), data.schema)
-    held = held_ads(_training_rows(store, split), data.schema)
-    if not config.allow_leaky_sides:
-        refuse_held_ads(held)
-        refuse_leaky_sides(pairs, data.sides)
+    pairs, held = _leaks(config, data, store, split)
     encoder, combinations = _fit(config, data, store, split, ranks)
     ads, varying = _catalog(combinations, data, config)
     not_compared = data.not_compared(config.split.by)
@@ -133,6 +133,18 @@ def _training_rows(store: ChunkStore, split: Splitter) -> Iterator[tuple[Chunk, 
     for ref in store.chunks:
         chunk = ref.load()
         yield chunk, split.assign(chunk, ref) == TRAIN
+
+
+def _leaks(
+    config: DataConfig, data: DataSet, store: ChunkStore, split: Splitter
+) -> tuple[list[Dependency], list[HeldAd]]:
+    """Measure how far the user's columns give the ad away, and refuse what leaks."""
+    pairs = dependencies(_training_rows(store, split), data.schema)
+    held = held_ads(_training_rows(store, split), data.schema)
+    if not config.allow_leaky_sides:
+        refuse_held_ads(held)
+        refuse_leaky_sides(pairs, data.sides)
+    return pairs, held
 
 
 def _catalog(
@@ -248,8 +260,11 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
     schema = encoder.schema
     raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
     encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
-    kinds = {f.source: f.kind for f in schema.sparse_of(Side.AD)}
-    texts = {f"raw_{n}": as_text(ads[n], kinds.get(n, "number")) for n in raw}
+    hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
+    texts = {
+        f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
+        for n in raw
+    }
     catalog = ads.drop(list(raw)).with_columns(**encoded, **texts)
     catalog.write_parquet(out / "catalog.parquet")
     fitted = [out / "schema.json", out / "transforms.json", *out.glob("vocabulary/*")]

@@ -11,7 +11,7 @@ import polars as pl
 
 from torchrec_adrec.arrays import Int64s, UInt64s
 from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
-from torchrec_adrec.data.keys import keys, salt, splitmix
+from torchrec_adrec.data.keys import keys, salt, salted_hash, splitmix
 
 COMPARED_ROWS = 2_000_000  # of more rows, a sample of about this many is compared
 
@@ -56,15 +56,15 @@ def _hash_sums(
             total += splitmix(_list_hashes(column, name))
     for name in labels:
         bits = chunk.labels[name].view(np.uint32).astype(np.uint64)
-        total += splitmix(bits ^ salt(name))
+        total += salted_hash(bits, salt(name))
     if time is not None:
-        total += splitmix(time.view(np.uint64) ^ salt("time"))
+        total += salted_hash(time, salt("time"))
     return total
 
 
 def _value_hashes(column: Column, name: str) -> UInt64s:
     # The column's name goes in, so that two columns cannot swap their values unnoticed.
-    mixed = splitmix(keys(column.values).view(np.uint64) ^ salt(name))
+    mixed = salted_hash(keys(column.values), salt(name))
     return column.spread(mixed, salt(name))
 
 

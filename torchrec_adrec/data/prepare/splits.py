@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.arrays import Int64s, UInt64s
 from torchrec_adrec.config.data import SplitConfig
-from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.keys import keys, salt, splitmix
+from torchrec_adrec.data.keys import keys, salt, salted_hash
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, time_of
 from torchrec_adrec.errors import ConfigError, DataError
 
@@ -135,16 +135,15 @@ class ByHash:
         """
         if self.user is None:
             rows = np.arange(ref.row, ref.row + chunk.num_rows, dtype=np.uint64)
-            return self._splits_of(splitmix(rows ^ self.salt))
-        column = chunk.columns[self.user]
-        assert isinstance(column, Column)
+            return self._splits_of(salted_hash(rows, self.salt))
+        column = scalar_column(chunk.columns, self.user)
         if (column.codes < 0).any():
             row = ref.row_in_file + int(np.argmin(column.codes)) + 1
             raise DataError(
                 f"raw file {ref.file + 1}, good row {row}: no {self.user}; a split by"
                 " user needs one in every row"
             )
-        hashed = splitmix(keys(column.values).view(np.uint64) ^ self.salt)
+        hashed = salted_hash(keys(column.values), self.salt)
         return column.spread(self._splits_of(hashed), 0)
 
     def _splits_of(self, hashed: UInt64s) -> Splits:

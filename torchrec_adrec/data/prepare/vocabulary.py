@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Int32s, Int64s
-from torchrec_adrec.data.keys import salt, splitmix
+from torchrec_adrec.data.keys import salt, salted_hash
 
 MISSING = 0
 UNKNOWN = 1
@@ -109,6 +109,6 @@ class Hashed:
 
     def encode(self, keys: Int64s) -> Int32s:
         """Return one of the rows from `FIRST` up for every key."""
-        mixed = splitmix(keys.view(np.uint64) ^ salt(self.name))
+        mixed = salted_hash(keys, salt(self.name))
         rows = np.uint64(self.num_embeddings - FIRST)
         return (mixed % rows).astype(np.int32) + np.int32(FIRST)

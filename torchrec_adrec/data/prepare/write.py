@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from torchrec_adrec.arrays import Bools, Columns, Int64s, UInt64s
 from torchrec_adrec.data.catalog import ad_ids, log_q
-from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
 from torchrec_adrec.data.prepare.row_hashes import (
@@ -146,8 +146,7 @@ def _missing(schema: Schema, chunk: Chunk) -> Columns:
     """
     missing = {}
     for feature in schema.dense_alone:
-        column = chunk.columns[feature.source]
-        assert isinstance(column, Column), feature.source
+        column = scalar_column(chunk.columns, feature.source)
         missing[feature.name] = column.codes < 0
     return missing
 
