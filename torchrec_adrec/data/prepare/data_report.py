@@ -90,6 +90,7 @@ def _mostly_missing(splits: Report) -> Iterator[str]:
     train, test = (splits[split]["missing"] for split in ("train", "test"))
     filled = [figures["missing"] for figures in splits.values() if figures["rows"]]
     for name, share in train.items():
+        # A split without rows has shares of 0, which say nothing.
         if all(missing[name] == 1 for missing in filled):
             yield f"- **{name} is missing in every row**: is it empty in the raw files?"
         elif max(share, test[name]) > MOSTLY:

@@ -126,6 +126,8 @@ class Encoder:
                 value_keys = _keys(f, frame["value"], quantiles)
                 rows = frame["count"].to_numpy()
                 vocabularies[f.name] = Frequent.fit(value_keys, rows, config.min_count)
+        # Such a sequence is looked up in the other feature's table, so both must give a
+        # value the same id; the counts of its own values are not used.
         for sequence in schema.sequences:
             if sequence.shares_ids_with is not None:
                 vocabularies[sequence.name] = vocabularies[sequence.shares_ids_with]
@@ -149,6 +151,7 @@ class Encoder:
                 f"columns {missing} are missing; expected"
                 f" {list(self.schema.sources_of(side))}, found {list(raw)}"
             )
+        # All work is done once per distinct value and then spread over the rows.
         encoded: dict[str, NDArray[Any]] = {}
         for dense in self.schema.dense_of(side):
             encoded[dense.name] = self._number(dense, scalar_column(raw, dense.source))

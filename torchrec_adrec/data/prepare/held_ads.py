@@ -84,6 +84,7 @@ def held_ads(chunks: Iterable[tuple[Chunk, Bools]], schema: Schema) -> list[Held
             values[scalar.name].append(_Values.of(chunk, scalar, rows, "text" in kinds))
         for sequence in sequences:
             items[sequence.name].append(_Items.of(chunk, sequence, rows))
+    # Chunks have codes of their own; only keys can be compared across chunks.
     joined = {name: _Values.join(parts) for name, parts in values.items()}
     held: list[HeldAd] = []
     for user, ad in product(users, ads):
@@ -185,6 +186,8 @@ def _value_held(
     users, ads = pl.Series(user_ids.keys[rows]), pl.Series(ad_ids.keys[rows])
     held, count = int((users == ads).sum()), len(users)
     if held > MOST * count:
+        # The chance that the ids of two rows drawn at random are equal: the sum over
+        # the ids of the product of their shares.
         both = _counts(users).join(_counts(ads), on="value")
         by_chance = int((both["count"] * both["count_right"]).sum())
         yield HeldAd(

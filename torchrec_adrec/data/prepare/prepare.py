@@ -87,6 +87,8 @@ def prepare(
     spill(data, raw, ranks)
     store = ChunkStore.open(raw)
     _check_bad_rows(store, config)
+    # Most refusals come before anything is counted or written. Every rank checks the
+    # same chunks, so all of them stop and none waits for the others.
     refuse_twins(store, data)
     split = splitter(config.split, data, store, seed)
     pairs, held = _leaks(config, data, store, split)
@@ -101,6 +103,8 @@ def prepare(
         if varying:
             log.warning("%s", varying.line)
         check_sizes(config.split, tally.sizes())
+        # The means are known only now, and the schema must hold them before its
+        # fingerprint goes into the report.
         encoder = _with_label_means(encoder, tally)
         joined = joined_ids(_training_rows(store, split), data.schema)
         findings = Findings(pairs, held, joined, varying, repeats)
@@ -192,6 +196,7 @@ def _fit(
     ads.save(raw / f"ads-{ranks.rank:05d}.ipc")
     ranks.barrier()
     folders = sorted(raw.glob("counts-*"))
+    # Sums of whole numbers, so the order of the ranks' files does not matter.
     encoder = Encoder.fit(schema, load_counts(folders, names), config)
     return encoder, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
 
@@ -210,6 +215,7 @@ def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
     labels = []
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
+        # A mean of 0 could not scale anything; `_check_learnable` refuses such data.
         update = {"mean": mean or 1.0} if label.kind == "value" else {}
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
@@ -258,6 +264,8 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
     """Write what serving needs: the transforms and the catalog, with their hashes."""
     encoder.save(out)
     schema = encoder.schema
+    # The ads go through the encoder like any row, so the ad tower reads the same ids
+    # at export as in training.
     raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
     encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
     hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}

@@ -56,7 +56,7 @@ def spill(data: DataSet, out: Path, ranks: Ranks) -> None:
         raise ConfigError(f"data.raw: no such file: {named}")
     if ranks.is_first:
         out.mkdir()
-    ranks.barrier()
+    ranks.barrier()  # nobody writes before the folder is there
     with Progress("prepare: reading", unit="rows") as progress:
         for number in range(ranks.rank, len(data.files), ranks.world_size):
             _spill_file(data, number, out, progress)

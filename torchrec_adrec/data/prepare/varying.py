@@ -89,6 +89,7 @@ def latest(
     last = [pl.col(name).last() for name in sources if name != key]
     sums = [pl.col(name).sum() for name in COUNTED]
     ads = combinations.sort(SEEN_TIME, SEEN_ROW).group_by(key).agg(*last, *sums)
+    # The id is made of the key alone, so it stays the same when the price changes.
     ids = pl.Series(AD_ID, ad_ids({key: Column.of(ads[key])}, (key,)))
     if ids.n_unique() != len(ads):
         raise clash()
@@ -121,6 +122,7 @@ def unnamed(
 def _varying(
     combinations: pl.DataFrame, item: str, ads: int, sources: Sequence[str]
 ) -> Varying | None:
+    # A missing value counts as one more value: it would make another ad as well.
     others = [pl.col(name).n_unique() for name in sources if name != item]
     items = combinations.group_by(item).agg(others)
     counts = {n: int((items[n] > 1).sum()) for n in items.columns if n != item}
