@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s, UInt64s
-from torchrec_adrec.data.column import Chunk, Column, RawColumns
+from torchrec_adrec.data.column import Chunk, Column, RawColumns, scalar_column
 from torchrec_adrec.data.keys import keys, splitmix
 from torchrec_adrec.errors import DataError, ManifestError
 from torchrec_adrec.runtime.files import check_hashes
@@ -32,7 +32,7 @@ def ad_ids(raw: RawColumns, sources: Sequence[str]) -> Int64s:
     """
     mixed: UInt64s | None = None
     for name in sources:
-        column = _scalar(raw, name)
+        column = scalar_column(raw, name)
         hashed = splitmix(np.append(keys(column.values), MISSING_KEY).view(np.uint64))
         value = hashed[column.codes]
         mixed = splitmix(value if mixed is None else mixed ^ value)
@@ -74,7 +74,7 @@ class AdCounter:
         }
         raw = {}
         for name in self.sources:
-            column = _scalar(chunk.columns, name)
+            column = scalar_column(chunk.columns, name)
             if (column.codes[first][ads.codes] != column.codes).any():
                 raise clash()
             raw[name] = values_of(column.rows(first))
@@ -163,9 +163,3 @@ def _last_seen(ads: Column, chunk: Chunk, first_row: int) -> dict[str, pl.Series
 def clash() -> DataError:
     """The error of two ads whose ids are equal."""
     return DataError("two ads share a 63-bit id; leave one column out of the ad's side")
-
-
-def _scalar(raw: RawColumns, name: str) -> Column:
-    column = raw[name]
-    assert isinstance(column, Column), name
-    return column

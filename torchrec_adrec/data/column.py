@@ -122,6 +122,26 @@ class JaggedColumn:
 RawColumns = dict[str, Column | JaggedColumn]
 
 
+def scalar_column(raw: RawColumns, name: str) -> Column:
+    """Return a raw column that holds scalars."""
+    column = raw[name]
+    assert isinstance(column, Column), name
+    return column
+
+
+def jagged_column(raw: RawColumns, name: str) -> JaggedColumn:
+    """Return a raw column that holds lists."""
+    column = raw[name]
+    assert isinstance(column, JaggedColumn), name
+    return column
+
+
+def hex_text(values: pl.Series) -> pl.Series:
+    """Write each value as eight hexadecimal digits, as the raw files do."""
+    text = [None if value is None else f"{value:08x}" for value in values]
+    return pl.Series(values.name, text, dtype=pl.String)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some consecutive rows of one raw file.

@@ -24,6 +24,11 @@ def splitmix(x: UInt64s) -> UInt64s:
     return x ^ (x >> np.uint64(31))
 
 
+def salted_hash(values: Int64s | UInt64s, constant: np.uint64) -> UInt64s:
+    """Hash 64-bit numbers, set apart by a constant (see `salt`)."""
+    return splitmix(values.view(np.uint64) ^ constant)
+
+
 def keys(values: pl.Series) -> Int64s:
     """One key per value, (V,) int64: integers themselves, floats by their bits.
 

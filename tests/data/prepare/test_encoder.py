@@ -1,5 +1,6 @@
-"""Values to ids and numbers, fitted on counts."""
+"""The encoder: values become ids and numbers, fitted on counts."""
 
+import doctest
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
+from torchrec_adrec.data.prepare import encoder
 from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
 from torchrec_adrec.data.prepare.vocabulary import MISSING, Frequent, Hashed
 from torchrec_adrec.errors import DataError
@@ -23,6 +25,11 @@ BUCKETS = SparseFeature(
 def fit(values: dict[int, int], min_count: int) -> Frequent:
     keys, counts = (np.array(list(x)) for x in (values, values.values()))
     return Frequent.fit(keys.astype(np.int64), counts.astype(np.int64), min_count)
+
+
+def test_the_example_of_the_encoder_prints_what_it_says() -> None:
+    failed, attempted = doctest.testmod(encoder)
+    assert failed == 0 and attempted > 0
 
 
 def test_ids_follow_falling_frequency() -> None:
@@ -94,8 +101,9 @@ def test_a_fit_weighs_values_by_their_rows() -> None:
 def test_a_constant_column_is_not_blown_up(value: float, rows: int) -> None:
     for kind in ("log_standard", "standard"):
         feature = NUMBER.model_copy(update={"transform": kind})
-        seen = np.array([value, value + 50]), np.array([rows, 0])
-        assert abs(Transform.fit(feature, *seen).apply(seen[0])).max() <= 51
+        values, counts = np.array([value, value + 50]), np.array([rows, 0])
+        fitted = Transform.fit(feature, values, counts)
+        assert abs(fitted.apply(values)).max() <= 51
 
 
 def test_a_fit_that_is_not_finite_is_refused() -> None:
@@ -104,7 +112,7 @@ def test_a_fit_that_is_not_finite_is_refused() -> None:
         Transform.fit(feature, np.array([0.0, 1e200]), np.array([1, 1]))
 
 
-def test_negative_numbers_are_told_apart() -> None:
+def test_negative_numbers_stay_distinct() -> None:
     raw = np.array([-2.0, -1, 0, 1])
     z = Transform.fit(NUMBER, raw, np.ones(4, dtype=np.int64)).apply(raw)
     assert sorted(z) == z.tolist() and len(set(z)) == 4
@@ -133,12 +141,12 @@ Lists = st.lists(st.lists(st.sampled_from("abc"), max_size=5), min_size=1, max_s
 def test_a_history_keeps_its_last_items(rows: list[list[str]], length: int) -> None:
     bags = JaggedColumn.of(pl.Series(rows, dtype=pl.List(pl.String)))
     numbers = np.array([ord(x) for x in bags.items.values], dtype=np.int32)
-    found = bags.last(bags.items.spread(numbers, 0), length, -1)
-    for row, ids in zip(rows, found, strict=True):
+    actual = bags.last(bags.items.spread(numbers, 0), length, -1)
+    for row, ids in zip(rows, actual, strict=True):
         kept = [ord(x) for x in row[-length:]]
         assert ids.tolist() == kept + [-1] * (length - len(kept))
     chosen = np.arange(len(rows)) % 2 == 0
     half = bags.rows(chosen)
     again = half.last(half.items.spread(numbers, 0), length, -1)
-    assert (again == found[chosen]).all()
+    assert (again == actual[chosen]).all()
     assert bags.count(chosen).sum() == sum(map(len, rows[::2]))

@@ -1,4 +1,4 @@
-"""Splits by time of rows that share few times: what is proposed can be done."""
+"""Splits by time of rows that share few times: the proposed shares can be cut."""
 
 import re
 from collections.abc import Callable
@@ -22,14 +22,14 @@ Cut = Callable[[SplitConfig, list[int]], list[int]]
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
-    """Rows of train, valid and test, of so many rows at each time."""
+    """Return a function that splits rows by time and counts the rows of each split."""
 
     def rows(config: SplitConfig, counts: list[int]) -> list[int]:
         times = np.repeat(np.arange(len(counts)) * 10, counts)
         monkeypatch.setattr(splits, "time_of", lambda store: pl.Series(times))
         splitter = ByTime.fit(config, ChunkStore((), len(times), BadRows()))
-        found = splitter.assign(Chunk({}, {}, times), ChunkRef(0, 0, 0, 0, Path()))
-        return np.bincount(found, minlength=3).tolist()
+        assigned = splitter.assign(Chunk({}, {}, times), ChunkRef(0, 0, 0, 0, Path()))
+        return np.bincount(assigned, minlength=3).tolist()
 
     return rows
 
@@ -53,7 +53,8 @@ def test_the_proposed_shares_can_be_cut(
         cut(SplitConfig(), counts)
     message = str(error.value)
     most = f"has {max(counts):,} of {sum(counts):,} rows"
-    assert f"(different times: {len(counts)}; the most" in message and most in message
+    assert f"(different times: {len(counts)}; the most" in message
+    assert most in message
     (proposed,) = re.findall(r"'data\.split=(.*?)'", message)
     assert cut(SplitConfig(**yaml.safe_load(proposed)), counts) == expected
 

@@ -1,4 +1,4 @@
-"""Histories that hold the ad of their own row: measured by hand, then refused."""
+"""User columns that hold the ad of their own row are measured and refused."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,14 +30,14 @@ ROWS = 1000
 
 
 def chunk(
-    ads: list[str | None], seen: list[list[str]], users: list[str] | None = None
+    ads: list[str | None], histories: list[list[str]], users: list[str] | None = None
 ) -> Chunk:
     rows = pl.DataFrame(
         {
             "u": users or ["x"] * len(ads),
             "a": ads,
             "h": [171] * len(ads),
-            "s": seen,
+            "s": histories,
             "click": [0] * len(ads),
         },
         schema={
@@ -53,44 +53,46 @@ def chunk(
 
 
 def measure(*chunks: Chunk) -> dict[tuple[str, str], HeldAd]:
-    found = held_ads([(c, np.ones(c.num_rows, dtype=bool)) for c in chunks], SCHEMA)
-    return {(f"{h.user}: {h.place}", h.ad): h for h in found}
+    held = held_ads([(c, np.ones(c.num_rows, dtype=bool)) for c in chunks], SCHEMA)
+    return {(f"{h.user}: {h.place}", h.ad): h for h in held}
 
 
 def test_by_hand() -> None:
-    seen = [["b", "a"], ["a", "b", "b"], ["c"], [], ["a"], ["a", "x", "y", "z"]]
+    histories = [["b", "a"], ["a", "b", "b"], ["c"], [], ["a"], ["a", "x", "y", "z"]]
     ads = ["a", "a", "b", "a", None, "a"]
-    whole = measure(chunk(ads, seen))
+    whole = measure(chunk(ads, histories))
     last, anywhere = (whole[f"seen: {p} item", "a"] for p in ("last", "any"))
     # Four rows have items and an ad; of the last row the model sees x, y and z.
     assert (last.rows, last.held, anywhere.held) == (4, 1 / 4, 2 / 4)
-    # Among them the ads are a, a, b, a: "a" is there with 3/4, "b" with 1/4.
+    # Among them the ads are a, a, b, a: 3/4 are "a" and 1/4 "b".
     assert last.base_rate == (3 + 1 + 0 + 0) / 16
     assert anywhere.base_rate == (4 + 4 + 0 + 0) / 16
-    assert measure(chunk(ads[:2], seen[:2]), chunk(ads[2:], seen[2:])) == whole
+    assert (
+        measure(chunk(ads[:2], histories[:2]), chunk(ads[2:], histories[2:])) == whole
+    )
     assert measure(chunk(["a"] * 3, [[]] * 3))["seen: any item", "a"].rows == 0
 
 
 def test_a_hash_is_found_as_text() -> None:
-    found = measure(chunk(["a"] * 8, [["000000ab"]] * 8))
-    assert found["seen: any item", "h"].held == 1
-    assert found["seen: any item", "a"].held == 0
+    held = measure(chunk(["a"] * 8, [["000000ab"]] * 8))
+    assert held["seen: any item", "h"].held == 1
+    assert held["seen: any item", "a"].held == 0
 
 
-def test_only_training_rows_are_looked_at() -> None:
+def test_only_training_rows_are_measured() -> None:
     rows = chunk(["a", "b"] * 10, [["a"], ["z"]] * 10)
-    (found, *_) = held_ads([(rows, np.arange(20) % 2 == 0)], SCHEMA)
-    assert (found.rows, found.held) == (10, 1)
+    (first, *_) = held_ads([(rows, np.arange(20) % 2 == 0)], SCHEMA)
+    assert (first.rows, first.held) == (10, 1)
 
 
 def test_a_column_whose_ads_are_too_rare_to_be_determined() -> None:
-    """Each of them stands in one row: `leaks` looks at values seen five times."""
+    """Each ad has one row only, and `leaks` uses values of at least five rows."""
     ads: list[str | None] = [f"ad {i}" for i in range(ROWS)]
     rows = chunk(ads, [[]] * ROWS, [f"ad {i}" for i in range(ROWS)])
-    found = measure(rows)["u: value", "a"]
-    assert (found.held, found.base_rate, found.rows) == (1, 1 / ROWS, ROWS)
+    held_ad = measure(rows)["u: value", "a"]
+    assert (held_ad.held, held_ad.base_rate, held_ad.rows) == (1, 1 / ROWS, ROWS)
     with pytest.raises(DataError, match=r"u \(value\) -> a \(1\.000, by chance 0\.001"):
-        refuse_held_ads([found])
+        refuse_held_ads([held_ad])
     assert not any(
         d.leaks
         for d in leaks.dependencies([(rows, np.ones(ROWS, dtype=bool))], SCHEMA)
@@ -98,10 +100,10 @@ def test_a_column_whose_ads_are_too_rare_to_be_determined() -> None:
     )
 
 
-def test_what_holds_every_ad_anyway_is_no_leak() -> None:
+def test_a_history_of_every_ad_is_no_leak() -> None:
     rows = chunk(["a", "b", "c"] * 20, [["a", "b", "c"]] * 60)
-    found = measure(rows)["seen: any item", "a"]
-    assert (found.held, found.base_rate) == (1, 1) and not found.leaks
+    held_ad = measure(rows)["seen: any item", "a"]
+    assert (held_ad.held, held_ad.base_rate) == (1, 1) and not held_ad.leaks
 
 
 TABLE: dict[str, Any] = {
@@ -115,20 +117,19 @@ TABLE: dict[str, Any] = {
 }
 
 
-def own_rows(place: str, share: float) -> pl.DataFrame:
-    """Histories of four items, into which a share of the rows puts its own ad."""
+def table_rows(place: str, share: float) -> pl.DataFrame:
+    """Histories of four items; a share of the rows has its own ad at some place."""
     rng = np.random.default_rng(0)
     ads = rng.integers(40, size=ROWS)
-    seen = rng.integers(40, size=(ROWS, 4))
+    histories = rng.integers(40, size=(ROWS, 4))
     leaky = rng.random(ROWS) < share
-    at = {"first": 0, "last": 3}[place]
-    seen[leaky, at] = ads[leaky]
+    histories[leaky, {"first": 0, "last": 3}[place]] = ads[leaky]
     return pl.DataFrame(
         {
             "ts": np.arange(ROWS),
             "uid": [f"u{i}" for i in rng.integers(50, size=ROWS)],
             "item": ads.astype(str),
-            "seen": ["|".join(map(str, row)) for row in seen],
+            "seen": ["|".join(map(str, row)) for row in histories],
             "click": rng.integers(2, size=ROWS),
         }
     )
@@ -139,29 +140,34 @@ def own_rows(place: str, share: float) -> pl.DataFrame:
 def test_a_history_with_its_own_ad_is_refused(
     tmp_path: Path, place: str, shares: str | None
 ) -> None:
-    seen = TABLE["user"]["seen"] | ({"shares_ids_with": shares} if shares else {})
-    table = TABLE | {"user": TABLE["user"] | {"seen": seen}}
-    rows = own_rows(place, 0.99)
+    sequence = TABLE["user"]["seen"] | ({"shares_ids_with": shares} if shares else {})
+    table = TABLE | {"user": TABLE["user"] | {"seen": sequence}}
+    rows = table_rows(place, 0.99)
     where = "seen .any item. -> item" if place == "first" else "seen .last item. ->"
     with pytest.raises(DataError, match=where + r".*data\.allow_leaky_sides"):
         prepare_table(tmp_path / "a", rows, table)
     report = prepare_table(tmp_path / "b", rows, table, allow_leaky_sides=True)
-    found = {h["place"]: h for h in report["held_ads"]}
-    own = [i in s.split("|") for i, s in rows.head(800)["item", "seen"].iter_rows()]
-    assert found["any item"]["held"] == pytest.approx(np.mean(own), abs=1e-12)
-    assert 0.05 < found["any item"]["base_rate"] < 0.15
+    actual = {h["place"]: h for h in report["held_ads"]}["any item"]
+    train = rows.head(800)["item", "seen"].iter_rows()
+    expected = np.mean([item in history.split("|") for item, history in train])
+    assert actual["held"] == pytest.approx(expected, abs=1e-12)
+    assert 0.05 < actual["base_rate"] < 0.15
     text = (tmp_path / "b/report.md").read_text()
-    assert f"| seen | any item | item | {np.mean(own):.3f} |" in text
+    assert f"| seen | any item | item | {expected:.3f} |" in text
 
 
-def test_a_history_that_often_holds_it_is_told_and_not_refused(tmp_path: Path) -> None:
-    report = prepare_table(tmp_path / "a", own_rows("last", 0.5), TABLE)
+def test_a_history_that_holds_it_in_half_of_the_rows_is_only_reported(
+    tmp_path: Path,
+) -> None:
+    report = prepare_table(tmp_path / "a", table_rows("last", 0.5), TABLE)
     held = {h["place"]: h["held"] for h in report["held_ads"]}
     assert 0.4 < held["last item"] < held["any item"] < 0.7
 
 
-def test_a_last_item_that_names_the_ad_otherwise_is_refused(tmp_path: Path) -> None:
-    rows = own_rows("last", 1).with_columns(
+def test_a_last_item_that_names_the_ad_in_another_way_is_refused(
+    tmp_path: Path,
+) -> None:
+    rows = table_rows("last", 1).with_columns(
         seen=pl.col("seen").str.replace(r"([0-9]+)$", "number $1")
     )
     with pytest.raises(DataError, match=r"seen \(last item\) -> item \(1\.000\)"):

@@ -1,3 +1,5 @@
+"""Leaks are measured: dependent sides, columns of the future, repeated rows."""
+
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from torchrec_adrec.data.prepare.leaks import (
     column_aucs,
     dependencies,
     refuse_leaky_sides,
-    row_hashes,
 )
 from torchrec_adrec.data.prepare.prepare import prepare
+from torchrec_adrec.data.prepare.row_hashes import row_hashes
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Label, Schema, Side, SparseFeature
@@ -51,26 +53,26 @@ def measure(columns: dict[str, list[int | None]]) -> list[Dependency]:
 
 
 def test_by_hand() -> None:
-    # u = 1: a is 7 in six of eight rows; u = 2 was seen too seldom; one u is missing.
+    # u = 1: a is 7 in six of eight rows; u = 2 has too few rows; one u is missing.
     rows = {"u": [1] * 8 + [2] * 4 + [None], "a": [7] * 6 + [8] * 2 + [9] * 5}
-    (found,) = measure(rows)
-    assert (found.determined, found.base_rate, found.rows) == (0.75, 0.75, 8)
-    assert not found.leaks
+    (pair,) = measure(rows)
+    assert (pair.determined, pair.base_rate, pair.rows) == (0.75, 0.75, 8)
+    assert not pair.leaks
 
 
-def test_only_training_rows_are_looked_at() -> None:
+def test_only_training_rows_are_measured() -> None:
     rows = chunk({"u": [1] * 10 + [2] * 10, "a": [7] * 10 + [8, 9] * 5})
-    (found,) = dependencies([(rows, np.arange(20) < 10)], SCHEMA)
-    assert found.rows == 10
+    (pair,) = dependencies([(rows, np.arange(20) < 10)], SCHEMA)
+    assert pair.rows == 10
 
 
 def test_a_column_that_names_the_ad_is_refused() -> None:
     user = [i % 3 for i in range(60)]
-    found = measure({"u": user, "a": [u + 5 for u in user]})
+    pairs = measure({"u": user, "a": [u + 5 for u in user]})
     with pytest.raises(DataError, match=r"a \(1\.000\); put both ends .* \(here\), or"):
-        refuse_leaky_sides(found, "here")
+        refuse_leaky_sides(pairs, "here")
     with pytest.raises(DataError, match=r"a \(1\.000\); set data\.allow_leaky_sides"):
-        refuse_leaky_sides(found)
+        refuse_leaky_sides(pairs)
 
 
 def test_an_ad_column_that_hardly_varies_is_no_leak() -> None:
@@ -81,9 +83,8 @@ def test_the_auc_of_a_column_is_that_of_its_training_rates() -> None:
     rng = np.random.default_rng(0)
     tally = SplitCounts(SCHEMA)
     rates = np.array([0.2, 0.5, 0.1, 0.4, 0.8, 0.3])
-    shares = np.array(
-        [0.4, 0.05, 0.25, 0.1, 0.05, 0.15]
-    )  # the frequent ones click less
+    # Frequent values have low click rates, so an order by frequency would show.
+    shares = np.array([0.4, 0.05, 0.25, 0.1, 0.05, 0.15])
     parts = []
     for split in (0, 2):
         ids = rng.choice(6, 30_000, p=shares).astype(np.int32)
@@ -93,9 +94,9 @@ def test_the_auc_of_a_column_is_that_of_its_training_rates() -> None:
         parts.append((ids, click))
     (train, clicked), (test, label) = parts
     fitted = np.bincount(train, weights=clicked) / np.bincount(train)
-    found = column_aucs(tally)
-    assert found["u"] == pytest.approx(roc_auc_score(label, fitted[test]), abs=1e-6)
-    assert found["a"] == 0.5
+    aucs = column_aucs(tally)
+    assert aucs["u"] == pytest.approx(roc_auc_score(label, fitted[test]), abs=1e-6)
+    assert aucs["a"] == 0.5
 
 
 def test_a_column_made_of_the_label_is_named(tmp_path: Path) -> None:
@@ -107,9 +108,11 @@ def test_a_column_made_of_the_label_is_named(tmp_path: Path) -> None:
         lines.append("\t".join(fields))
     (tmp_path / "a.tsv").write_text("\n".join(lines))
     report = prepare_criteo(tmp_path / "out", tmp_path / "a.tsv")
-    found = {f["name"]: f["why"] for f in report["future_columns"]}
-    assert found == {"C1": "tells the label", "C4": "tells the time"}
-    assert "**C1 tells the label**" in (tmp_path / "out/report.md").read_text()
+    reasons = {f["name"]: f["why"] for f in report["future_columns"]}
+    assert reasons == {"C1": "tells the label", "C4": "tells the time"}
+    text = (tmp_path / "out/report.md").read_text()
+    assert "**C1 predicts the label on its own** (AUC 1.000): will it be known" in text
+    assert "**C4 gives the time away** (100.0% of the test rows have a value" in text
 
 
 def test_equal_rows_have_equal_hashes_and_others_not() -> None:
@@ -124,8 +127,8 @@ def test_equal_rows_have_equal_hashes_and_others_not() -> None:
 
 
 def test_histories_and_times_count_in_the_hash() -> None:
-    seen = [["a", "b"], ["b", "a"], ["a", "b"], ["a"], []]
-    column = JaggedColumn.of(pl.Series(seen, dtype=pl.List(pl.String)))
+    histories = [["a", "b"], ["b", "a"], ["a", "b"], ["a"], []]
+    column = JaggedColumn.of(pl.Series(histories, dtype=pl.List(pl.String)))
     clicks = {"click": np.zeros(5, dtype=np.float32)}
     hashes = row_hashes(Chunk({"h": column}, clicks, None)).tolist()
     assert hashes[0] == hashes[2] and len(set(hashes)) == 4
@@ -144,12 +147,11 @@ def test_rows_in_two_splits_are_counted(tmp_path: Path) -> None:
     expected = {"compared": 20, "also_in_train": 2, "without": []}
     assert report["rows_in_two_splits"] == expected
     text = (tmp_path / "out/report.md").read_text()
-    assert (
-        "2 of 20 held-out rows are\nequal to a training row in every column.\n" in text
-    )
+    sentence = "Of 20 held-out rows, 2 are equal to\na training row in every column.\n"
+    assert sentence in text
 
 
-def own_rows(repeats: int) -> pl.DataFrame:
+def table_rows(repeats: int) -> pl.DataFrame:
     """A hundred users in turn; the last rows repeat the first ones at other times."""
     rows = np.arange(1000)
     rows[1000 - repeats :] = np.arange(repeats)
@@ -164,7 +166,7 @@ def own_rows(repeats: int) -> pl.DataFrame:
     )
 
 
-OWN_TABLE: dict[str, Any] = {
+TABLE: dict[str, Any] = {
     "labels": {"click": {}},
     "time": {"column": "ts", "kind": "number"},
     "user_id": "uid",
@@ -189,25 +191,25 @@ def test_rows_equal_but_for_the_columns_of_the_split(
     tmp_path: Path, by: str, without: list[str]
 ) -> None:
     """The time and the user, also where a feature is made of the same column."""
-    rows = own_rows(150)
+    rows = table_rows(150)
     if by == "user":  # of another user, and so perhaps in another split
         rows = rows.with_columns(uid="u" + pl.int_range(pl.len()).cast(pl.String))
-    report = prepare_table(tmp_path / "a", rows, OWN_TABLE, split={"by": by})
-    found = report["rows_in_two_splits"]
-    assert found["without"] == without
+    report = prepare_table(tmp_path / "a", rows, TABLE, split={"by": by})
+    repeats = report["rows_in_two_splits"]
+    assert repeats["without"] == without
     if by == "time":
-        assert found == {"compared": 200, "also_in_train": 150, "without": without}
+        assert repeats == {"compared": 200, "also_in_train": 150, "without": without}
     else:
-        assert found["also_in_train"] > 20
+        assert repeats["also_in_train"] > 20
     text = (tmp_path / "a/report.md").read_text()
-    assert f"every column but {', '.join(without)}." in text
+    assert f"every column except {', '.join(without)}." in text
 
 
 def test_the_hash_of_a_split_knows_the_time(tmp_path: Path) -> None:
-    """Though rows are compared without it."""
-    rows = own_rows(0)
+    """The time is in the hash, although rows are compared without it."""
+    rows = table_rows(0)
     later = rows.with_columns(ts=pl.col("ts") + (pl.col("ts") == 9990))
-    table = OWN_TABLE | {"user": {"page": "text"}}
+    table = TABLE | {"user": {"page": "text"}}
     splits = [
         prepare_table(tmp_path / name, some, table)["splits"]
         for name, some in (("a", rows), ("b", later))
@@ -221,8 +223,8 @@ def real(path: Path, ads: tuple[str, ...]) -> dict[tuple[str, str], float]:
     data = criteo.open_data(config.data)
     (frame,) = data.read(path, BadRows())
     rows = Chunk.of(frame, data, ThreadPoolExecutor(2))
-    found = dependencies([(rows, np.ones(rows.num_rows, dtype=bool))], data.schema)
-    return {(d.user, d.ad): d.determined for d in found}
+    pairs = dependencies([(rows, np.ones(rows.num_rows, dtype=bool))], data.schema)
+    return {(d.user, d.ad): d.determined for d in pairs}
 
 
 def test_real_rows(real_data: Path, tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_real_rows(real_data: Path, tmp_path: Path) -> None:
     creative = real(path, ("C2", "C14", "C18"))
     assert [round(creative["C15", ad], 3) for ad in ("C2", "C14", "C18")] == [1, 1, 1]
     assert real(path, ("C12",))["C3", "C12"] == 1
-    words = [f"data.raw={path}"]
-    split = load_config(REPOSITORY / "configs/criteo_kaggle_leaky_sides.yaml", words)
-    with pytest.raises(DataError, match="give an ad column away: C3 -> C1"):
+    name = "configs/criteo_kaggle_leaky_sides.yaml"
+    split = load_config(REPOSITORY / name, [f"data.raw={path}"])
+    with pytest.raises(DataError, match=r"give ad columns away \(.*: C3 -> C1"):
         prepare(split.data, criteo.open_data(split.data), tmp_path)

@@ -1,4 +1,4 @@
-"""Missing values of every kind of column: counted before they become a mean."""
+"""Missing values of every kind of column are counted before they become a mean."""
 
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ def rows(share: dict[str, float]) -> pl.DataFrame:
     columns: dict[str, Any] = {"uid": i % 50, "item": i % 40, "click": i * 7 // 3 % 2}
     for name, missing in share.items():
         held_out = i >= 800
-        gone = i % 20 < 20 * np.where(held_out, missing / 2, missing)
-        columns[name] = [None if g else n % 9 + 1 for g, n in zip(gone, i, strict=True)]
+        is_null = i % 20 < 20 * np.where(held_out, missing / 2, missing)
+        columns[name] = [
+            None if null else n % 9 + 1 for null, n in zip(is_null, i, strict=True)
+        ]
     return pl.DataFrame(columns)
 
 
@@ -37,11 +39,14 @@ def test_shares_are_those_of_the_raw_rows(tmp_path: Path, side: str) -> None:
         allowed = {"allow_varying_ads": True, "allow_leaky_sides": True}
     else:
         kinds, allowed = KINDS, {}
-    found = rows(dict.fromkeys(kinds, 0.3))
+    table_rows = rows(dict.fromkeys(kinds, 0.3))
     table = {"labels": {"click": {}}, "user": {"uid": "text"}, "ad": {"item": "text"}}
     table[side] |= kinds
-    report = prepare_table(tmp_path / "a", found, table, **allowed)
-    for split, part in (("train", found.head(800)), ("test", found.tail(100))):
+    report = prepare_table(tmp_path / "a", table_rows, table, **allowed)
+    for split, part in (
+        ("train", table_rows.head(800)),
+        ("test", table_rows.tail(100)),
+    ):
         missing = report["splits"][split]["missing"]
         for name in kinds:
             expected = part[name].null_count() / len(part)
@@ -54,25 +59,25 @@ def test_shares_are_those_of_the_raw_rows(tmp_path: Path, side: str) -> None:
 
 def test_columns_without_values_are_named(tmp_path: Path) -> None:
     shares = {"plain": 1.0, "standard": 0.6, "bucketed": 0.4, "text": 0.8, "listed": 1}
-    found = rows(shares).with_columns(plain=pl.lit(None, dtype=pl.Int64))
+    table_rows = rows(shares).with_columns(plain=pl.lit(None, dtype=pl.Int64))
     table = {
         "labels": {"click": {}},
         "user": {"uid": "text"} | KINDS,
         "ad": {"item": "text"},
     }
-    prepare_table(tmp_path / "a", found, table)
+    prepare_table(tmp_path / "a", table_rows, table)
     text = (tmp_path / "a/report.md").read_text()
-    look, _, _ = text.partition("## Columns")
-    assert "- **plain is missing in every row**" in look
-    assert "- standard is mostly missing: in 60.0% of the training rows, " in look
-    assert "- text is mostly missing: in 80.0% of the training rows, " in look
-    assert "- listed is mostly missing: in 100.0% of the training rows, " in look
-    assert "bucketed_bucket is mostly" not in look
+    warnings, _, _ = text.partition("## Columns")
+    assert "- **plain is missing in every row**" in warnings
+    assert "- standard is mostly missing: in 60.0% of the training rows and" in warnings
+    assert "- text is mostly missing: in 80.0% of the training rows and" in warnings
+    assert "- listed is mostly missing: in 100.0% of the training rows and" in warnings
+    assert "bucketed_bucket is mostly" not in warnings
 
 
 def test_a_missing_number_is_drift_and_not_the_mean(tmp_path: Path) -> None:
-    """Values in training, none in the test: written, all of these are the mean."""
-    found = rows({"plain": 0}).with_columns(
+    """The test rows have no value, and once encoded a missing value is the mean."""
+    table_rows = rows({"plain": 0}).with_columns(
         plain=pl.when(pl.int_range(pl.len()) < 900).then(pl.lit(5))
     )
     table = {
@@ -80,7 +85,7 @@ def test_a_missing_number_is_drift_and_not_the_mean(tmp_path: Path) -> None:
         "user": {"uid": "text", "plain": "number"},
         "ad": {"item": "text"},
     }
-    report = prepare_table(tmp_path / "a", found, table)
+    report = prepare_table(tmp_path / "a", table_rows, table)
     assert report["drift"]["plain"] > 5
     assert report["splits"]["test"]["missing"]["plain"] == 1
 

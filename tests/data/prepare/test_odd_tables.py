@@ -1,4 +1,4 @@
-"""Own tables that are not what was meant: each is refused or named, never silent."""
+"""Tables that can hardly be meant so are refused or named, never taken silently."""
 
 import json
 import logging
@@ -57,15 +57,15 @@ def prepared(config: DataConfig, out: Path) -> dict[str, Any]:
 
 
 def with_seen(folder: Path, form: Callable[[Sequence[str]], str]) -> Path:
-    """A CSV file whose lists are written in some form."""
-    seen = pl.col("seen").map_elements(form, return_dtype=pl.String)
+    """Write a CSV file whose lists have some form."""
+    lists = pl.col("seen").map_elements(form, return_dtype=pl.String)
     path = folder / "a.csv"
-    rows().with_columns(seen).write_csv(path)
+    rows().with_columns(lists).write_csv(path)
     return path
 
 
-def looked_at(out: Path) -> str:
-    """The report's lines under "Look at these"."""
+def warnings_in(out: Path) -> str:
+    """The lines of the report under "Look at these"."""
     text = (out / "report.md").read_text()
     return text.partition("## Look at these")[2].partition("\n##")[0]
 
@@ -99,8 +99,8 @@ def test_brackets_and_quotes_within_ids_are_no_lists(tmp_path: Path, odd: str) -
     path = tmp_path / "a.csv"
     rows().head(1).with_columns(seen=pl.lit(odd)).write_csv(path)
     bad = BadRows()
-    (found,) = table.open_data(config_of(path)).read(path, bad)
-    assert bad.count == 0 and found["seen"].to_list() == [odd.split(" ")]
+    (frame,) = table.open_data(config_of(path)).read(path, bad)
+    assert bad.count == 0 and frame["seen"].to_list() == [odd.split(" ")]
 
 
 @pytest.mark.parametrize("sign", [", ", ",", "|", ";", "\t"])
@@ -113,10 +113,10 @@ def test_a_likely_separator_is_named(
     (joined,) = report["joined_ids"]
     assert joined["name"] == "seen" and joined["sign"] == sign.rstrip(" ")
     assert joined["share"] > 0.4 and sign.strip(" ") in joined["example"]
-    for text in (looked_at(tmp_path / "out"), caplog.text):
-        assert f"of its ids hold {sign.rstrip(' ')!r}, as '1" in text
-    seen = {"kind": "sequence", "separator": sign.rstrip(" ")}
-    divided = TABLE | {"user": TABLE["user"] | {"seen": seen}}
+    for text in (warnings_in(tmp_path / "out"), caplog.text):
+        assert f"of its ids contain {sign.rstrip(' ')!r}, for example '1" in text
+    sequence = {"kind": "sequence", "separator": sign.rstrip(" ")}
+    divided = TABLE | {"user": TABLE["user"] | {"seen": sequence}}
     report = prepared(config_of(path, table=divided), tmp_path / "divided")
     # No space of `101, 102` is part of an id: 19 values, missing and unknown.
     assert report["joined_ids"] == [] and report["num_embeddings"]["seen"] == 21
@@ -146,8 +146,8 @@ def test_a_column_in_which_nothing_comes_back_is_named(
     with caplog.at_level(logging.WARNING):
         report = prepared(config_of(path, min_count=min_count), tmp_path / "out")
     assert report["hardly_recurring"] == {"uid": 1.0}
-    line = "enough in training (data.min_count): uid (1.00); nothing can be learnt"
-    assert line in looked_at(tmp_path / "out") and line in caplog.text
+    line = "learned from (data.min_count): uid (100% of the rows)"
+    assert line in warnings_in(tmp_path / "out") and line in caplog.text
 
 
 def test_a_column_that_the_test_does_not_know_is_named(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_a_column_that_the_test_does_not_know_is_named(tmp_path: Path) -> None:
     new = pl.when(late).then(pl.lit("new")).otherwise("uid")
     rows().with_columns(uid=new).write_parquet(path)
     prepared(config_of(path), tmp_path / "out")
-    line = "mostly unknown in the test rows: uid (0.75)"
-    assert line in looked_at(tmp_path / "out")
+    line = "test rows mostly never occurred in training: uid (75% of the rows)"
+    assert line in warnings_in(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["uid", "age", "seen", "item", "hash"])
@@ -192,9 +192,12 @@ CLICK, TS = pl.col("click"), pl.col("ts")
     ("click", "reason"),
     [
         (pl.when(TS < 540).then(CLICK).otherwise(0), "no test row has click = 1 .60"),
-        (pl.when(TS < 540).then(0).otherwise(CLICK), "test have some: choose other"),
+        (
+            pl.when(TS < 540).then(0).otherwise(CLICK),
+            "test rows have others: choose other",
+        ),
         (pl.lit(0), "click = 0 .480 observed.*; look at the label's column"),
-        (pl.lit(1), "not, with click = 0|shown and had none too, with click = 0"),
+        (pl.lit(1), "add the rows that were shown without success, with click = 0"),
     ],
 )
 def test_splits_without_clicks_are_refused(
@@ -213,10 +216,10 @@ def test_a_valid_split_of_one_label_is_named(tmp_path: Path, value: int) -> None
     rows().with_columns(click=click).write_parquet(path)
     prepared(config_of(path), tmp_path / "out")
     line = f"every valid row has click = {value} (60 observed)"
-    assert line in looked_at(tmp_path / "out")
+    assert line in warnings_in(tmp_path / "out")
 
 
-def test_sides_that_leak_are_mended_by_the_tables_settings(tmp_path: Path) -> None:
+def test_the_settings_that_mend_leaky_sides_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows().with_columns(uid=pl.format("fan of {}", "item")).write_parquet(path)
     with pytest.raises(DataError, match=r"side \(data\.table\.user, data\.table\.ad\)"):

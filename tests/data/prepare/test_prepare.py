@@ -1,3 +1,5 @@
+"""The whole stage: splits, catalog, fits and report, on any number of ranks."""
+
 import json
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def test_fitted_on_the_training_rows_alone(tmp_path: Path) -> None:
 
 
 def test_every_row_finds_its_own_ad_in_the_catalog(prepared: Path) -> None:
-    """Fails when the catalog's ids stand beside another ad's features."""
+    """Fails when an id of the catalog has the features of another ad."""
     schema = Schema.load(prepared / "schema.json")
     names = [f.name for f in schema.sparse_of(Side.AD)]
     rows, catalog = rows_of(prepared), load_catalog(prepared)
@@ -89,11 +91,11 @@ def test_ranks_do_not_change_the_result(tmp_path: Path, ids: str) -> None:
     """Three files on one rank and on two gloo ranks: the same bytes."""
     for i in range(3):
         write_rows(tmp_path / f"day_{i}.tsv", range(i * 500, (i + 1) * 500))
-    words = [f"data.raw={tmp_path}/day_*.tsv", f"data.ids={ids}"]
-    words += ["data.hash_size=50", "data.min_count=2"]
-    assert adrec("prepare", *words, "--out", tmp_path / "one").returncode == 0
-    done = on_ranks(2, "prepare", *words, "--out", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    args = [f"data.raw={tmp_path}/day_*.tsv", f"data.ids={ids}"]
+    args += ["data.hash_size=50", "data.min_count=2"]
+    assert adrec("prepare", *args, "--out", tmp_path / "one").returncode == 0
+    process = on_ranks(2, "prepare", *args, "--out", tmp_path / "two")
+    assert process.returncode == 0, process.stderr
     files = sorted(
         p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*")
     )
@@ -101,8 +103,8 @@ def test_ranks_do_not_change_the_result(tmp_path: Path, ids: str) -> None:
     assert len(kept) > 10
     for path in kept:
         if path.name != "stage.json":
-            same = (tmp_path / "one" / path).read_bytes()
-            assert (tmp_path / "two" / path).read_bytes() == same, path
+            expected = (tmp_path / "one" / path).read_bytes()
+            assert (tmp_path / "two" / path).read_bytes() == expected, path
     sizes = Schema.load(tmp_path / "two/data/schema.json").sparse
     assert (ids == "hash") == all(f.num_embeddings == 50 for f in sizes)
 
@@ -114,20 +116,20 @@ def test_each_row_stands_in_one_split(tmp_path: Path, by: str) -> None:
     split = {"by": by, "train": 0.6, "valid": 0.2, "test": 0.2}
     settings = {"min_count": 1, "split": split, "bounds": "raise"}
     report = prepare_criteo(tmp_path / "out", tmp_path / "a.tsv", **settings)
-    sizes = {name: about["rows"] for name, about in report["splits"].items()}
+    sizes = {name: figures["rows"] for name, figures in report["splits"].items()}
     assert sum(sizes.values()) == 2000
     assert report["rows_in_two_splits"]["also_in_train"] == 0
     tolerance = 0 if by == "time" else 90  # about four deviations
     assert abs(sizes["train"] - 1200) <= tolerance
     assert abs(sizes["test"] - 400) <= tolerance
-    hashes = {about["hash"] for about in report["splits"].values()}
+    hashes = {figures["hash"] for figures in report["splits"].values()}
     assert len(hashes) == 3
 
 
 @pytest.mark.parametrize("by", ["time", "random"])
 def test_a_split_without_rows_is_refused(tmp_path: Path, by: str) -> None:
     raw = write_rows(tmp_path / "a.tsv", range(8))
-    with pytest.raises(DataError, match=r"data\.split\..* = 0\.1 of 8 rows is none"):
+    with pytest.raises(DataError, match=r"data\.split\..* = 0\.1 of 8 rows is no row"):
         prepare_criteo(tmp_path / "out", raw, split={"by": by})
 
 
@@ -144,16 +146,17 @@ def test_a_split_by_user_needs_a_user(tmp_path: Path, raw_file: Path) -> None:
 
 
 def test_the_hash_of_a_split_changes_with_its_rows(tmp_path: Path) -> None:
-    found = []
+    hashes: list[dict[str, str]] = []
     for last in (1999, 1999, 2000):
         lines = [criteo_line(i, i % 3 == 0, c1=f"{i:08x}") for i in range(1999)]
         lines.append(criteo_line(1, c1=f"{last:08x}"))
         (tmp_path / "a.tsv").write_text("\n".join(lines))
-        report = prepare_criteo(tmp_path / f"out{len(found)}", tmp_path / "a.tsv")
-        found.append({n: about["hash"] for n, about in report["splits"].items()})
-    assert found[0] == found[1]
-    assert found[0]["train"] == found[2]["train"]
-    assert found[0]["test"] != found[2]["test"]
+        report = prepare_criteo(tmp_path / f"out{len(hashes)}", tmp_path / "a.tsv")
+        splits = report["splits"].items()
+        hashes.append({name: figures["hash"] for name, figures in splits})
+    assert hashes[0] == hashes[1]
+    assert hashes[0]["train"] == hashes[2]["train"]
+    assert hashes[0]["test"] != hashes[2]["test"]
 
 
 def test_the_report_has_a_picture_and_the_label_over_time(prepared: Path) -> None:
@@ -162,7 +165,10 @@ def test_the_report_has_a_picture_and_the_label_over_time(prepared: Path) -> Non
     assert rows.sum() == 400 and clicks.sum() == 134
     assert (prepared / "report.png").read_bytes().startswith(b"\x89PNG")
     text = (prepared / "report.md").read_text()
-    assert "400 rows in, 0 of them bad" in text and "![the data](report.png)" in text
+    assert (
+        "400 rows were read, 0 of them bad" in text
+        and "![the data](report.png)" in text
+    )
 
 
 def test_a_drifting_column_is_named(tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_a_drifting_column_is_named(tmp_path: Path) -> None:
     lines += [criteo_line(i, i % 3 == 0, c1=f"{i % 20 == 0:08x}") for i in range(400)]
     (tmp_path / "a.tsv").write_text("\n".join(lines))
     report = prepare_criteo(tmp_path / "out", tmp_path / "a.tsv")
-    # p = (.5, .5), q = (.05, .95) or so: (.45)(log 10) + (.45)(log 1.9) = 1.3
+    # p = (0.5, 0.5) and q is about (0.05, 0.95): 0.45 log 10 + 0.45 log 1.9 = 1.3
     assert report["drift"]["C1"] == pytest.approx(1.3, abs=0.15)
     assert report["drift"]["C4"] < 0.05
 

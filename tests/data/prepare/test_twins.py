@@ -1,4 +1,4 @@
-"""`7` and `7.0` in one column of ids: refused, both named, whatever their files."""
+"""`7` and `7.0` in one column of ids are refused and both named, in any file."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ TABLE: dict[str, Any] = {
 
 
 def rows(**change: dict[int, str]) -> pl.DataFrame:
-    """Rows of whole ids, but for some values by row."""
+    """Rows of whole ids, except for some values by row."""
     columns = {
         "uid": [str(i % 50) for i in range(ROWS)],
         "country": [str(i % 4) for i in range(ROWS)],
@@ -56,12 +56,12 @@ def test_both_forms_are_named(
 
 
 def test_a_shared_history_is_one_column_with_the_ads(tmp_path: Path) -> None:
-    seen = dict.fromkeys(range(ROWS), "7.0 8.0")
-    prepare_table(tmp_path / "a", rows(seen=seen), TABLE)
+    histories = dict.fromkeys(range(ROWS), "7.0 8.0")
+    prepare_table(tmp_path / "a", rows(seen=histories), TABLE)
     sequence = {"kind": "sequence", "shares_ids_with": "item"}
     table = TABLE | {"user": TABLE["user"] | {"seen": sequence}}
     with pytest.raises(DataError, match=r"item: '7' .*row 8\) and '7\.0' .*row 1\)"):
-        prepare_table(tmp_path / "b", rows(seen=seen), table)
+        prepare_table(tmp_path / "b", rows(seen=histories), table)
 
 
 def test_two_files_are_one_column(tmp_path: Path) -> None:

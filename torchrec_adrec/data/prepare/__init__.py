@@ -1,1 +1,4 @@
-"""From raw columns to ids, splits and Parquet, fitted on training rows only."""
+"""The stage that turns raw columns into ids, splits and Parquet files.
+
+Everything that is fitted is fitted on the training rows alone.
+"""

@@ -1,7 +1,8 @@
-"""What the training rows hold: every distinct raw value with its number of rows.
+"""The counter of raw values: how many training rows hold each distinct value.
 
-All fits (vocabularies, means, quantiles) are made from these, so they are exact and do
-not depend on how the rows were cut into chunks or dealt to ranks.
+All fits (vocabularies, means, quantiles) are made from these counts alone. They are
+whole numbers, so a fit is exact and does not depend on how the rows were cut into
+chunks or dealt to ranks.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import polars as pl
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.data.column import Column, RawColumns
 
-# By raw column: `value` and `count`, in order of the value.
+# By raw column: a frame of `value` and `count`, in order of the value.
 Counts = dict[str, pl.DataFrame]
 KEPT = 2_000_000  # entries of one column that wait before equal values are joined
 
@@ -24,18 +25,20 @@ class Counter:
         self._parts: dict[str, list[pl.DataFrame]] = {name: [] for name in columns}
         self._waiting = dict.fromkeys(self._parts, 0)
 
-    def add(self, found: Counts) -> None:
+    def add(self, counts: Counts) -> None:
         """Add the counts of one chunk."""
-        for name, frame in found.items():
+        for name, frame in counts.items():
             self._parts[name].append(frame)
             self._waiting[name] += len(frame)
             if self._waiting[name] > KEPT:
                 joined = join(self._parts[name])
                 self._parts[name] = [joined]
-                self._waiting[name] = len(joined) // 2  # grows: joins stay rare
+                # A joined frame counts as half its size. Otherwise a column with over
+                # KEPT distinct values would be joined anew with every chunk.
+                self._waiting[name] = len(joined) // 2
 
     def save(self, folder: Path) -> None:
-        """Write this rank's counts, one file a column."""
+        """Write this rank's counts, one file per column."""
         folder.mkdir()
         for number, parts in enumerate(self._parts.values()):
             if parts:
@@ -43,29 +46,34 @@ class Counter:
 
 
 def count(columns: RawColumns, names: Iterable[str], rows: Bools | None) -> Counts:
-    """Count some rows of a chunk; None: all."""
-    found: Counts = {}
+    """Count the values of some columns in some rows of a chunk.
+
+    Args:
+        columns: the chunk's raw columns.
+        names: the columns to count.
+        rows: (B,) the rows to count; None counts all.
+    """
+    counts: Counts = {}
     for name in names:
         column = columns[name]
-        counted = column.count(rows)
+        value_counts = column.count(rows)
         scalars = column if isinstance(column, Column) else column.items
-        seen = counted > 0
-        values = (
-            scalars.values if seen.all() else scalars.values.filter(pl.Series(seen))
-        )
-        found[name] = pl.DataFrame({"value": values, "count": counted[seen]})
-    return found
+        values, occurs = scalars.values, value_counts > 0
+        if not occurs.all():
+            values = values.filter(pl.Series(occurs))
+        counts[name] = pl.DataFrame({"value": values, "count": value_counts[occurs]})
+    return counts
 
 
 def load_counts(folders: list[Path], columns: Iterable[str]) -> Counts:
-    """The counts of all ranks, added up."""
-    found: Counts = {}
+    """Read the counts of all ranks and add them up."""
+    counts: Counts = {}
     for number, name in enumerate(columns):
         paths = [folder / f"{number:04d}.arrow" for folder in folders]
-        found[name] = join([pl.read_ipc(path) for path in paths if path.exists()])
-    return found
+        counts[name] = join([pl.read_ipc(path) for path in paths if path.exists()])
+    return counts
 
 
 def join(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Add up equal values."""
+    """Add up the counts of equal values."""
     return pl.concat(parts).group_by("value").agg(pl.col("count").sum()).sort("value")

@@ -1,4 +1,8 @@
-"""Raw columns to model inputs: the same code in `prepare` and in serving."""
+"""The encoder, which turns raw columns into the ids and numbers that a model reads.
+
+`prepare` and serving run this same code, so a request is encoded just as the training
+rows were.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int32s, Int64s
 from torchrec_adrec.config.data import Bounds, DataConfig
-from torchrec_adrec.data.column import Column, JaggedColumn, RawColumns
+from torchrec_adrec.data.column import Column, RawColumns, jagged_column, scalar_column
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.counts import Counts
 from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
@@ -33,11 +37,16 @@ from torchrec_adrec.schema import (
     Side,
 )
 
-PAD = -1  # behind the last id of a sequence
+PAD = -1  # fills a sequence up behind its last id
 
 
 class NotFiniteError(DataError):
-    """A number that is not finite after its transform; knows its row."""
+    """A number is not finite after its transform.
+
+    Args:
+        message: the text of the error.
+        row: position of the row in the encoded columns.
+    """
 
     def __init__(self, message: str, row: int) -> None:
         super().__init__(message)
@@ -46,11 +55,42 @@ class NotFiniteError(DataError):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A schema with its fitted transforms, by feature name.
+    """A schema together with its fitted vocabularies and transforms.
 
     Attributes:
-        bounds: what to do with a number that is not finite, also after its transform.
-        repaired: rows that `bounds` let go on with 0 or unknown, by feature.
+        schema: the features, with their table sizes filled in by `fit`.
+        vocabularies: by the name of a sparse or sequence feature.
+        transforms: by the name of a dense feature.
+        quantiles: by the name of a feature whose buckets are quantiles.
+        bounds: what to do with a number that is not finite, before or after its
+            transform.
+        repaired: by feature, the number of rows in which such a number became 0 or
+            unknown, as `bounds` allowed.
+
+    Fitted on counts of the training rows, then applied to any rows:
+
+    >>> from torchrec_adrec.schema import Label, SparseFeature
+    >>> city = SparseFeature(name="city", side=Side.USER, source="city", kind="text")
+    >>> brand = SparseFeature(name="brand", side=Side.AD, source="brand", kind="text")
+    >>> age = DenseFeature(name="age", side=Side.USER, source="age")
+    >>> schema = Schema(
+    ...     dense=(age,), sparse=(city, brand), labels=(Label(name="click"),)
+    ... )
+    >>> counts = {
+    ...     "age": pl.DataFrame({"value": [20, 40], "count": [8, 6]}),
+    ...     "city": pl.DataFrame({"value": ["Bonn", "Rome"], "count": [5, 9]}),
+    ...     "brand": pl.DataFrame({"value": ["Acme"], "count": [14]}),
+    ... }
+    >>> encoder = Encoder.fit(schema, counts, DataConfig(min_count=2))
+    >>> raw: RawColumns = {
+    ...     "age": Column.of(pl.Series([20, None, 40])),
+    ...     "city": Column.of(pl.Series(["Rome", "Oslo", None])),
+    ... }
+    >>> encoded = encoder.encode(raw, Side.USER)
+    >>> encoded["city"].tolist()  # the most frequent, an unknown, a missing one
+    [2, 1, 0]
+    >>> (encoded["age"] > 0).tolist()  # below the mean, missing (0, the mean), above
+    [False, False, True]
     """
 
     schema: Schema
@@ -62,7 +102,13 @@ class Encoder:
 
     @classmethod
     def fit(cls, schema: Schema, counts: Counts, config: DataConfig) -> "Encoder":
-        """Fit every column on the training rows alone and fill in the table sizes."""
+        """Fit every feature and fill in the sizes of the tables.
+
+        Args:
+            schema: features whose table sizes are not known yet.
+            counts: the raw values of the training rows, and of no others.
+            config: says how ids are given, and from which count on.
+        """
         transforms = {
             f.name: Transform.fit(f, *_numbers(counts[f.source])) for f in schema.dense
         }
@@ -76,10 +122,12 @@ class Encoder:
             if config.ids == "hash":
                 vocabularies[f.name] = Hashed(f.name, config.hash_size)
             else:
-                seen = counts[f.source]
-                found = _keys(f, seen["value"], quantiles)
-                total = seen["count"].to_numpy()
-                vocabularies[f.name] = Frequent.fit(found, total, config.min_count)
+                frame = counts[f.source]
+                value_keys = _keys(f, frame["value"], quantiles)
+                rows = frame["count"].to_numpy()
+                vocabularies[f.name] = Frequent.fit(value_keys, rows, config.min_count)
+        # Such a sequence is looked up in the other feature's table, so both must give a
+        # value the same id; the counts of its own values are not used.
         for sequence in schema.sequences:
             if sequence.shares_ids_with is not None:
                 vocabularies[sequence.name] = vocabularies[sequence.shares_ids_with]
@@ -87,60 +135,70 @@ class Encoder:
         return cls(sized, vocabularies, transforms, quantiles, config.bounds)
 
     def encode(self, raw: RawColumns, side: Side) -> dict[str, NDArray[Any]]:
-        """The Parquet columns of a side: (B,) int32 ids, (B,) float32 numbers.
+        """Encode the columns of one side, as they stand in the Parquet files.
+
+        Returns:
+            By feature, (B,) int32 ids or (B,) float32 numbers. A sequence becomes one
+            column of ids for each of its positions.
 
         Raises:
-            SchemaError: a raw column is not there.
-            NotFiniteError: a number that is not finite, also after its transform.
+            SchemaError: a raw column is missing.
+            NotFiniteError: a number is not finite, before or after its transform.
         """
-        lacking = sorted(set(self.schema.sources_of(side)) - set(raw))
-        if lacking:
+        missing = sorted(set(self.schema.sources_of(side)) - set(raw))
+        if missing:
             raise SchemaError(
-                f"columns {lacking} are missing; expected"
+                f"columns {missing} are missing; expected"
                 f" {list(self.schema.sources_of(side))}, found {list(raw)}"
             )
+        # All work is done once per distinct value and then spread over the rows.
         encoded: dict[str, NDArray[Any]] = {}
         for dense in self.schema.dense_of(side):
-            encoded[dense.name] = self._number(dense, _scalar(raw, dense.source))
+            encoded[dense.name] = self._number(dense, scalar_column(raw, dense.source))
         for sparse in self.schema.sparse_of(side):
-            column = _scalar(raw, sparse.source)
+            column = scalar_column(raw, sparse.source)
             encoded[sparse.name] = column.spread(self._ids(sparse, column), MISSING)
         for sequence in self.schema.sequences_of(side):
-            bags = raw[sequence.source]
-            assert isinstance(bags, JaggedColumn), sequence.source
+            bags = jagged_column(raw, sequence.source)
             ids = bags.items.spread(self._ids(sequence, bags.items), MISSING)
             padded = bags.last(ids, sequence.max_length, PAD)
             encoded |= dict(zip(sequence.columns, padded.T, strict=True))
         return encoded
 
     def _ids(self, feature: Bag, column: Column) -> Int32s:
-        """The id of each distinct value."""
-        found = _keys(feature, column.values, self.quantiles)
-        ids = self.vocabularies[feature.name].encode(found)
+        """Return the id of each distinct value."""
+        value_keys = _keys(feature, column.values, self.quantiles)
+        ids = self.vocabularies[feature.name].encode(value_keys)
+        # NaN and infinities have a bucket like any number (`log_square`), so without
+        # this check they would pass for ordinary values.
         if feature.kind == "number":
             wrong = ~np.isfinite(_floats(column.values))
-            if self._mends(feature.name, feature.source, column, wrong):
+            if self._repairs(feature.name, feature.source, column, wrong):
                 ids[wrong] = UNKNOWN
         return ids
 
     def _number(self, feature: DenseFeature, column: Column) -> Float32s:
         numbers = self.transforms[feature.name].apply(_floats(column.values))
         wrong = ~np.isfinite(numbers)
-        if self._mends(feature.name, feature.source, column, wrong):
+        if self._repairs(feature.name, feature.source, column, wrong):
             numbers[wrong] = 0.0
         return column.spread(numbers, 0.0)
 
-    def _mends(self, name: str, source: str, column: Column, wrong: Bools) -> bool:
-        """Whether wrong values are to be repaired; counts their rows, or raises."""
+    def _repairs(self, name: str, source: str, column: Column, wrong: Bools) -> bool:
+        """Return whether wrong values are to be repaired, and count their rows.
+
+        Raises:
+            NotFiniteError: there are some, and `bounds` refuses them.
+        """
         if not wrong.any():
             return False
         rows = column.spread(wrong, False)
         if self.bounds == "raise":
-            at = int(np.argmax(rows))
+            row = int(np.argmax(rows))
             raise NotFiniteError(
-                f"{source} is {column.values[int(column.codes[at])]!r}, expected a"
+                f"{source} is {column.values[int(column.codes[row])]!r}, expected a"
                 f" number that is finite, also as {name}",
-                at,
+                row,
             )
         self.repaired[name] = self.repaired.get(name, 0) + int(rows.sum())
         return True
@@ -161,7 +219,7 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
-        """Read what `save` wrote.
+        """Read an encoder that `save` wrote.
 
         Raises:
             ManifestError: a file is missing or changed.
@@ -181,7 +239,10 @@ class Encoder:
 
 
 def _load_vocabulary(folder: Path, feature: Bag) -> Vocabulary:
-    """A feature without a vocabulary file is hashed; `hashes.json` names all files."""
+    """Read a feature's vocabulary; a feature that has no file is hashed.
+
+    A lost file cannot be mistaken for hashed ids: `hashes.json` names all files.
+    """
     path = folder / f"vocabulary/{feature.name}.parquet"
     if path.exists():
         return Frequent.from_frame(pl.read_parquet(path))
@@ -200,12 +261,6 @@ def _with_sizes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> Schem
     return schema.model_copy(update=update)
 
 
-def _scalar(raw: RawColumns, name: str) -> Column:
-    column = raw[name]
-    assert isinstance(column, Column), name
-    return column
-
-
 def _floats(values: pl.Series) -> Float64s:
     return values.cast(pl.Float64).to_numpy()
 
@@ -217,7 +272,7 @@ def _numbers(counts: pl.DataFrame) -> tuple[Float64s, Int64s]:
 def _keys(
     feature: Bag, values: pl.Series, quantiles: Mapping[str, Quantiles]
 ) -> Int64s:
-    """What the vocabulary of a feature knows of each value."""
+    """Return the key under which a feature's vocabulary holds each value."""
     if isinstance(feature, SequenceFeature) or feature.buckets is None:
         return keys(values)
     if feature.buckets == "quantile":

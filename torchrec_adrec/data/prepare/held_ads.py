@@ -1,8 +1,9 @@
-"""User columns that hold the ad of their own row: a history written after the click.
+"""The check for user columns that hold the ad of their own row.
 
-A model then finds the ad in its input, and recall looks perfect. No request can bring
-such a value, because the ad is what it asks for. Unlike `leaks.dependencies`, this also
-sees lists, and ads so rare that nothing can be said of what determines them.
+That happens if a history was written after the click. A model then finds the ad in its
+input, and recall looks perfect; yet no request can bring such a value, because the ad
+is what it asks for. Unlike `leaks.dependencies`, this check also looks into lists, and
+at ads so rare that nothing can be said about what determines them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,13 +16,13 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Bools, Int64s
-from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
+from torchrec_adrec.data.column import Chunk, hex_text, jagged_column, scalar_column
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.leaks import LIMIT, MIN_SEEN, sampled
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, SequenceFeature, Side, SparseFeature
 
-MOST = 0.5  # share of rows from which an id of the user is told of
+MOST = 0.5  # share of rows above which an id of the user is reported
 
 Place = Literal["value", "last item", "any item"]
 
@@ -30,11 +31,13 @@ class HeldAd(BaseModel):
     """How often a user column holds its own row's value of an ad column.
 
     Attributes:
-        user: a sequence or a scalar feature.
-        place: where in it the value is looked for.
-        held: share of the rows in which it is there.
-        base_rate: the same, were each user beside the ad of a row drawn at random.
-        rows: rows in which neither is missing.
+        user: a sequence or a scalar feature of the user.
+        place: where in the user column the ad's value is looked for.
+        ad: a feature of the ad.
+        held: share of the rows in which the user column holds the ad's value.
+        base_rate: the same share if each row had the ad of a row drawn at random. A
+            high share alone says little: a long history may hold every ad there is.
+        rows: the rows in which neither column is missing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,20 +51,25 @@ class HeldAd(BaseModel):
 
     @property
     def leaks(self) -> bool:
-        """Above the limit, unless the ad of any other row is there as well."""
-        often = self.held > LIMIT and self.rows >= MIN_SEEN
-        return often and self.base_rate <= LIMIT
+        """Whether the share is above the limit, and that of random ads is not."""
+        is_held = self.held > LIMIT and self.rows >= MIN_SEEN
+        return is_held and self.base_rate <= LIMIT
 
 
 def held_ads(chunks: Iterable[tuple[Chunk, Bools]], schema: Schema) -> list[HeldAd]:
-    """Every sequence of the user against the ids of the ad, the most telling first.
+    """Measure how often the columns of the user hold the ad of their own row.
 
-    One that shares the ids of a feature is compared with that feature, the others with
-    all. An id of the user is told of where it is the ad's in most rows.
+    A sequence that shares the ids of a feature is compared with this feature, every
+    other one with all ids of the ad. A scalar id of the user is compared with all of
+    them too, but only reported if it equals the ad's in most rows.
 
     Args:
-        chunks: chunks with their training rows; the same rows are looked at as in
-            `leaks.dependencies`.
+        chunks: chunks with the mask of their training rows; the same rows are used as
+            in `leaks.dependencies`.
+        schema: says which column is whose.
+
+    Returns:
+        The compared columns, those furthest above their base rate first.
     """
     users, ads = (
         [f for f in schema.sparse_of(side) if f.kind != "number"]
@@ -76,63 +84,71 @@ def held_ads(chunks: Iterable[tuple[Chunk, Bools]], schema: Schema) -> list[Held
             values[scalar.name].append(_Values.of(chunk, scalar, rows, "text" in kinds))
         for sequence in sequences:
             items[sequence.name].append(_Items.of(chunk, sequence, rows))
+    # Chunks have codes of their own; only keys can be compared across chunks.
     joined = {name: _Values.join(parts) for name, parts in values.items()}
-    found: list[HeldAd] = []
+    held: list[HeldAd] = []
     for user, ad in product(users, ads):
-        found += _value_held(user.name, joined[user.name], ad.name, joined[ad.name])
+        held += _value_held(user.name, joined[user.name], ad.name, joined[ad.name])
     for sequence in sequences:
         compared = {
             f.name: joined[f.name]
             for f in ads
             if sequence.shares_ids_with in (None, f.name)
         }
-        found += _items_held(sequence.name, _Items.join(items[sequence.name]), compared)
-    return sorted(found, key=lambda h: h.held - h.base_rate, reverse=True)
+        held += _items_held(sequence.name, _Items.join(items[sequence.name]), compared)
+    return sorted(held, key=lambda h: h.held - h.base_rate, reverse=True)
 
 
 @dataclass(frozen=True)
 class _Values:
-    """The ids of some rows: their keys, and where they are there, (B,) each."""
+    """The ids of some rows in a scalar column.
+
+    Attributes:
+        keys: (B,) the key (`data.keys`) of each row's id.
+        present: (B,) whether the row has an id.
+    """
 
     keys: Int64s
-    there: Bools
+    present: Bools
 
     @classmethod
     def of(
-        cls,
-        chunk: Chunk,
-        feature: SparseFeature,
-        rows: Int64s,
-        as_text: bool,
+        cls, chunk: Chunk, feature: SparseFeature, rows: Int64s, as_text: bool
     ) -> "_Values":
-        """Of some rows of a chunk; a hash counts `as_text` where others are text."""
-        column = chunk.columns[feature.source]
-        assert isinstance(column, Column), feature.source
+        """Read some rows of a chunk.
+
+        Args:
+            chunk: the chunk.
+            feature: the column.
+            rows: the chosen rows.
+            as_text: whether hexadecimal ids get the keys of their text. Where other
+                columns hold text, equal ids could not be recognised otherwise.
+        """
+        column = scalar_column(chunk.columns, feature.source)
         values = column.values
         if feature.kind == "hex" and as_text:
-            texts = [f"{value:08x}" for value in values]
-            values = pl.Series(texts, dtype=pl.String)
-        found = column.rows(rows)
-        return cls(found.spread(keys(values), 0), found.codes >= 0)
+            values = hex_text(values)
+        chosen = column.rows(rows)
+        return cls(chosen.spread(keys(values), 0), chosen.codes >= 0)
 
     @classmethod
     def join(cls, parts: list["_Values"]) -> "_Values":
-        """One after the other."""
+        """Put the rows of several chunks one after the other."""
         return cls(
             np.concatenate([part.keys for part in parts]),
-            np.concatenate([part.there for part in parts]),
+            np.concatenate([part.present for part in parts]),
         )
 
 
 @dataclass(frozen=True)
 class _Items:
-    """The items of some sequences that a model sees, one after the other.
+    """The items of some rows in a sequence, as far as a model sees them.
 
     Attributes:
-        keys: (N,) of each item.
-        row: (N,) number of its row.
-        is_last: (N,) whether it is the last of its row.
-        num_rows: of the rows, those without items among them.
+        keys: (N,) the key (`data.keys`) of each item, one row after the other.
+        row: (N,) the number of the item's row.
+        is_last: (N,) whether the item is the last one of its row.
+        num_rows: the number of rows, including those without items.
     """
 
     keys: Int64s
@@ -142,19 +158,17 @@ class _Items:
 
     @classmethod
     def of(cls, chunk: Chunk, feature: SequenceFeature, rows: Int64s) -> "_Items":
-        """Of some rows of a chunk."""
-        column = chunk.columns[feature.source]
-        assert isinstance(column, JaggedColumn), feature.source
-        bags = column.rows(rows)
+        """Read the last `max_length` items of some rows of a chunk."""
+        bags = jagged_column(chunk.columns, feature.source).rows(rows)
         row = np.repeat(np.arange(len(rows)), np.diff(bags.offsets))
-        behind = bags.offsets[1:][row] - np.arange(len(row))  # 1: the last
-        seen = behind <= feature.max_length
-        found = bags.items.spread(keys(bags.items.values), 0)
-        return cls(found[seen], row[seen], behind[seen] == 1, len(rows))
+        from_end = bags.offsets[1:][row] - np.arange(len(row))  # the last item has 1
+        kept = from_end <= feature.max_length
+        item_keys = bags.items.spread(keys(bags.items.values), 0)
+        return cls(item_keys[kept], row[kept], from_end[kept] == 1, len(rows))
 
     @classmethod
     def join(cls, parts: list["_Items"]) -> "_Items":
-        """Rows numbered on from part to part."""
+        """Put the rows of several chunks one after the other, and number them anew."""
         firsts = np.cumsum([0, *(part.num_rows for part in parts)])
         return cls(
             np.concatenate([part.keys for part in parts]),
@@ -164,12 +178,16 @@ class _Items:
         )
 
 
-def _value_held(user: str, own: _Values, ad: str, shown: _Values) -> Iterator[HeldAd]:
-    """An id of the user that is the ad's in most rows."""
-    rows = own.there & shown.there
-    users, ads = pl.Series(own.keys[rows]), pl.Series(shown.keys[rows])
+def _value_held(
+    user: str, user_ids: _Values, ad: str, ad_ids: _Values
+) -> Iterator[HeldAd]:
+    """Measure an id of the user, if it is the ad's in most rows."""
+    rows = user_ids.present & ad_ids.present
+    users, ads = pl.Series(user_ids.keys[rows]), pl.Series(ad_ids.keys[rows])
     held, count = int((users == ads).sum()), len(users)
     if held > MOST * count:
+        # The chance that the ids of two rows drawn at random are equal: the sum over
+        # the ids of the product of their shares.
         both = _counts(users).join(_counts(ads), on="value")
         by_chance = int((both["count"] * both["count_right"]).sum())
         yield HeldAd(
@@ -188,43 +206,47 @@ def _counts(values: pl.Series) -> pl.DataFrame:
 
 
 def _items_held(user: str, items: _Items, ads: dict[str, _Values]) -> Iterator[HeldAd]:
-    """One sequence against some columns of the ad."""
+    """Measure one sequence against some columns of the ad.
+
+    Keys become codes, small numbers from 0, so that one whole number can stand for a
+    pair of a row and an item, and sorting these finds repeated pairs.
+    """
     known = pl.Series(items.keys).unique().sort().to_numpy()
-    codes = np.searchsorted(known, items.keys)
-    size = len(known) + 1  # the last one: an ad that stands in no sequence
-    pairs = items.row * size + codes
+    item_codes = np.searchsorted(known, items.keys)
+    size = len(known) + 1  # the last code is for all ads that are in no sequence
+    pairs = items.row * size + item_codes
     last = pairs[items.is_last]
-    # An item that stands twice in a row holds the ad once.
+    # An item that occurs twice in a row must count once, or shares would exceed 1.
     pairs = np.sort(pairs)  # np.unique takes ten times as long
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     places: dict[Place, Int64s] = {"last item": last, "any item": pairs}
     has_items = np.bincount(items.row, minlength=items.num_rows) > 0
-    for ad, shown in ads.items():
-        place = np.searchsorted(known, shown.keys)
-        is_known = np.append(known, 0)[place] == shown.keys
-        own = np.where(is_known & (place < len(known)), place, size - 1)
-        rows = has_items & shown.there
-        counts = np.bincount(own[rows], minlength=size)
+    for ad, ids in ads.items():
+        position = np.searchsorted(known, ids.keys)
+        is_known = np.append(known, 0)[position] == ids.keys
+        ad_codes = np.where(is_known & (position < len(known)), position, size - 1)
+        rows = has_items & ids.present
+        counts = np.bincount(ad_codes[rows], minlength=size)
         count = max(int(rows.sum()), 1)
-        for where, looked_at in places.items():
-            row, item = np.divmod(looked_at[rows[looked_at // size]], size)
+        for place, place_pairs in places.items():
+            row, item = np.divmod(place_pairs[rows[place_pairs // size]], size)
             yield HeldAd(
                 user=user,
-                place=where,
+                place=place,
                 ad=ad,
-                held=int((own[row] == item).sum()) / count,
+                held=int((ad_codes[row] == item).sum()) / count,
                 base_rate=int(counts[item].sum()) / count**2,
                 rows=int(rows.sum()),
             )
 
 
-def refuse_held_ads(found: list[HeldAd]) -> None:
+def refuse_held_ads(held: list[HeldAd]) -> None:
     """Refuse user columns that hold the ad of their own row.
 
     Raises:
-        DataError: names them and the way out.
+        DataError: names the columns and the ways out.
     """
-    leaks = [h for h in found if h.leaks]
+    leaks = [h for h in held if h.leaks]
     if leaks:
         named = ", ".join(
             f"{h.user} ({h.place}) -> {h.ad} ({h.held:.3f}, by chance"
@@ -232,20 +254,28 @@ def refuse_held_ads(found: list[HeldAd]) -> None:
             for h in leaks[:5]
         )
         raise DataError(
-            f"user columns hold the ad of their own row: {named}; a column of the user"
-            " may hold only what came before its row: leave the row itself out, or set"
-            " data.allow_leaky_sides=true"
+            f"user columns hold the ad of their own row: {named}; a user column may"
+            " hold only what came before its row: leave the row itself out of it, or"
+            " set data.allow_leaky_sides=true"
         )
 
 
-def held_table(found: list[dict[str, Any]], kept: int = 10) -> Iterator[str]:
-    """How often user columns hold their own ad: recall must be read beside it."""
-    if not found:
+def held_table(held: list[dict[str, Any]], kept: int = 10) -> Iterator[str]:
+    """Yield the lines of a Markdown table of some `HeldAd`.
+
+    Args:
+        held: the dumped models, the most telling first.
+        kept: the number of rows in the table.
+    """
+    if not held:
         return
-    yield from ("## How often a user column holds its own row's ad", "")
-    yield "| user | place | ad | held | by chance | rows |"
+    yield from ("## How often a user column holds the ad of its own row", "")
+    yield "The more often it does, the less a high recall means. *By chance* is the"
+    yield "same share if each row had the ad of a row drawn at random."
+    yield ""
+    yield "| user column | place | ad column | share of rows | by chance | rows |"
     yield "|---|---|---|---|---|---|"
-    for h in found[:kept]:
+    for h in held[:kept]:
         shares = f"{h['held']:.3f} | {h['base_rate']:.3f} | {h['rows']:,}"
         yield f"| {h['user']} | {h['place']} | {h['ad']} | {shares} |"
     yield ""

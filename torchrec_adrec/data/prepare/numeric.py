@@ -1,6 +1,7 @@
-"""Numbers: fitted transforms that are finite for every finite value, and buckets.
+"""Transforms and buckets of numbers, fitted on the training rows.
 
-All work on distinct values (`data.column`), so a fit is exact and costs little.
+Every finite value stays finite. All functions work on distinct values (`data.column`),
+each weighted by its number of rows, so a fit is exact and costs little.
 """
 
 import numpy as np
@@ -15,17 +16,23 @@ CONSTANT = 1e-9  # a deviation below this share of the mean is rounding
 
 
 def signed_log(values: Float64s) -> Float64s:
-    """sign(x) * log(1 + |x|): Criteo's I2 goes down to -2, where a plain log is NaN."""
+    """Return sign(x) * log(1 + |x|), which is also defined for negative numbers.
+
+    Criteo's I2 goes down to -2, where a plain logarithm is NaN.
+    """
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
 
 
 def log_square(values: Float64s) -> Int64s:
-    """floor(log(x)^2) + 2 above 2, floor(x) below: 3 and 4 share a bucket, 2 does not.
+    """Return the bucket floor(log(x)^2) + 2 of values above 2, and floor(x) below.
+
+    So 3 and 4 share a bucket, while 2 and every smaller whole number have their own.
 
     Source: the winners of the Kaggle challenge (https://github.com/ycjuan/kaggle-2014-criteo),
     who set the small values apart by a prefix.
     """
-    # Limits, so that every float has a bucket: far outside anything that is counted.
+    # The limits lie far outside of anything that is counted; they only make sure that
+    # every float, infinities and NaN too, has a bucket that fits into an integer.
     x = np.nan_to_num(values).clip(-1e9, 1e300)
     coarse = np.floor(np.log(np.maximum(x, 1)) ** 2) + 2
     return np.asarray(np.where(x > 2, coarse, np.floor(x)), dtype=np.int64)
@@ -38,9 +45,15 @@ class _Fitted(BaseModel):
 
 
 class Transform(_Fitted):
-    """One dense feature: maybe signed_log, then minus `mean`, over `std`.
+    """The standardisation of one dense feature: (x - mean) / std.
 
-    A missing value becomes 0, the mean; that it was missing is in the bucketed id.
+    A missing value becomes 0, which is the mean. Where the feature also has a bucketed
+    id, that id tells the model that the value was missing.
+
+    Attributes:
+        log: whether `signed_log` is applied first.
+        mean: of the training rows.
+        std: of the training rows; 1 for a constant column.
     """
 
     log: bool
@@ -51,14 +64,15 @@ class Transform(_Fitted):
     def fit(
         cls, feature: DenseFeature, values: Float64s, counts: Int64s
     ) -> "Transform":
-        """Fit on the training rows; a constant column keeps a deviation of 1.
+        """Fit on the training rows.
 
         Args:
+            feature: the feature, which names its transform.
             values: (V,) distinct raw values; what is not finite is left out.
-            counts: (V,) training rows with each.
+            counts: (V,) number of training rows with each value.
 
         Raises:
-            DataError: values so large that their mean or deviation is not finite.
+            DataError: the mean or the deviation is not finite, as values are too large.
         """
         log = feature.transform != "standard"
         finite = np.isfinite(values)
@@ -74,22 +88,25 @@ class Transform(_Fitted):
                 f"{feature.source} goes up to {x.max():g}: its mean or deviation is not"
                 " finite; use the transform log_standard, or leave it out"
             )
-        # Of a constant column rounding leaves a deviation of some 1e-16.
-        std = square**0.5 if square**0.5 > CONSTANT * max(1.0, abs(mean)) else 1.0
+        # Rounding gives a constant column a deviation of about 1e-16. To divide by it
+        # would blow up the first other value that a request brings.
+        std = square**0.5
+        if std <= CONSTANT * max(1.0, abs(mean)):
+            std = 1.0
         return cls(name=feature.name, log=log, mean=mean, std=std)
 
     def apply(self, values: Float64s) -> Float32s:
-        """Raw values -> standardised ones; what is not finite stays so."""
+        """Standardise raw values, (V,); a value that is not finite stays so."""
         x = signed_log(values) if self.log else values
-        with np.errstate(over="ignore"):  # the caller looks at what is not finite
+        with np.errstate(over="ignore"):  # the encoder handles infinities
             return ((x - self.mean) / self.std).astype(np.float32)
 
 
 class Quantiles(_Fitted):
-    """Buckets that hold about equally many training rows each.
+    """Buckets of one feature that hold about equally many training rows each.
 
     Attributes:
-        edges: rising; bucket i is edges[i - 1] < x <= edges[i].
+        edges: upper ends in rising order; bucket i is edges[i - 1] < x <= edges[i].
     """
 
     edges: tuple[float, ...]
@@ -98,15 +115,22 @@ class Quantiles(_Fitted):
     def fit(
         cls, feature: SparseFeature, values: Float64s, counts: Int64s
     ) -> "Quantiles":
-        """Cut the training rows into at most `QUANTILES` buckets."""
-        order = np.argsort(values)
-        share = np.cumsum(counts[order]) / max(counts.sum(), 1)
-        at = np.searchsorted(share, np.arange(1, QUANTILES) / QUANTILES)
+        """Cut the training rows into at most `QUANTILES` buckets.
+
+        Args:
+            feature: the feature.
+            values: (V,) distinct raw values.
+            counts: (V,) number of training rows with each value.
+        """
         if not len(values):
             return cls(name=feature.name, edges=())
-        edges: list[float] = np.unique(values[order][at]).tolist()
+        order = np.argsort(values)
+        shares = np.cumsum(counts[order]) / max(counts.sum(), 1)
+        positions = np.searchsorted(shares, np.arange(1, QUANTILES) / QUANTILES)
+        # A value that fills several quantiles is an edge of only one bucket.
+        edges: list[float] = np.unique(values[order][positions]).tolist()
         return cls(name=feature.name, edges=tuple(edges))
 
     def bucket(self, values: Float64s) -> Int64s:
-        """(V,) -> bucket numbers from 0."""
+        """Return the number of each value's bucket, (V,), from 0."""
         return np.searchsorted(np.array(self.edges), values, side="left")

@@ -1,8 +1,8 @@
-"""Columns and labels that can hardly be what was meant: named, so that none is silent.
+"""Warnings about columns and labels that can hardly be what the user meant.
 
-Ids that look like several ids in one, columns in which hardly a value comes back, or
-whose values the test rows do not share with training, and splits whose label is
-always the same.
+None of these stops `prepare`, because each may be right for some data: ids that look
+like several ids in one, columns in which hardly a value occurs again, columns whose
+test values never occur in training, and splits whose label is always the same.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,29 +12,32 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Bools
-from torchrec_adrec.data.column import Chunk, JaggedColumn
+from torchrec_adrec.data.column import Chunk, jagged_column
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.vocabulary import FIRST, UNKNOWN
 from torchrec_adrec.schema import Schema
 
 SAMPLE_ROWS = 200_000
 SEPARATORS = (",", ";", "|", "\t")
-JOINED = 0.05  # of the ids; a history of one item holds no separator, so few may
-UNIQUE = 0.9  # of the training rows
-MOSTLY = 0.5  # of the test rows
+JOINED = 0.05  # of the ids; low, since a history of one item holds no separator
+UNIQUE = 0.9  # share of the training rows
+MOSTLY = 0.5  # share of the test rows
 
 Report = dict[str, Any]
 Chunks = Iterable[tuple[Chunk, Bools]]
 
 
 def joined_ids(chunks: Chunks, schema: Schema) -> list[Report]:
-    """Sequences whose ids hold a separator: probably several ids that were not divided.
+    """Find sequences whose ids hold a separator, as undivided lists of ids would.
 
     Args:
-        chunks: chunks with their training rows, of which `SAMPLE_ROWS` are looked at.
+        chunks: chunks with the mask of their training rows; about the first
+            `SAMPLE_ROWS` rows are used.
+        schema: names the sequences.
 
     Returns:
-        `name`, `sign`, `share` of the ids that hold it, an `example`.
+        For each sequence: its `name`, the `sign`, the `share` of ids that hold the
+        sign, and one of them as `example`.
     """
     features = {f.source: f for f in schema.sequences}
     if not features:
@@ -42,11 +45,10 @@ def joined_ids(chunks: Chunks, schema: Schema) -> list[Report]:
     parts: dict[str, list[pl.DataFrame]] = {name: [] for name in features}
     longest, rows = dict.fromkeys(features, 0), 0
     for chunk, train in chunks:
-        for name, found in parts.items():
-            bags = chunk.columns[name]
-            assert isinstance(bags, JaggedColumn), name
+        for name, frames in parts.items():
+            bags = jagged_column(chunk.columns, name)
             ids = {"id": bags.items.values, "count": bags.count(train)}
-            found.append(pl.DataFrame(ids).filter(pl.col("count") > 0))
+            frames.append(pl.DataFrame(ids).filter(pl.col("count") > 0))
             lengths = np.diff(bags.offsets)[train]
             longest[name] = max(longest[name], int(lengths.max(initial=0)))
         rows += int(train.sum())
@@ -54,13 +56,14 @@ def joined_ids(chunks: Chunks, schema: Schema) -> list[Report]:
             break
     joined = []
     for name, feature in features.items():
-        # A space stands in many names; that no row has two ids gives it away.
+        # A space may belong to a name ("New York"). It is suspicious only if no row has
+        # a second id, as then the lists were probably never divided at their spaces.
         is_whole = longest[name] == 1 and feature.max_length > 1
         signs = (*SEPARATORS, " ") if is_whole else SEPARATORS
         joined += [
-            {"name": feature.name} | about
-            for about in (_joined_by(pl.concat(parts[name]), sign) for sign in signs)
-            if about["share"] > JOINED
+            {"name": feature.name} | suspect
+            for suspect in (_joined_by(pl.concat(parts[name]), sign) for sign in signs)
+            if suspect["share"] > JOINED
         ]
     return joined
 
@@ -73,14 +76,14 @@ def _joined_by(ids: pl.DataFrame, sign: str) -> Report:
 
 
 def hardly_recurring(tally: SplitCounts) -> dict[str, float]:
-    """Id columns in which hardly a value comes back, by feature.
+    """Find id columns in which hardly a value occurs again, by feature.
 
     Returns:
-        Share of the training rows (of those with a value) whose value stands in one row
-        alone or is rarer than `data.min_count`, where it is above `UNIQUE`.
+        Of the training rows with a value, the share whose value occurs in no other row
+        or is rarer than `data.min_count`; only shares above `UNIQUE`.
     """
     starts = {f.name: 0 for f in tally.schema.sparse if f.buckets is None}
-    starts |= {f.name: 1 for f in tally.schema.sequences}  # behind the empty rows
+    starts |= {f.name: 1 for f in tally.schema.sequences}  # skips the empty rows
     shares = {}
     for name, start in starts.items():
         rows = tally.counts[f"rows:train:{name}"][start:]
@@ -90,18 +93,18 @@ def hardly_recurring(tally: SplitCounts) -> dict[str, float]:
 
 
 def odd_lines(report: Report) -> Iterator[str]:
-    """What is odd in a report, one sentence each."""
+    """Yield one sentence for everything in a report that looks wrong."""
     for j in report["joined_ids"]:
         yield (
-            f"{j['name']}: {j['share']:.2f} of its ids hold {j['sign']!r}, as"
-            f" {j['example']!r}: if it divides ids, set it as the column's `separator`,"
-            " or write a list (Parquet)"
+            f"{j['name']}: {j['share']:.0%} of its ids contain {j['sign']!r}, for"
+            f" example {j['example']!r}; if this sign separates ids, set it as the"
+            " column's `separator`, or write lists (Parquet)"
         )
     unique = report["hardly_recurring"]
     if unique:
         yield (
-            "hardly a value comes back often enough in training (data.min_count):"
-            f" {_shares(unique)}; nothing can be learnt of them"
+            "columns in which hardly any value occurs often enough in training to be"
+            f" learned from (data.min_count): {_shares(unique)}"
         )
     known = {c["name"] for c in report["future_columns"]} | set(unique)
     unknown = {
@@ -110,23 +113,28 @@ def odd_lines(report: Report) -> Iterator[str]:
         if share > MOSTLY and name not in known
     }
     if unknown:
-        yield f"mostly unknown in the test rows: {_shares(unknown)}"
+        yield (
+            "columns whose values in the test rows mostly never occurred in training:"
+            f" {_shares(unknown)}"
+        )
     yield from _one_sided(report)
 
 
 def _one_sided(report: Report) -> Iterator[str]:
-    """Held-out splits in which a label is never, or always, there."""
+    """Yield a sentence for each held-out split in which a label never varies."""
     for split in ("valid", "test"):
-        about = report["splits"][split]
-        for label, rate in about["label_rate"].items():
-            rows = about["observed"][label]
+        figures = report["splits"][split]
+        for label, rate in figures["label_rate"].items():
+            rows = figures["observed"][label]
             always = rate == 1 and label in report["binary_labels"]
-            if about["rows"] and (not rate or always):
-                found = f"every {split} row has {label} = {rate:g} ({rows:,} observed)"
+            if figures["rows"] and (not rate or always):
+                reason = f"every {split} row has {label} = {rate:g} ({rows:,} observed)"
                 if not rows:
-                    found = f"no {split} row has {label} observed"
-                yield f"{found}: how well it is told cannot be measured there"
+                    reason = f"{label} was observed in no {split} row"
+                yield f"{reason}, so its prediction cannot be measured there"
 
 
 def _shares(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} ({share:.2f})" for name, share in shares.items())
+    return ", ".join(
+        f"{name} ({share:.0%} of the rows)" for name, share in shares.items()
+    )

@@ -1,49 +1,48 @@
-"""Raw files to Parquet, catalog, schema and report. Fitted on the training rows only.
+"""The stage `prepare`: from raw files to Parquet, catalog, schema and report.
 
 data/
   train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q
   catalog.parquet         every distinct ad
-  schema.json transforms.json vocabulary/   what serving encodes a request with
+  schema.json transforms.json vocabulary/   with these, serving encodes a request
   example_users.json      raw requests to try `adrec recommend` with
-  hashes.json             of the fitted files and the catalog, checked when read
+  hashes.json             of the fitted files and the catalog, checked at every reading
   report.json report.md report.png    what came in, what went out, what to look at
 
-Three passes: parse the text once (`spill`), count the training rows (`count`), encode
-and write (`write`). Each rank takes whole files; the ranks meet in the folder between
-the passes, and what they write does not depend on how many they are.
+There are three passes: parse the text once (`spill`), count the training rows
+(`counts`), encode and write (`write`). All that is fitted is fitted on the training
+rows alone. Each rank takes whole files, and between the passes the ranks exchange their
+counts as files in the folder, so the output does not depend on the number of ranks.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.catalog import AdCounter, load_ads, values_of
-from torchrec_adrec.data.column import Chunk, Column, JaggedColumn, RawColumns
+from torchrec_adrec.data.catalog import AdCounter, load_ads
+from torchrec_adrec.data.column import Chunk, Column, RawColumns, hex_text
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
-from torchrec_adrec.data.prepare.data_report import (
-    DEPENDENCIES_KEPT,
-    report_of,
-    write_report,
-)
+from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
-from torchrec_adrec.data.prepare.held_ads import held_ads, refuse_held_ads
-from torchrec_adrec.data.prepare.leaks import dependencies, refuse_leaky_sides
+from torchrec_adrec.data.prepare.examples import write_examples
+from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
+from torchrec_adrec.data.prepare.leaks import (
+    Dependency,
+    dependencies,
+    refuse_leaky_sides,
+)
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
-from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each, spill
+from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.splits import (
-    TEST,
     TRAIN,
     Splitter,
     check_sizes,
@@ -51,14 +50,12 @@ from torchrec_adrec.data.prepare.splits import (
 )
 from torchrec_adrec.data.prepare.twins import refuse_twins
 from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
-from torchrec_adrec.data.prepare.write import SplitWriter, merged_tally
+from torchrec_adrec.data.prepare.write import SplitWriter, merge_counts
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 from torchrec_adrec.schema import Schema, Side
-
-EXAMPLES = 50
 
 log = logging.getLogger(__name__)
 
@@ -74,58 +71,59 @@ def prepare(
 
     Args:
         config: splits, ids, limits.
+        data: the raw files and what their columns mean.
         out: an existing, empty folder, the same for all ranks.
         seed: draws the rows or users of a random split.
+        ranks: this rank and the others; None is a single process.
 
     Raises:
         ConfigError: a raw file is missing, or the data cannot be split as asked.
-        DataError: too many bad rows, a split without rows, only one label, one number
-            written as two ids, a user column or a sequence that gives the ad away, or
-            an item that is many ads.
+        DataError: there are too many bad rows, a split has no rows, a label is always
+            the same, one number is written as two ids, a user column gives the ad
+            away, or one item is many ads.
     """
     ranks = ranks or SingleProcess()
     raw = out / "raw"
     spill(data, raw, ranks)
     store = ChunkStore.open(raw)
-    _check_bad(store, config)
+    _check_bad_rows(store, config)
+    # Most refusals come before anything is counted or written. Every rank checks the
+    # same chunks, so all of them stop and none waits for the others.
     refuse_twins(store, data)
     split = splitter(config.split, data, store, seed)
-    found = dependencies(_training(store, split), data.schema)
-    held = held_ads(_training(store, split), data.schema)
-    if not config.allow_leaky_sides:
-        refuse_held_ads(held)
-        refuse_leaky_sides(found, data.sides)
-    encoder, seen = _fit(config, data, store, split, ranks)
-    ads, varying = _catalog(seen, data, config)
-    left_out = data.not_compared(config.split.by)
-    writer = SplitWriter(data, encoder, ads, store, split, out, left_out)
+    pairs, held = _leaks(config, data, store, split)
+    encoder, combinations = _fit(config, data, store, split, ranks)
+    ads, varying = _catalog(combinations, data, config)
+    not_compared = data.not_compared(config.split.by)
+    writer = SplitWriter(data, encoder, ads, store, split, out, not_compared)
     writer.write(ranks)
     if ranks.is_first:
-        tally, repeats = merged_tally(raw, encoder.schema, ranks.world_size)
-        repeats["without"] = [name.removeprefix("row:") for name in left_out]
+        tally, repeats = merge_counts(raw, encoder.schema, ranks.world_size)
+        repeats["without"] = [name.removeprefix("row:") for name in not_compared]
         if varying:
             log.warning("%s", varying.line)
         check_sizes(config.split, tally.sizes())
+        # The means are known only now, and the schema must hold them before its
+        # fingerprint goes into the report.
         encoder = _with_label_means(encoder, tally)
-        report = report_of(
-            data, store, encoder, ads, tally, found, repeats, config.split.by, seed
-        )
-        report |= {
-            "held_ads": [h.model_dump() for h in held[:DEPENDENCIES_KEPT]],
-            "varying_ads": varying and varying.model_dump() | {"line": varying.line},
-        }
-        report["joined_ids"] = joined_ids(_training(store, split), data.schema)
+        joined = joined_ids(_training_rows(store, split), data.schema)
+        findings = Findings(pairs, held, joined, varying, repeats)
+        report = {
+            "raw": [str(path) for path in data.files],
+            "split_by": config.split.by,
+            "seed": seed,
+        } | report_figures(store, encoder, ads, tally, findings)
         _check_learnable(report, data.schema)
         for line in odd_lines(report):
             log.warning("%s", line)
         write_report(report, out)
-        _write_examples(store, split, data.schema, out / "example_users.json")
+        write_examples(store, split, data.schema, out / "example_users.json")
         _write_fitted(encoder, ads, out)
         shutil.rmtree(raw)
     ranks.barrier()
 
 
-def _check_bad(store: ChunkStore, config: DataConfig) -> None:
+def _check_bad_rows(store: ChunkStore, config: DataConfig) -> None:
     store.bad.check(config.max_bad_rows)
     if not store.num_rows:
         raise DataError(f"no row can be used; first: {store.bad.first[:1]}")
@@ -134,21 +132,34 @@ def _check_bad(store: ChunkStore, config: DataConfig) -> None:
         log.warning("%d bad rows left out; first: %s", store.bad.count, first)
 
 
-def _training(store: ChunkStore, split: Splitter) -> Iterator[tuple[Chunk, Bools]]:
+def _training_rows(store: ChunkStore, split: Splitter) -> Iterator[tuple[Chunk, Bools]]:
+    """Yield every chunk with the mask of its training rows."""
     for ref in store.chunks:
         chunk = ref.load()
         yield chunk, split.assign(chunk, ref) == TRAIN
 
 
+def _leaks(
+    config: DataConfig, data: DataSet, store: ChunkStore, split: Splitter
+) -> tuple[list[Dependency], list[HeldAd]]:
+    """Measure how far the user's columns give the ad away, and refuse what leaks."""
+    pairs = dependencies(_training_rows(store, split), data.schema)
+    held = held_ads(_training_rows(store, split), data.schema)
+    if not config.allow_leaky_sides:
+        refuse_held_ads(held)
+        refuse_leaky_sides(pairs, data.sides)
+    return pairs, held
+
+
 def _catalog(
-    seen: pl.DataFrame, data: DataSet, config: DataConfig
+    combinations: pl.DataFrame, data: DataSet, config: DataConfig
 ) -> tuple[pl.DataFrame, Varying | None]:
-    """The ads, and which of their columns vary."""
+    """Make the catalog of every combination of the ad's values, and see what varies."""
     sources = data.schema.sources_of(Side.AD)
     if data.ad:
-        ads, varying = latest(seen, data.ad, sources)
+        ads, varying = latest(combinations, data.ad, sources)
     else:
-        ads, varying = seen, unnamed(seen, data.items, sources)
+        ads, varying = combinations, unnamed(combinations, data.items, sources)
     if not config.allow_varying_ads:
         refuse_varying(varying)
     return ads, varying
@@ -159,35 +170,39 @@ def _fit(
 ) -> tuple[Encoder, pl.DataFrame]:
     """Count this rank's rows, then fit on the counts of all ranks.
 
+    Every rank fits, rather than one that sends the result to the others: the fit takes
+    little time, and all get the same encoder from the same counts.
+
     Returns:
         The encoder, and every combination of the ad's raw values (see `load_ads`).
     """
     schema, raw = data.schema, store.chunks[0].path.parent
     names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
-    dated = data.ad is not None
+    dated = data.ad is not None  # only then the latest values of an ad are needed
     counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name, dated)
 
-    def look(ref: ChunkRef) -> tuple[Counts, pl.DataFrame, int]:
+    def count_chunk(ref: ChunkRef) -> tuple[Counts, pl.DataFrame, int]:
         chunk = ref.load()
         train = split.assign(chunk, ref) == TRAIN
-        found = count(chunk.columns, names, None if train.all() else train)
-        return found, ads.count(chunk, train, ref.row), chunk.num_rows
+        values = count(chunk.columns, names, None if train.all() else train)
+        return values, ads.count(chunk, train, ref.row), chunk.num_rows
 
     with Progress("prepare: counting", unit="rows") as progress:
-        for values, seen, rows in each(store.of(ranks), look):
+        for values, chunk_ads, rows in map_chunks(store.of(ranks), count_chunk):
             counter.add(values)
-            ads.add(seen)
+            ads.add(chunk_ads)
             progress.advance(rows)
     counter.save(raw / f"counts-{ranks.rank:05d}")
     ads.save(raw / f"ads-{ranks.rank:05d}.ipc")
     ranks.barrier()
     folders = sorted(raw.glob("counts-*"))
+    # Sums of whole numbers, so the order of the ranks' files does not matter.
     encoder = Encoder.fit(schema, load_counts(folders, names), config)
     return encoder, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
 
 
 def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
-    """The raw columns whose values are counted: hashed ids need no counts."""
+    """Return the raw columns that must be counted; hashed ids need no counts."""
     names = {f.source for f in schema.dense}
     names |= {f.source for f in schema.sparse if f.buckets == "quantile"}
     if config.ids == "frequency":
@@ -196,9 +211,11 @@ def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
 
 
 def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
+    """Fill in the training mean of every label that is a value."""
     labels = []
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
+        # A mean of 0 could not scale anything; `_check_learnable` refuses such data.
         update = {"mean": mean or 1.0} if label.kind == "value" else {}
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
@@ -206,93 +223,57 @@ def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
 
 
 def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
-    """Refuse labels of which nothing could be learnt, or measured after training."""
+    """Refuse labels from which nothing could be learned, or measured after training."""
     splits, click = report["splits"], schema.labels[0].name
     for label in schema.labels:
         rates = {
-            name: about["label_rate"][label.name] for name, about in splits.items()
+            name: figures["label_rate"][label.name] for name, figures in splits.items()
         }
         rows = splits["train"]["observed"][label.name]
         if rates["train"] == 0 or (rates["train"] == 1 and label.kind == "binary"):
             raise DataError(
                 f"every training row has {label.name} = {rates['train']:g} ({rows}"
-                f" observed): there is nothing to learn; {_mend(label.name, rates)}"
+                f" observed), so there is nothing to learn; {_fix(label.name, rates)}"
             )
     if not splits["test"]["label_rate"][click]:
         rows = splits["test"]["observed"][click]
         raise DataError(
-            f"no test row has {click} = 1 ({rows} observed): neither recall nor the"
+            f"no test row has {click} = 1 ({rows} observed), so neither recall nor the"
             " index could be measured after training; give later rows, or choose"
-            " data.split so that clicks stand in the test rows"
+            " data.split so that there are clicks in the test rows"
         )
 
 
-def _mend(label: str, rates: dict[str, float]) -> str:
+def _fix(label: str, rates: dict[str, float]) -> str:
+    """Say what to do about a label that is the same in every training row."""
     if rates["train"] == 1:
         return (
-            f"give the rows that were shown and had none too, with {label} = 0, or make"
-            " negatives of your own (docs/own_data.md)"
+            f"add the rows that were shown without success, with {label} = 0, or make"
+            " negatives yourself (docs/own_data.md)"
         )
     elsewhere = [name for name, rate in rates.items() if rate]
     if elsewhere:
         return (
-            f"{' and '.join(elsewhere)} have some: choose other shares of data.split,"
-            " or data.split.by=random"
+            f"{' and '.join(elsewhere)} rows have others: choose other shares of"
+            " data.split, or data.split.by=random"
         )
     return "look at the label's column, or leave the label out if it is not the click"
 
 
 def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
-    """What serving needs: the transforms and the catalog, with their hashes."""
+    """Write what serving needs: the transforms and the catalog, with their hashes."""
     encoder.save(out)
     schema = encoder.schema
+    # The ads go through the encoder like any row, so the ad tower reads the same ids
+    # at export as in training.
     raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
     encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
-    kinds = {f.source: f.kind for f in schema.sparse_of(Side.AD)}
-    texts = {f"raw_{n}": as_text(ads[n], kinds.get(n, "number")) for n in raw}
+    hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
+    texts = {
+        f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
+        for n in raw
+    }
     catalog = ads.drop(list(raw)).with_columns(**encoded, **texts)
     catalog.write_parquet(out / "catalog.parquet")
     fitted = [out / "schema.json", out / "transforms.json", *out.glob("vocabulary/*")]
     write_hashes(out, [*fitted, out / "catalog.parquet"])
-
-
-def as_text(column: pl.Series, kind: str) -> pl.Series:
-    """Raw values as they stand in the raw file."""
-    if kind != "hex":
-        return column.cast(pl.String)
-    text = [None if value is None else f"{value:08x}" for value in column]
-    return pl.Series(column.name, text, dtype=pl.String)
-
-
-def _write_examples(
-    store: ChunkStore, split: Splitter, schema: Schema, path: Path
-) -> None:
-    """The user's side of some test rows, raw, as a request would bring it."""
-    users = list(islice(_test_users(store, split, schema), EXAMPLES))
-    path.write_text(json.dumps(users, indent=1) + "\n")
-
-
-def _test_users(
-    store: ChunkStore, split: Splitter, schema: Schema
-) -> Iterator[dict[str, Any]]:
-    kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
-    for ref in reversed(store.chunks):  # most often the test rows are the last
-        chunk = ref.load()
-        rows = np.flatnonzero(split.assign(chunk, ref) == TEST)[:EXAMPLES]
-        columns = {}
-        for name in schema.sources_of(Side.USER):
-            column = chunk.columns[name]
-            if isinstance(column, JaggedColumn):
-                columns[name] = lists_of(column.rows(rows))
-            else:
-                found = values_of(column.rows(rows))
-                is_hex = kinds.get(name) == "hex"
-                columns[name] = as_text(found, "hex") if is_hex else found
-        yield from pl.DataFrame(columns).iter_rows(named=True)
-
-
-def lists_of(bags: JaggedColumn) -> pl.Series:
-    """The items of each row as a list."""
-    items = values_of(bags.items).to_list()
-    edges = zip(bags.offsets[:-1], bags.offsets[1:], strict=True)
-    return pl.Series([items[a:b] for a, b in edges], dtype=pl.List(pl.String))

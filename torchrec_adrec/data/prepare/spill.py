@@ -1,10 +1,15 @@
-"""The raw files, parsed once: chunks of coded columns that the later passes map.
+"""The first pass: raw files are parsed once and spilled to disk in chunks.
 
 FOLDER/
   00000-000000.arrow      first chunk of the first file, as `column.Chunk`
-  00000.json              the file: rows of each chunk, bad rows
+  00000.json              the first file: rows of each chunk, bad rows
 
-A rank takes whole files and a chunk never spans two, so the folder is the same however
+Why chunks go to disk: the rows are needed four times and more (twins and leaks, splits,
+counts, encoding), they may not fit into memory, and parsing text is the slow part. The
+chunks are coded columns in Arrow's own layout, so a later pass maps them into memory
+without parsing or copying, and the system drops their pages when memory is short.
+
+A rank takes whole files and no chunk spans two files, so the folder is the same however
 many ranks made it.
 """
 
@@ -28,13 +33,19 @@ from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
 
-# Of this process. More would only hold more chunks: ranks share the files.
+# Of this process. Every thread holds a chunk in memory, and where there are more cores
+# than this, there can be more ranks.
 THREADS = min(4, len(os.sched_getaffinity(0)))
 T = TypeVar("T")
 
 
 def spill(data: DataSet, out: Path, ranks: Ranks) -> None:
-    """Parse this rank's files into `out`. Ends when all ranks have.
+    """Parse this rank's files into `out`, and wait until all ranks have done so.
+
+    Args:
+        data: the files and how to read them.
+        out: the folder to make, the same for all ranks.
+        ranks: this rank and the others.
 
     Raises:
         ConfigError: a raw file is missing.
@@ -45,7 +56,7 @@ def spill(data: DataSet, out: Path, ranks: Ranks) -> None:
         raise ConfigError(f"data.raw: no such file: {named}")
     if ranks.is_first:
         out.mkdir()
-    ranks.barrier()
+    ranks.barrier()  # nobody writes before the folder is there
     with Progress("prepare: reading", unit="rows") as progress:
         for number in range(ranks.rank, len(data.files), ranks.world_size):
             _spill_file(data, number, out, progress)
@@ -63,7 +74,9 @@ def _spill_file(data: DataSet, number: int, out: Path, progress: Progress) -> No
                 continue
             chunk = Chunk.of(frame, data, pool)
             if written is not None:
-                written.result()  # one chunk waits at most
+                # At most one chunk waits to be written: if the disk is slower than the
+                # parser, the parser waits and memory does not fill up.
+                written.result()
             path = out / f"{number:05d}-{len(rows):06d}.arrow"
             written = writer.submit(chunk.save, path)
             rows.append(len(frame))
@@ -77,13 +90,14 @@ def _spill_file(data: DataSet, number: int, out: Path, progress: Progress) -> No
 
 @dataclass(frozen=True)
 class ChunkRef:
-    """Where a chunk stands.
+    """The place of a chunk, on disk and among all rows.
 
     Attributes:
-        file: number of its raw file.
-        number: of the chunk in its file.
+        file: number of its raw file, from 0.
+        number: number of the chunk within its file, from 0.
         row: number of its first row among the good rows of all files.
-        row_in_file: the same within its file.
+        row_in_file: number of its first row among the good rows of its file.
+        path: the Arrow file.
     """
 
     file: int
@@ -93,13 +107,19 @@ class ChunkRef:
     path: Path
 
     def load(self) -> Chunk:
-        """Map it."""
+        """Map the chunk into memory."""
         return Chunk.load(self.path)
 
 
 @dataclass(frozen=True)
 class ChunkStore:
-    """All chunks of all files, and the bad rows."""
+    """All chunks of all files, and the bad rows.
+
+    Attributes:
+        chunks: in the order of the files and of the rows in them.
+        num_rows: the good rows of all files.
+        bad: the rows that were left out.
+    """
 
     chunks: tuple[ChunkRef, ...]
     num_rows: int
@@ -107,26 +127,32 @@ class ChunkStore:
 
     @classmethod
     def open(cls, folder: Path) -> "ChunkStore":
-        """Read what all ranks wrote."""
+        """Open the folder that the ranks wrote into."""
         chunks: list[ChunkRef] = []
         bad, first = BadRows(), 0
         for file, path in enumerate(sorted(folder.glob("*.json"))):
-            about = json.loads(path.read_text())
-            firsts = accumulate(about["rows"], initial=0)
-            for number, row in zip(range(len(about["rows"])), firsts, strict=False):
+            record = json.loads(path.read_text())
+            *rows_in_file, total = accumulate(record["rows"], initial=0)
+            for number, row in enumerate(rows_in_file):
                 chunk = folder / f"{file:05d}-{number:06d}.arrow"
                 chunks.append(ChunkRef(file, number, first + row, row, chunk))
-            first += sum(about["rows"])
-            bad.extend(BadRows(**about["bad"]))
+            first += total
+            bad.extend(BadRows(**record["bad"]))
         return cls(tuple(chunks), first, bad)
 
     def of(self, ranks: Ranks) -> Iterator[ChunkRef]:
-        """The chunks that a rank works on: those of its files."""
-        return (p for p in self.chunks if p.file % ranks.world_size == ranks.rank)
+        """Return the chunks that a rank works on, which are those of its files."""
+        return (ref for ref in self.chunks if ref.file % ranks.world_size == ranks.rank)
 
 
-def each(chunks: Iterable[ChunkRef], work: Callable[[ChunkRef], T]) -> Iterator[T]:
-    """Do some work on every chunk, a few at a time; results in the chunks' order."""
+def map_chunks(
+    chunks: Iterable[ChunkRef], work: Callable[[ChunkRef], T]
+) -> Iterator[T]:
+    """Yield the result of some work on every chunk, in the order of the chunks.
+
+    Unlike `ThreadPoolExecutor.map`, it starts only a few chunks ahead of the caller, so
+    the results of a large data set do not pile up in memory.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: deque[Future[T]] = deque()
         for ref in chunks:
@@ -138,6 +164,6 @@ def each(chunks: Iterable[ChunkRef], work: Callable[[ChunkRef], T]) -> Iterator[
 
 
 def time_of(store: ChunkStore) -> pl.Series:
-    """The time of every row of a data set with a time column, (rows,) int64."""
+    """Return the time of every row, (rows,) int64, of data that has a time column."""
     parts = [pl.Series(ref.load().time) for ref in store.chunks]
     return pl.concat(parts)

@@ -1,8 +1,8 @@
-"""What stands in each split: counted while the rows are written.
+"""The counts of each split, taken while its rows are written.
 
-Per split and feature, the rows and clicks of every id. All that the report says of a
-column follows from these counts: missing and unknown shares, drift, and how well the
-column alone tells the label.
+They hold, per split and feature, the rows and clicks of every id. Everything that the
+report says about a column follows from these counts: its missing and unknown shares,
+its drift, and how well the column alone predicts the click.
 """
 
 import math
@@ -20,49 +20,67 @@ from torchrec_adrec.data.prepare.splits import SPLITS
 from torchrec_adrec.data.prepare.vocabulary import MISSING
 from torchrec_adrec.schema import Schema
 
-BINS = 64  # of a number that has no id of its own
+BINS = 64  # for a number that has no bucketed id
 SPREAD = 5.0  # standard deviations that the bins cover on each side
 PERIODS = 60  # points of the label rates over time
-EXPONENTS, LOWEST = 278, 149  # of float32: -149 to 128
+EXPONENTS, LOWEST = 278, 149  # float32 has exponents from -149 to 128
 
 Array = NDArray[Any]
 
 
 def bins(numbers: Float32s) -> Int64s:
-    """Standardised numbers to `BINS` equal bins; the ends go on for ever."""
-    at = (numbers.astype(np.float64) + SPREAD) * (BINS / (2 * SPREAD))
-    return at.clip(0, BINS - 1).astype(np.int64)
+    """Return the bin of each standardised number; the outer bins have no end."""
+    scaled = (numbers.astype(np.float64) + SPREAD) * (BINS / (2 * SPREAD))
+    return scaled.clip(0, BINS - 1).astype(np.int64)
 
 
 def exact_sums(values: Array, groups: Array, count: int) -> Array:
-    """Sums of float32 values by group that no order of adding changes.
+    """Sum float32 values by group so that the order of adding does not matter.
+
+    A plain sum of floats depends on that order, and so on the number of ranks; the
+    report would then not have the same bytes. Sums of whole numbers are exact.
+
+    Args:
+        values: (B,) float32.
+        groups: (B,) the group of each value, below `count`.
+        count: the number of groups.
 
     Returns:
-        (count, EXPONENTS) whole numbers below 2^53: per group and exponent the sum of
-        the mantissas. Such arrays are added up; `total` makes numbers of them.
+        (count, EXPONENTS) whole numbers below 2^53: for each group and exponent the sum
+        of the mantissas. Such arrays can be added up; `total` turns them into numbers.
     """
     mantissa, exponent = np.frexp(values.astype(np.float32))
-    at = groups * EXPONENTS + (exponent + LOWEST)
+    cells = groups * EXPONENTS + (exponent + LOWEST)
     whole = mantissa.astype(np.float64) * 2**24
-    return np.bincount(at, weights=whole, minlength=count * EXPONENTS).reshape(
+    return np.bincount(cells, weights=whole, minlength=count * EXPONENTS).reshape(
         count, EXPONENTS
     )
 
 
 def total(sums: Array) -> list[float]:
-    """The numbers that `exact_sums` stand for, one per group."""
+    """Return the number behind each row of `exact_sums`, one per group."""
     powers = np.arange(EXPONENTS) - LOWEST - 24
     return [math.fsum(np.ldexp(row, powers)) for row in sums]
 
 
 @dataclass
 class SplitCounts:
-    """Counts of one or all ranks, by a name that says what is counted.
+    """The counts of one rank or of all ranks, each under a name.
 
-    `rows:SPLIT:FEATURE` and `clicks:SPLIT:FEATURE` (num_embeddings,), over the rows
-    with an observed click. `observed:SPLIT:LABEL` (1,) and `labels:SPLIT:LABEL`: rows
-    with the label, its sum. `repaired:FEATURE` (1,). `period_rows:LABEL` (PERIODS,) and
-    `period_labels:LABEL`. `size:SPLIT`: rows, and the sum of their hashes.
+    rows:SPLIT:FEATURE, clicks:SPLIT:FEATURE    (num_embeddings,) by id, over the rows
+                                                whose click was observed
+    observed:SPLIT:LABEL, labels:SPLIT:LABEL    rows with the label, and its sum
+    repaired:FEATURE                            rows that `data.bounds` repaired
+    period_rows:LABEL, period_labels:LABEL      (PERIODS,) the same over time
+    size:SPLIT                                  rows, and the sum of their hashes
+
+    A sequence has one count more, before all others: its rows without any item. The
+    item that is counted is the oldest one that the model sees. A number without a
+    bucketed id has `BINS + 1` counts: missing, then its bins.
+
+    Attributes:
+        schema: the features, with their table sizes.
+        counts: the counts by name.
     """
 
     schema: Schema
@@ -75,28 +93,31 @@ class SplitCounts:
         hashes: Array,
         missing: dict[str, Array],
     ) -> None:
-        """Count rows of one split.
+        """Count some rows of one split.
 
         Args:
-            columns: encoded, with the labels.
+            split: position in `SPLITS`.
+            columns: the encoded columns and the labels.
             hashes: (B,) uint64, one per row (see `row_hashes`).
-            missing: (B,) of each number without an id, true where it is missing.
+            missing: (B,) for each number without a bucketed id: where it is missing.
         """
         name = SPLITS[split]
+        # A sum does not depend on the order of the rows, so neither does the split's
+        # hash. Unlike with XOR, two equal rows do not cancel each other.
         mixed = splitmix(hashes).sum(dtype=np.uint64)
         self._add(f"size:{name}", np.array([len(hashes), mixed], dtype=np.uint64))
         for label in self.schema.label_names:
-            seen = columns[label][~np.isnan(columns[label])]
-            one = np.zeros(len(seen), dtype=np.int64)
-            self._add(f"observed:{name}:{label}", np.array([len(seen)]))
-            self._add(f"labels:{name}:{label}", exact_sums(seen, one, 1))
+            values = columns[label][~np.isnan(columns[label])]
+            one_group = np.zeros(len(values), dtype=np.int64)
+            self._add(f"observed:{name}:{label}", np.array([len(values)]))
+            self._add(f"labels:{name}:{label}", exact_sums(values, one_group, 1))
         click = columns[self.schema.labels[0].name]
         observed = ~np.isnan(click)
         clicked = click[observed] == 1
         for feature, ids, size in self._ids(columns, missing):
             if not observed.all():
                 ids = ids[observed]
-            # One pass for both: the second half counts the clicks.
+            # One pass counts both, the rows with a click in the second half.
             both = np.bincount(ids + clicked * np.int32(size), minlength=2 * size)
             self._add(f"rows:{name}:{feature}", both[:size] + both[size:])
             self._add(f"clicks:{name}:{feature}", both[size:])
@@ -104,14 +125,15 @@ class SplitCounts:
     def _ids(
         self, columns: dict[str, Array], missing: dict[str, Array]
     ) -> list[tuple[str, Array, int]]:
-        found = [
+        """Return the name, the ids (B,) and the number of ids of each feature."""
+        features = [
             (f.name, columns[f.name], f.num_embeddings) for f in self.schema.sparse
         ]
-        found += [
+        features += [
             (f.name, columns[f.columns[0]] - PAD, f.num_embeddings - PAD)
             for f in self.schema.sequences
         ]
-        found += [
+        features += [
             (
                 f.name,
                 np.where(missing[f.name], MISSING, bins(columns[f.name]) + 1),
@@ -119,25 +141,34 @@ class SplitCounts:
             )
             for f in self.schema.dense_alone
         ]
-        return found
+        return features
 
     def add_period(self, label: str, values: Array, periods: Array) -> None:
-        """Count a label over time: `periods` (B,) from 0 to PERIODS - 1."""
-        seen = ~np.isnan(values)
-        rows = np.bincount(periods[seen], minlength=PERIODS)
+        """Count a label over time.
+
+        Args:
+            label: its name.
+            values: (B,) NaN where the label was not observed.
+            periods: (B,) the period of each row, from 0 to PERIODS - 1.
+        """
+        observed = ~np.isnan(values)
+        rows = np.bincount(periods[observed], minlength=PERIODS)
         self._add(f"period_rows:{label}", rows)
-        sums = exact_sums(values[seen], periods[seen], PERIODS)
+        sums = exact_sums(values[observed], periods[observed], PERIODS)
         self._add(f"period_labels:{label}", sums)
 
     def add_repaired(self, rows: dict[str, int]) -> None:
-        """Count the rows that `data.bounds` let pass, by feature."""
+        """Count the rows that `data.bounds` repaired, by feature."""
         for feature, count in rows.items():
             self._add(f"repaired:{feature}", np.array([count]))
 
     def repaired(self) -> dict[str, int]:
-        """Rows that `data.bounds` let pass, by feature."""
-        found = {n.partition(":"): c for n, c in self.counts.items()}
-        return {f: int(c[0]) for (kind, _, f), c in found.items() if kind == "repaired"}
+        """Return the number of rows that `data.bounds` repaired, by feature."""
+        return {
+            name.removeprefix("repaired:"): int(count[0])
+            for name, count in self.counts.items()
+            if name.startswith("repaired:")
+        }
 
     def _add(self, name: str, values: Array) -> None:
         before = self.counts.get(name)
@@ -154,17 +185,17 @@ class SplitCounts:
             np.savez(file, **self.counts)  # type: ignore[arg-type]
 
     def merge(self, path: Path) -> None:
-        """Add what another rank wrote."""
+        """Add the counts that a rank wrote."""
         with np.load(path) as counts:
             for name in counts.files:
                 self._add(name, counts[name])
 
     def label(self, split: str, label: str) -> tuple[int, float]:
-        """Rows of a split in which a label was observed, and its mean there."""
+        """Return the rows of a split in which a label was observed, and its mean."""
         rows = int(self.counts.get(f"observed:{split}:{label}", [0])[0])
         sums = self.counts.get(f"labels:{split}:{label}")
         return rows, total(sums)[0] / rows if sums is not None and rows else 0.0
 
     def sizes(self) -> dict[str, int]:
-        """Rows of each split."""
+        """Return the number of rows of each split."""
         return {s: int(self.counts.get(f"size:{s}", [0])[0]) for s in SPLITS}

@@ -1,8 +1,8 @@
-"""Which rows are trained on and which are held out: each row stands in one split.
+"""The division of the rows into training, validation and test: one split for each row.
 
-time     the first rows train, the last test: what a live system faces
-user     all rows of a user stand in one split: for users that were never seen
-random   row by row: for comparison with papers; it lets the future in
+time     trains on the first rows and tests on the last ones, as a live system would
+user     keeps all rows of a user in one split, to test on users that were never seen
+random   draws each row on its own, to compare with papers; training sees the future
 """
 
 from dataclasses import dataclass
@@ -13,34 +13,40 @@ from numpy.typing import NDArray
 
 from torchrec_adrec.arrays import Int64s, UInt64s
 from torchrec_adrec.config.data import SplitConfig
-from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.keys import keys, salt, splitmix
+from torchrec_adrec.data.keys import keys, salt, salted_hash
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, time_of
 from torchrec_adrec.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
-SMALLEST = 0.001  # share that is proposed
+SMALLEST = 0.001  # share that is worth proposing
 
 Splits = NDArray[np.int8]
 
 
 class Splitter(Protocol):
-    """Gives every row of a chunk its split."""
+    """Assigns a split to every row of a chunk."""
 
     def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
-        """(B,), positions in `SPLITS`."""
+        """Return the split of each row, (B,), as its position in `SPLITS`."""
 
 
 def splitter(
     config: SplitConfig, data: DataSet, store: ChunkStore, seed: int
 ) -> Splitter:
-    """The splitter that the settings ask for.
+    """Make the splitter that the settings ask for.
+
+    Args:
+        config: how to split, and the shares.
+        data: names the columns of the time and the user, if there are any.
+        store: the chunks; their times are read to find the cuts.
+        seed: draws the rows or users of a split by random or by user.
 
     Raises:
-        ConfigError: a split by user of data that names none.
-        DataError: a split has no rows.
+        ConfigError: a split by user is asked for and the data names no user.
+        DataError: too many rows share one time.
     """
     if config.by == "time" and data.time is None:
         return ByRow(_cuts(config, store.num_rows))
@@ -58,31 +64,40 @@ def splitter(
 
 @dataclass(frozen=True)
 class ByRow:
-    """Rows in time order: up to the first cut, to the second, and the rest."""
+    """Cuts rows that stand in time order by their number.
+
+    Attributes:
+        cuts: the first row of valid and the first row of test.
+    """
 
     cuts: tuple[int, int]
 
     def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
-        """By the number of the row."""
+        """Assign by the number of the row among all rows."""
         rows = np.arange(ref.row, ref.row + chunk.num_rows)
         return np.searchsorted(self.cuts, rows, side="right").astype(np.int8)
 
 
 @dataclass(frozen=True)
 class ByTime:
-    """A time column: equal times stand in one split."""
+    """Cuts rows by a time column, so that rows of one time share a split.
+
+    Attributes:
+        cuts: the first time of valid and the first time of test.
+    """
 
     cuts: tuple[int, int]
 
     @classmethod
     def fit(cls, config: SplitConfig, store: ChunkStore) -> "ByTime":
-        """Find the times that cut off the shares; holds eight bytes a row.
+        """Find the times that cut off the shares; this holds eight bytes per row.
 
         Raises:
             DataError: too many rows share one time.
         """
         times = np.sort(time_of(store).to_numpy())
         first, second = _cuts(config, len(times))
+        # Past the last row, any later time cuts off nothing.
         low = times[first] if first < len(times) else times[-1] + 1
         high = times[second] if second < len(times) else times[-1] + 1
         if low == times[0] or (config.valid > 0 and low == high):
@@ -90,56 +105,64 @@ class ByTime:
         return cls((int(low), int(high)))
 
     def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
-        """By the time of the row."""
+        """Assign by the time of the row."""
         assert chunk.time is not None
         return np.searchsorted(self.cuts, chunk.time, side="right").astype(np.int8)
 
 
 @dataclass(frozen=True)
 class ByHash:
-    """A hash of the user, or of the row's number: shares hold on average."""
+    """Draws the split of each user, or of each row, by a hash.
+
+    A hash needs no state and gives every rank the same answer. The shares hold on
+    average, not exactly.
+
+    Attributes:
+        config: the shares.
+        salt: mixed into the hash; depends on the seed.
+        user: the user's column; None draws every row on its own.
+    """
 
     config: SplitConfig
     salt: np.uint64
     user: str | None
 
     def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
-        """By the hash.
+        """Assign by the hash of the user or of the row's number.
 
         Raises:
-            DataError: a row without a user.
+            DataError: a row has no user.
         """
         if self.user is None:
             rows = np.arange(ref.row, ref.row + chunk.num_rows, dtype=np.uint64)
-            return self._of(splitmix(rows ^ self.salt))
-        column = chunk.columns[self.user]
-        assert isinstance(column, Column)
+            return self._splits_of(salted_hash(rows, self.salt))
+        column = scalar_column(chunk.columns, self.user)
         if (column.codes < 0).any():
             row = ref.row_in_file + int(np.argmin(column.codes)) + 1
             raise DataError(
                 f"raw file {ref.file + 1}, good row {row}: no {self.user}; a split by"
                 " user needs one in every row"
             )
-        hashed = splitmix(keys(column.values).view(np.uint64) ^ self.salt)
-        return column.spread(self._of(hashed), 0)
+        hashed = salted_hash(keys(column.values), self.salt)
+        return column.spread(self._splits_of(hashed), 0)
 
-    def _of(self, hashed: UInt64s) -> Splits:
-        share = hashed.astype(np.float64) / 2**64
+    def _splits_of(self, hashed: UInt64s) -> Splits:
+        position = hashed.astype(np.float64) / 2**64  # uniform between 0 and 1
         cuts = (self.config.train, self.config.train + self.config.valid)
-        return np.searchsorted(cuts, share, side="right").astype(np.int8)
+        return np.searchsorted(cuts, position, side="right").astype(np.int8)
 
 
 def _too_few_times(config: SplitConfig, times: Int64s) -> str:
-    """Why times do not cut off the shares, and shares that they do cut off."""
-    found, counts = np.unique(times, return_counts=True)
+    """Say why the shares cannot be cut off, and propose shares that can be."""
+    distinct, counts = np.unique(times, return_counts=True)
     most = int(counts.max())
     text = (
-        "data.split: these shares cannot be cut off, as rows of one time stand"
-        f" together (different times: {len(found)}; the most frequent,"
-        f" {found[counts.argmax()]}, has {most:,} of {len(times):,} rows); give a finer"
-        " time"
+        "data.split: these shares cannot be cut off, because rows of one time must stay"
+        f" in one split (different times: {len(distinct)}; the most frequent one,"
+        f" {distinct[counts.argmax()]}, has {most:,} of {len(times):,} rows); give a"
+        " finer time"
     )
-    if len(found) == 1:
+    if len(distinct) == 1:
         return f"{text}, or set data.split.by=random"
     shares = _possible_shares(config, counts)
     if not shares:
@@ -149,10 +172,13 @@ def _too_few_times(config: SplitConfig, times: Int64s) -> str:
 
 
 def _possible_shares(config: SplitConfig, counts: Int64s) -> tuple[float, ...]:
-    """The nearest shares that whole times make up; without valid where there are two.
+    """Return the nearest shares that whole times make up, or none.
+
+    Two times are enough for training and test only, so the valid share is then 0.
 
     Args:
-        counts: rows of each time, in time order.
+        config: the shares that were asked for.
+        counts: the number of rows of each time, in time order.
     """
     rows = int(counts.sum())
     ends = np.cumsum(counts)[:-1] / rows  # where a later split may begin
@@ -169,13 +195,16 @@ def _possible_shares(config: SplitConfig, counts: Int64s) -> tuple[float, ...]:
 
 
 def _cuts(config: SplitConfig, rows: int) -> tuple[int, int]:
-    """First row of valid and of test; the test takes exactly its share."""
+    """Return the first row of valid and the first row of test.
+
+    Rounding goes at the expense of training: the test takes exactly its share.
+    """
     test = rows - int(config.test * rows)
     return test - int(config.valid * rows), test
 
 
 def check_sizes(config: SplitConfig, sizes: dict[str, int]) -> None:
-    """Refuse a split without rows.
+    """Refuse a split that has no rows although it should have some.
 
     Raises:
         DataError: names the split and its share.
@@ -185,6 +214,6 @@ def check_sizes(config: SplitConfig, sizes: dict[str, int]) -> None:
         share = getattr(config, name)
         if not rows and share > 0:
             raise DataError(
-                f"data.split.{name} = {share:g} of {total} rows is none; give more data"
-                " or a larger share"
+                f"data.split.{name} = {share:g} of {total} rows is no row; give more"
+                " data or a larger share"
             )

@@ -1,19 +1,21 @@
-"""One number written as two ids: `7` and `7.0` are one in most programs, but not here.
+"""The check for twins: one number that is written as two ids, like `7` and `7.0`.
 
-pandas writes integers as 7.0 where others are missing. A Parquet column of floats is
-refused as ids; in a text file they look like any text. Ids that all have a point may be
-meant (a version 7.0), both forms in one column are not.
+pandas writes integers as 7.0 where others are missing. To most programs both are one
+number, but ids are texts here, so a user or an ad would fall apart into two. A Parquet
+column of floats is refused as ids; in a text file such ids look like any other text.
+Ids that all have a point may be meant (a version 7.0), but both forms in one column are
+not.
 """
 
 import polars as pl
 
 from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks
 from torchrec_adrec.errors import DataError
 
 WITH_POINT = r"^[+-]?[0-9]+[.]0*$"
-SHOWN = 3
+SHOWN = 3  # numbers that the message names
 
 
 def refuse_twins(store: ChunkStore, data: DataSet) -> None:
@@ -24,29 +26,33 @@ def refuse_twins(store: ChunkStore, data: DataSet) -> None:
     Raises:
         DataError: names the column, the forms, and where each stands first.
     """
-    ids = _id_columns(data)
-    twice = data.user if data.user and data.copies.get(data.user) else None
+    id_columns = _id_columns(data)
+    # A feature made of the user's column holds the same texts: report them once.
+    copied_user = data.user if data.user and data.copies.get(data.user) else None
 
-    def with_point(ref: ChunkRef) -> list[tuple[str, pl.Series]]:
+    def numbers_with_point(ref: ChunkRef) -> list[tuple[str, pl.Series]]:
         chunk = ref.load()
-        found = ((n, _texts(chunk, n)) for n in chunk.columns if n != twice)
-        return [
-            (ids.get(name, name), _number(some))
-            for name, texts in found
-            if len(some := texts.filter(texts.str.contains(WITH_POINT)))
-        ]
+        pairs = []
+        for name in chunk.columns:
+            texts = _texts(chunk, name)
+            with_point = texts.filter(texts.str.contains(WITH_POINT))
+            if name != copied_user and len(with_point):
+                pairs.append((id_columns.get(name, name), _numbers_of(with_point)))
+        return pairs
 
+    # The first pass collects the numbers that are written with a point anywhere. Most
+    # data have none and are done; only otherwise a second pass looks for other forms.
     numbers: dict[str, pl.Series] = {}
-    for found in each(store.chunks, with_point):
-        for name, some in found:
-            known = numbers.get(name, some.clear())
-            numbers[name] = pl.concat([known, some]).unique()
+    for pairs in map_chunks(store.chunks, numbers_with_point):
+        for name, with_point in pairs:
+            known = numbers.get(name, with_point.clear())
+            numbers[name] = pl.concat([known, with_point]).unique()
     if numbers:
-        _refuse(_forms(store, numbers, ids), data)
+        _refuse(_forms(store, numbers, id_columns), data)
 
 
 def _id_columns(data: DataSet) -> dict[str, str]:
-    """The column whose ids a sequence shares, by sequence; raw names."""
+    """Return, by sequence, the column whose ids it shares; both are raw columns."""
     sources = {feature.name: feature.source for feature in data.schema.sparse}
     return {
         f.source: sources[f.shares_ids_with]
@@ -56,7 +62,7 @@ def _id_columns(data: DataSet) -> dict[str, str]:
 
 
 def _texts(chunk: Chunk, name: str) -> pl.Series:
-    """The distinct texts of a column; none where it holds something else."""
+    """Return the distinct texts of a column, or none if it holds something else."""
     values = _scalars(chunk, name).values
     return values if values.dtype == pl.String else pl.Series([], dtype=pl.String)
 
@@ -66,63 +72,73 @@ def _scalars(chunk: Chunk, name: str) -> Column:
     return column.items if isinstance(column, JaggedColumn) else column
 
 
-def _number(texts: pl.Series) -> pl.Series:
+def _numbers_of(texts: pl.Series) -> pl.Series:
+    """Return the number in each text, as a text without a point and a plus."""
     return texts.str.replace(r"[.]0*$", "").str.strip_prefix("+")
 
 
 def _forms(
-    store: ChunkStore, numbers: dict[str, pl.Series], ids: dict[str, str]
+    store: ChunkStore, numbers: dict[str, pl.Series], id_columns: dict[str, str]
 ) -> pl.DataFrame:
-    """Every form of some numbers: column, number, text, and its first file and row."""
+    """Return every form of some numbers.
 
-    def look(ref: ChunkRef) -> list[pl.DataFrame]:
+    Args:
+        store: the chunks to look through.
+        numbers: the numbers to look for, by column.
+        id_columns: see `_id_columns`.
+
+    Returns:
+        `column`, `number`, `text`, and the `file` and `row` in which it stands first.
+    """
+
+    def forms_in_chunk(ref: ChunkRef) -> list[pl.DataFrame]:
         chunk = ref.load()
-        wanted = (n for n in chunk.columns if ids.get(n, n) in numbers)
+        columns = {name: id_columns.get(name, name) for name in chunk.columns}
         return [
-            _found(chunk, name, ids.get(name, name), numbers[ids.get(name, name)], ref)
-            for name in wanted
+            _forms_in_column(chunk, name, numbers[column], ref).with_columns(
+                pl.lit(column).alias("column")
+            )
+            for name, column in columns.items()
+            if column in numbers
         ]
 
-    parts = [part for found in each(store.chunks, look) for part in found]
+    parts = [p for parts in map_chunks(store.chunks, forms_in_chunk) for p in parts]
     order = ("column", "number", "text")
+    # `first` is the earliest row, as the chunks come in the order of the rows.
     return pl.concat(parts).group_by(order, maintain_order=True).first().sort(order)
 
 
-def _found(
-    chunk: Chunk, name: str, column: str, numbers: pl.Series, ref: ChunkRef
+def _forms_in_column(
+    chunk: Chunk, name: str, numbers: pl.Series, ref: ChunkRef
 ) -> pl.DataFrame:
-    """The forms in one chunk."""
-    scalars, whole = _scalars(chunk, name), chunk.columns[name]
+    """Return the forms of some numbers in one column of a chunk, first rows first."""
+    scalars, column = _scalars(chunk, name), chunk.columns[name]
     texts = pl.DataFrame(
         {"text": _texts(chunk, name)}, schema={"text": pl.String}
     ).with_row_index("code")
-    first = pl.DataFrame({"code": scalars.codes}).with_row_index("at")
-    rows = first.group_by("code").agg(pl.col("at").min())
-    found = (
-        texts.with_columns(number=_number(texts["text"]))
+    codes = pl.DataFrame({"code": scalars.codes}).with_row_index("position")
+    first = codes.group_by("code").agg(pl.col("position").min())
+    forms = (
+        texts.with_columns(number=_numbers_of(texts["text"]))
         .filter(pl.col("number").is_in(numbers.implode()))
-        .join(rows.cast({"code": pl.UInt32}, strict=False), on="code")
+        .join(first.cast({"code": pl.UInt32}, strict=False), on="code")
     )
-    at = found["at"].to_numpy()
-    row = (
-        whole.offsets.searchsorted(at, "right") - 1
-        if isinstance(whole, JaggedColumn)
-        else at
-    )
-    return found.select(
-        pl.lit(column).alias("column"),
+    rows = forms["position"].to_numpy()
+    if isinstance(column, JaggedColumn):  # the position is then one among all items
+        rows = column.offsets.searchsorted(rows, "right") - 1
+    return forms.select(
         "number",
         "text",
         pl.lit(ref.file).alias("file"),
-        pl.Series("row", row + ref.row_in_file + 1).cast(pl.Int64),
+        pl.Series("row", rows + ref.row_in_file + 1).cast(pl.Int64),
     ).sort("row")
 
 
 def _refuse(forms: pl.DataFrame, data: DataSet) -> None:
-    twice = forms.filter(pl.len().over("column", "number") > 1)
-    if not len(twice):
+    twins = forms.filter(pl.len().over("column", "number") > 1)
+    if not len(twins):
         return
-    pairs = twice.group_by("column", "number", maintain_order=True).agg(
+    numbers = twins.group_by("column", "number", maintain_order=True).agg(
         "text", "file", "row"
     )
     named = [
@@ -131,10 +147,10 @@ def _refuse(forms: pl.DataFrame, data: DataSet) -> None:
             f"{text!r} ({data.files[file]}, good row {row})"
             for text, file, row in zip(texts, files, rows, strict=True)
         )
-        for column, _, texts, files, rows in pairs.head(SHOWN).iter_rows()
+        for column, _, texts, files, rows in numbers.head(SHOWN).iter_rows()
     ]
     raise DataError(
-        f"one number is written as two ids: {'; '.join(named)} ({len(pairs):,} numbers"
-        " in all); write each id in one form (pandas writes integers as 7.0 where some"
-        " are missing: convert the column with astype('Int64') first)"
+        f"one number is written as two ids: {'; '.join(named)} ({len(numbers):,}"
+        " numbers in all); write each id in one form (pandas writes integers as 7.0"
+        " where some are missing: convert the column with astype('Int64') first)"
     )

@@ -1,4 +1,9 @@
-"""Raw value -> id: 0 missing, 1 unknown or rare, then by frequency; or hashed."""
+"""Vocabularies that turn the raw values of a column into the rows of its table.
+
+Id 0 is a missing value and id 1 an unknown or rare one, in every table. Both are ids of
+their own because "no value" and "a new value" mean different things to a model. The
+other ids are given by frequency (`Frequent`) or by a hash (`Hashed`).
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Int32s, Int64s
-from torchrec_adrec.data.keys import salt, splitmix
+from torchrec_adrec.data.keys import salt, salted_hash
 
 MISSING = 0
 UNKNOWN = 1
@@ -19,18 +24,21 @@ class Vocabulary(Protocol):
 
     @property
     def num_embeddings(self) -> int:
-        """Rows that a table for these ids needs."""
+        """The number of rows that a table for these ids needs."""
 
     def encode(self, keys: Int64s) -> Int32s:
-        """(V,) keys -> (V,) ids from `UNKNOWN` up; a missing value has no key."""
+        """Return the ids, (V,) and at least `UNKNOWN`, of some keys, (V,).
+
+        A missing value has no key, so its id is the caller's business.
+        """
 
 
 @dataclass(frozen=True)
 class Frequent:
-    """The values that training saw often enough.
+    """The vocabulary of the values that training saw often enough.
 
     Attributes:
-        keys: (V,) int64, rising.
+        keys: (V,) int64, in rising order.
         ids: (V,) int32, the id of each.
     """
 
@@ -39,13 +47,17 @@ class Frequent:
 
     @classmethod
     def fit(cls, keys: Int64s, counts: Int64s, min_count: int) -> "Frequent":
-        """Number the keys by falling frequency, equally frequent ones by key.
+        """Number the keys by falling frequency, and equally frequent ones by key.
+
+        The second order makes the ids independent of the order of the rows.
 
         Args:
-            keys: (V,); one that stands there twice counts as the sum.
-            counts: (V,), rows of the training split with each.
-            min_count: what was seen less often stays unknown.
+            keys: (V,) keys; the counts of equal keys are added up.
+            counts: (V,) number of training rows with each key.
+            min_count: a key with fewer rows gets no id and stays unknown.
         """
+        # Falling frequency puts the rows that are read most next to each other. Rising
+        # keys make the look-up in `encode` a binary search without a hash table.
         kept = (
             pl.DataFrame({"key": keys, "count": counts})
             .group_by("key")
@@ -59,44 +71,46 @@ class Frequent:
 
     @property
     def num_embeddings(self) -> int:
-        """Missing, unknown, and one row per known value."""
+        """One row for missing, one for unknown, and one per known value."""
         return FIRST + len(self.keys)
 
     def encode(self, keys: Int64s) -> Int32s:
-        """Known keys to their ids, all others to `UNKNOWN`."""
+        """Return the ids of known keys, and `UNKNOWN` for all others."""
         ids = np.full(len(keys), UNKNOWN, dtype=np.int32)
         if len(self.keys):
-            at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-            known = self.keys[at] == keys
-            ids[known] = self.ids[at[known]]
+            # Past the last key there is nothing to compare with, hence the clip.
+            positions = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+            known = self.keys[positions] == keys
+            ids[known] = self.ids[positions[known]]
         return ids
 
     def to_frame(self) -> pl.DataFrame:
-        """As two columns, to be saved."""
+        """Return the vocabulary as two columns, to be saved."""
         return pl.DataFrame({"key": self.keys, "id": self.ids})
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> "Frequent":
-        """What `to_frame` gave."""
+        """Make a vocabulary from what `to_frame` returned."""
         return cls(frame["key"].to_numpy(), frame["id"].to_numpy())
 
 
 @dataclass(frozen=True)
 class Hashed:
-    """Stateless ids (Weinberger et al., ICML 2009): nothing to fit, nothing to hold.
+    """The vocabulary that hashes every key, so nothing is fitted or held in memory.
 
-    No value is ever unknown; two values may share a row, about V / (2 * table) of them.
+    No value is ever unknown, but values may share a row: about V / (2 * table) of V do.
+    Source: Weinberger et al., ICML 2009.
 
     Attributes:
-        name: of the feature; sets its hashes apart from those of the others.
-        num_embeddings: rows of the table.
+        name: the feature's name, which sets its hashes apart from other features'.
+        num_embeddings: the number of rows of the table.
     """
 
     name: str
     num_embeddings: int
 
     def encode(self, keys: Int64s) -> Int32s:
-        """Every key to one of the rows from `FIRST` up."""
-        mixed = splitmix(keys.view(np.uint64) ^ salt(self.name))
+        """Return one of the rows from `FIRST` up for every key."""
+        mixed = salted_hash(keys, salt(self.name))
         rows = np.uint64(self.num_embeddings - FIRST)
         return (mixed % rows).astype(np.int32) + np.int32(FIRST)

@@ -1,4 +1,4 @@
-"""The last pass: every row encoded, counted, and written into its split."""
+"""The last pass, in which every row is encoded, counted and written into its split."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +11,15 @@ import pyarrow.parquet as pq
 
 from torchrec_adrec.arrays import Bools, Columns, Int64s, UInt64s
 from torchrec_adrec.data.catalog import ad_ids, log_q
-from torchrec_adrec.data.column import Chunk, Column
+from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
-from torchrec_adrec.data.prepare.leaks import both_hashes, kept_hashes, repeated
-from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, each, time_of
+from torchrec_adrec.data.prepare.row_hashes import (
+    count_repeated,
+    full_and_compared_hashes,
+    sample_hashes,
+)
+from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, time_of
 from torchrec_adrec.data.prepare.split_counts import PERIODS, SplitCounts
 from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splitter
 from torchrec_adrec.errors import DataError
@@ -28,7 +32,18 @@ ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by g
 
 @dataclass
 class SplitWriter:
-    """Writes the rows of this rank's files."""
+    """Encodes and writes the rows of this rank's files.
+
+    Attributes:
+        data: what the raw columns mean.
+        encoder: fitted on the training rows.
+        ads: the catalog with raw values, for the share of each ad (`log_q`).
+        store: the chunks.
+        splitter: gives each row its split.
+        out: the folder of the prepared data.
+        not_compared: raw columns that do not count when rows of two splits are
+            compared.
+    """
 
     data: DataSet
     encoder: Encoder
@@ -36,8 +51,7 @@ class SplitWriter:
     store: ChunkStore
     splitter: Splitter
     out: Path
-    left_out: tuple[str, ...] = ()
-    """The columns in which rows of two splits are not compared."""
+    not_compared: tuple[str, ...] = ()
     _hashes: dict[bool, list[UInt64s]] = field(
         default_factory=lambda: {True: [], False: []}
     )
@@ -48,14 +62,14 @@ class SplitWriter:
         self._span = None if times is None else (int(times.min()), int(times.max()))
 
     def write(self, ranks: Ranks) -> None:
-        """Write Parquet files, and beside the raw chunks what was counted."""
+        """Write the Parquet files, and this rank's counts into the folder `raw`."""
         for name in SPLITS:
             (self.out / name).mkdir(exist_ok=True)
         with Progress("prepare: encoding", unit="rows") as progress:
-            for tally, hashes, rows in each(self.store.of(ranks), self._write):
+            for tally, hashes, rows in map_chunks(self.store.of(ranks), self._write):
                 self.tally.join(tally)
-                for is_train, kept in hashes:
-                    self._hashes[is_train].append(kept)
+                for is_train, sample in hashes:
+                    self._hashes[is_train].append(sample)
                 progress.advance(rows)
         raw = self.out / "raw"
         self.tally.save(raw / f"tally-{ranks.rank:05d}.npz")
@@ -66,10 +80,15 @@ class SplitWriter:
     def _write(
         self, ref: ChunkRef
     ) -> tuple[SplitCounts, list[tuple[bool, UInt64s]], int]:
-        """Write one chunk; what was counted, and row hashes of training or not."""
+        """Write one chunk.
+
+        Returns:
+            Its counts, the row hashes to compare (for training rows or not), its rows.
+        """
         chunk, tally = ref.load(), SplitCounts(self.encoder.schema)
         splits = self.splitter.assign(chunk, ref)
-        hashes, to_compare = both_hashes(chunk, self.left_out)
+        hashes, to_compare = full_and_compared_hashes(chunk, self.not_compared)
+        # Chunks are encoded in parallel, so each needs a count of repairs of its own.
         encoder = replace(self.encoder, repaired={})
         columns = self._columns(encoder, chunk, ref)
         missing = _missing(encoder.schema, chunk)
@@ -79,12 +98,12 @@ class SplitWriter:
             tally.add_period(label, columns[label], periods)
         for split in np.unique(splits).tolist():
             rows = splits == split
-            mine = _rows_of(rows, columns)
-            tally.add(split, mine, hashes[rows], _rows_of(rows, missing))
-            kept = kept_hashes(to_compare[rows], self.store.num_rows)
-            compared.append((split == TRAIN, kept))
+            split_columns = _select(rows, columns)
+            tally.add(split, split_columns, hashes[rows], _select(rows, missing))
+            sample = sample_hashes(to_compare[rows], self.store.num_rows)
+            compared.append((split == TRAIN, sample))
             part = f"part-{ref.file:05d}-{ref.number:06d}.parquet"
-            write_rows(self.out / SPLITS[split] / part, mine)
+            write_rows(self.out / SPLITS[split] / part, split_columns)
         return tally, compared, chunk.num_rows
 
     def _columns(self, encoder: Encoder, chunk: Chunk, ref: ChunkRef) -> Columns:
@@ -100,7 +119,10 @@ class SplitWriter:
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
 
     def _periods(self, chunk: Chunk, ref: ChunkRef) -> Int64s:
-        """The period of each row: by time, or by row where rows stand in time order."""
+        """Return the period of each row, by its time or else by its number.
+
+        Without a time column the rows stand in time order.
+        """
         if chunk.time is None or self._span is None:
             rows = np.arange(ref.row, ref.row + chunk.num_rows)
             return rows * PERIODS // self.store.num_rows
@@ -111,25 +133,27 @@ class SplitWriter:
 _NONE = np.zeros(0, dtype=np.uint64)
 
 
-def _rows_of(rows: Bools, columns: Columns) -> Columns:
+def _select(rows: Bools, columns: Columns) -> Columns:
     if rows.all():
         return columns
     return {name: column[rows] for name, column in columns.items()}
 
 
 def _missing(schema: Schema, chunk: Chunk) -> Columns:
-    """Where a number without an id is missing: written, it is the mean."""
-    found = {}
+    """Return where each number without a bucketed id is missing, (B,) by feature.
+
+    Once encoded, a missing number cannot be told from the mean.
+    """
+    missing = {}
     for feature in schema.dense_alone:
-        column = chunk.columns[feature.source]
-        assert isinstance(column, Column), feature.source
-        found[feature.name] = column.codes < 0
-    return found
+        column = scalar_column(chunk.columns, feature.source)
+        missing[feature.name] = column.codes < 0
+    return missing
 
 
 def write_rows(path: Path, columns: Columns) -> None:
-    """Write plain columns in the form that is read fastest."""
-    # Columns that may be null are read at half the speed: 84 against 38 ns a row.
+    """Write columns as Parquet in the form that is read fastest."""
+    # Columns that may be null take twice as long to read: 84 against 38 ns a row.
     types = {name: pa.from_numpy_dtype(c.dtype) for name, c in columns.items()}
     schema = pa.schema([pa.field(n, t, nullable=False) for n, t in types.items()])
     pq.write_table(
@@ -142,16 +166,25 @@ def write_rows(path: Path, columns: Columns) -> None:
     )
 
 
-def merged_tally(
+def merge_counts(
     raw: Path, schema: Schema, world_size: int
 ) -> tuple[SplitCounts, dict[str, Any]]:
-    """What all ranks counted, and the held-out rows that stand in training too."""
+    """Add up the counts of all ranks, and find held-out rows that repeat training rows.
+
+    Args:
+        raw: the folder that the ranks wrote into.
+        schema: the features, with their table sizes.
+        world_size: the number of ranks.
+
+    Returns:
+        The counts, and what `count_repeated` returns.
+    """
     tally = SplitCounts(schema)
     hashes: dict[str, list[UInt64s]] = {"True": [], "False": []}
     for rank in range(world_size):
         tally.merge(raw / f"tally-{rank:05d}.npz")
-        with np.load(raw / f"hashes-{rank:05d}.npz") as kept:
+        with np.load(raw / f"hashes-{rank:05d}.npz") as saved:
             for name, parts in hashes.items():
-                parts.append(kept[name])
+                parts.append(saved[name])
     train, held_out = (np.concatenate(hashes[k]) for k in ("True", "False"))
-    return tally, repeated(train, held_out)
+    return tally, count_repeated(train, held_out)

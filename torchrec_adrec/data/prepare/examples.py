@@ -1,0 +1,60 @@
+"""Raw requests made of test rows, to try `adrec recommend` with."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from torchrec_adrec.data.catalog import values_of
+from torchrec_adrec.data.column import JaggedColumn, hex_text
+from torchrec_adrec.data.prepare.spill import ChunkStore
+from torchrec_adrec.data.prepare.splits import TEST, Splitter
+from torchrec_adrec.schema import Schema, Side
+
+EXAMPLES = 50
+
+
+def write_examples(
+    store: ChunkStore, split: Splitter, schema: Schema, path: Path
+) -> None:
+    """Write the user's side of some test rows, raw, as a request would bring it.
+
+    Args:
+        store: the chunks.
+        split: gives each row its split.
+        schema: names the user's raw columns.
+        path: the JSON file to write.
+    """
+    users = list(islice(_test_users(store, split, schema), EXAMPLES))
+    path.write_text(json.dumps(users, indent=1) + "\n")
+
+
+def _test_users(
+    store: ChunkStore, split: Splitter, schema: Schema
+) -> Iterator[dict[str, Any]]:
+    kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
+    # In most data the test rows are the last ones, so few chunks need to be read.
+    for ref in reversed(store.chunks):
+        chunk = ref.load()
+        rows = np.flatnonzero(split.assign(chunk, ref) == TEST)[:EXAMPLES]
+        columns = {}
+        for name in schema.sources_of(Side.USER):
+            column = chunk.columns[name]
+            if isinstance(column, JaggedColumn):
+                columns[name] = lists_of(column.rows(rows))
+            else:
+                values = values_of(column.rows(rows))
+                is_hex = kinds.get(name) == "hex"
+                columns[name] = hex_text(values) if is_hex else values
+        yield from pl.DataFrame(columns).iter_rows(named=True)
+
+
+def lists_of(bags: JaggedColumn) -> pl.Series:
+    """Return the items of each row as a list."""
+    items = values_of(bags.items).to_list()
+    bounds = zip(bags.offsets[:-1], bags.offsets[1:], strict=True)
+    return pl.Series([items[a:b] for a, b in bounds], dtype=pl.List(pl.String))
