@@ -1,4 +1,8 @@
-"""Small known raw files for every adapter, each with one missing value, one bad row."""
+"""Small known raw files for every adapter, each with one missing value, one bad row.
+
+A new data set needs one function here and its line in `WRITERS`: the contract tests
+(`contracts/test_adapters.py`) and the rest of the suite then ask it all they ask.
+"""
 
 import gzip
 import json
@@ -11,9 +15,10 @@ import polars as pl
 from conftest import criteo_line
 
 from torchrec_adrec.config.data import DataConfig, SyntheticConfig
-from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
+from torchrec_adrec.data.adapters import kuairand, open_data, table
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.prepare import prepare
+from torchrec_adrec.runtime.ranks import SingleProcess
 
 FIRST_MS = 1_650_812_741_436
 MISSING = 2  # the row (from 0) that lacks a value
@@ -26,15 +31,22 @@ class Raw:
     """Files on disk, and what is known of them.
 
     Attributes:
+        folder: of the files.
+        config: the settings that read them.
+        rows: their rows, good and bad.
         missing: a raw column that is null in row MISSING.
-        bad: start of the message on row BAD; None: there is none.
+        bad: start of the message on row BAD; None: there is no bad row.
     """
 
+    folder: Path
     config: DataConfig
-    open_data: Callable[[DataConfig], DataSet]
     rows: int
     missing: str
     bad: str | None
+
+    def open_data(self, config: DataConfig | None = None) -> DataSet:
+        """Open them as `prepare` does, with other settings if need be."""
+        return open_data(config or self.config, 0, self.folder, SingleProcess())
 
 
 def write_criteo(folder: Path) -> Raw:
@@ -45,14 +57,13 @@ def write_criteo(folder: Path) -> Raw:
     path = folder / "raw.tsv"
     path.write_text("\n".join(lines) + "\n")
     config = DataConfig(adapter="criteo", raw=(str(path),))
-    return Raw(config, criteo.open_data, ROWS, "C1", f"{path}:{BAD + 1}: I1 is 'x")
+    return Raw(folder, config, ROWS, "C1", f"{path}:{BAD + 1}: I1 is 'x")
 
 
 def write_synthetic(folder: Path) -> Raw:
     world = SyntheticConfig(rows=ROWS, ads=200, users=100)
     config = DataConfig(adapter="synthetic", synthetic=world)
-    synthetic.write(world, 0, folder / synthetic.TSV, folder / synthetic.TRUTH)
-    return Raw(config, lambda c: synthetic.open_data(c, folder), ROWS, "", None)
+    return Raw(folder, config, ROWS, "", None)
 
 
 def impression(i: int) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def write_kuairand(folder: Path, rows: int = ROWS, late_user: int = -1) -> Raw:
     write_lookups(folder, late_user)
     config = DataConfig(adapter="kuairand", raw=(str(path),))
     bad = f"{path}:{BAD + 1}: row {BAD + 1}: play_time_ms is -1"
-    return Raw(config, kuairand.open_data, rows, "watch_seq", bad)
+    return Raw(folder, config, rows, "watch_seq", bad)
 
 
 def write_lookups(folder: Path, late_user: int = -1) -> None:
@@ -87,6 +98,7 @@ def write_lookups(folder: Path, late_user: int = -1) -> None:
     users = ["user_id,user_active_degree,is_live_streamer,is_video_author"]
     users[0] += "".join(f",{n},{n}_range" for n in kuairand.known.USER_NUMBERS)
     users[0] += "".join(f",onehot_feat{i}" for i in range(18))
+    # A count and its range for each number; the last one-hot column is always missing.
     users += [
         f"{u},high,-124,1" + f',{u},"(0,10]"' * 4 + f",{u % 3}" * 17 + ","
         for u in range(49)
@@ -158,7 +170,7 @@ def write_table_parquet(folder: Path) -> Raw:
     path = folder / "clicks.parquet"
     pl.DataFrame(rows).write_parquet(path)
     bad = f"{path}:{BAD + 1}: row {BAD + 1}: clicked is 2, expected 0 or 1"
-    return Raw(table_config(path), table.open_data, ROWS, "country", bad)
+    return Raw(folder, table_config(path), ROWS, "country", bad)
 
 
 def write_table_csv(folder: Path) -> Raw:
@@ -169,10 +181,10 @@ def write_table_csv(folder: Path) -> Raw:
     text = pl.DataFrame(rows).with_columns(seen).write_csv()
     path.write_bytes(gzip.compress(text.encode(), 1))
     bad = f"{path}:{BAD + 2}: clicked is '2', expected 0 or 1"  # line 1: the header
-    return Raw(table_config(path), table.open_data, ROWS, "country", bad)
+    return Raw(folder, table_config(path), ROWS, "country", bad)
 
 
-ADAPTERS = {
+WRITERS: dict[str, Callable[[Path], Raw]] = {
     "criteo": write_criteo,
     "synthetic": write_synthetic,
     "kuairand": write_kuairand,

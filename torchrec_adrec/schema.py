@@ -5,7 +5,9 @@ later stage refuse what was made from other columns.
 """
 
 import hashlib
+import math
 from collections import Counter
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -95,18 +97,60 @@ class SequenceFeature(_Feature):
 Bag = SparseFeature | SequenceFeature
 
 
+@dataclass(frozen=True)
+class LabelRule:
+    """The data's half of a label kind: which numbers a label of this kind may hold.
+
+    The smallest is always 0, and NaN always means that the label was not observed.
+
+    Attributes:
+        highest: the largest number. Infinity: the kind has no limit of its own. A table
+            must then give one (`max_value`), to which larger numbers are cut, and
+            `adrec prepare` fits the label's mean, because its unit is the user's.
+        whole: whether only whole numbers are allowed.
+        expected: the allowed numbers, in the words of an error message.
+    """
+
+    highest: float
+    whole: bool
+    expected: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the kind has no upper limit of its own."""
+        return math.isinf(self.highest)
+
+
+# A new kind stands here, in `tasks/` (its head and loss) and in `evaluation/`.
+LabelKind = Literal["binary", "value"]
+LABEL_RULES: dict[LabelKind, LabelRule] = {
+    "binary": LabelRule(highest=1, whole=True, expected="0 or 1"),
+    "value": LabelRule(highest=math.inf, whole=False, expected="a number from 0"),
+}
+
+
 class Label(_Part):
     """What was observed of a row, or NaN where it was not.
 
-    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is that
-    of the training rows, fitted by `adrec prepare`: models predict a value as a
-    multiple of it, so that no unit outweighs another label.
+    `LABEL_RULES` tells which numbers a kind may hold; `max_value` is a limit below the
+    kind's own. `mean` is that of the training rows, fitted by `adrec prepare`: models
+    predict a value as a multiple of it, so that no unit outweighs another label.
     """
 
     name: Name
-    kind: Literal["binary", "value"] = "binary"
+    kind: LabelKind = "binary"
     max_value: float | None = None
     mean: float = 1.0
+
+    @property
+    def rule(self) -> LabelRule:
+        """Which numbers labels of this kind may hold."""
+        return LABEL_RULES[self.kind]
+
+    @property
+    def highest(self) -> float:
+        """The largest number that this label may hold; infinity: any finite one."""
+        return self.rule.highest if self.max_value is None else self.max_value
 
 
 class Schema(_Part):

@@ -35,7 +35,7 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
         ("seed=-1", "greater than or equal to 0"),
         ("recommend={top: 20, candidates: 10}", "exceeds the 10 candidates"),
         ("train.batch_size=0", "greater than or equal to 1, found 0"),
-        ("data.split={train: .9}", "must be 1, found 1.1"),
+        ("data.split={train: 0.9}", "must be 1, found 1.1"),
         ("ranking.heads=5", "must be a multiple of heads"),
         ("train.batch_size", "expected key=value"),
         ("retrieval.optimizer.tables_lr=0", "greater than 0, found 0"),

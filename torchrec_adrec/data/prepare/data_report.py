@@ -66,7 +66,7 @@ def report_of(
         "drift": {name: _drift(tally, name) for name in aucs},
         "future_columns": [f.model_dump() for f in future_columns(tally, aucs)],
         "hardly_recurring": hardly_recurring(tally),
-        "binary_labels": [f.name for f in schema.labels if f.kind == "binary"],
+        "binary_labels": [f.name for f in schema.labels if not f.rule.is_open],
         "rows_in_two_splits": repeats,
         "label_periods": periods,
     }

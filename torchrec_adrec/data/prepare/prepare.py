@@ -199,7 +199,7 @@ def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
     labels = []
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
-        update = {"mean": mean or 1.0} if label.kind == "value" else {}
+        update = {"mean": mean or 1.0} if label.rule.is_open else {}
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
     return replace(encoder, schema=schema)
@@ -213,7 +213,7 @@ def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
             name: about["label_rate"][label.name] for name, about in splits.items()
         }
         rows = splits["train"]["observed"][label.name]
-        if rates["train"] == 0 or (rates["train"] == 1 and label.kind == "binary"):
+        if rates["train"] == 0 or (rates["train"] == label.rule.highest):
             raise DataError(
                 f"every training row has {label.name} = {rates['train']:g} ({rows}"
                 f" observed): there is nothing to learn; {_mend(label.name, rates)}"
