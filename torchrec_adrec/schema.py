@@ -1,7 +1,7 @@
-"""What is known of the columns: names, sides, table sizes and the one key order.
+"""The columns of a data set: names, sides, table sizes and the one key order.
 
-Saved as JSON beside the data, every checkpoint and every index; the fingerprint lets a
-later stage refuse what was made from other columns.
+The schema is saved as JSON with the data, every checkpoint and every index. Its
+fingerprint lets a later stage refuse what was made from other columns.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Side(StrEnum):
-    """Which tower reads a feature."""
+    """The tower that reads a feature."""
 
     USER = "user"
     AD = "ad"
@@ -44,7 +44,7 @@ class _Feature(_Part):
 class DenseFeature(_Feature):
     """A number per row, float32 and finite, made from the raw column `source`.
 
-    `transform`: see `data.prepare.numeric`.
+    `data.prepare.numeric` explains `transform`.
     """
 
     source: str
@@ -156,8 +156,17 @@ class Label(_Part):
 class Schema(_Part):
     """All columns of a data set.
 
-    The order of `sparse`, then `sequences`, is every KJT's key order. The first label
-    is the click.
+    The order of `sparse`, then `sequences`, is the key order of every KJT. The first
+    label is the click.
+
+    >>> country = SparseFeature(name="country", side="user", source="country", kind="text")
+    >>> creative = SparseFeature(name="creative", side="ad", source="ad_id", kind="text")
+    >>> price = DenseFeature(name="price", side="ad", source="price")
+    >>> schema = Schema(
+    ...     dense=(price,), sparse=(country, creative), labels=(Label(name="click"),)
+    ... )
+    >>> schema.columns_of(Side.AD)
+    ('price', 'creative')
     """
 
     dense: tuple[DenseFeature, ...]
@@ -169,12 +178,14 @@ class Schema(_Part):
     def _names_are_unique(self) -> Self:
         names = [f.name for f in (*self.dense, *self.bags)]
         counts = Counter((*names, *self.label_names))
-        taken = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
-        if taken:
-            raise ValueError(f"{taken} are columns that `prepare` writes; rename them")
-        twice = [name for name, count in counts.items() if count > 1]
-        if twice:
-            raise ValueError(f"column names must be unique, found twice: {twice}")
+        reserved = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
+        if reserved:
+            raise ValueError(
+                f"{reserved} are columns that `prepare` writes; rename them"
+            )
+        repeated = [name for name, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"column names must be unique, found twice: {repeated}")
         return self
 
     @model_validator(mode="after")
@@ -190,9 +201,9 @@ class Schema(_Part):
             any(ads.get(str(f.shares_ids_with)) != f.kind for f in shared)
             or len(shared) > 1
         ):
-            found = {f.name: f.shares_ids_with for f in shared}
+            pairs = {f.name: f.shares_ids_with for f in shared}
             raise ValueError(
-                f"{found}: one sequence may share the ids of an ad's feature of its"
+                f"{pairs}: one sequence may share the ids of an ad's feature of its"
                 f" own kind; the ad's are {ads}"
             )
         if not self.labels or self.labels[0].kind != "binary":

@@ -66,7 +66,7 @@ class RetrievalConfig(Settings):
     init_from: str = ""
     """Checkpoint of another run, with whose weights training begins (`--from`)."""
     allow_new_tables: bool = False
-    """Parameters that do not fit `init_from` keep their initial values, and are listed."""
+    """List parameters that do not fit `init_from`, and leave them as initialised."""
 
     @property
     def vector_dim(self) -> int:
