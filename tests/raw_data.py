@@ -96,7 +96,7 @@ def write_kuairand(folder: Path, rows: int = ROWS, late_user: int = -1) -> Raw:
 def write_lookups(folder: Path, late_user: int = -1) -> None:
     """Users 0..48 (49 is unknown), videos 0..39, histories of all users but 2."""
     users = ["user_id,user_active_degree,is_live_streamer,is_video_author"]
-    users[0] += "".join(f",{n},{n}_range" for n in kuairand.known.USER_NUMBERS)
+    users[0] += "".join(f",{n},{n}_range" for n in kuairand.lookups.USER_NUMBERS)
     users[0] += "".join(f",onehot_feat{i}" for i in range(18))
     # A count and its range for each number; the last one-hot column is always missing.
     users += [
@@ -108,18 +108,19 @@ def write_lookups(folder: Path, late_user: int = -1) -> None:
     videos += [
         f'{v},{v % 9},NORMAL,2022-04-10,Web,{v}000.0,77,9.0,"20,43"' for v in range(40)
     ]
-    _gzip(folder / kuairand.known.USERS, users)
-    _gzip(folder / kuairand.known.VIDEOS, videos)
-    known = [u for u in range(50) if u != 2]
+    _gzip(folder / kuairand.lookups.USERS, users)
+    _gzip(folder / kuairand.lookups.VIDEOS, videos)
+    with_history = [u for u in range(50) if u != 2]
     pl.DataFrame(
         {
-            "user_id": known,
+            "user_id": with_history,
             "last_time_ms": [
-                FIRST_MS + 57_000 if u == late_user else FIRST_MS - 1 for u in known
+                FIRST_MS + 57_000 if u == late_user else FIRST_MS - 1
+                for u in with_history
             ],
-            "watch_seq": [list(range(u + 5)) for u in known],
+            "watch_seq": [list(range(u + 5)) for u in with_history],
         }
-    ).write_parquet(folder / kuairand.known.SEQUENCES)
+    ).write_parquet(folder / kuairand.lookups.SEQUENCES)
 
 
 def _gzip(path: Path, lines: list[str]) -> None:
@@ -159,8 +160,8 @@ def click(i: int) -> dict[str, Any]:
     }
 
 
-def table_config(path: Path, **more: object) -> DataConfig:
-    values = {"adapter": "table", "raw": str(path), "table": {**MAPPING, **more}}
+def table_config(path: Path, **changes: object) -> DataConfig:
+    values = {"adapter": "table", "raw": str(path), "table": {**MAPPING, **changes}}
     return DataConfig.model_validate(values)
 
 
@@ -177,8 +178,8 @@ def write_table_csv(folder: Path) -> Raw:
     rows = [click(i) for i in range(ROWS)]
     rows[BAD]["clicked"] = 2
     path = folder / "clicks.csv.gz"
-    seen = pl.col("seen").list.join(" ")
-    text = pl.DataFrame(rows).with_columns(seen).write_csv()
+    history = pl.col("seen").list.join(" ")
+    text = pl.DataFrame(rows).with_columns(history).write_csv()
     path.write_bytes(gzip.compress(text.encode(), 1))
     bad = f"{path}:{BAD + 2}: clicked is '2', expected 0 or 1"  # line 1: the header
     return Raw(folder, table_config(path), ROWS, "country", bad)
@@ -196,7 +197,7 @@ WRITERS: dict[str, Callable[[Path], Raw]] = {
 def prepare_table(
     out: Path, rows: pl.DataFrame, table_settings: dict[str, Any], **data: Any
 ) -> dict[str, Any]:
-    """Prepare a table of one's own, written as one CSV; returns the report."""
+    """Prepare your own table, written as one CSV; returns the report."""
     out.mkdir(exist_ok=True)
     rows.write_csv(out.parent / f"{out.name}.csv")
     config = DataConfig.model_validate(

@@ -159,14 +159,14 @@ class Schema(_Part):
     The order of `sparse`, then `sequences`, is the key order of every KJT. The first
     label is the click.
 
-    >>> country = SparseFeature(name="country", side="user", source="country", kind="text")
-    >>> creative = SparseFeature(name="creative", side="ad", source="ad_id", kind="text")
+    >>> user = SparseFeature(name="uid", side="user", source="uid", kind="text")
+    >>> item = SparseFeature(name="item", side="ad", source="item", kind="text")
     >>> price = DenseFeature(name="price", side="ad", source="price")
     >>> schema = Schema(
-    ...     dense=(price,), sparse=(country, creative), labels=(Label(name="click"),)
+    ...     dense=(price,), sparse=(user, item), labels=(Label(name="click"),)
     ... )
     >>> schema.columns_of(Side.AD)
-    ('price', 'creative')
+    ('price', 'item')
     """
 
     dense: tuple[DenseFeature, ...]

@@ -137,10 +137,10 @@ class TableConfig(Settings):
     @model_validator(mode="after")
     def _no_label_is_a_feature(self) -> Self:
         labels = {f.column or name for name, f in self.labels.items()}
-        both = sorted(labels & {column for _, _, column in self.features()})
-        if both:
+        shared = sorted(labels & {column for _, _, column in self.features()})
+        if shared:
             raise ValueError(
-                f"columns {both} are labels: known only after the ad was shown, they"
+                f"columns {shared} are labels: known only after the ad was shown, they"
                 " may be no features"
             )
         return self

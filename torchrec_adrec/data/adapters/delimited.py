@@ -48,9 +48,9 @@ def header(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path}:1: {fault}{_fix_of(raw)}")
     _check_separator(path, line)
     names = next(csv.reader([line], delimiter=SEPARATORS[_kind(path)]))
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SchemaError(f"{path}:1: columns {twice} stand there twice")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SchemaError(f"{path}:1: columns {repeated} stand there twice")
     return tuple(names)
 
 

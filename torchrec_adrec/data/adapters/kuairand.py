@@ -23,7 +23,7 @@ import polars as pl
 
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters import columnar
-from torchrec_adrec.data.adapters import kuairand_lookups as known
+from torchrec_adrec.data.adapters import kuairand_lookups as lookups
 from torchrec_adrec.data.adapters.adapter import Adapter, RawFiles
 from torchrec_adrec.data.adapters.kuairand_lookups import Lookups, Unknown
 from torchrec_adrec.data.adapters.labels import label_column
@@ -82,15 +82,15 @@ def open_data(config: DataConfig) -> DataSet:
     folders = {path.parent for path in files}
     if len(folders) > 1:
         raise ConfigError(f"data.raw: expected logs of one folder, found {folders}")
-    lookups = Lookups.load(folders.pop(), HISTORY_LENGTH)
-    reader = _Reader(lookups, config.chunk_megabytes << 20, config.max_bad_rows)
+    joined = Lookups.load(folders.pop(), HISTORY_LENGTH)
+    reader = _Reader(joined, config.chunk_megabytes << 20, config.max_bad_rows)
     return DataSet(schema(), files, reader.read, time="time_ms", user="user_id")
 
 
 def files_read(config: DataConfig) -> tuple[Path, ...]:
     """The logs, and the lookup files of their folder."""
     logs = each_once(list(_logs(config.raw)))
-    names = (known.USERS, known.VIDEOS, known.SEQUENCES)
+    names = (lookups.USERS, lookups.VIDEOS, lookups.SEQUENCES)
     return (*logs, *(logs[0].parent / name for name in names))
 
 
@@ -99,24 +99,24 @@ ADAPTER: Adapter = RawFiles(open_data, files_read)
 
 def schema() -> Schema:
     """The features and their sides; every number is also the id of its bucket."""
-    user = ("user_id", *known.USER_TEXTS, *CONTEXT)
-    ad = ("video_id", *known.VIDEO_TEXTS)
+    user = ("user_id", *lookups.USER_TEXTS, *CONTEXT)
+    ad = ("video_id", *lookups.VIDEO_TEXTS)
     schema = Schema(
         dense=(
-            *(_number(name, Side.USER) for name in known.USER_NUMBERS),
-            *(_number(name, Side.AD) for name in known.VIDEO_NUMBERS),
+            *(_number(name, Side.USER) for name in lookups.USER_NUMBERS),
+            *(_number(name, Side.AD) for name in lookups.VIDEO_NUMBERS),
         ),
         sparse=(
             *(_text(name, Side.USER) for name in user),
-            *(_bucket(name, Side.USER) for name in known.USER_NUMBERS),
+            *(_bucket(name, Side.USER) for name in lookups.USER_NUMBERS),
             *(_text(name, Side.AD) for name in ad),
-            *(_bucket(name, Side.AD) for name in known.VIDEO_NUMBERS),
+            *(_bucket(name, Side.AD) for name in lookups.VIDEO_NUMBERS),
         ),
         sequences=(
             SequenceFeature(
                 name=HISTORY,
                 side=Side.USER,
-                source=known.WATCHED,
+                source=lookups.WATCHED,
                 max_length=HISTORY_LENGTH,
                 shares_ids_with="video_id",
             ),
@@ -178,9 +178,9 @@ def _label(label: Label, source: str) -> ColumnRule:
 
 
 def _seconds() -> ColumnRule:
-    source, words = "play_time_ms", "milliseconds from 0"
+    source, expected = "play_time_ms", "milliseconds from 0"
     played = pl.col(source)
-    return label_column(VALUE, source, played / 1000, played, True, words)
+    return label_column(VALUE, source, played / 1000, played, True, expected)
 
 
 COLUMNS = (

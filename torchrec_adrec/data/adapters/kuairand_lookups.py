@@ -153,8 +153,8 @@ def _histories(path: Path, length: int) -> pl.DataFrame:
     columnar.require(path, columnar.types(path), ("user_id", LAST_TIME, WATCHED))
     raw = pl.read_parquet(path, columns=["user_id", LAST_TIME, WATCHED])
     watched = pl.col(WATCHED).list.tail(length).cast(pl.List(pl.String))
-    known = pl.when(watched.list.len() > 0).then(watched).alias(WATCHED)
-    return _unique(raw.with_columns(known), "user_id", path, first=1)
+    history = pl.when(watched.list.len() > 0).then(watched).alias(WATCHED)
+    return _unique(raw.with_columns(history), "user_id", path, first=1)
 
 
 def _unique(frame: pl.DataFrame, key: str, path: Path, first: int) -> pl.DataFrame:

@@ -78,5 +78,5 @@ def _add_bad(bad: BadRows, rows: RawRows, i: int, reason: str) -> None:
 def _reason(column: ColumnRule, value: object) -> str:
     if value is None:
         return f"{column.source} is missing, expected {column.expected}"
-    shown = repr(value)[:SHOWN]
-    return f"{column.source} is {shown}, expected {column.expected}"
+    text = repr(value)[:SHOWN]
+    return f"{column.source} is {text}, expected {column.expected}"

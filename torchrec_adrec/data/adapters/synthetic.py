@@ -254,9 +254,11 @@ def _integers(activity: Float64s, rng: np.random.Generator) -> Mapping[str, pl.S
 
 
 def _with_gaps(frame: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    kept = {names: rng.random(len(frame)) >= share for names, share in MISSING.items()}
+    present = {
+        names: rng.random(len(frame)) >= share for names, share in MISSING.items()
+    }
     return frame.with_columns(
-        pl.when(pl.Series(rows)).then(pl.col(*names)) for names, rows in kept.items()
+        pl.when(pl.Series(rows)).then(pl.col(*names)) for names, rows in present.items()
     )
 
 
