@@ -105,4 +105,4 @@ class StoppedError(AdRecError):
         super().__init__(
             f"interrupted at step {step}, saved; the same command goes on from there"
         )
-        self.code = 128 + signal
+        self.code = 128 + signal  # as shells report a process that a signal ended

@@ -83,6 +83,7 @@ class DataConfig(Settings):
     unknown value, and some values share a row of the table."""
     min_count: Count = 5
     """Values seen less often in training become `unknown` (id 1)."""
+    # At least 3: the rows 0 and 1 are those of missing and unknown values.
     hash_size: Annotated[int, Field(ge=3, le=MOST_ROWS)] = 100_000
     """Rows of every table with `ids: hash`."""
     bounds: Bounds = "raise"

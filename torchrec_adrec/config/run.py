@@ -124,6 +124,7 @@ def _read_override(override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{override!r}: the value is no YAML") from None
+    # From the inside out: a.b=1 becomes {a: {b: 1}}, to be merged like a file.
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)

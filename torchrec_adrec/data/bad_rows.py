@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torchrec_adrec.errors import DataError
 
+# Enough to see what is wrong; a broken file has millions, which would fill the memory.
 KEPT = 20
 
 

@@ -90,6 +90,7 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     return types
 
 
+# Integers may stay Int64: float64 has no digits for those above 2**53.
 _TYPES: dict[str, set[pl.DataType]] = {
     "hex": {pl.UInt32()},
     "text": {pl.String()},
@@ -135,6 +136,7 @@ def each_once(files: Sequence[Path]) -> tuple[Path, ...]:
     Raises:
         ConfigError: otherwise.
     """
+    # Rows that count twice would also be in two splits, and flatter every metric.
     counts = Counter(path.resolve() for path in files)
     repeated = [str(path) for path, times in counts.items() if times > 1]
     if repeated:

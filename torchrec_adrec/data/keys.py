@@ -32,6 +32,7 @@ def keys(values: pl.Series) -> Int64s:
     """
     if values.dtype == pl.String:
         hashed = [blake2b(text.encode(), digest_size=8).digest() for text in values]
+        # Little-endian on every machine, for the same ids everywhere.
         joined = np.frombuffer(b"".join(hashed), dtype="<u8")
         return (joined >> np.uint64(1)).view(np.int64)
     if values.dtype == pl.Float64:

@@ -57,6 +57,8 @@ def adapter_of(config: DataConfig) -> Adapter:
     Raises:
         ConfigError: there is none of this name.
     """
+    # `config/` stands below this room and cannot know the names, so a wrong one is
+    # refused here, before a command does anything.
     if config.adapter not in ADAPTERS:
         names = ", ".join(ADAPTERS)
         raise ConfigError(

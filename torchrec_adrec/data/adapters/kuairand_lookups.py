@@ -68,6 +68,7 @@ class Lookups:
             rows: of a log, with `user_id`, `video_id` and `time_ms`.
             unknown: counts the rows of which a lookup knows nothing.
         """
+        # The order must stay: rows are known by their place in the file.
         joined = rows
         for frame, key in (
             (self.users, "user_id"),

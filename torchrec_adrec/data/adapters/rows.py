@@ -61,6 +61,7 @@ def good_rows(
     """
     faults = rows.frame.select(c.fault.fill_null(False).alias(c.name) for c in columns)
     faulty = faults.select(pl.any_horizontal(pl.all())).to_series()
+    # One reason a row, that of its first fault: good and bad rows add up to all rows.
     for i in faulty.arg_true().to_list():
         column = next(c for c in columns if faults[c.name][i])
         _add_bad(bad, rows, i, _reason(column, rows.frame[column.source][i]))

@@ -147,6 +147,7 @@ def _float(raw: RawColumn, expected: str) -> pl.Expr:
     kind = raw.type
     if not (kind.is_numeric() or isinstance(kind, pl.Boolean | pl.String | pl.Null)):
         raise raw.refused(expected)
+    # Not strict: text that is no number becomes null, which the callers make a fault.
     return raw.value().cast(pl.Float64, strict=False)
 
 
@@ -193,6 +194,8 @@ def _moment(raw: RawColumn) -> pl.Expr:
         return raw.value().cast(pl.Datetime("ms")).dt.epoch("ms")
     if raw.type != pl.String():
         raise raw.refused("dates, times or ISO text; or set time.kind: number")
+    # Every form is tried on every row, because a file may mix them. Text with an offset
+    # is a moment; without one it counts as UTC.
     text = raw.value().str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
     local = [
         text.str.to_datetime(form, strict=False, time_unit="ms").dt.epoch("ms")

@@ -179,6 +179,7 @@ class World:
         born = np.flatnonzero(self.ads.birth <= day)
         if not 1 <= k <= len(born):
             raise DataError(f"k is {k}, expected 1 to the {len(born)} ads on day {day}")
+        # Some users at a time: the pairs of all users and ads need not fit the memory.
         step = max(CHUNK_CELLS // len(born), 1)
         chunks = (users[i : i + step] for i in range(0, len(users), step))
         tops = [_best(self.worth(u, born, by, day, device), k) for u in chunks]
@@ -196,6 +197,7 @@ class World:
         """
         one = np.ones(1, dtype=np.int64)
         pairs = Shown(users[:, None], ads[None], np.array([day]), one, one * device)
+        # A matrix product, because broadcasting would hold (U, N, 8) numbers.
         affinity = self.tastes(users, day) @ self.ads.vector[ads].T
         worth = self.p_click(pairs, affinity)
         if by == "value":
