@@ -34,14 +34,14 @@ class Raw:
         folder: of the files.
         config: the settings that read them.
         rows: their rows, good and bad.
-        missing: a raw column that is null in row MISSING.
+        missing: a raw column that is null in row MISSING; None: none may be missing.
         bad: start of the message on row BAD; None: there is no bad row.
     """
 
     folder: Path
     config: DataConfig
     rows: int
-    missing: str
+    missing: str | None
     bad: str | None
 
     def open_data(self, config: DataConfig | None = None) -> DataSet:
@@ -63,7 +63,7 @@ def write_criteo(folder: Path) -> Raw:
 def write_synthetic(folder: Path) -> Raw:
     world = SyntheticConfig(rows=ROWS, ads=200, users=100)
     config = DataConfig(adapter="synthetic", synthetic=world)
-    return Raw(folder, config, ROWS, "", None)
+    return Raw(folder, config, ROWS, None, None)
 
 
 def impression(i: int) -> dict[str, Any]:

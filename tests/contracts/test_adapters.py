@@ -97,6 +97,8 @@ def test_the_cut_into_frames_changes_nothing(raw: Raw) -> None:
 
 
 def test_a_missing_value_is_null(raw_file: Raw) -> None:
+    if raw_file.missing is None:
+        pytest.skip("every column of the data set is required")
     column = pl.concat(frames(raw_file, BadRows()))[raw_file.missing]
     assert column[MISSING] is None and column[MISSING + 1] is not None
 
