@@ -1,7 +1,7 @@
-"""The columns of a data set: names, sides, table sizes and the one key order.
+"""What is known of the columns: names, sides, table sizes and the one key order.
 
-The schema is saved as JSON with the data, every checkpoint and every index. Its
-fingerprint lets a later stage refuse what was made from other columns.
+Saved as JSON beside the data, every checkpoint and every index; the fingerprint lets a
+later stage refuse what was made from other columns.
 """
 
 import hashlib
@@ -26,10 +26,42 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Side(StrEnum):
-    """The tower that reads a feature."""
+    """Which tower reads a feature."""
 
     USER = "user"
     AD = "ad"
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """The data's half of a label kind: which numbers a label of this kind may hold.
+
+    The smallest is always 0, and NaN always means that the label was not observed.
+
+    Attributes:
+        highest: the largest number. Infinity: the kind has no limit of its own. A table
+            must then give one (`max_value`), to which larger numbers are cut, and
+            `adrec prepare` fits the label's mean, because its unit is the user's.
+        whole: whether only whole numbers are allowed.
+        expected: the allowed numbers, in the words of an error message.
+    """
+
+    highest: float
+    whole: bool
+    expected: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the kind has no upper limit of its own."""
+        return math.isinf(self.highest)
+
+
+# A new kind is added here, in `tasks/` (head and loss) and in `evaluation/` (metrics).
+LabelKind = Literal["binary", "value"]
+LABEL_RULES: dict[LabelKind, LabelRule] = {
+    "binary": LabelRule(highest=1, whole=True, expected="0 or 1"),
+    "value": LabelRule(highest=math.inf, whole=False, expected="a number from 0"),
+}
 
 
 class _Part(BaseModel):
@@ -44,7 +76,7 @@ class _Feature(_Part):
 class DenseFeature(_Feature):
     """A number per row, float32 and finite, made from the raw column `source`.
 
-    `data.prepare.numeric` explains `transform`.
+    `transform`: see `data.prepare.numeric`.
     """
 
     source: str
@@ -97,44 +129,12 @@ class SequenceFeature(_Feature):
 Bag = SparseFeature | SequenceFeature
 
 
-@dataclass(frozen=True)
-class LabelRule:
-    """The data's half of a label kind: which numbers a label of this kind may hold.
-
-    The smallest is always 0, and NaN always means that the label was not observed.
-
-    Attributes:
-        highest: the largest number. Infinity: the kind has no limit of its own. A table
-            must then give one (`max_value`), to which larger numbers are cut, and
-            `adrec prepare` fits the label's mean, because its unit is the user's.
-        whole: whether only whole numbers are allowed.
-        expected: the allowed numbers, in the words of an error message.
-    """
-
-    highest: float
-    whole: bool
-    expected: str
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the kind has no upper limit of its own."""
-        return math.isinf(self.highest)
-
-
-# A new kind stands here, in `tasks/` (its head and loss) and in `evaluation/`.
-LabelKind = Literal["binary", "value"]
-LABEL_RULES: dict[LabelKind, LabelRule] = {
-    "binary": LabelRule(highest=1, whole=True, expected="0 or 1"),
-    "value": LabelRule(highest=math.inf, whole=False, expected="a number from 0"),
-}
-
-
 class Label(_Part):
     """What was observed of a row, or NaN where it was not.
 
-    `LABEL_RULES` tells which numbers a kind may hold; `max_value` is a limit below the
-    kind's own. `mean` is that of the training rows, fitted by `adrec prepare`: models
-    predict a value as a multiple of it, so that no unit outweighs another label.
+    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is that
+    of the training rows, fitted by `adrec prepare`: models predict a value as a
+    multiple of it, so that no unit outweighs another label.
     """
 
     name: Name
@@ -156,17 +156,8 @@ class Label(_Part):
 class Schema(_Part):
     """All columns of a data set.
 
-    The order of `sparse`, then `sequences`, is the key order of every KJT. The first
-    label is the click.
-
-    >>> user = SparseFeature(name="uid", side="user", source="uid", kind="text")
-    >>> item = SparseFeature(name="item", side="ad", source="item", kind="text")
-    >>> price = DenseFeature(name="price", side="ad", source="price")
-    >>> schema = Schema(
-    ...     dense=(price,), sparse=(user, item), labels=(Label(name="click"),)
-    ... )
-    >>> schema.columns_of(Side.AD)
-    ('price', 'item')
+    The order of `sparse`, then `sequences`, is every KJT's key order. The first label
+    is the click.
     """
 
     dense: tuple[DenseFeature, ...]
@@ -178,14 +169,12 @@ class Schema(_Part):
     def _names_are_unique(self) -> Self:
         names = [f.name for f in (*self.dense, *self.bags)]
         counts = Counter((*names, *self.label_names))
-        reserved = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
-        if reserved:
-            raise ValueError(
-                f"{reserved} are columns that `prepare` writes; rename them"
-            )
-        repeated = [name for name, count in counts.items() if count > 1]
-        if repeated:
-            raise ValueError(f"column names must be unique, found twice: {repeated}")
+        taken = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
+        if taken:
+            raise ValueError(f"{taken} are columns that `prepare` writes; rename them")
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise ValueError(f"column names must be unique, found twice: {twice}")
         return self
 
     @model_validator(mode="after")
@@ -201,9 +190,9 @@ class Schema(_Part):
             any(ads.get(str(f.shares_ids_with)) != f.kind for f in shared)
             or len(shared) > 1
         ):
-            pairs = {f.name: f.shares_ids_with for f in shared}
+            found = {f.name: f.shares_ids_with for f in shared}
             raise ValueError(
-                f"{pairs}: one sequence may share the ids of an ad's feature of its"
+                f"{found}: one sequence may share the ids of an ad's feature of its"
                 f" own kind; the ad's are {ads}"
             )
         if not self.labels or self.labels[0].kind != "binary":

@@ -82,8 +82,8 @@ class AdCounter:
         raw = {}
         for name in self.sources:
             column = _scalar(chunk.columns, name)
-            # Two ads with one id would be one ad in all that follows.
             if (column.codes[first][ads.codes] != column.codes).any():
+                # Two ads with one id would be one ad in all that follows.
                 raise clash()
             raw[name] = values_of(column.rows(first))
         dates = _last_seen(ads, chunk, first_row) if self.dated else {}

@@ -27,12 +27,13 @@ def read_settings(
     config: Path | None, overrides: list[str] | None, out: Path
 ) -> Config:
     """Read the settings: the named file, else what the run already has."""
-    from torchrec_adrec.data.adapters import check_source  # slow, and not for --help
-
     saved = out / stages.CONFIG
     if config is None and saved.exists():
         config = saved
     settings = load_config(config, overrides or [])
+    # Imported here, because polars would slow down `--help`.
+    from torchrec_adrec.data.adapters import check_source
+
     check_source(settings.data)
     return settings
 

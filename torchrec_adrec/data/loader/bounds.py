@@ -118,11 +118,10 @@ def _id_limit(name: str, low: int, size: int) -> Limit:
 
 def label_limit(label: Label) -> Limit:
     """The limit of a label's column, in which NaN is what was not observed."""
-    rule, expected = label.rule, label.rule.expected
-    if rule.is_open and label.max_value is not None:
-        expected += f" to {label.max_value:g}"
-    name, high = label.name, label.highest
-    return Limit(name, 0, high, np.nan, rule.whole, f"{expected}, or NaN")
+    rule, high, expected = label.rule, label.highest, label.rule.expected
+    if rule.is_open:
+        expected = f"0 to {high:g}, {'whole' if rule.whole else 'finite'}"
+    return Limit(label.name, 0, high, np.nan, rule.whole, f"{expected}, or NaN")
 
 
 def refuse(columns: Mapping[str, NDArray[Any]], limits: Iterator[Limit]) -> None:
