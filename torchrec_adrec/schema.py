@@ -25,13 +25,6 @@ RESERVED = (AD_ID, LOG_Q, SCORE, "impressions", "clicks")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
-class Side(StrEnum):
-    """Which tower reads a feature."""
-
-    USER = "user"
-    AD = "ad"
-
-
 @dataclass(frozen=True)
 class LabelRule:
     """The data's half of a label kind: which numbers a label of this kind may hold.
@@ -62,6 +55,13 @@ LABEL_RULES: dict[LabelKind, LabelRule] = {
     "binary": LabelRule(highest=1, whole=True, expected="0 or 1"),
     "value": LabelRule(highest=math.inf, whole=False, expected="a number from 0"),
 }
+
+
+class Side(StrEnum):
+    """Which tower reads a feature."""
+
+    USER = "user"
+    AD = "ad"
 
 
 class _Part(BaseModel):

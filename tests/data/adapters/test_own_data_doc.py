@@ -24,8 +24,8 @@ USERS, ITEMS, ROWS = 40, 15, 600
 
 def block(language: str, word: str) -> str:
     """The first block of a language that holds a word."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
-    return next(text for text in blocks if word in text)
+    found = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
+    return next(text for text in found if word in text)
 
 
 def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,14 +33,14 @@ def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(code, "docs/own_data.md", "exec"), {})
 
 
-def log(**draws: Any) -> pl.DataFrame:
+def log(**more: Any) -> pl.DataFrame:
     rng = np.random.default_rng(0)
     columns = {
         "user": rng.integers(USERS, size=ROWS),
         "item": rng.integers(ITEMS, size=ROWS),
         "ts": np.arange(ROWS),
     }
-    return pl.DataFrame(columns | {n: draw(rng) for n, draw in draws.items()})
+    return pl.DataFrame(columns | {n: draw(rng) for n, draw in more.items()})
 
 
 @pytest.fixture
@@ -59,12 +59,12 @@ def test_the_five_rows_are_prepared_and_their_user_is_a_request(
     data = tmp_path / "run/data"
     encoder = Encoder.load(data)
     request = json.loads(block("json", "history"))
-    encoded = encoder.encode(raw_user(request, encoder.schema), Side.USER)
+    found = encoder.encode(raw_user(request, encoder.schema), Side.USER)
     # The third row of the file, but for its age.
     row = pl.read_parquet(data / "train/*.parquet").row(2, named=True)
-    compared = [name for name in encoded if not name.startswith("age")]
-    assert len(compared) > 20 and {n: encoded[n][0] for n in compared} == {
-        n: row[n] for n in compared
+    same = [name for name in found if not name.startswith("age")]
+    assert len(same) > 20 and {n: found[n][0] for n in same} == {
+        n: row[n] for n in same
     }
     examples = json.loads((data / "example_users.json").read_text())
     assert all(list(user) == list(examples[0]) for user in examples)
@@ -88,17 +88,17 @@ def test_a_smaller_min_count_keeps_more_values(
     log(stars=lambda rng: rng.integers(1, 6, ROWS)).write_csv(tmp_path / "ratings.csv")
     run(block("python", "liked"), tmp_path, monkeypatch)
     (tmp_path / "config.yaml").write_text(block("yaml", "liked"))
-    sizes = {}
+    known = {}
     for count in (2, 13):
-        overrides = [f"data.min_count={count}"]
-        config = load_config(tmp_path / "config.yaml", overrides).data
+        words = [f"data.min_count={count}"]
+        config = load_config(tmp_path / "config.yaml", words).data
         out = tmp_path / str(count)
         out.mkdir()
         prepare(config, table.open_data(config), out)
-        sizes[count] = json.loads((out / "report.json").read_text())["num_embeddings"]
+        known[count] = json.loads((out / "report.json").read_text())["num_embeddings"]
     train = log().head(480)["user"].value_counts()["count"]
-    assert sizes[2]["user"] == 2 + USERS
-    assert sizes[13]["user"] == 2 + int((train >= 13).sum()) < sizes[2]["user"]
+    assert known[2]["user"] == 2 + USERS
+    assert known[13]["user"] == 2 + int((train >= 13).sum()) < known[2]["user"]
     rows = pl.read_parquet(tmp_path / "2/train/*.parquet")
     assert rows["click"].to_list() == (rows["stars"] >= 4).cast(pl.Float32).to_list()
 
@@ -107,9 +107,9 @@ def test_the_join_keeps_rows_and_knows_no_later_price(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dates = pl.date_range(pl.date(2024, 1, 1), pl.date(2026, 1, 1), eager=True)
-    impressions = log(clicked=lambda rng: rng.integers(2, size=ROWS))
-    impressions = impressions.with_columns(ts=dates.head(ROWS))
-    impressions.write_csv(tmp_path / "shown.csv")
+    shown = log(clicked=lambda rng: rng.integers(2, size=ROWS))
+    shown = shown.with_columns(ts=dates.head(ROWS))
+    shown.write_csv(tmp_path / "shown.csv")
     users = pl.DataFrame({"user": range(USERS - 5), "country": "NL"})
     items = pl.DataFrame({"item": range(ITEMS), "campaign": range(ITEMS)})
     raised = pl.date(2024, 9, 1)
@@ -121,8 +121,8 @@ def test_the_join_keeps_rows_and_knows_no_later_price(
         frame.write_csv(tmp_path / f"{name}.csv")
     run(block("python", "join_asof"), tmp_path, monkeypatch)
     rows = pl.read_parquet(tmp_path / "rows.parquet")
-    assert rows.select(impressions.columns).equals(impressions)
-    assert rows["country"].null_count() == (impressions["user"] >= USERS - 5).sum()
+    assert rows.select(shown.columns).equals(shown)
+    assert rows["country"].null_count() == (shown["user"] >= USERS - 5).sum()
     assert rows.filter(pl.col("ts") < pl.date(2024, 3, 1))["price"].null_count() == 60
     assert set(rows.filter(pl.col("ts") < raised)["price"]) == {None, 1.5}
     assert set(rows.filter(pl.col("ts") >= raised)["price"]) == {9.5}
@@ -138,9 +138,9 @@ def test_negatives_are_drawn_of_what_the_user_never_took(
     clicks.write_csv(tmp_path / "clicks.csv")
     run(block("python", "drawn"), tmp_path, monkeypatch)
     rows = pl.read_parquet(tmp_path / "clicks.parquet")
-    positives = rows.filter(click=1).select(clicks.columns)
-    assert positives.sort(clicks.columns).equals(clicks.sort(clicks.columns))
-    negatives = rows.filter(click=0)
-    assert 0 < len(negatives) <= 3 * ROWS
-    assert len(negatives.join(clicks, on=["user", "item"])) == 0
+    taken = rows.filter(click=1).select(clicks.columns)
+    assert taken.sort(clicks.columns).equals(clicks.sort(clicks.columns))
+    never = rows.filter(click=0)
+    assert 0 < len(never) <= 3 * ROWS
+    assert len(never.join(clicks, on=["user", "item"])) == 0
     assert rows["ts"].is_sorted()
