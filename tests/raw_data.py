@@ -1,4 +1,8 @@
-"""Small known raw files for every adapter, each with one missing value, one bad row."""
+"""Small known raw files for every adapter, each with one missing value, one bad row.
+
+A new data set needs one function here and its line in `WRITERS`: the contract tests
+(`contracts/test_adapters.py`) and the rest of the suite then ask it all they ask.
+"""
 
 import gzip
 import json
@@ -11,9 +15,10 @@ import polars as pl
 from conftest import criteo_line
 
 from torchrec_adrec.config.data import DataConfig, SyntheticConfig
-from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
+from torchrec_adrec.data.adapters import kuairand, open_data, table
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.prepare import prepare
+from torchrec_adrec.runtime.ranks import SingleProcess
 
 FIRST_MS = 1_650_812_741_436
 MISSING = 2  # the row (from 0) that lacks a value
@@ -26,15 +31,22 @@ class Raw:
     """Files on disk, and what is known of them.
 
     Attributes:
-        missing: a raw column that is null in row MISSING.
-        bad: start of the message on row BAD; None: there is none.
+        folder: of the files.
+        config: the settings that read them.
+        rows: their rows, good and bad.
+        missing: a raw column that is null in row MISSING; None: none may be missing.
+        bad: start of the message on row BAD; None: there is no bad row.
     """
 
+    folder: Path
     config: DataConfig
-    open_data: Callable[[DataConfig], DataSet]
     rows: int
-    missing: str
+    missing: str | None
     bad: str | None
+
+    def open_data(self, config: DataConfig | None = None) -> DataSet:
+        """Open them as `prepare` does, with other settings if need be."""
+        return open_data(config or self.config, 0, self.folder, SingleProcess())
 
 
 def write_criteo(folder: Path) -> Raw:
@@ -45,14 +57,13 @@ def write_criteo(folder: Path) -> Raw:
     path = folder / "raw.tsv"
     path.write_text("\n".join(lines) + "\n")
     config = DataConfig(adapter="criteo", raw=(str(path),))
-    return Raw(config, criteo.open_data, ROWS, "C1", f"{path}:{BAD + 1}: I1 is 'x")
+    return Raw(folder, config, ROWS, "C1", f"{path}:{BAD + 1}: I1 is 'x")
 
 
 def write_synthetic(folder: Path) -> Raw:
     world = SyntheticConfig(rows=ROWS, ads=200, users=100)
     config = DataConfig(adapter="synthetic", synthetic=world)
-    synthetic.write(world, 0, folder / synthetic.TSV, folder / synthetic.TRUTH)
-    return Raw(config, lambda c: synthetic.open_data(c, folder), ROWS, "", None)
+    return Raw(folder, config, ROWS, None, None)
 
 
 def impression(i: int) -> dict[str, Any]:
@@ -79,14 +90,15 @@ def write_kuairand(folder: Path, rows: int = ROWS, late_user: int = -1) -> Raw:
     write_lookups(folder, late_user)
     config = DataConfig(adapter="kuairand", raw=(str(path),))
     bad = f"{path}:{BAD + 1}: row {BAD + 1}: play_time_ms is -1"
-    return Raw(config, kuairand.open_data, rows, "watch_seq", bad)
+    return Raw(folder, config, rows, "watch_seq", bad)
 
 
 def write_lookups(folder: Path, late_user: int = -1) -> None:
     """Users 0..48 (49 is unknown), videos 0..39, histories of all users but 2."""
     users = ["user_id,user_active_degree,is_live_streamer,is_video_author"]
-    users[0] += "".join(f",{n},{n}_range" for n in kuairand.known.USER_NUMBERS)
+    users[0] += "".join(f",{n},{n}_range" for n in kuairand.lookups.USER_NUMBERS)
     users[0] += "".join(f",onehot_feat{i}" for i in range(18))
+    # A count and its range for each number; the last one-hot column is always missing.
     users += [
         f"{u},high,-124,1" + f',{u},"(0,10]"' * 4 + f",{u % 3}" * 17 + ","
         for u in range(49)
@@ -96,18 +108,19 @@ def write_lookups(folder: Path, late_user: int = -1) -> None:
     videos += [
         f'{v},{v % 9},NORMAL,2022-04-10,Web,{v}000.0,77,9.0,"20,43"' for v in range(40)
     ]
-    _gzip(folder / kuairand.known.USERS, users)
-    _gzip(folder / kuairand.known.VIDEOS, videos)
-    known = [u for u in range(50) if u != 2]
+    _gzip(folder / kuairand.lookups.USERS, users)
+    _gzip(folder / kuairand.lookups.VIDEOS, videos)
+    with_history = [u for u in range(50) if u != 2]
     pl.DataFrame(
         {
-            "user_id": known,
+            "user_id": with_history,
             "last_time_ms": [
-                FIRST_MS + 57_000 if u == late_user else FIRST_MS - 1 for u in known
+                FIRST_MS + 57_000 if u == late_user else FIRST_MS - 1
+                for u in with_history
             ],
-            "watch_seq": [list(range(u + 5)) for u in known],
+            "watch_seq": [list(range(u + 5)) for u in with_history],
         }
-    ).write_parquet(folder / kuairand.known.SEQUENCES)
+    ).write_parquet(folder / kuairand.lookups.SEQUENCES)
 
 
 def _gzip(path: Path, lines: list[str]) -> None:
@@ -147,8 +160,8 @@ def click(i: int) -> dict[str, Any]:
     }
 
 
-def table_config(path: Path, **more: object) -> DataConfig:
-    values = {"adapter": "table", "raw": str(path), "table": {**MAPPING, **more}}
+def table_config(path: Path, **changes: object) -> DataConfig:
+    values = {"adapter": "table", "raw": str(path), "table": {**MAPPING, **changes}}
     return DataConfig.model_validate(values)
 
 
@@ -158,21 +171,21 @@ def write_table_parquet(folder: Path) -> Raw:
     path = folder / "clicks.parquet"
     pl.DataFrame(rows).write_parquet(path)
     bad = f"{path}:{BAD + 1}: row {BAD + 1}: clicked is 2, expected 0 or 1"
-    return Raw(table_config(path), table.open_data, ROWS, "country", bad)
+    return Raw(folder, table_config(path), ROWS, "country", bad)
 
 
 def write_table_csv(folder: Path) -> Raw:
     rows = [click(i) for i in range(ROWS)]
     rows[BAD]["clicked"] = 2
     path = folder / "clicks.csv.gz"
-    seen = pl.col("seen").list.join(" ")
-    text = pl.DataFrame(rows).with_columns(seen).write_csv()
+    history = pl.col("seen").list.join(" ")
+    text = pl.DataFrame(rows).with_columns(history).write_csv()
     path.write_bytes(gzip.compress(text.encode(), 1))
     bad = f"{path}:{BAD + 2}: clicked is '2', expected 0 or 1"  # line 1: the header
-    return Raw(table_config(path), table.open_data, ROWS, "country", bad)
+    return Raw(folder, table_config(path), ROWS, "country", bad)
 
 
-ADAPTERS = {
+WRITERS: dict[str, Callable[[Path], Raw]] = {
     "criteo": write_criteo,
     "synthetic": write_synthetic,
     "kuairand": write_kuairand,
@@ -184,7 +197,7 @@ ADAPTERS = {
 def prepare_table(
     out: Path, rows: pl.DataFrame, table_settings: dict[str, Any], **data: Any
 ) -> dict[str, Any]:
-    """Prepare a table of one's own, written as one CSV; returns the report."""
+    """Prepare your own table, written as one CSV; returns the report."""
     out.mkdir(exist_ok=True)
     rows.write_csv(out.parent / f"{out.name}.csv")
     config = DataConfig.model_validate(

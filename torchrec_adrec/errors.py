@@ -1,21 +1,21 @@
-"""The exception tree. A message says what was found, what was expected, what to do.
+"""The exception tree; a message says what was found, what was expected, what to do.
 
 AdRecError
 ├── ConfigError       a setting, a path or a command line that cannot be used
-│   └── PlanError     tables that fit no sharding plan, with what is needed and there
+│   └── PlanError     tables that fit no sharding plan, with needed and available bytes
 ├── SchemaError       columns that do not fit the schema
 ├── DataError         rows that cannot be used
-├── ReaderError       a process that read rows ahead, and died
+├── ReaderError       a process that read rows ahead and died
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
 ├── PredictionError   a prediction that is not finite
-├── ManifestError     an artefact that is damaged, or was made from something else
+├── ManifestError     an artefact that is damaged or was made from other inputs
 ├── TrainingError     a model that cannot be trained on: not finite, or dead
 │   └── NonFiniteLossError
 ├── GateError         an index that was measured and found too bad to publish
-├── StageError        a launched stage that did not end well
+├── StageError        a launched stage that ended with an error
 ├── DiskError         a disk that is full, or a folder that may not be written
 ├── LostRankError     another rank that ended while this one waited for it
-└── StoppedError      training that was asked to stop, and has saved
+└── StoppedError      training that was asked to stop and has saved a checkpoint
 """
 
 
@@ -37,12 +37,12 @@ class PlanError(ConfigError):
     """Tables that fit no sharding plan.
 
     Attributes:
-        needed, there: bytes over all ranks, 0 where memory is not the reason.
+        needed, available: bytes over all ranks, 0 where memory is not the reason.
     """
 
-    def __init__(self, message: str, needed: int = 0, there: int = 0) -> None:
+    def __init__(self, message: str, needed: int = 0, available: int = 0) -> None:
         super().__init__(message)
-        self.needed, self.there = needed, there
+        self.needed, self.available = needed, available
 
 
 class SchemaError(AdRecError):
@@ -54,7 +54,7 @@ class DataError(AdRecError):
 
 
 class ReaderError(AdRecError):
-    """A process that read rows ahead, and died."""
+    """A process that read rows ahead and died."""
 
 
 class CheckpointError(AdRecError):
@@ -62,15 +62,15 @@ class CheckpointError(AdRecError):
 
 
 class PredictionError(AdRecError):
-    """A prediction that is not finite: any order of such is wrong."""
+    """A prediction that is not finite, by which no ads can be ordered."""
 
 
 class ManifestError(AdRecError):
-    """An artefact that is damaged, or was made from something else."""
+    """An artefact that is damaged or was made from other inputs."""
 
 
 class TrainingError(AdRecError):
-    """A model that it makes no sense to train on."""
+    """A model that makes no sense to train any further."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -82,7 +82,7 @@ class GateError(AdRecError):
 
 
 class StageError(AdRecError):
-    """A launched stage that did not end well."""
+    """A launched stage that ended with an error."""
 
 
 class DiskError(AdRecError):
@@ -96,7 +96,7 @@ class LostRankError(AdRecError):
 
 
 class StoppedError(AdRecError):
-    """Training that was asked to stop, and has saved.
+    """Training that was asked to stop and has saved a checkpoint.
 
     The exit code is the shell's for the signal: 143 after SIGTERM, 130 after SIGINT.
     """
@@ -105,4 +105,4 @@ class StoppedError(AdRecError):
         super().__init__(
             f"interrupted at step {step}, saved; the same command goes on from there"
         )
-        self.code = 128 + signal
+        self.code = 128 + signal  # as shells report a process that a signal ended

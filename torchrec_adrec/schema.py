@@ -5,7 +5,9 @@ later stage refuse what was made from other columns.
 """
 
 import hashlib
+import math
 from collections import Counter
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,6 +23,38 @@ MOST_ROWS = 2**31 - 1  # of a table: ids are 32 bits wide
 RESERVED = (AD_ID, LOG_Q, SCORE, "impressions", "clicks")
 # Feature names are file names and parts of column names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """The data's half of a label kind: which numbers a label of this kind may hold.
+
+    The smallest is always 0, and NaN always means that the label was not observed.
+
+    Attributes:
+        highest: the largest number. Infinity: the kind has no limit of its own. A table
+            must then give one (`max_value`), to which larger numbers are cut, and
+            `adrec prepare` fits the label's mean, because its unit is the user's.
+        whole: whether only whole numbers are allowed.
+        expected: the allowed numbers, in the words of an error message.
+    """
+
+    highest: float
+    whole: bool
+    expected: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the kind has no upper limit of its own."""
+        return math.isinf(self.highest)
+
+
+# A new kind is added here, in `tasks/` (head and loss) and in `evaluation/` (metrics).
+LabelKind = Literal["binary", "value"]
+LABEL_RULES: dict[LabelKind, LabelRule] = {
+    "binary": LabelRule(highest=1, whole=True, expected="0 or 1"),
+    "value": LabelRule(highest=math.inf, whole=False, expected="a number from 0"),
+}
 
 
 class Side(StrEnum):
@@ -104,9 +138,19 @@ class Label(_Part):
     """
 
     name: Name
-    kind: Literal["binary", "value"] = "binary"
+    kind: LabelKind = "binary"
     max_value: float | None = None
     mean: float = 1.0
+
+    @property
+    def rule(self) -> LabelRule:
+        """Which numbers labels of this kind may hold."""
+        return LABEL_RULES[self.kind]
+
+    @property
+    def highest(self) -> float:
+        """The largest number that this label may hold; infinity: any finite one."""
+        return self.rule.highest if self.max_value is None else self.max_value
 
 
 class Schema(_Part):

@@ -24,7 +24,7 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("override", "message"),
     [
         ("train.batch_sise=4", "unknown key 'train.batch_sise', did you mean"),
         ("trian.batch_size=4", "did you mean 'train'"),
@@ -35,7 +35,7 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
         ("seed=-1", "greater than or equal to 0"),
         ("recommend={top: 20, candidates: 10}", "exceeds the 10 candidates"),
         ("train.batch_size=0", "greater than or equal to 1, found 0"),
-        ("data.split={train: .9}", "must be 1, found 1.1"),
+        ("data.split={train: 0.9}", "must be 1, found 1.1"),
         ("ranking.heads=5", "must be a multiple of heads"),
         ("train.batch_size", "expected key=value"),
         ("retrieval.optimizer.tables_lr=0", "greater than 0, found 0"),
@@ -44,10 +44,42 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
         ("sharding.types=[data_parallel]", "table_wise"),
     ],
 )
-def test_a_wrong_word_is_explained(word: str, message: str) -> None:
+def test_a_wrong_override_is_explained(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load_config(None, [word])
+        load_config(None, [override])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "old", "new"),
+    [
+        ("towers.alpha=0.9", "towers", "retrieval"),
+        ("ranker.layers=2", "ranker", "ranking"),
+        ("retrieval.start=x", "retrieval.start", "retrieval.init_from"),
+        (
+            "data.table.labels.spent={kind: value, high: 9}",
+            "data.table.labels.spent.high",
+            "data.table.labels.spent.max_value",
+        ),
+        (
+            "data.table.user.seen={kind: sequence, shares: item}",
+            "data.table.user.seen.sequence.shares",
+            "data.table.user.seen.sequence.shares_ids_with",
+        ),
+    ],
+)
+def test_an_old_key_is_refused_with_its_new_name(
+    override: str, old: str, new: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert f"unknown key {old!r}, which is {new!r} now" in str(error.value)
+
+
+def test_an_old_key_in_a_block_that_never_had_it_is_a_slip() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'train\.graphs'") as error:
+        load_config(None, ["train.graph=true", "train.high=3"])
+    assert "max_value" not in str(error.value)
 
 
 def test_extends_in_a_circle(tmp_path: Path) -> None:
@@ -92,7 +124,7 @@ def test_no_message_speaks_of_classes(value: str) -> None:
     for path in set(paths(Config)):
         with pytest.raises(ConfigError) as error:
             load_config(None, [f"{path}={value}"])
-        said = str(error.value)
-        assert not any(name in said.split() for name in names), said
-        for word in ("instance of", "discriminator", "extract"):
-            assert word not in said
+        message = str(error.value)
+        assert not any(name in message.split() for name in names), message
+        for term in ("instance of", "discriminator", "extract"):
+            assert term not in message

@@ -1,4 +1,4 @@
-"""What all settings share: unknown keys are errors, nothing changes once it is read."""
+"""The base of all settings: an unknown key is an error, and nothing changes later."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ Rate = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseModel):
-    """A group of settings."""
+    """A block of settings."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True

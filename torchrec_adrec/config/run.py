@@ -1,7 +1,7 @@
-"""One run, complete: typed settings, read from YAML with `extends:` and overrides.
+"""All settings of one run, typed, read from YAML with `extends:` and overrides.
 
-Holds no torch, so that reading a configuration costs milliseconds. The file that a run
-saves beside its output (`config.yaml`) holds every setting, defaults included.
+This imports no torch, so that reading a configuration costs milliseconds. The file that
+a run saves with its output (`config.yaml`) holds every setting, defaults included.
 """
 
 from collections.abc import Iterable
@@ -27,19 +27,19 @@ class IndexConfig(Settings):
     """The FAISS index over all ads, in shards."""
 
     kind: Literal["auto", "exact", "ivf_flat"] = "auto"
-    """auto: exact to 100,000 ads, IVF beyond."""
+    """auto: exact up to 100,000 ads, IVF for more."""
     shards: Count = 2
     nlist: Annotated[int, Field(ge=0)] = 0
     """Number of inverted lists; 0 means 4 * sqrt(number of ads)."""
     target_recall: Fraction = 0.95
-    """Recall against brute force at `recommend.candidates` below which the index is not
-    published."""
+    """Recall at `recommend.candidates`, against brute force, below which the index is
+    not published."""
     queries: Count = 1_000
-    """Held-out users that the gate asks with."""
+    """Number of held-out users whose ads the gate searches."""
 
 
 class RecommendConfig(Settings):
-    """From all ads to the few that are shown."""
+    """How many ads retrieval hands to the ranker, and how many are shown."""
 
     candidates: Count = 500
     top: Count = 10
@@ -52,7 +52,7 @@ class RecommendConfig(Settings):
 
 
 class Config(Settings):
-    """One run, complete."""
+    """All settings of one run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -73,17 +73,17 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
-        path: YAML file; `extends: other.yaml` names a file beside it to start from.
-            None: the defaults.
-        overrides: `dotted.key=value` words, the value in YAML.
+        path: YAML file; `extends: other.yaml` names a file of the same folder whose
+            settings it starts from. None: the defaults.
+        overrides: settings as `dotted.key=value`, the value in YAML.
 
     Raises:
-        ConfigError: no such file, no YAML, an unknown key (the nearest is named), a
-            value out of range.
+        ConfigError: no such file, no YAML, an unknown key (with its new name or the
+            nearest one), or a value out of range.
     """
     values = _read_yaml(path) if path is not None else {}
-    for word in overrides:
-        values = _merge(values, _override(word))
+    for override in overrides:
+        values = _merge(values, _read_override(override))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -91,8 +91,9 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(where + "; ".join(explain(error, Config))) from None
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in seen:
+def _read_yaml(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file, on top of those of the file that it extends."""
+    if path.resolve() in extending:
         raise ConfigError(f"{path}: `extends` leads back to itself")
     try:
         values = yaml.safe_load(path.read_text()) or {}
@@ -109,28 +110,31 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: `extends` expects one file name, found {base!r}")
-    return _merge(_read_yaml(path.parent / base, (*seen, path.resolve())), values)
+    extended = _read_yaml(path.parent / base, (*extending, path.resolve()))
+    return _merge(extended, values)
 
 
-def _override(word: str) -> dict[str, Any]:
-    key, equals, text = word.partition("=")
+def _read_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(
-            f"expected key=value (as train.batch_size=4096), found {word!r}"
+            f"expected key=value (as train.batch_size=4096), found {override!r}"
         )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{word!r}: the value is no YAML") from None
+        raise ConfigError(f"{override!r}: the value is no YAML") from None
+    # From the inside out: a.b=1 becomes {a: {b: 1}}, to be merged like a file.
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with changes: blocks are merged key by key, all else is replaced."""
     merged = dict(base)
-    for key, value in over.items():
+    for key, value in changes.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        are_blocks = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if are_blocks else value  # type: ignore[arg-type]
     return merged

@@ -1,8 +1,8 @@
-"""`data.table`: what the columns of one's own table mean. Example: docs/own_data.md.
+"""`data.table`: the meaning of the columns of your own table (docs/own_data.md).
 
-A feature is its kind (`country: text`) or, where there is more to say, a block of keys
-(`price: {kind: number, buckets: quantile}`); `column` is the name in the file, where it
-is another one. Holds no torch and reads no data, as all settings.
+A feature is written as its kind (`country: text`) or, where there is more to say, as a
+block of keys (`price: {kind: number, buckets: quantile}`). `column` is its name in the
+file, if that is another one. As all settings, this imports no torch and reads no data.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from torchrec_adrec.config.base import Settings
-from torchrec_adrec.schema import RESERVED
+from torchrec_adrec.schema import LABEL_RULES, RESERVED, LabelKind
 
 
 class _Column(Settings):
     column: str | None = None
-    """Its name in the file; default: the feature's own."""
+    """Its name in the file; default: the name of the feature."""
 
 
 class TextColumn(_Column):
@@ -32,7 +32,7 @@ class HexColumn(_Column):
 
 
 class NumberColumn(_Column):
-    """A number; with `buckets` also an id, `<name>_bucket`: missing has one."""
+    """A number; with `buckets` also an id, `<name>_bucket`, which missing has too."""
 
     kind: Literal["number"]
     transform: Literal["log_standard", "standard", "log"] = "log_standard"
@@ -40,34 +40,38 @@ class NumberColumn(_Column):
 
 
 class SequenceColumn(_Column):
-    """Several ids, the latest last: a list in Parquet, divided text in CSV."""
+    """Several ids, the latest last: a list in Parquet, text with separators in CSV."""
 
     kind: Literal["sequence"]
     max_length: Annotated[int, Field(ge=1)] = 20
-    """The last so many are kept."""
+    """The number of ids that are kept, the latest ones."""
     separator: Annotated[str, Field(min_length=1)] = " "
-    """Between two ids, where the column is text."""
+    """The sign between two ids, where the column is text."""
     shares_ids_with: str | None = None
-    """The ad's feature whose values these are: what the user clicked before. It then
-    has that feature's ids, and these ads are no negatives of the user."""
+    """The ad's feature that these are values of, as the ads that a user clicked before.
+    The sequence then has that feature's ids, and these ads are no negatives of their
+    user."""
 
 
 class LabelColumn(_Column):
-    """What was observed; a missing value: not observed (the first label must be)."""
+    """An outcome; a missing value was not observed (the first label must always be)."""
 
-    kind: Literal["binary", "value"] = "binary"
+    kind: LabelKind = "binary"
     max_value: Annotated[float, Field(gt=0)] | None = None
-    """A value above is cut to it."""
+    """A larger number is cut to it: a few outliers would rule every squared error."""
 
     @model_validator(mode="after")
-    def _values_have_a_limit(self) -> Self:
-        if (self.kind == "value") != (self.max_value is not None):
-            raise ValueError("`kind: value` needs `max_value`, a binary label has none")
+    def _open_kinds_have_a_limit(self) -> Self:
+        is_open = LABEL_RULES[self.kind].is_open
+        if is_open and self.max_value is None:
+            raise ValueError(f"`kind: {self.kind}` needs `max_value`")
+        if not is_open and self.max_value is not None:
+            raise ValueError(f"`max_value` is for values, a {self.kind} label has none")
         return self
 
 
 class TimeColumn(Settings):
-    """When the row happened, for a split by time."""
+    """The time of a row, for a split by time."""
 
     column: str
     kind: Literal["iso", "number"] = "iso"
@@ -75,65 +79,68 @@ class TimeColumn(Settings):
     names no offset). number: integers of any unit, the same in all files."""
 
 
-def _kind_alone(value: Any) -> Any:
+# `country: text` is short for `country: {kind: text}`, and `time: ts` for
+# `time: {column: ts}`.
+def _block_of_kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def _column_alone(value: Any) -> Any:
+def _block_of_column(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
 
 
-# A feature names a column of the prepared data and a file of its vocabulary.
+# The name of a feature is also that of a column of the prepared data and of a file with
+# its vocabulary.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FeatureColumn = Annotated[
     Annotated[
         TextColumn | HexColumn | NumberColumn | SequenceColumn,
         Field(discriminator="kind"),
     ],
-    BeforeValidator(_kind_alone),
+    BeforeValidator(_block_of_kind),
 ]
 
 
 class TableConfig(Settings):
-    """Columns of one's own Parquet, CSV or TSV files."""
+    """Columns of your own Parquet, CSV or TSV files."""
 
     labels: Annotated[dict[Name, LabelColumn], Field(min_length=1)]
-    """The first is the click: binary, and there in every row."""
+    """The first is the click: binary, and observed in every row."""
     user: Annotated[dict[Name, FeatureColumn], Field(min_length=1)]
-    """What is known of the user and the moment when an ad is asked for."""
+    """Features of the user and of the moment when an ad is asked for."""
     ad: Annotated[dict[Name, FeatureColumn], Field(min_length=1)]
-    """What is known of the ad whoever sees it."""
-    time: Annotated[TimeColumn, BeforeValidator(_column_alone)] | None = None
-    """Default: the rows stand in time order."""
+    """Features of the ad, the same whoever sees it."""
+    time: Annotated[TimeColumn, BeforeValidator(_block_of_column)] | None = None
+    """Default: the rows are in time order."""
     user_id: str | None = None
     """The column that names the user, for a split by user."""
     ad_id: str | None = None
-    """The column that names the ad, a feature of the ad's side too: an ad whose other
-    values change stays one ad, and the latest ones count. Default: the same values are
-    the same ad."""
+    """The column that names the ad; a feature of the ad must be made of it too. An ad
+    whose other values change stays one ad, with its latest values. Default: rows with
+    the same values of all the ad's features show the same ad."""
     ignore: tuple[str, ...] = ()
-    """Columns left out, as `tmp_*` too. Every other one must be used, so that none is
-    forgotten by a slip."""
+    """Columns that are not used; patterns such as `tmp_*` work too. Every other column
+    must be used, so that none is forgotten by a slip."""
     missing: tuple[str, ...] = ("",)
     """Texts that mean: no value."""
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
-        taken = [name for name in RESERVED if name in {**self.user, **self.ad}]
-        if taken:
+        reserved = [name for name in RESERVED if name in {**self.user, **self.ad}]
+        if reserved:
             raise ValueError(
-                f"{taken[0]} is a column that `prepare` writes; name the feature"
-                f" otherwise, as `creative: {{column: {taken[0]}, kind: text}}`"
+                f"{reserved[0]} is a column that `prepare` writes; name the feature"
+                f" otherwise, as `creative: {{column: {reserved[0]}, kind: text}}`"
             )
         return self
 
     @model_validator(mode="after")
     def _no_label_is_a_feature(self) -> Self:
         labels = {f.column or name for name, f in self.labels.items()}
-        both = sorted(labels & {column for _, _, column in self.features()})
-        if both:
+        shared = sorted(labels & {column for _, _, column in self.features()})
+        if shared:
             raise ValueError(
-                f"columns {both} are labels: known only after the ad was shown, they"
+                f"columns {shared} are labels: known only after the ad was shown, they"
                 " may be no features"
             )
         return self
@@ -150,7 +157,7 @@ class TableConfig(Settings):
 
     @property
     def key(self) -> str | None:
-        """The ad's feature that `ad_id` is the column of."""
+        """The ad's feature that is made of the column `ad_id`."""
         ids = {
             f.column or n: n for n, f in self.ad.items() if f.kind in ("text", "hex")
         }

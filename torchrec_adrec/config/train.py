@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-# At 0 nothing is learnt, and nothing would say so; `ranking.tables` freezes tables.
+# At 0 nothing is learnt, without any error; `ranking.tables` is how tables are frozen.
 LearningRate = Annotated[float, Field(gt=0)]
 
 
@@ -20,51 +20,53 @@ class OptimizerConfig(Settings):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which both learning rates rise from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How both fall to 0 from there to the last step."""
+    """How both learning rates fall to 0 between the warm-up and the last step."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the dense gradient. Tables are updated inside backward, before it
-    is known: row-wise Adagrad scales them by their own history."""
+    """Largest norm of the dense gradient. Tables are updated inside backward, before
+    the norm is known; row-wise Adagrad scales them by their own history instead."""
     accumulate: Count = 1
-    """Steps whose dense gradients are averaged to one dense update; tables are updated
-    in every step."""
+    """Number of steps whose dense gradients are averaged for one dense update; tables
+    are updated in every step."""
 
 
 class RetrievalConfig(Settings):
-    """Two towers and the loss they are trained with."""
+    """The two towers and the loss that they are trained with."""
 
     embedding_dim: Count = 16
     hidden: tuple[Count, ...] = (256,)
     output_dim: Count = 64
     dropout: Dropout = 0.1
     similarity: Literal["cosine", "dot", "additive"] = "cosine"
-    """How a user and an ad vector become a score; the index metric follows from it.
-    additive: the user's number plus the ad's, one order of ads for all (a baseline)."""
+    """How a user vector and an ad vector become a score; the index metric follows from
+    it. additive: the user's number plus the ad's, so that all users have the same order
+    of ads (a baseline)."""
     click_bias: bool = True
-    """Adds to the click's logit a number of the user and one of the ad, from narrow
-    tables of their own. On Criteo the towers' AUC rose from .741 to .759 by it, and
-    recall@100 from .79 to .83 (test, one seed; chosen on the validation split)."""
+    """Add a number of the user and one of the ad to the click's logit, from narrow
+    tables that serve nothing else. On Criteo it raised the towers' AUC from 0.741 to
+    0.759 and recall@100 from 0.79 to 0.83 (test, one seed; chosen on the validation
+    split)."""
     alpha: Fraction = 0.9
-    """Weight of the click's cross-entropy; the rest is the contrast. On Criteo .7 gave
-    AUC .748 and recall@100 .81, .98 gave .769 and .53 (validation)."""
+    """Weight of the click's cross-entropy; the rest is the contrast. On Criteo 0.7 gave
+    AUC 0.748 and recall@100 0.81, 0.98 gave 0.769 and 0.53 (validation)."""
     contrast: Literal["softmax", "bpr", "triplet"] = "softmax"
-    """What clicked ads are set apart from others with: the in-batch softmax, or losses
+    """The loss that sets clicked ads apart from others: the in-batch softmax, or losses
     of pairs (for comparison)."""
     temperature: Annotated[float, Field(gt=0)] = 0.02
-    """Divides the score inside the contrast. On Criteo .2 gave recall@100 .36, .02 gave
-    .77, and the better AUC (validation)."""
+    """Divides the score inside the contrast. On Criteo 0.2 gave recall@100 0.36, and
+    0.02 gave 0.77 with the better AUC (validation)."""
     learn_temperature: bool = False
     """Start at `temperature` and learn it."""
     log_q: bool = True
     """Correct the softmax for how often each ad is drawn. Without it popular ads are
     pushed down."""
     uniform_negatives: Annotated[int, Field(ge=0)] = 0
-    """Ads of a step (over all ranks) drawn uniformly from those that training showed,
-    beside the batch's own; log_q is then that of the mixture."""
+    """Number of ads that each step (over all ranks) draws uniformly from those that
+    training showed, in addition to the batch's; log_q is then that of the mixture."""
     optimizer: OptimizerConfig = OptimizerConfig()
     init_from: str = ""
-    """Checkpoint of another run whose weights training begins with (`--from`)."""
+    """Checkpoint of another run, with whose weights training begins (`--from`)."""
     allow_new_tables: bool = False
-    """Parameters that do not fit `init_from` stay as initialised, and are listed."""
+    """List parameters that do not fit `init_from`, and leave them as initialised."""
 
     @property
     def vector_dim(self) -> int:
@@ -85,7 +87,7 @@ class RankingConfig(Settings):
     head_dim: Count = 64
     dropout: Dropout = 0.1
     tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
-    """Where the tables come from: the retrieval checkpoint, or fresh."""
+    """The source of the tables: the retrieval checkpoint, or new random values."""
     optimizer: OptimizerConfig = OptimizerConfig(tables_lr=0.05, dense_lr=0.002)
     """A table that is warm-started and then hardly moves ranks worse than a fresh one:
     the learning rate of the tables stays high."""
@@ -100,10 +102,11 @@ class RankingConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """The loop, the same for towers and ranker."""
+    """The training loop, the same for towers and ranker."""
 
     batch_size: Count = 1024
-    """Rows of one optimizer step over *all* ranks: a run means the same on any."""
+    """Rows of one optimizer step over *all* ranks, so that the number of ranks does not
+    change what a run means."""
     eval_batch_size: Count = 4096
     epochs: Count = 1
     checkpoint_every: Count = 200
@@ -112,35 +115,35 @@ class TrainConfig(Settings):
     log_every: Count = 20
     """Steps between two points of the loss curve."""
     health_every: Annotated[int, Field(ge=0)] = 200
-    """Steps between two looks at norms, touched rows and the ads' effective rank, for
-    TensorBoard; 0: never."""
+    """Steps between two measurements of norms, touched rows and the ads' effective
+    rank, for TensorBoard; 0: never."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "float32"
-    """Of the dense products. auto: bfloat16 where a measurement at the start finds it
-    faster. tf32: float32 numbers of which a GPU's products read 10 bits after the
-    point. Tables, logits and the optimizers stay float32."""
+    """Precision of the dense products. auto: bfloat16 where a measurement at the start
+    finds it faster. tf32: float32 numbers of which a GPU's products read 10 bits after
+    the point. Tables, logits and the optimizers stay float32."""
     compile: bool = False
     """torch.compile of the towers' dense parts; costs half a minute at the start."""
     graphs: bool = True
     """On one GPU: run heads, loss and their backward pass as one CUDA graph, which
-    costs the host one launch in place of some 150. Not where the schema has histories,
-    whose number of ids changes from step to step."""
+    costs the host one launch in place of some 150. Without effect where the schema has
+    histories, whose number of ids changes from step to step."""
     dead_model: Literal["raise", "warn"] = "raise"
-    """What a model does that learns nothing: constant logits, or an AUC of .5."""
+    """The answer to a model that learns nothing (constant logits, or an AUC of 0.5)."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two evaluations on the validation split; 0: only at the end."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many evaluations without a better validation log loss, and go back
     to the best checkpoint. Needs `evaluate_every`."""
     restarts: Annotated[int, Field(ge=0)] = 3
-    """Times that `adrec run` starts all ranks again after one died."""
+    """How many times `adrec run` starts all ranks again after one died."""
     hang_seconds: Annotated[float, Field(gt=0)] = 300
-    """Without a step after which a rank says where all ranks stand, and ends."""
+    """Seconds without a step after which a rank prints where all ranks are and ends."""
     ledger: bool = False
-    """Write down which rows every step took: `adrec checkpoint ledger`
-    compares them with the rows that there are."""
+    """Record the rows of every step; `adrec checkpoint ledger` compares them with the
+    rows of the training split."""
     reader: Literal["auto", "thread", "process"] = "auto"
-    """What reads ahead. process: a process of its own, which leaves the interpreter to
-    the launching of kernels. auto: that on GPUs, else a thread."""
+    """How rows are read ahead. process: in another process, so that Python is free to
+    launch kernels. auto: process on GPUs, else thread."""
     shuffle_window: Count = 1_000_000
     """Rows that are shuffled together, within row groups drawn in random order."""
 
@@ -156,6 +159,7 @@ ShardingName = Literal[
 ]
 
 
+# TorchRec accepts `data_parallel` and then leaves such tables untrained, unannounced.
 def _no_data_parallel(types: Any) -> Any:
     if isinstance(types, (list, tuple)) and "data_parallel" in types:
         raise ValueError(
@@ -174,28 +178,28 @@ ShardingTypes = Annotated[
 
 
 class TableSharding(Settings):
-    """What the planner may choose from for the tables that a pattern names."""
+    """The planner's choices for the tables that a pattern names."""
 
     types: ShardingTypes | None = None
     """Default: `sharding.types`."""
     kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = "fused"
-    """Where the rows live: GPU memory, or host memory read over the bus, without or
-    with a cache on the GPU. Nothing moves to host memory unasked."""
+    """Where the rows are kept: GPU memory, or host memory that is read over the bus,
+    without or with a cache on the GPU. Nothing moves to host memory unasked."""
     min_partition: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
     """Narrowest slice of columns of column_wise and table_column_wise; a table whose
     width it does not divide takes the next one that does. Default: 128."""
 
 
 class ShardingConfig(Settings):
-    """What the planner may choose from: docs/sharding.md."""
+    """The planner's choices (docs/sharding.md)."""
 
     types: ShardingTypes | None = None
-    """Of every table that `tables` says nothing else of. Default: table_wise, on GPUs
-    also row_wise: on CPUs the planner, whose figures are those of GPUs, would cut a
-    table of 18 rows over all ranks."""
+    """Sharding types of every table for which `tables` gives no others. Default:
+    table_wise, and on GPUs also row_wise. On CPUs the planner, which counts with the
+    figures of GPUs, would cut a table of 18 rows over all ranks."""
     tables: dict[str, TableSharding] = Field(default_factory=dict)
-    """Pattern of table names, as `user_C1` or `ad_*`, to what holds for those tables.
-    The first pattern that fits a table counts; one that fits none is an error."""
+    """Patterns of table names, as `user_C1` or `ad_*`, with the choices for them. The
+    first pattern that fits a table counts; one that fits none is an error."""
     qcomm: Literal["fp32", "fp16"] = "fp32"
     """Precision in which looked-up vectors travel between ranks. Their gradients always
     travel in fp32: those of one row are about 1 / batch_size, which fp16 rounds to a

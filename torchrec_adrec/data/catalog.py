@@ -1,4 +1,4 @@
-"""The ads: every distinct combination of the ad side's raw values, once.
+"""The catalog of ads: every distinct combination of the ad side's raw values, once.
 
 `catalog.parquet`, sorted by `ad_id`: `ad_id` int64, `impressions` and `clicks` of the
 training rows, one encoded column per ad feature, one `raw_*` column per raw value.
@@ -19,16 +19,19 @@ from torchrec_adrec.runtime.files import check_hashes
 from torchrec_adrec.schema import AD_ID
 
 COUNTED = ("impressions", "clicks")
-# When a combination of values was last seen; a feature's name has no colon.
+# The time and the row in which a combination of values was last seen. The name of a
+# feature has no colon, so that none can be the same.
 SEEN_TIME, SEEN_ROW = "seen:time", "seen:row"
 MISSING_KEY = np.int64(-1)
-KEPT = 2_000_000  # ads of all chunks that wait before equal ones are joined
+KEPT = 2_000_000  # ads of several chunks that are held before equal ones are joined
 
 
 def ad_ids(raw: RawColumns, sources: Sequence[str]) -> Int64s:
     """A 63-bit id of the raw values of each row's ad, (B,) int64, never negative.
 
-    FAISS keeps -1 for "nothing found".
+    Args:
+        raw: the raw columns of the rows.
+        sources: the columns whose values make an ad, in their fixed order.
     """
     mixed: UInt64s | None = None
     for name in sources:
@@ -37,6 +40,7 @@ def ad_ids(raw: RawColumns, sources: Sequence[str]) -> Int64s:
         value = hashed[column.codes]
         mixed = splitmix(value if mixed is None else mixed ^ value)
     assert mixed is not None, "the ad's side has no columns"
+    # FAISS returns -1 for "nothing found", so ids keep the sign bit free.
     return (mixed >> np.uint64(1)).view(np.int64)
 
 
@@ -44,10 +48,10 @@ def ad_ids(raw: RawColumns, sources: Sequence[str]) -> Int64s:
 class AdCounter:
     """Collects the ads of many chunks.
 
-    Args:
+    Attributes:
         sources: the ad side's raw columns.
-        label: the click.
-        dated: whether to note when each was last seen (see `varying.latest`).
+        label: the name of the click.
+        dated: whether to record when each ad was last seen (see `varying.latest`).
     """
 
     sources: Sequence[str]
@@ -56,19 +60,22 @@ class AdCounter:
     _parts: list[pl.DataFrame] = field(default_factory=list)
 
     def count(self, chunk: Chunk, train: Bools, first_row: int = 0) -> pl.DataFrame:
-        """Every ad of a chunk, with the training rows as impressions and clicks.
+        """Every ad of a chunk, with its impressions and clicks in the training rows.
 
         Args:
+            chunk: rows of all splits: an ad without training rows is one too.
+            train: (B,) which rows are trained on.
             first_row: number of the chunk's first row among those of all files.
 
         Raises:
             DataError: two ads share an id.
         """
         ads = Column.of(pl.Series(ad_ids(chunk.columns, self.sources)))
+        # Written from the last row to the first, so that each ad's first row stays.
         first = np.empty(len(ads.values), dtype=np.int64)
         first[ads.codes[::-1]] = np.arange(chunk.num_rows)[::-1]
         clicked = train & (chunk.labels[self.label] == 1)
-        counted = {
+        counts = {
             name: ads.count(rows)
             for name, rows in zip(COUNTED, (train, clicked), strict=True)
         }
@@ -76,10 +83,11 @@ class AdCounter:
         for name in self.sources:
             column = scalar_column(chunk.columns, name)
             if (column.codes[first][ads.codes] != column.codes).any():
+                # Two ads with one id would be one ad in all that follows.
                 raise clash()
             raw[name] = values_of(column.rows(first))
-        seen = _last_seen(ads, chunk, first_row) if self.dated else {}
-        return pl.DataFrame({AD_ID: ads.values} | raw | counted | seen)
+        dates = _last_seen(ads, chunk, first_row) if self.dated else {}
+        return pl.DataFrame({AD_ID: ads.values} | raw | counts | dates)
 
     def add(self, ads: pl.DataFrame) -> None:
         """Add the ads of one chunk."""
@@ -105,14 +113,19 @@ def load_ads(paths: list[Path], sources: Sequence[str]) -> pl.DataFrame:
 def values_of(column: Column) -> pl.Series:
     """The raw value of each row, null where missing."""
     codes = pl.Series(column.codes)
-    at = pl.DataFrame({"at": codes}).select(
-        pl.when(pl.col("at") >= 0).then(pl.col("at"))
+    positions = pl.DataFrame({"code": codes}).select(
+        pl.when(pl.col("code") >= 0).then(pl.col("code"))
     )
-    return column.values.gather(at.to_series())
+    return column.values.gather(positions.to_series())
 
 
 def log_q(ads: pl.DataFrame, ids: Int64s) -> Float32s:
-    """Log of each ad's share of the training impressions; NaN if it had none."""
+    """Log of each ad's share of the training impressions, (B,); NaN if it had none.
+
+    Args:
+        ads: the catalog, in rising order of `ad_id`.
+        ids: (B,) ids that are in it.
+    """
     impressions = ads["impressions"].to_numpy().astype(np.float64)
     share = impressions / impressions.sum()
     share[share == 0] = np.nan
@@ -135,13 +148,14 @@ def load_catalog(data: Path) -> pl.DataFrame:
 
 
 def _join(parts: list[pl.DataFrame], sources: Sequence[str]) -> pl.DataFrame:
-    """One row per ad. Grouped by the raw values too, so a clash of ids is seen."""
+    """One row per ad, with the sums of its counts and the latest of its dates."""
     joined = pl.concat(parts)
-    found = [pl.col(name).sum().cast(pl.Int64) for name in COUNTED]
+    summed = [pl.col(name).sum().cast(pl.Int64) for name in COUNTED]
     if SEEN_TIME in joined.columns:
         time, row = pl.col(SEEN_TIME), pl.col(SEEN_ROW)
-        found += [time.max(), row.filter(time == time.max()).max()]
-    ads = joined.group_by(AD_ID, *sources).agg(found).sort(AD_ID)
+        summed += [time.max(), row.filter(time == time.max()).max()]
+    # Grouped by the raw values too: two ads with one id are then two rows.
+    ads = joined.group_by(AD_ID, *sources).agg(summed).sort(AD_ID)
     if ads[AD_ID].n_unique() != len(ads):
         raise clash()
     return ads

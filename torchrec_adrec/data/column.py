@@ -1,7 +1,7 @@
-"""A raw column as its distinct values and a code per row.
+"""Raw columns as distinct values and one code per row.
 
-All that costs (reading hexadecimals, hashing, logarithms, looking up) is done once per
-distinct value of a chunk and then spread over the rows by one gather.
+Whatever is slow (reading hexadecimals, hashing, logarithms, looking up) is done once
+per distinct value of a chunk and then spread over the rows by one gather.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +22,15 @@ T = TypeVar("T", bound=np.generic)
 
 @dataclass(frozen=True)
 class Column:
-    """Scalars of one raw column.
+    """One raw column with a value per row.
+
+    >>> column = Column.of(pl.Series(["NL", None, "DE", "NL"]))
+    >>> column.codes.tolist(), column.values.to_list()
+    ([0, -1, 1, 0], ['NL', 'DE'])
 
     Attributes:
         codes: (B,) int8 to int32, position in `values`; -1 where missing.
-        values: (V,), distinct, no nulls.
+        values: (V,), distinct, without nulls.
     """
 
     codes: NDArray[np.signedinteger]
@@ -39,7 +43,7 @@ class Column:
 
     @classmethod
     def from_arrow(cls, array: Any) -> "Column":
-        """From an Arrow dictionary array."""
+        """Make a column of an Arrow dictionary array."""
         codes = array.indices
         if codes.null_count:
             codes = codes.fill_null(-1)
@@ -47,30 +51,37 @@ class Column:
         return cls(codes.to_numpy(zero_copy_only=False), values)
 
     def spread(self, per_value: NDArray[T], missing: Any) -> NDArray[T]:
-        """What belongs to each value, given to each row, (B,); `missing` if none."""
-        # Code -1 is the last entry.
+        """Give every row what belongs to its value, (B,); `missing` where it has none.
+
+        Args:
+            per_value: (V,) one entry for each of `values`.
+            missing: the entry of rows without a value.
+        """
+        # Code -1 wraps around to the last entry, which is that of missing values.
         table = np.append(per_value, np.asarray(missing, dtype=per_value.dtype))
         return cast(NDArray[T], table.take(self.codes, mode="wrap"))
 
     def count(self, rows: Bools | None = None) -> Int64s:
-        """How often each value stands in some rows, (V,)."""
+        """How often each value occurs in some rows (default: in all), (V,)."""
         codes = self.codes if rows is None else self.codes[rows]
         # Wide first: 127 + 1 is -128 in a byte.
         shifted = codes.astype(np.int64) + 1
         return np.bincount(shifted, minlength=len(self.values) + 1)[1:]
 
-    def rows(self, chosen: Any) -> "Column":
-        """Some rows of it; the values stay."""
-        return Column(self.codes[chosen], self.values)
+    def rows(self, index: Any) -> "Column":
+        """The rows of a numpy index (positions, mask, slice), with the same values."""
+        return Column(self.codes[index], self.values)
 
 
 @dataclass(frozen=True)
 class JaggedColumn:
-    """Lists of one raw column: the items of all rows, one after the other.
+    """One raw column with a list per row: the items of all rows, one after the other.
+
+    The lists [a, b], [] and [c] have the items a b c and the offsets 0 2 2 3.
 
     Attributes:
         items: (N,) over all rows.
-        offsets: (B + 1,) int32, where each row's items start.
+        offsets: (B + 1,) int32; the items of row i are offsets[i] to offsets[i + 1].
     """
 
     items: Column
@@ -78,7 +89,7 @@ class JaggedColumn:
 
     @classmethod
     def of(cls, series: pl.Series) -> "JaggedColumn":
-        """From a column of lists; a null is an empty list."""
+        """Make it of a column of lists; a null is an empty list."""
         filled = series.fill_null([])
         lengths = filled.list.len().to_numpy()
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -86,37 +97,46 @@ class JaggedColumn:
         return cls(Column.of(items), offsets)
 
     def last(self, per_item: NDArray[T], length: int, fill: int) -> NDArray[T]:
-        """The last `length` items of each row, (B, length), `fill` behind the last."""
+        """The last `length` items of each row, in order, then `fill`, (B, length).
+
+        Args:
+            per_item: (N,) what is taken of each item.
+            length: the number of columns.
+            fill: what follows the last item of a shorter row.
+        """
         ends = self.offsets[1:]
-        kept = np.minimum(np.diff(self.offsets), length)
-        at = (ends - kept)[:, None] + np.arange(length)
-        inside = np.arange(length) < kept[:, None]
+        lengths = np.minimum(np.diff(self.offsets), length)
+        positions = (ends - lengths)[:, None] + np.arange(length)
+        is_item = np.arange(length) < lengths[:, None]
         if not len(per_item):
-            return np.full(at.shape, fill, dtype=per_item.dtype)
-        found = per_item.take(at, mode="clip")
-        return np.where(inside, found, np.asarray(fill, dtype=per_item.dtype))
+            return np.full(positions.shape, fill, dtype=per_item.dtype)
+        # Positions behind a row's last item may lie behind the last of all: clipped
+        # here, replaced below.
+        items = per_item.take(positions, mode="clip")
+        return np.where(is_item, items, np.asarray(fill, dtype=per_item.dtype))
 
     def last_items(self) -> Column:
         """The last item of each row; missing where a list is empty."""
-        codes = np.append(self.items.codes, -1)  # one to look at where there is none
-        there = np.diff(self.offsets) > 0
-        last = np.where(there, self.offsets[1:] - 1, len(codes) - 1)
+        codes = np.append(self.items.codes, -1)  # the last entry is for empty lists
+        has_items = np.diff(self.offsets) > 0
+        last = np.where(has_items, self.offsets[1:] - 1, len(codes) - 1)
         return Column(codes[last], self.items.values)
 
     def count(self, rows: Bools | None = None) -> Int64s:
-        """How often each item stands in some rows, (V,)."""
+        """How often each item occurs in some rows (default: in all), (V,)."""
         if rows is None:
             return self.items.count()
         return self.items.count(np.repeat(rows, np.diff(self.offsets)))
 
-    def rows(self, chosen: Any) -> "JaggedColumn":
-        """Some rows of it."""
-        rows = np.arange(len(self.offsets) - 1)[chosen]
+    def rows(self, index: Any) -> "JaggedColumn":
+        """The rows of a numpy index (positions, mask, slice)."""
+        rows = np.arange(len(self.offsets) - 1)[index]
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        at = np.repeat(self.offsets[:-1][rows], lengths) + within
-        return JaggedColumn(self.items.rows(at), offsets)
+        # Each item's place in its own list, added to where that list starts here.
+        places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        positions = np.repeat(self.offsets[:-1][rows], lengths) + places
+        return JaggedColumn(self.items.rows(positions), offsets)
 
 
 RawColumns = dict[str, Column | JaggedColumn]
@@ -147,9 +167,9 @@ class Chunk:
     """Some consecutive rows of one raw file.
 
     Attributes:
-        columns: the sources of all features, and the user's.
+        columns: the raw columns of all features, and of the user.
         labels: (B,) float32 by name, NaN where not observed.
-        time: (B,) int64, if the data set has a time column.
+        time: (B,) int64, or None if the data set has no time column.
     """
 
     columns: RawColumns
@@ -163,7 +183,13 @@ class Chunk:
 
     @classmethod
     def of(cls, rows: pl.DataFrame, data: DataSet, pool: ThreadPoolExecutor) -> "Chunk":
-        """Number the values of every column."""
+        """Code the columns of a frame.
+
+        Args:
+            rows: of `DataSet.read`.
+            data: says which columns are labels and time.
+            pool: codes several columns at a time.
+        """
         labels = {name: _floats(rows[name]) for name in data.schema.label_names}
         time = None if data.time is None else rows[data.time].to_numpy()
         names = [n for n in rows.columns if n not in labels and n != data.time]
@@ -189,14 +215,14 @@ class Chunk:
     def load(cls, path: Path) -> "Chunk":
         """Read what `save` wrote, without copying."""
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        found: dict[str, dict[str, Any]] = {"column": {}, "label": {}, "time": {}}
+        arrays: dict[str, dict[str, Any]] = {"column": {}, "label": {}, "time": {}}
         for name in batch.schema.names:
             kind, _, key = name.partition(":")
-            found[kind][key] = batch[name]
+            arrays[kind][key] = batch[name]
         return cls(
-            {name: _from_arrow(array) for name, array in found["column"].items()},
-            {name: array.to_numpy() for name, array in found["label"].items()},
-            found["time"][""].to_numpy() if found["time"] else None,
+            {name: _from_arrow(array) for name, array in arrays["column"].items()},
+            {name: array.to_numpy() for name, array in arrays["label"].items()},
+            arrays["time"][""].to_numpy() if arrays["time"] else None,
         )
 
 

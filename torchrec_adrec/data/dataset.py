@@ -1,7 +1,7 @@
-"""What an adapter tells of a data set: its columns, its files, how to read one.
+"""A data set as its adapter describes it: its columns, its files, how to read one.
 
-An adapter is a module with one function, `open_data(config) -> DataSet`. All else
-(vocabularies, splits, Parquet, reports) knows only what stands here.
+Vocabularies, splits, Parquet and reports know nothing else of a data set than this.
+How a data set is added: `data/adapters/adapter.py`.
 """
 
 import re
@@ -26,17 +26,18 @@ class DataSet:
     Attributes:
         schema: features, sides and labels; table sizes are 0 until `prepare` fits them.
         files: in the order of their rows; a rank of `prepare` takes whole files.
-        read: one file -> its good rows in order, in frames of `raw_types`; every other
-            row is told to `BadRows` with file and line. The same file gives the same
-            rows, however they are cut into frames.
-        time: Int64 column to split by; None: rows stand in time order.
+        read: yields the good rows of one file in order, in frames of `raw_types`. Every
+            other row is counted in `BadRows` with file and line. The same file gives
+            the same rows, however they are cut into frames.
+        time: Int64 column to split by; None: rows are in time order.
         user: String column that names the user, for a split by user; None: unknown.
-        sides: the settings by which a column is moved to the other side, for messages;
-            empty: the adapter has decided.
-        ad: the ad's column that names it: its latest values stand in the catalog. None:
-            an ad is every distinct combination of its side's values.
-        items: the ad's columns of which one may name it, where `ad` is None.
-        copies: features made of the very raw column that `time` or `user` is made of.
+        sides: the settings that move a column to the other side, for messages; empty:
+            the adapter has decided.
+        ad: the ad's column that names it; the catalog holds its latest values. None: an
+            ad is every distinct combination of its side's values.
+        items: where `ad` is None, the ad's columns of which one may name it.
+        copies: for the columns `time` and `user`, the features that are made of the
+            same raw column.
     """
 
     schema: Schema
@@ -55,10 +56,11 @@ class DataSet:
         return (self.ad,) if self.ad else self.schema.sources_of(Side.AD)
 
     def not_compared(self, split_by: str) -> tuple[str, ...]:
-        """The raw columns in which a row of one split can hardly equal one of another.
+        """The raw columns that are left out when rows of two splits are compared.
 
-        The time, and where users are split, the user. Rows that differ in nothing else
-        are the same example.
+        These are the time, the user where the split is by user, and their copies: rows
+        of two splits hardly ever agree in them. Rows that differ in nothing else are
+        the same example.
         """
         names = (self.time, self.user if split_by == "user" else None)
         return tuple(
@@ -69,8 +71,9 @@ class DataSet:
 def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     """The columns that `read` gives, each with the types that it may have.
 
-    hex: UInt32. text: String. numbers: Int64 or Float64. sequences: List(String), the
-    latest last. labels: Float32. Null is missing; a null label was not observed.
+    A hex feature is UInt32, text is String, a number Int64 or Float64, a sequence
+    List(String) with the latest item last, a label Float32. Null is a missing value; a
+    null label was not observed.
     """
     types: dict[str, set[pl.DataType]] = {}
     for feature in data.schema.bags:
@@ -87,6 +90,7 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     return types
 
 
+# Integers may stay Int64: float64 has no digits for those above 2**53.
 _TYPES: dict[str, set[pl.DataType]] = {
     "hex": {pl.UInt32()},
     "text": {pl.String()},
@@ -95,50 +99,49 @@ _TYPES: dict[str, set[pl.DataType]] = {
 
 
 def check_rows(rows: pl.DataFrame, data: DataSet) -> None:
-    """Refuse a frame that is not what the adapter promised.
+    """Refuse a frame whose columns or types the schema does not promise.
 
     Raises:
         SchemaError: names the column, what was found and what was expected.
     """
     expected = raw_types(data)
     if set(rows.columns) != set(expected):
-        odd = sorted(set(rows.columns) ^ set(expected))
-        raise SchemaError(f"raw columns {odd} are missing or not in the schema")
+        names = sorted(set(rows.columns) ^ set(expected))
+        raise SchemaError(f"raw columns {names} are missing or not in the schema")
     for name, types in expected.items():
         if rows[name].dtype not in types:
-            wanted = " or ".join(str(t) for t in types)
-            raise SchemaError(f"{name} is {rows[name].dtype}, expected {wanted}")
+            allowed = " or ".join(str(t) for t in types)
+            raise SchemaError(f"{name} is {rows[name].dtype}, expected {allowed}")
 
 
 def raw_files(config: DataConfig) -> tuple[Path, ...]:
-    """The files of `data.raw`; a pattern stands for what it matches, in name order.
-
-    Numbers in names count as numbers: day_2 comes before day_10, as it did in time.
+    """The files of `data.raw`; a pattern means all files that it fits, in name order.
 
     Raises:
-        ConfigError: none is given, one is missing, a pattern matches none, or one is
-            named twice.
+        ConfigError: no file is given, one is missing or given twice, or a pattern
+            matches none.
     """
     files: list[Path] = []
-    for word in config.raw:
-        found = matching(word) or [Path(word)]
-        if not all(path.is_file() for path in found):
-            raise ConfigError(f"data.raw: no such file: {word}")
-        files += sorted(found, key=_name_order)
+    for pattern in config.raw:
+        paths = matching(pattern) or [Path(pattern)]
+        if not all(path.is_file() for path in paths):
+            raise ConfigError(f"data.raw: no such file: {pattern}")
+        files += sorted(paths, key=_name_order)
     return each_once(files)
 
 
 def each_once(files: Sequence[Path]) -> tuple[Path, ...]:
-    """The files, if there are some and none stands there twice.
+    """The files, if there are some and none is given twice.
 
     Raises:
         ConfigError: otherwise.
     """
+    # Rows that count twice would also be in two splits, and flatter every metric.
     counts = Counter(path.resolve() for path in files)
-    twice = [str(path) for path, times in counts.items() if times > 1]
-    if twice:
+    repeated = [str(path) for path, times in counts.items() if times > 1]
+    if repeated:
         raise ConfigError(
-            f"data.raw: {', '.join(twice)} named twice: their rows would count twice"
+            f"data.raw: {', '.join(repeated)} named twice: their rows would count twice"
         )
     if not files:
         raise ConfigError("data.raw: none given; name the raw files: data.raw=PATH")
@@ -146,5 +149,9 @@ def each_once(files: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _name_order(path: Path) -> list[tuple[int, str]]:
+    """A sort key by which numbers count as numbers: day_2 comes before day_10.
+
+    In the order of text, days would be split by time in the wrong order.
+    """
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

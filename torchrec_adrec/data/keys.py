@@ -1,7 +1,7 @@
-"""Raw values as 64-bit keys: what vocabularies, ad ids and split hashes are made of.
+"""64-bit keys of raw values, of which vocabularies, ad ids and split hashes are made.
 
-Written out rather than taken from a library because it must never change: ids stand in
-saved data, checkpoints and indexes, and polars' own hash differs between versions.
+The hash is written out here because it must never change: ids are saved in data,
+checkpoints and indexes, and polars' own hash differs between versions.
 """
 
 from hashlib import blake2b
@@ -30,13 +30,14 @@ def salted_hash(values: Int64s | UInt64s, constant: np.uint64) -> UInt64s:
 
 
 def keys(values: pl.Series) -> Int64s:
-    """One key per value, (V,) int64: integers themselves, floats by their bits.
+    """One key per value, (V,) int64: an integer is its own, a float gives its bits.
 
     A text is its BLAKE2b of 63 bits: among a million texts two share a key with a
     probability of 5e-8.
     """
     if values.dtype == pl.String:
         hashed = [blake2b(text.encode(), digest_size=8).digest() for text in values]
+        # Little-endian on every machine, for the same ids everywhere.
         joined = np.frombuffer(b"".join(hashed), dtype="<u8")
         return (joined >> np.uint64(1)).view(np.int64)
     if values.dtype == pl.Float64:
@@ -45,5 +46,5 @@ def keys(values: pl.Series) -> Int64s:
 
 
 def salt(text: str) -> np.uint64:
-    """A constant that sets the hashes of one column, or one seed, apart."""
+    """A constant that makes the hashes of one column, or of one seed, differ."""
     return np.uint64(splitmix(keys(pl.Series([text])).view(np.uint64))[0])

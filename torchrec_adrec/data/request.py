@@ -1,4 +1,4 @@
-"""One user as a request brings it: raw values by column, checked, never guessed."""
+"""The user of a request: raw values by column, checked and never guessed."""
 
 import math
 import re
@@ -16,10 +16,14 @@ RawUser = Mapping[str, int | float | str | Sequence[str] | None]
 
 
 def raw_user(user: RawUser, schema: Schema) -> RawColumns:
-    """The user's raw columns, of one row.
+    """Make the user's raw columns, of one row.
+
+    A request is one of `example_users.json`, as `{"country": "NL", "age": 34,
+    "history": ["a2", "a1"]}`.
 
     Args:
         user: a column that is absent or None is a missing value.
+        schema: of the data that the model was trained on.
 
     Raises:
         DataError: a column that no user feature is made of, or a value of the wrong
@@ -28,10 +32,10 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
     kinds = {f.source: "number" for f in schema.dense_of(Side.USER)}
     kinds |= {f.source: f.kind for f in schema.sparse_of(Side.USER)}
     lists = {f.source: f for f in schema.sequences_of(Side.USER)}
-    strange = sorted(set(user) - set(kinds) - set(lists))
-    if strange:
+    unknown = sorted(set(user) - set(kinds) - set(lists))
+    if unknown:
         raise DataError(
-            f"unknown user columns {strange}; expected some of {[*kinds, *lists]}"
+            f"unknown user columns {unknown}; expected some of {[*kinds, *lists]}"
         )
     scalars: RawColumns = {
         name: _READERS[kind](name, user.get(name)) for name, kind in kinds.items()
@@ -40,21 +44,20 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
 
 
 def _hex(name: str, value: Any) -> Column:
-    """A hash must be text: as a number, 12345678 could be meant in either base, and
-    guessing would be silently wrong.
-    """
+    # A hash must be text: the number 12345678 could be meant in either base, and a
+    # guess could be wrong without any error.
     if value in (None, ""):
         return _one(None, pl.UInt32())
     if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{8}", value):
         return _one(int(value, 16), pl.UInt32())
-    raise _wrong(name, value, "eight hexadecimal digits as text")
+    raise _refusal(name, value, "eight hexadecimal digits as text")
 
 
 def _text(name: str, value: Any) -> Column:
-    """Likewise: 7 and 7.0 are one number and two texts."""
+    # An id must be text: 7 and 7.0 are one number and two texts.
     if value is None or isinstance(value, str):
         return _one(value or None, pl.String())
-    raise _wrong(name, value, "text")
+    raise _refusal(name, value, "text")
 
 
 def _number(name: str, value: Any) -> Column:
@@ -63,9 +66,9 @@ def _number(name: str, value: Any) -> Column:
     if isinstance(value, str) and re.fullmatch(NUMBER, value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(name, value, "a number")
+        raise _refusal(name, value, "a number")
     if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= 2**63):
-        raise _wrong(name, value, "a finite number, an integer of 64 bits")
+        raise _refusal(name, value, "a finite number, an integer of 64 bits")
     return _one(float(value), pl.Float64())
 
 
@@ -75,14 +78,14 @@ _READERS = {"hex": _hex, "text": _text, "number": _number}
 def _list(feature: SequenceFeature, value: Any) -> JaggedColumn:
     items = [] if value is None else value
     if not isinstance(items, list) or not all(isinstance(x, str) for x in items):
-        raise _wrong(feature.source, value, "a list of texts, the latest last")
-    there = [x for x in items if x]  # as in a file, nothing is no id
-    return JaggedColumn.of(pl.Series([there], dtype=pl.List(pl.String())))
+        raise _refusal(feature.source, value, "a list of texts, the latest last")
+    ids = [x for x in items if x]  # an empty text is no id, as in a file
+    return JaggedColumn.of(pl.Series([ids], dtype=pl.List(pl.String())))
 
 
 def _one(value: Any, dtype: pl.DataType) -> Column:
     return Column.of(pl.Series([value], dtype=dtype))
 
 
-def _wrong(name: str, value: Any, expected: str) -> DataError:
+def _refusal(name: str, value: Any, expected: str) -> DataError:
     return DataError(f"{name} is {value!r}, expected {expected}, or null")

@@ -27,7 +27,7 @@ def estimate_or_smallest(job: Job, cluster: Cluster) -> Estimate:
         )
         where = f"{cluster}, batch {job.batch:,}"
         raise PlanError(
-            f"{where}: {error}; {hint}", error.needed, error.there
+            f"{where}: {error}; {hint}", error.needed, error.available
         ) from None
 
 

@@ -31,8 +31,10 @@ def read_settings(
     if config is None and saved.exists():
         config = saved
     settings = load_config(config, overrides or [])
-    if settings.data.adapter != "synthetic" and not settings.data.raw:
-        raise ConfigError("data.raw is empty; name the raw files: data.raw=PATH")
+    # Imported here, because polars would slow down `--help`.
+    from torchrec_adrec.data.adapters import check_source
+
+    check_source(settings.data)
     return settings
 
 

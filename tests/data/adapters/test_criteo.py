@@ -148,8 +148,8 @@ def test_a_number_behind_a_space_is_bad_whatever_stands_beside_it() -> None:
 def test_good_rows_go_the_fast_way() -> None:
     block = Block.of(whole([criteo_line(i) for i in range(50)]), "a.tsv")
     layout = criteo.Layout(criteo.COLUMNS, "\t", header=False)
-    found = criteo.fast(block, layout)
-    assert found is not None and len(found) == 50
+    rows = criteo.fast(block, layout)
+    assert rows is not None and len(rows) == 50
 
 
 VARIANTS = {
@@ -195,8 +195,8 @@ def test_files_of_a_pattern_stand_in_name_order(tmp_path: Path) -> None:
     for day in (10, 2, 1):
         (tmp_path / f"day_{day}.tsv").write_text(criteo_line(day))
     config = load_config(None, [f"data.raw={tmp_path}/day_*.tsv"]).data
-    found = [path.stem for path in criteo.open_data(config).files]
-    assert found == ["day_1", "day_2", "day_10"]
+    names = [path.stem for path in criteo.open_data(config).files]
+    assert names == ["day_1", "day_2", "day_10"]
 
 
 def test_rows_of_the_terabyte_logs(real_data: Path) -> None:

@@ -11,7 +11,7 @@ from raw_data import FIRST_MS, impression, write_kuairand, write_lookups
 
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters import files_read, kuairand
-from torchrec_adrec.data.adapters import kuairand_lookups as known
+from torchrec_adrec.data.adapters import kuairand_lookups as lookups
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import check_rows
 from torchrec_adrec.errors import ConfigError, DataError, SchemaError
@@ -87,9 +87,9 @@ def test_unknown_users_and_videos_keep_their_rows(
 ) -> None:
     rows = [impression(0) | {"user_id": 49}, impression(0) | {"video_id": 99}]
     with caplog.at_level(logging.WARNING):
-        found = read(with_log(tmp_path, rows), BadRows())
-    assert found["user_active_degree"].to_list() == [None, "high"]
-    assert found["author_id"].to_list() == ["0", None]
+        rows_read = read(with_log(tmp_path, rows), BadRows())
+    assert rows_read["user_active_degree"].to_list() == [None, "high"]
+    assert rows_read["author_id"].to_list() == ["0", None]
     assert "the user in 1 rows, of the video in 1" in caplog.text
 
 
@@ -99,10 +99,10 @@ def test_a_history_that_holds_the_row_itself_is_left_out(
     raw = write_kuairand(tmp_path, rows=60, late_user=7)  # to the time of row 57
     with pytest.raises(DataError, match=r"2 of 60 rows .* user 7; expected histories"):
         read(raw.config, BadRows())
-    few = raw.config.model_copy(update={"max_bad_rows": 0.05})
+    lenient = raw.config.model_copy(update={"max_bad_rows": 0.05})
     with caplog.at_level(logging.WARNING):
-        found = read(few, BadRows())
-    assert found["watch_seq"].is_null().arg_true().to_list() == [2, 7, 52, 57]
+        rows = read(lenient, BadRows())
+    assert rows["watch_seq"].is_null().arg_true().to_list() == [2, 7, 52, 57]
     assert "left out, in 2 rows, as of users [7, 7]" in caplog.text
 
 
@@ -112,38 +112,40 @@ def test_a_changed_lookup_is_a_changed_data_set(tmp_path: Path) -> None:
     for raw in (config, folder):
         names = {path.name for path in files_read(raw)}
         assert names == {path.name for path in tmp_path.iterdir()}
-    twice = config.model_copy(update={"raw": (str(tmp_path), *config.raw)})
+    repeated = config.model_copy(update={"raw": (str(tmp_path), *config.raw)})
     with pytest.raises(ConfigError, match="named twice"):
-        kuairand.open_data(twice)
+        kuairand.open_data(repeated)
 
 
 def test_the_ad_is_the_video() -> None:
-    made = kuairand.schema()
+    schema = kuairand.schema()
     ad = ("author_id", "video_type", "upload_dt", "upload_type", "music_id")
     ad = ("video_id", *ad, "music_type", "tag", "video_duration")
-    assert set(made.sources_of(Side.AD)) == set(ad)
-    assert [f.name for f in made.sequences_of(Side.USER)] == ["history"]
-    assert {"user_id", "tab", "hour", "fans_user_num"} < set(made.sources_of(Side.USER))
+    assert set(schema.sources_of(Side.AD)) == set(ad)
+    assert [f.name for f in schema.sequences_of(Side.USER)] == ["history"]
+    assert {"user_id", "tab", "hour", "fans_user_num"} < set(
+        schema.sources_of(Side.USER)
+    )
 
 
 @pytest.mark.parametrize("name", AFTERWARDS.split())
 def test_what_is_known_afterwards_is_no_feature(name: str) -> None:
-    made = kuairand.schema()
+    schema = kuairand.schema()
     history = SequenceFeature(name="x", side=Side.USER, source=name)
-    text = made.sparse[0].model_copy(update={"name": "x", "source": name})
-    for more in (
-        {"sparse": (*made.sparse, text)},
+    text = schema.sparse[0].model_copy(update={"name": "x", "source": name})
+    for leak in (
+        {"sparse": (*schema.sparse, text)},
         {"sequences": (history,)},
-        {"dense": (made.dense[0].model_copy(update={"source": name}),)},
+        {"dense": (schema.dense[0].model_copy(update={"source": name}),)},
     ):
         with pytest.raises(ConfigError, match=f"{name}: known only after"):
-            kuairand.refuse_known_afterwards(made.model_copy(update=more))
+            kuairand.refuse_known_afterwards(schema.model_copy(update=leak))
 
 
 def test_a_missing_file_beside_the_log_is_named(tmp_path: Path) -> None:
     config = with_log(tmp_path, [impression(0)])
-    (tmp_path / known.SEQUENCES).unlink()
-    with pytest.raises(ConfigError, match=known.SEQUENCES):
+    (tmp_path / lookups.SEQUENCES).unlink()
+    with pytest.raises(ConfigError, match=lookups.SEQUENCES):
         kuairand.open_data(config)
 
 
@@ -156,7 +158,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 def test_a_user_who_is_there_twice_is_refused(tmp_path: Path) -> None:
     config = with_log(tmp_path, [impression(0)])
-    path = tmp_path / known.USERS
+    path = tmp_path / lookups.USERS
     lines = gzip.decompress(path.read_bytes()).splitlines()
     path.write_bytes(gzip.compress(b"\n".join([*lines, lines[5]])))
     with pytest.raises(DataError, match=r":6: user_id 4 is missing or stands there tw"):
@@ -189,14 +191,14 @@ def test_every_real_column_is_judged(real_data: Path) -> None:
     log = real_data / "kuairand_pure/log_standard_val.parquet"
     before = "user_id video_id time_ms date hourmin tab is_rand duration_ms source_file"
     video = "author_id tag upload_dt upload_date video_duration freshness_days"
-    found = set(pl.read_parquet_schema(log))
-    assert found - kuairand.KNOWN_AFTERWARDS == {*before.split(), *video.split()}
+    columns = set(pl.read_parquet_schema(log))
+    assert columns - kuairand.KNOWN_AFTERWARDS == {*before.split(), *video.split()}
 
 
 def test_real_histories(real_rows: tuple[list[int], pl.DataFrame, BadRows]) -> None:
     rows = real_rows[1]
-    there = rows.filter(pl.col("watch_seq").is_not_null())
-    assert there.height == 223_523  # 3 more hold the very video that is shown
-    assert there["user_id"].n_unique() == 24_548
+    with_history = rows.filter(pl.col("watch_seq").is_not_null())
+    assert with_history.height == 223_523  # 3 more hold the very video that is shown
+    assert with_history["user_id"].n_unique() == 24_548
     assert rows["user_id"].n_unique() == 25_156
     assert not set(rows.columns) & kuairand.KNOWN_AFTERWARDS

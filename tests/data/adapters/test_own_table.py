@@ -1,4 +1,4 @@
-"""One's own table through the whole of `prepare`: histories, values, times, ranks."""
+"""Your own table through the whole of `prepare`: histories, values, times, ranks."""
 
 import json
 from pathlib import Path
@@ -68,85 +68,87 @@ def write(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     done = adrec("prepare", "--config", write(folder), "--out", folder / "one")
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def rows_of(made: Path, split: str) -> pl.DataFrame:
-    return pl.read_parquet(made / f"one/data/{split}/*.parquet")
+def rows_of(folder: Path, split: str) -> pl.DataFrame:
+    return pl.read_parquet(folder / f"one/data/{split}/*.parquet")
 
 
-def test_ranks_do_not_change_it(made: Path) -> None:
+def test_ranks_do_not_change_it(folder: Path) -> None:
     """Sums of values would, added up in another order."""
-    config = made / "config.yaml"
-    done = on_ranks(2, "prepare", "--config", config, "--out", made / "two")
+    config = folder / "config.yaml"
+    done = on_ranks(2, "prepare", "--config", config, "--out", folder / "two")
     assert done.returncode == 0, done.stderr
-    for path in (made / "one/data").rglob("*"):
+    for path in (folder / "one/data").rglob("*"):
         if path.suffix in (".json", ".parquet", ".md") and path.name != "stage.json":
-            other = made / "two" / path.relative_to(made / "one")
+            other = folder / "two" / path.relative_to(folder / "one")
             assert other.read_bytes() == path.read_bytes(), path
 
 
-def test_the_latest_rows_are_held_out(made: Path) -> None:
-    report = json.loads((made / "one/data/report.json").read_text())
+def test_the_latest_rows_are_held_out(folder: Path) -> None:
+    report = json.loads((folder / "one/data/report.json").read_text())
     assert [s["rows"] for s in report["splits"].values()] == [1200, 150, 150]
     rows, spent = np.array(report["label_periods"]["spent"])
     assert rows.tolist() == [25] * 60  # evenly spread over the time, not the files
-    raw = pl.concat(pl.read_csv(p) for p in sorted(made.glob("part_*.csv"))).sort("ts")
-    assert sorted(rows_of(made, "test")["spent"]) == pytest.approx(
+    raw = pl.concat(pl.read_csv(p) for p in sorted(folder.glob("part_*.csv"))).sort(
+        "ts"
+    )
+    assert sorted(rows_of(folder, "test")["spent"]) == pytest.approx(
         sorted(raw["spent"][-150:])
     )
     assert spent.sum() == pytest.approx(raw["spent"].sum())
-    schema = Schema.load(made / "one/data/schema.json")
+    schema = Schema.load(folder / "one/data/schema.json")
     assert schema.labels[1].mean == pytest.approx(raw["spent"][:1200].mean())
 
 
-def test_serving_encodes_as_prepare_did(made: Path) -> None:
-    encoder = Encoder.load(made / "one/data")
-    users = json.loads((made / "one/data/example_users.json").read_text())
+def test_serving_encodes_as_prepare_did(folder: Path) -> None:
+    encoder = Encoder.load(folder / "one/data")
+    users = json.loads((folder / "one/data/example_users.json").read_text())
     columns = encoder.schema.columns_of(Side.USER)
-    prepared = set(rows_of(made, "test").select(columns).iter_rows())
+    prepared = set(rows_of(folder, "test").select(columns).iter_rows())
     for user in users:
-        found = encoder.encode(raw_user(user, encoder.schema), Side.USER)
-        assert tuple(found[name][0] for name in columns) in prepared
+        encoded = encoder.encode(raw_user(user, encoder.schema), Side.USER)
+        assert tuple(encoded[name][0] for name in columns) in prepared
     gap = {**users[0], "history": ["a", "", "b"], "lately": ["b"]}
-    none = {**users[0], "history": ["a", "b"], "lately": ["b"]}
-    found, expected = (
+    whole = {**users[0], "history": ["a", "b"], "lately": ["b"]}
+    actual, expected = (
         encoder.encode(raw_user(user, encoder.schema), Side.USER)
-        for user in (gap, none)
+        for user in (gap, whole)
     )
     assert len(users) == 50
-    assert all(found[name][0] == expected[name][0] for name in columns)
+    assert all(actual[name][0] == expected[name][0] for name in columns)
 
 
-def test_a_history_is_no_drift_where_its_items_are_none(made: Path) -> None:
-    report = json.loads((made / "one/data/report.json").read_text())
+def test_a_history_is_no_drift_where_its_items_are_none(folder: Path) -> None:
+    report = json.loads((folder / "one/data/report.json").read_text())
     assert all(value < 0.5 for value in report["drift"].values())
     assert set(report["drift"]) == {"uid", "country", "creative", "history", "lately"}
 
 
-def test_ids_alone_have_a_baseline(made: Path, tmp_path: Path) -> None:
-    found = baselines(made / "one/data", tmp_path)
-    assert 0.3 < found["logistic_regression"]["test"]["auc"] < 0.7
+def test_ids_alone_have_a_baseline(folder: Path, tmp_path: Path) -> None:
+    metrics = baselines(folder / "one/data", tmp_path)
+    assert 0.3 < metrics["logistic_regression"]["test"]["auc"] < 0.7
 
 
-def test_histories_of_sharded_tables_are_those_of_whole_ones(made: Path) -> None:
+def test_histories_of_sharded_tables_are_those_of_whole_ones(folder: Path) -> None:
     """On two ranks, each of which holds half of the rows that a mean is taken of.
 
     The labels are drawn by lot: what the baselines do better, training says.
     """
-    done = adrec("baselines", "--out", made / "one")
+    done = adrec("baselines", "--out", folder / "one")
     assert done.returncode == 0, done.stderr
     rows = "sharding.types=[row_wise]"
-    words = ["train.batch_size=100", rows, "--out", made / "one"]
-    done = on_ranks(2, "train", "retrieval", *words)
+    arguments = ["train.batch_size=100", rows, "--out", folder / "one"]
+    done = on_ranks(2, "train", "retrieval", *arguments)
     assert done.returncode == 0, done.stderr
-    stage, data = made / "one/retrieval", made / "one/data"
+    stage, data = folder / "one/retrieval", folder / "one/data"
     metrics = json.loads((stage / "metrics.json").read_text())
-    beaten = json.loads((made / "one/baselines/metrics.json").read_text())
+    beaten = json.loads((folder / "one/baselines/metrics.json").read_text())
     worse = below_baselines({"baselines": beaten, "retrieval": metrics})
     assert done.stderr.count("evaluation.below | ") == len(worse)
     assert all(f"evaluation.below | {line}: look at" in done.stderr for line in worse)

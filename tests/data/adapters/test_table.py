@@ -1,4 +1,4 @@
-"""One's own table: values, types, refusals, and the example of the documentation."""
+"""Your own table: values, types, refusals, and the example of the documentation."""
 
 import gzip
 import re
@@ -36,9 +36,9 @@ def read(config: DataConfig, bad: BadRows) -> pl.DataFrame:
 
 
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
-    assert found
-    return found[1]
+    match = re.search(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
+    assert match
+    return match[1]
 
 
 def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
@@ -64,10 +64,10 @@ def test_csv_and_parquet_give_the_same_rows(tmp_path: Path) -> None:
         gzip.compress(flat.write_csv(separator="\t", line_terminator="\r\n").encode())
     )
     endings = ("parquet", "csv", "tsv.gz")
-    found = [read(table_config(tmp_path / f"a.{e}"), BadRows()) for e in endings]
-    assert found[0].equals(found[1]) and found[0].equals(found[2])
-    assert found[0]["history"].to_list()[5] == ["a2", "a3", "a4"]
-    assert found[0]["value"].max() == 100
+    frames = [read(table_config(tmp_path / f"a.{e}"), BadRows()) for e in endings]
+    assert frames[0].equals(frames[1]) and frames[0].equals(frames[2])
+    assert frames[0]["history"].to_list()[5] == ["a2", "a3", "a4"]
+    assert frames[0]["value"].max() == 100
 
 
 @pytest.mark.parametrize(
@@ -90,16 +90,18 @@ def test_csv_and_parquet_give_the_same_rows(tmp_path: Path) -> None:
         (GOOD.replace("NL", "N\rL"), "a quoted field does not close"),
     ],
 )
-@pytest.mark.parametrize("at", [0, 7, 19])
-def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str, at: int) -> None:
+@pytest.mark.parametrize("index", [0, 7, 19])
+def test_a_bad_line_is_named(
+    tmp_path: Path, line: str, reason: str, index: int
+) -> None:
     lines = [GOOD] * 20
-    lines[at] = line
+    lines[index] = line
     path = tmp_path / "a.csv"
     path.write_bytes("\n".join([NAMES, *lines, ""]).encode("latin-1"))
     bad = BadRows()
     assert len(read(table_config(path), bad)) == 19 and bad.count == 1
     reason = reason.replace("{fields}", "5 fields, expected 9")
-    assert bad.first[0].startswith(f"{path}:{at + 2}: {reason}")
+    assert bad.first[0].startswith(f"{path}:{index + 2}: {reason}")
 
 
 @settings(max_examples=150, deadline=None)
@@ -108,15 +110,22 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str, at: int) ->
         st.one_of(st.just(GOOD), st.text('1,"a\xff\r\0', max_size=12)), min_size=1
     ),
     chunk=st.integers(20, 400),
-    few=st.integers(1, 9),
+    threshold=st.integers(1, 9),
 )
 def test_every_line_is_a_row_or_a_bad_row(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], chunk: int, few: int
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[str],
+    chunk: int,
+    threshold: int,
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "a.csv"
     path.write_bytes("\n".join([NAMES, *lines, ""]).encode("latin-1"))
     results = []
-    for size, lone in ((chunk, few), (1 << 20, few), (1 << 20, delimited.FEW)):
+    for size, lone in (
+        (chunk, threshold),
+        (1 << 20, threshold),
+        (1 << 20, delimited.FEW),
+    ):
         bad = BadRows()
         with mock.patch.object(delimited, "FEW", lone):
             rows = list(delimited.batches(path, NAMES.split(","), size, bad))
@@ -133,11 +142,11 @@ def test_every_line_is_a_row_or_a_bad_row(
 def test_sides_and_buckets() -> None:
     values = table_config(Path("a.csv")).table
     assert values
-    made = table.schema(values)
-    assert made.sources_of(Side.AD) == ("price", "creative")
-    assert made.columns_of(Side.USER)[:4] == ("age", "uid", "country", "age_bucket")
-    assert [f.name for f in made.sequences_of(Side.USER)] == ["history"]
-    assert made.label_names == ("click", "value")
+    schema = table.schema(values)
+    assert schema.sources_of(Side.AD) == ("price", "creative")
+    assert schema.columns_of(Side.USER)[:4] == ("age", "uid", "country", "age_bucket")
+    assert [f.name for f in schema.sequences_of(Side.USER)] == ["history"]
+    assert schema.label_names == ("click", "value")
 
 
 @pytest.mark.parametrize(
@@ -166,9 +175,9 @@ def test_types_of_parquet(tmp_path: Path) -> None:
     }
     pl.DataFrame([row]).write_parquet(tmp_path / "a.parquet")
     config = table_config(tmp_path / "a.parquet", time="ts")
-    found = read(config, BadRows()).row(0, named=True)
-    assert found["click"] == 1 and found["price"] is None
-    assert found[table.TIME] == 86_400_000 and found["history"] == ["3", "4"]
+    values = read(config, BadRows()).row(0, named=True)
+    assert values["click"] == 1 and values["price"] is None
+    assert values[table.TIME] == 86_400_000 and values["history"] == ["3", "4"]
 
 
 @pytest.mark.parametrize(
@@ -212,8 +221,8 @@ def test_files_of_a_pattern_are_sorted_and_none_counts_twice(tmp_path: Path) -> 
     config = table_config(tmp_path).model_copy(update={"raw": raw})
     assert [path.stem for path in table.open_data(config).files] == ["a", "b", "c"]
     with pytest.raises(ConfigError, match=r"b\.csv named twice"):
-        twice = (*raw, f"{tmp_path}/b.csv")
-        table.open_data(config.model_copy(update={"raw": twice}))
+        repeated = (*raw, f"{tmp_path}/b.csv")
+        table.open_data(config.model_copy(update={"raw": repeated}))
     with pytest.raises(ConfigError, match=r"no such file: .*\*\.json"):
         table.open_data(config.model_copy(update={"raw": (f"{tmp_path}/*.json",)}))
 

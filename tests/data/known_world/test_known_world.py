@@ -46,25 +46,25 @@ def clicked(rows: pl.DataFrame) -> pl.Series:
     return rows["engagement"].is_not_null()
 
 
-def assert_means(expected: pl.Series, found: pl.Series) -> None:
+def assert_means(expected: pl.Series, actual: pl.Series) -> None:
     """In 20 bins of the expectation, the mean is within 4 standard errors of it."""
     for rows in np.array_split(expected.arg_sort().to_numpy(), 20):
-        error = found[rows].cast(pl.Float64).std() / np.sqrt(len(rows))
-        assert abs(found[rows].mean() - expected[rows].mean()) < 4 * error
+        error = actual[rows].cast(pl.Float64).std() / np.sqrt(len(rows))
+        assert abs(actual[rows].mean() - expected[rows].mean()) < 4 * error
 
 
 @pytest.mark.parametrize("by", ["click", "value"])
-@pytest.mark.parametrize(("at", "device"), [(0.0, 0), (6.8, 2)])
-def test_the_true_top_is_that_of_a_loop(by: str, at: float, device: int) -> None:
+@pytest.mark.parametrize(("day", "device"), [(0.0, 0), (6.8, 2)])
+def test_the_true_top_is_that_of_a_loop(by: str, day: float, device: int) -> None:
     """Fails when an unborn ad is in it, or when drift, hour or device is left out."""
     world = World(SMALL.model_copy(update={"ads": 900}), 3)
     users = np.array([0, 7, 59])
     # 300: numpy's partition happens to sort parts of 256 and fewer.
-    found = world.true_top(users, 300, by, at, device)  # type: ignore[arg-type]
-    for user, top in zip(users, found, strict=True):
+    tops = world.true_top(users, 300, by, day, device)  # type: ignore[arg-type]
+    for user, top in zip(users, tops, strict=True):
         worth = {}
-        for ad in np.flatnonzero(world.ads.birth <= at):
-            click, _, value = by_hand(world, user, ad, at, 1, device)
+        for ad in np.flatnonzero(world.ads.birth <= day):
+            click, _, value = by_hand(world, user, ad, day, 1, device)
             worth[ad] = click * value if by == "value" else click
         assert top.tolist() == sorted(worth, key=worth.__getitem__, reverse=True)[:300]
 
@@ -72,8 +72,8 @@ def test_the_true_top_is_that_of_a_loop(by: str, at: float, device: int) -> None
 def test_click_value_device_and_time_have_tops_of_their_own() -> None:
     world, users = World(SMALL, 3), np.arange(60)
     tops = [
-        world.true_top(users, 10, by, at, device).tolist()  # type: ignore[arg-type]
-        for by, at, device in (
+        world.true_top(users, 10, by, day, device).tolist()  # type: ignore[arg-type]
+        for by, day, device in (
             ("click", 0, 0),
             ("value", 0, 0),
             ("click", 0, 2),
@@ -85,9 +85,9 @@ def test_click_value_device_and_time_have_tops_of_their_own() -> None:
 
 def test_chunks_of_users_do_not_change_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
     world, users = World(SMALL, 3), np.arange(60)
-    whole = world.true_top(users, 5, at=9)
+    whole = world.true_top(users, 5, day=9)
     monkeypatch.setattr(known_world, "CHUNK_CELLS", 700)
-    assert (world.true_top(users, 5, at=9) == whole).all()
+    assert (world.true_top(users, 5, day=9) == whole).all()
     assert world.true_top(users[:0], 5).shape == (0, 5)
 
 
@@ -105,9 +105,9 @@ def test_rows_follow_the_written_equations() -> None:
     rows = Log(world, 1).block(0)
     names = ("user", "ad", "time", "position", "device")
     for row in rows[::25].iter_rows(named=True):
-        found = row["p_click"], row["p_engagement"], row["expected_value"]
+        actual = row["p_click"], row["p_engagement"], row["expected_value"]
         expected = by_hand(world, *(row[name] for name in names))
-        assert found == pytest.approx(expected, rel=1e-12)
+        assert actual == pytest.approx(expected, rel=1e-12)
     assert set(rows["position"]) == {1, 2, 3, 4, 5} and set(rows["device"]) == {0, 1, 2}
 
 
@@ -130,9 +130,9 @@ def test_a_model_of_the_true_logit_reaches_the_bayes_figures(
     logit = np.log(p / (1 - p))[:, None]
     train, test = slice(0, None, 2), slice(1, None, 2)
     model = LogisticRegression(C=1e6).fit(logit[train], click[train])
-    found = model.predict_proba(logit[test])[:, 1]
+    predicted = model.predict_proba(logit[test])[:, 1]
     for judge in (roc_auc_score, log_loss):
-        assert judge(click[test], found) == pytest.approx(
+        assert judge(click[test], predicted) == pytest.approx(
             judge(click[test], p[test]), abs=1e-3
         )
     assert model.coef_[0, 0] == pytest.approx(1, abs=0.03)
@@ -190,8 +190,8 @@ def test_settings_without_effect_at_zero() -> None:
     still = World(SMALL.model_copy(update={"drift": 0, "cold_share": 0}), 0)
     assert (still.ads.birth == 0).all()
     assert np.allclose(still.tastes(np.arange(9), 14.0), still.users.vector[:9])
-    same = World(SMALL.model_copy(update={"affinity": 0}), 0)
-    assert len(np.unique(same.true_top(np.arange(60), 5), axis=0)) == 1
+    alike = World(SMALL.model_copy(update={"affinity": 0}), 0)
+    assert len(np.unique(alike.true_top(np.arange(60), 5), axis=0)) == 1
     angle = np.arccos(
         (World(SMALL, 0).tastes(np.arange(9), 14.0) * still.users.vector[:9]).sum(1)
     )

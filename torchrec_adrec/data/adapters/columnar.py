@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 from torchrec_adrec.data.adapters.rows import RawRows
 from torchrec_adrec.errors import ConfigError, DataError, SchemaError
 
-VALUE_BYTES = 64  # of a decoded value, texts and lists included; an id takes 8
+# A decoded value, texts and lists included. An id takes 8 bytes, but a guess that is
+# too small would hold far more than `chunk_bytes`.
+VALUE_BYTES = 64
 
 
 def types(path: Path) -> pl.Schema:
-    """Names and types of the columns.
+    """The names and types of a file's columns.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -28,7 +30,12 @@ def types(path: Path) -> pl.Schema:
 
 
 def batches(path: Path, names: Sequence[str], chunk_bytes: int) -> Iterator[RawRows]:
-    """The rows in order, about `chunk_bytes` of decoded values at a time.
+    """Read the rows in order, about `chunk_bytes` of decoded values at a time.
+
+    Args:
+        path: a Parquet file.
+        names: the columns that are read.
+        chunk_bytes: decoded values held at a time.
 
     Raises:
         DataError: the file is damaged.
@@ -48,16 +55,21 @@ def batches(path: Path, names: Sequence[str], chunk_bytes: int) -> Iterator[RawR
             ) from None
 
 
-def require(path: Path, found: Collection[str], names: Collection[str]) -> None:
-    """Refuse a file without a column.
+def require(path: Path, columns: Collection[str], names: Collection[str]) -> None:
+    """Refuse a file that lacks a column.
+
+    Args:
+        path: for the message.
+        columns: those of the file.
+        names: those that it must have.
 
     Raises:
         SchemaError: names the file, the columns that it lacks and those it has.
     """
-    lacking = [name for name in names if name not in found]
-    if lacking:
+    missing = [name for name in names if name not in columns]
+    if missing:
         raise SchemaError(
-            f"{path}: no column {', '.join(lacking)}; found {', '.join(found)}"
+            f"{path}: no column {', '.join(missing)}; found {', '.join(columns)}"
         )
 
 

@@ -1,10 +1,10 @@
-"""Criteo display logs: label, 13 integers, 26 hashes, a line each.
+"""Criteo display logs: a line holds a label, 13 integers and 26 hashes.
 
 Format: https://ailab.criteo.com/ressources/ (the Kaggle Display Advertising Challenge
 and the 1TB click logs share it). Also read: files without a label (the challenge's test
 file), files with a header and maybe an Id, with tabs or commas, and `.gz` of all these.
-Rows stand in time order; nothing is said of users or ads, so which columns describe the
-ad is a setting (`data.ad_features`).
+Rows stand in time order. The logs name neither users nor ads, so which columns describe
+the ad is a setting (`data.ad_features`).
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from typing import Literal
 import polars as pl
 
 from torchrec_adrec.config.data import DataConfig
+from torchrec_adrec.data.adapters.adapter import Adapter, RawFiles
 from torchrec_adrec.data.adapters.text_blocks import (
     Block,
     blocks,
@@ -35,7 +36,7 @@ ID = "Id"
 
 
 def open_data(config: DataConfig) -> DataSet:
-    """The files of `data.raw`, in time order.
+    """Open the files of `data.raw`, which stand in time order.
 
     Raises:
         ConfigError: `data.ad_features` names a column that is no hash column, or a file
@@ -51,11 +52,14 @@ def open_data(config: DataConfig) -> DataSet:
     return DataSet(schema(config), files, read, sides="data.ad_features")
 
 
+ADAPTER: Adapter = RawFiles(open_data)
+
+
 def schema(config: DataConfig) -> Schema:
     """The columns and their sides; table sizes are filled in by `prepare`.
 
-    Every integer is there twice: as a number, and bucketed as an id, so that models can
-    tell a missing value from a zero.
+    Every integer becomes two features: a number, and an id of its bucket, so that
+    models can tell a missing value from a zero.
 
     Raises:
         ConfigError: `data.ad_features` names a column that is no hash column.
@@ -94,11 +98,12 @@ def schema(config: DataConfig) -> Schema:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the lines of one file are made.
+    """The columns of one file and how its lines are divided.
 
     Attributes:
         columns: in the file's order.
-        header: whether the first line names them.
+        separator: the sign between two fields.
+        header: whether the first line names the columns.
     """
 
     columns: tuple[str, ...]
@@ -107,18 +112,19 @@ class Layout:
 
     @classmethod
     def of(cls, path: Path, labelled: bool) -> "Layout":
-        """Look at the first line for a header and the separator.
+        """Read a file's layout from its first line.
 
         Args:
-            labelled: whether a file without a header has the label; one with a header
+            path: the file, text or `.gz`.
+            labelled: whether a file without a header has the label in front; a header
                 says so itself.
 
         Raises:
-            SchemaError: a header that lacks a column or names a strange one.
+            SchemaError: a header that lacks a column or names an unknown one.
         """
         text = first_line(path).decode("latin-1")
         separator: Literal["\t", ","] = "\t" if "\t" in text or "," not in text else ","
-        names = [_known(name) for name in text.split(separator)]
+        names = [_column_name(name) for name in text.split(separator)]
         if not {"I1", "C1"} & set(names):
             return cls(COLUMNS if labelled else COLUMNS[1:], separator, header=False)
         features = [name for name in names if name not in (ID, LABEL)]
@@ -130,20 +136,23 @@ class Layout:
         return cls(tuple(names), separator, header=True)
 
 
-def _known(name: str) -> str:
-    """A column of a header by the name that is used here."""
-    plain = name.strip().strip('"').lower()
-    if plain in ("label", "click"):
+def _column_name(title: str) -> str:
+    """The name in `COLUMNS` of a column that a header names in its own way."""
+    lower = title.strip().strip('"').lower()
+    if lower in ("label", "click"):
         return LABEL
-    return ID if plain == "id" else plain.upper()
+    return ID if lower == "id" else lower.upper()
 
 
 def read_file(
     path: Path, layout: Layout, bad: BadRows, block_bytes: int
 ) -> Iterator[pl.DataFrame]:
-    """The good rows of one file, in order; see `DataSet.read`.
+    """Read the good rows of one file, in order; see `DataSet.read`.
 
     Args:
+        path: the file, text or `.gz`.
+        layout: its columns.
+        bad: counts every other line.
         block_bytes: raw text held at a time.
     """
     for block in blocks(path, block_bytes, bad):
@@ -154,26 +163,26 @@ def read_file(
 
 
 def parse(block: Block, layout: Layout, bad: BadRows) -> pl.DataFrame:
-    """Every line becomes a row or a bad row.
+    """Turn every line of a block into a row or a bad row.
 
-    Whole blocks go the fast way. Where one has anything odd, it is read again the exact
-    way, which names the lines; both give the same rows (a test holds it).
+    A block goes through `fast` as a whole. One with anything odd in it is read again by
+    `exact`, which names the lines. Both give the same rows, and a test holds it.
     """
     rows = fast(block, layout)
     return exact(block, layout, bad) if rows is None else rows
 
 
 def fast(block: Block, layout: Layout) -> pl.DataFrame | None:
-    """The rows of a block in which every line is good, else None.
-
-    polars fills up short lines and skips empty ones without a word, so the separators
-    and the lines are counted.
-    """
+    """The rows of a block in which every line is good, else None."""
     text = block.text
+    # polars fills up short lines and skips empty ones without a warning. So the
+    # separators are counted here, and the lines below.
     separators = count(text, layout.separator)
     if separators != block.lines * (len(layout.columns) - 1):
         return None
-    if any(odd in text for odd in (b"\r", b"+", b" ")):  # polars skips spaces
+    # The CSV reader of polars takes these signs otherwise than `exact` does (it skips
+    # spaces, for one), and both must give the same rows.
+    if any(sign in text for sign in (b"\r", b"+", b" ")):
         return None
     try:
         raw = pl.read_csv(
@@ -188,8 +197,9 @@ def fast(block: Block, layout: Layout) -> pl.DataFrame | None:
     except (pl.exceptions.PolarsError, UnicodeDecodeError):
         return None
     typed = raw.select(_typed(layout))
-    eight = raw.select((pl.col(n).str.len_bytes() == 8).all() for n in HASHES)
-    good = all(eight.row(0)) and len(raw) == block.lines
+    eight_digits = raw.select((pl.col(n).str.len_bytes() == 8).all() for n in HASHES)
+    good = all(eight_digits.row(0)) and len(raw) == block.lines
+    # A field that was text and is null once typed was no hexadecimal number.
     good &= all(raw[n].null_count() == typed[n].null_count() for n in HASHES)
     if LABEL in layout.columns:
         good &= typed[LABEL].null_count() == 0
@@ -197,7 +207,7 @@ def fast(block: Block, layout: Layout) -> pl.DataFrame | None:
 
 
 def _typed(layout: Layout) -> list[pl.Expr]:
-    """Text columns to the types of `dataset.raw_types`; what cannot be read is null."""
+    """Expressions from text to the types of `dataset.raw_types`; null if unreadable."""
     if LABEL in layout.columns:
         text = pl.col(LABEL)
         label = pl.when(text.is_in(["0", "1"])).then(text == "1").cast(pl.Float32)
@@ -212,7 +222,13 @@ def _typed(layout: Layout) -> list[pl.Expr]:
 
 
 def exact(block: Block, layout: Layout, bad: BadRows) -> pl.DataFrame:
-    """The good rows; every other line is told to `bad`."""
+    """Read a block line by line: the good rows; every other line is counted in `bad`.
+
+    Args:
+        block: whole lines.
+        layout: their columns.
+        bad: is given file, line and the first column that cannot be read.
+    """
     raw, lines = split_fields(block, layout.columns, layout.separator, bad)
     hashes = [
         pl.when(pl.col(n).str.contains(r"^[0-9a-fA-F]{8}$")).then(pl.col(n)).alias(n)
@@ -220,19 +236,18 @@ def exact(block: Block, layout: Layout, bad: BadRows) -> pl.DataFrame:
     ]
     typed = raw.with_columns(hashes).select(_typed(layout))
     # A field that is not empty and still became null could not be read.
-    broken = {
+    unreadable = {
         name: typed[name].is_null() & (raw[name].str.len_bytes() > 0)
         for name in (*INTEGERS, *HASHES)
     }
     if LABEL in layout.columns:
-        broken = {LABEL: typed[LABEL].is_null()} | broken
-    faulty = pl.DataFrame(broken).select(pl.any_horizontal(pl.all())).to_series()
+        unreadable = {LABEL: typed[LABEL].is_null()} | unreadable
+    faulty = pl.DataFrame(unreadable).select(pl.any_horizontal(pl.all())).to_series()
     for i in faulty.arg_true().to_list():
-        column = next(name for name, wrong in broken.items() if wrong[i])
+        column = next(name for name, rows in unreadable.items() if rows[i])
         value = raw[column][i][:40]
-        bad.add(
-            block.file, int(lines[i]), f"{column} is {value!r}, {_expected(column)}"
-        )
+        reason = f"{column} is {value!r}, {_expected(column)}"
+        bad.add(block.file, int(lines[i]), reason)
     return typed.filter(~faulty)
 
 

@@ -1,7 +1,7 @@
 """CSV and TSV with a header, plain or .gz: every line becomes a row or a bad row.
 
-Fields may be quoted (RFC 4180), but a quoted field ends on its line: a file can then
-be cut at any line, and one lost quote costs one line, not the rest of the file.
+Fields may be quoted (RFC 4180), but a quoted field ends on its line. A file can then be
+cut at any line, and a quote that is missing costs one line, not the rest of the file.
 """
 
 import csv
@@ -23,13 +23,13 @@ from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.errors import DataError, SchemaError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OTHERS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
-FEW = 10_000  # lines that plain Python parses in .3 s, one by one
-BROKEN = "\0"  # stands for bytes that are no UTF-8 and for a CR within a line
+SIGNS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
+FEW = 10_000  # lines that plain Python parses in 0.3 s, one by one
+BROKEN = "\0"  # replaces bytes that are no UTF-8 and a CR within a line
 
 
 def is_text(path: Path) -> bool:
-    """Whether the file's ending is that of CSV or TSV, `.gz` aside."""
+    """Whether the file's ending, without `.gz`, is that of CSV or TSV."""
     return _kind(path) in SEPARATORS
 
 
@@ -44,21 +44,21 @@ def header(path: Path) -> tuple[str, ...]:
     raw = first_line(path).removeprefix(b"\xef\xbb\xbf")
     line = _utf8(raw).decode()
     if not line.strip() or BROKEN in line:
-        found = f"expected the columns' names, found {line[:40]!r}"
-        raise DataError(f"{path}:1: {found}{_mend(raw)}")
+        fault = f"expected the columns' names, found {line[:40]!r}"
+        raise DataError(f"{path}:1: {fault}{_fix_of(raw)}")
     _check_separator(path, line)
     names = next(csv.reader([line], delimiter=SEPARATORS[_kind(path)]))
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SchemaError(f"{path}:1: columns {twice} stand there twice")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SchemaError(f"{path}:1: columns {repeated} stand there twice")
     return tuple(names)
 
 
-def _mend(line: bytes) -> str:
-    """What a first line that cannot be read most likely is, and how to fix it."""
+def _fix_of(line: bytes) -> str:
+    """The most likely reason why a first line cannot be read, and how to fix it."""
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-        big = line.startswith((b"\xfe\xff", b"\0"))
-        name = "UTF-16BE" if big else "UTF-16LE"
+        is_big_endian = line.startswith((b"\xfe\xff", b"\0"))
+        name = "UTF-16BE" if is_big_endian else "UTF-16LE"
         return f": most likely {name}; make UTF-8 of it: iconv -f {name} -t UTF-8 OLD"
     if b"\r" in line:
         old, new = "'\\r'", "'\\n'"
@@ -75,9 +75,10 @@ def _mend(line: bytes) -> str:
 
 
 def _check_separator(path: Path, line: str) -> None:
-    own = SEPARATORS[_kind(path)]
-    sign = max(OTHERS, key=line.count)
-    if own in line or sign not in line:
+    """Refuse one column whose name holds another separator than the ending says."""
+    separator = SEPARATORS[_kind(path)]
+    sign = max(SIGNS, key=line.count)
+    if separator in line or sign not in line:
         return
     endings = {separator: ending for ending, separator in SEPARATORS.items()}
     fix = (
@@ -86,22 +87,22 @@ def _check_separator(path: Path, line: str) -> None:
         else f"polars.read_csv(OLD, separator={sign!r}).write_csv(NEW) fixes it"
     )
     raise SchemaError(
-        f"{path}:1: found one column {line[:60]!r}, expected {OTHERS[own]} between"
-        f" columns; these seem to be divided by {OTHERS[sign]}: {fix}"
+        f"{path}:1: found one column {line[:60]!r}, expected {SIGNS[separator]}"
+        f" between columns; these seem to be divided by {SIGNS[sign]}: {fix}"
     )
 
 
 def batches(
     path: Path, names: Sequence[str], chunk_bytes: int, bad: BadRows
 ) -> Iterator[RawRows]:
-    """The rows in order, as columns of text; about `chunk_bytes` at a time.
+    """Read the rows in order, as columns of text, about `chunk_bytes` at a time.
 
     Args:
         path: a file with a header.
         names: the columns that are read.
         chunk_bytes: text held at a time.
-        bad: is told of every line with a wrong number of fields, a quoted field that
-            does not close, or bytes that are no UTF-8.
+        bad: counts every line with a wrong number of fields, a quoted field that does
+            not close, or bytes that are no UTF-8.
 
     Raises:
         DataError: a gzip stream is damaged; how many rows are lost is unknown.
@@ -112,7 +113,7 @@ def batches(
         if lines.text:
             text = lines.text.removesuffix(b"\n") + b"\n"
             for parsed in _parse(_utf8(text), lines.first_line, layout):
-                yield _told(parsed, path, bad)
+                yield _whole_rows(parsed, path, bad)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _kind(path: Path) -> str:
 
 
 def _utf8(text: bytes) -> bytes:
-    """The same lines in UTF-8; what is none, and a CR within a line, becomes a NUL."""
+    """The same lines in UTF-8; `BROKEN` replaces other bytes and a CR within a line."""
     text = text.replace(b"\r\n", b"\n").replace(b"\r", BROKEN.encode())
     try:
         text.decode()
@@ -145,11 +146,10 @@ def _utf8(text: bytes) -> bytes:
 
 
 def _parse(text: bytes, first: int, layout: _Layout) -> Iterator[_Parsed]:
-    """Parse whole lines, the first of number `first`.
-
-    A quote that does not close swallows the lines below it: rows and faults are then
-    fewer than lines. The halves are parsed alone, a few lines at last one by one.
-    """
+    """Parse whole lines, the first of which has the number `first`."""
+    # A quote that does not close swallows the lines below it, so that rows and faults
+    # are fewer than lines. The text is then halved until few enough lines are left to
+    # be parsed one by one, so that one bad line does not slow the whole file down.
     parsed, count = _together(text, first, layout), text.count(b"\n")
     if len(parsed.frame) + len(parsed.faults) == count:
         yield parsed
@@ -166,8 +166,8 @@ def _one_by_one(text: bytes, first: int, layout: _Layout) -> _Parsed:
     width = len(layout.columns)
     rows, numbers, faults = [], [], []
     for number, line in enumerate(text.decode().split("\n")[:-1], first):
-        one = csv.reader([line + "\n"], delimiter=layout.separator)
-        fields = next(one) or [""] * width
+        reader = csv.reader([line + "\n"], delimiter=layout.separator)
+        fields = next(reader) or [""] * width
         if len(fields) == width:
             rows.append(fields)
             numbers.append(number)
@@ -208,10 +208,10 @@ def _together(text: bytes, first: int, layout: _Layout) -> _Parsed:
     return _Parsed(cast(pl.DataFrame, pl.from_arrow(table)), numbers, faults)
 
 
-def _told(parsed: _Parsed, path: Path, bad: BadRows) -> RawRows:
-    """The rows whose text is whole; all other lines are told, in order."""
-    torn = pl.any_horizontal(pl.all().str.contains(f"[\n{BROKEN}]"))
-    broken = parsed.frame.select(torn).to_series()
+def _whole_rows(parsed: _Parsed, path: Path, bad: BadRows) -> RawRows:
+    """The rows whose text is whole; all other lines are counted in `bad`, in order."""
+    is_broken = pl.any_horizontal(pl.all().str.contains(f"[\n{BROKEN}]"))
+    broken = parsed.frame.select(is_broken).to_series()
     reason = "a quoted field does not close on its line, or bytes are no UTF-8"
     faults = [(int(line), reason) for line in parsed.numbers[broken.to_numpy()]]
     for line, why in sorted(parsed.faults + faults):

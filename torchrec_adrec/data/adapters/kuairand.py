@@ -23,8 +23,10 @@ import polars as pl
 
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters import columnar
-from torchrec_adrec.data.adapters import kuairand_lookups as known
+from torchrec_adrec.data.adapters import kuairand_lookups as lookups
+from torchrec_adrec.data.adapters.adapter import Adapter, RawFiles
 from torchrec_adrec.data.adapters.kuairand_lookups import Lookups, Unknown
+from torchrec_adrec.data.adapters.labels import label_column
 from torchrec_adrec.data.adapters.rows import ColumnRule, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, each_once
@@ -46,6 +48,9 @@ HISTORY_LENGTH = 20
 # they hold 5% of all seconds but would rule every squared error.
 VALUE_CAP_SECONDS = 180.0
 
+CLICK, ENGAGEMENT = Label(name="click"), Label(name="engagement")
+VALUE = Label(name="value", kind="value", max_value=VALUE_CAP_SECONDS)
+
 KNOWN_AFTERWARDS = frozenset(
     {
         # What the user did with the video that was shown.
@@ -60,7 +65,7 @@ KNOWN_AFTERWARDS = frozenset(
 
 
 def open_data(config: DataConfig) -> DataSet:
-    """Logs, features and histories of one folder.
+    """Open the logs of one folder, with the features and histories in it.
 
     Args:
         config: `raw` names the logs or their folder; the rows of two logs overlap in
@@ -77,49 +82,49 @@ def open_data(config: DataConfig) -> DataSet:
     folders = {path.parent for path in files}
     if len(folders) > 1:
         raise ConfigError(f"data.raw: expected logs of one folder, found {folders}")
-    reader = _Reader(Lookups.load(folders.pop(), HISTORY_LENGTH), config)
+    joined = Lookups.load(folders.pop(), HISTORY_LENGTH)
+    reader = _Reader(joined, config.chunk_megabytes << 20, config.max_bad_rows)
     return DataSet(schema(), files, reader.read, time="time_ms", user="user_id")
 
 
 def files_read(config: DataConfig) -> tuple[Path, ...]:
-    """The logs, and the files that are found beside them."""
+    """The logs, and the lookup files of their folder."""
     logs = each_once(list(_logs(config.raw)))
-    beside = [logs[0].parent / n for n in (known.USERS, known.VIDEOS, known.SEQUENCES)]
-    return (*logs, *beside)
+    names = (lookups.USERS, lookups.VIDEOS, lookups.SEQUENCES)
+    return (*logs, *(logs[0].parent / name for name in names))
+
+
+ADAPTER: Adapter = RawFiles(open_data, files_read)
 
 
 def schema() -> Schema:
-    """The features and their sides; numbers are there twice, also bucketed as ids."""
-    user = ("user_id", *known.USER_TEXTS, *CONTEXT)
-    ad = ("video_id", *known.VIDEO_TEXTS)
-    made = Schema(
+    """The features and their sides; every number is also the id of its bucket."""
+    user = ("user_id", *lookups.USER_TEXTS, *CONTEXT)
+    ad = ("video_id", *lookups.VIDEO_TEXTS)
+    schema = Schema(
         dense=(
-            *(_number(name, Side.USER) for name in known.USER_NUMBERS),
-            *(_number(name, Side.AD) for name in known.VIDEO_NUMBERS),
+            *(_number(name, Side.USER) for name in lookups.USER_NUMBERS),
+            *(_number(name, Side.AD) for name in lookups.VIDEO_NUMBERS),
         ),
         sparse=(
             *(_text(name, Side.USER) for name in user),
-            *(_bucket(name, Side.USER) for name in known.USER_NUMBERS),
+            *(_bucket(name, Side.USER) for name in lookups.USER_NUMBERS),
             *(_text(name, Side.AD) for name in ad),
-            *(_bucket(name, Side.AD) for name in known.VIDEO_NUMBERS),
+            *(_bucket(name, Side.AD) for name in lookups.VIDEO_NUMBERS),
         ),
         sequences=(
             SequenceFeature(
                 name=HISTORY,
                 side=Side.USER,
-                source=known.WATCHED,
+                source=lookups.WATCHED,
                 max_length=HISTORY_LENGTH,
                 shares_ids_with="video_id",
             ),
         ),
-        labels=(
-            Label(name="click"),
-            Label(name="engagement"),
-            Label(name="value", kind="value", max_value=VALUE_CAP_SECONDS),
-        ),
+        labels=(CLICK, ENGAGEMENT, VALUE),
     )
-    refuse_known_afterwards(made)
-    return made
+    refuse_known_afterwards(schema)
+    return schema
 
 
 def refuse_known_afterwards(schema: Schema) -> None:
@@ -129,11 +134,11 @@ def refuse_known_afterwards(schema: Schema) -> None:
         ConfigError: names them.
     """
     sources = {name for side in Side for name in schema.sources_of(side)}
-    found = sorted(sources & KNOWN_AFTERWARDS)
-    if found:
+    leaking = sorted(sources & KNOWN_AFTERWARDS)
+    if leaking:
         raise ConfigError(
-            f"{', '.join(found)}: known only after the impression, expected no feature"
-            " made of it; use it as a label or leave it out"
+            f"{', '.join(leaking)}: known only after the impression, expected no"
+            " feature made of it; use it as a label or leave it out"
         )
 
 
@@ -156,10 +161,10 @@ def _logs(raw: Iterable[str]) -> Iterator[Path]:
     if not raw:
         raise ConfigError("data.raw: none given; expected the logs or their folder")
     for path in map(Path, raw):
-        found = sorted(path.glob("log_*.parquet")) if path.is_dir() else [path]
-        if not found or not all(log.is_file() for log in found):
+        logs = sorted(path.glob("log_*.parquet")) if path.is_dir() else [path]
+        if not logs or not all(log.is_file() for log in logs):
             raise ConfigError(f"data.raw: no such file: {path}")
-        yield from found
+        yield from logs
 
 
 def _required(name: str, good: pl.Expr, expected: str) -> ColumnRule:
@@ -167,30 +172,29 @@ def _required(name: str, good: pl.Expr, expected: str) -> ColumnRule:
     return ColumnRule(name, name, pl.col(name), fault, expected)
 
 
-def _label(name: str, source: str) -> ColumnRule:
-    fault = ~pl.col(source).is_in([0, 1]).fill_null(False)
-    return ColumnRule(name, source, pl.col(source).cast(pl.Float32), fault, "0 or 1")
+def _label(label: Label, source: str) -> ColumnRule:
+    column = pl.col(source)
+    return label_column(label, source, column, column, required=True)
 
 
 def _seconds() -> ColumnRule:
-    played = pl.col("play_time_ms")
-    seconds = (played / 1000).clip(upper_bound=VALUE_CAP_SECONDS).cast(pl.Float32)
-    fault = ~(played >= 0).fill_null(False)
-    return ColumnRule("value", "play_time_ms", seconds, fault, "milliseconds from 0")
+    source, expected = "play_time_ms", "milliseconds from 0"
+    played = pl.col(source)
+    return label_column(VALUE, source, played / 1000, played, True, expected)
 
 
 COLUMNS = (
     _required("user_id", pl.col("user_id").is_not_null(), "an id"),
     _required("video_id", pl.col("video_id").is_not_null(), "an id"),
     _required("time_ms", pl.col("time_ms") > 0, "milliseconds since 1970"),
-    _label("click", "is_click"),
-    _label("engagement", "long_view"),
+    _label(CLICK, "is_click"),
+    _label(ENGAGEMENT, "long_view"),
     _seconds(),
     ColumnRule("tab", "tab", pl.col("tab"), pl.lit(False), "a number"),
     # 2300 is 11 p.m.; the minutes are always 0.
     ColumnRule("hour", "hourmin", pl.col("hourmin") // 100, pl.lit(False), "a number"),
 )
-"""What is made of a log; the rest comes from the lookups."""
+"""The columns that are made of a log; the others come from the lookups."""
 
 TEXTS = ("user_id", "video_id", *CONTEXT)
 
@@ -198,23 +202,24 @@ TEXTS = ("user_id", "video_id", *CONTEXT)
 def _check_log(path: Path) -> None:
     types, names = columnar.types(path), [c.source for c in COLUMNS]
     columnar.require(path, types, names)
-    odd = {name: types[name] for name in names if not types[name].is_integer()}
-    if odd:
-        raise SchemaError(f"{path}: columns {odd}, expected integers")
+    others = {name: types[name] for name in names if not types[name].is_integer()}
+    if others:
+        raise SchemaError(f"{path}: columns {others}, expected integers")
 
 
 @dataclass(frozen=True)
 class _Reader:
     lookups: Lookups
-    config: DataConfig
+    chunk_bytes: int
+    max_late_share: float
 
     def read(self, path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
-        """`DataSet.read`; after a file, what was not known of its rows is logged."""
+        """`DataSet.read`; after a file, the rows that no lookup knew are logged."""
         names = [column.source for column in COLUMNS]
-        size, unknown = self.config.chunk_megabytes << 20, Unknown()
-        for rows in columnar.batches(path, names, size):
+        unknown = Unknown()
+        for rows in columnar.batches(path, names, self.chunk_bytes):
             good = good_rows(rows, COLUMNS, bad)
             joined = self.lookups.join(good, unknown)
             if len(joined):
                 yield joined.with_columns(pl.col(TEXTS).cast(pl.String))
-        unknown.report(path, self.config.max_bad_rows)
+        unknown.report(path, self.max_late_share)

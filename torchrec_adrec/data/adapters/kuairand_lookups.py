@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lookups:
-    """What is known of users and videos, one row each; null where it is not.
+    """The features of users and videos, one row each; null where one is unknown.
 
     Attributes:
         users, videos: `user_id` or `video_id` and the features.
         histories: `user_id`, `watch_seq` (text, the latest last) and `last_time_ms`,
-            when its last video was watched.
+            when the last of them was watched.
     """
 
     users: pl.DataFrame
@@ -48,12 +48,12 @@ class Lookups:
 
     @classmethod
     def load(cls, folder: Path, length: int) -> "Lookups":
-        """Read the three files; of a history the last `length` videos.
+        """Read the three files; a history keeps its last `length` videos.
 
         Raises:
             ConfigError: a file is missing.
             SchemaError: a file lacks a column.
-            DataError: an id is missing or stands there twice, a number is none.
+            DataError: an id is missing or has two rows, or a number cannot be read.
         """
         return cls(
             _features(folder / USERS, "user_id", USER_TEXTS, USER_NUMBERS),
@@ -62,33 +62,37 @@ class Lookups:
         )
 
     def join(self, rows: pl.DataFrame, unknown: "Unknown") -> pl.DataFrame:
-        """The same rows in the same order, with all that is known before them.
+        """The same rows in the same order, with their users, videos and histories.
 
-        A history that reaches to the row's own time or beyond is left out of that row:
-        it may hold the very video that is shown.
+        Args:
+            rows: of a log, with `user_id`, `video_id` and `time_ms`.
+            unknown: counts the rows of which a lookup knows nothing.
         """
-        found = rows
+        # The order must stay: rows are known by their place in the file.
+        joined = rows
         for frame, key in (
             (self.users, "user_id"),
             (self.videos, "video_id"),
             (self.histories, "user_id"),
         ):
-            found = found.join(frame, on=key, how="left", maintain_order="left")
-        late = (found[LAST_TIME] >= found["time_ms"]).fill_null(False)
+            joined = joined.join(frame, on=key, how="left", maintain_order="left")
+        # A history that reaches to the row's own time may hold the very video that is
+        # shown: it would give the label away, so this row goes without it.
+        late = (joined[LAST_TIME] >= joined["time_ms"]).fill_null(False)
         unknown.rows += len(rows)
         unknown.users += len(rows.join(self.users, on="user_id", how="anti"))
         unknown.videos += len(rows.join(self.videos, on="video_id", how="anti"))
-        unknown.late += found.filter(late)["user_id"].to_list()
+        unknown.late += joined.filter(late)["user_id"].to_list()
         watched = pl.when(~late).then(pl.col(WATCHED)).alias(WATCHED)
-        return found.with_columns(watched).drop(LAST_TIME)
+        return joined.with_columns(watched).drop(LAST_TIME)
 
 
 @dataclass
 class Unknown:
-    """Of the rows of one log: how many found nothing in the lookups.
+    """Counts of one log's rows of which the lookups know nothing.
 
     Attributes:
-        rows: all of them.
+        rows: all rows of the log.
         users, videos: rows whose user or video has no features.
         late: the users of the rows that are no later than their user's history.
     """
@@ -99,7 +103,7 @@ class Unknown:
     late: list[int] = field(default_factory=list)
 
     def report(self, path: Path, max_share: float) -> None:
-        """Log what was not known.
+        """Log how many rows had an unknown user or video, or a late history.
 
         Raises:
             DataError: more than `max_share` of the histories are too late.
@@ -136,9 +140,10 @@ def _features(
 
 def _numeric(raw: pl.DataFrame, name: str, kind: pl.DataType, path: Path) -> pl.Series:
     typed = raw[name].cast(kind, strict=False)
-    broken = (typed.is_null() & raw[name].is_not_null()).arg_true()
-    if len(broken):
-        line, value = broken[0] + 2, raw[name][broken[0]]
+    unreadable = (typed.is_null() & raw[name].is_not_null()).arg_true()
+    if len(unreadable):
+        row = unreadable[0]
+        line, value = row + 2, raw[name][row]  # line 1 is the header
         raise DataError(f"{path}:{line}: {name} is {value!r}, expected a number")
     return typed
 
@@ -149,16 +154,17 @@ def _histories(path: Path, length: int) -> pl.DataFrame:
     columnar.require(path, columnar.types(path), ("user_id", LAST_TIME, WATCHED))
     raw = pl.read_parquet(path, columns=["user_id", LAST_TIME, WATCHED])
     watched = pl.col(WATCHED).list.tail(length).cast(pl.List(pl.String))
-    known = pl.when(watched.list.len() > 0).then(watched).alias(WATCHED)
-    return _unique(raw.with_columns(known), "user_id", path, first=1)
+    history = pl.when(watched.list.len() > 0).then(watched).alias(WATCHED)
+    return _unique(raw.with_columns(history), "user_id", path, first=1)
 
 
 def _unique(frame: pl.DataFrame, key: str, path: Path, first: int) -> pl.DataFrame:
-    """A second row of an id would double its impressions."""
-    wrong = (frame[key].is_null() | frame[key].is_duplicated()).arg_true()
-    if len(wrong):
+    """The frame, if every id has one row: the join would double its impressions."""
+    faulty = (frame[key].is_null() | frame[key].is_duplicated()).arg_true()
+    if len(faulty):
+        row = faulty[0]
         raise DataError(
-            f"{path}:{wrong[0] + first}: {key} {frame[key][wrong[0]]} is missing or"
-            " stands there twice, expected one row for each"
+            f"{path}:{row + first}: {key} {frame[key][row]} is missing or stands there"
+            " twice, expected one row for each"
         )
     return frame

@@ -1,4 +1,4 @@
-"""Raw rows with their numbers, and the sorting of good rows from bad ones."""
+"""Raw rows with their line numbers, and how good rows are told from bad ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ class RawRows:
 
 @dataclass(frozen=True)
 class ColumnRule:
-    """How a column of `DataSet.read` is made.
+    """How a column of `DataSet.read` is made of a raw one.
 
     Attributes:
         name: the column.
         source: the raw column, for messages.
-        value: over the raw frame.
-        fault: over the raw frame: true where the row cannot be used.
-        expected: in words.
+        value: expression over the raw frame.
+        fault: expression over the raw frame, true where the row cannot be used.
+        expected: the values that can be used, in words.
     """
 
     name: str
@@ -52,18 +52,26 @@ class ColumnRule:
 def good_rows(
     rows: RawRows, columns: Sequence[ColumnRule], bad: BadRows
 ) -> pl.DataFrame:
-    """The columns of the rows without a fault; all other rows are told to `bad`."""
+    """Make the columns of the rows without a fault; count all other rows in `bad`.
+
+    Args:
+        rows: as they stand in the file.
+        columns: the rules of all columns.
+        bad: is given the first fault of each bad row.
+    """
     faults = rows.frame.select(c.fault.fill_null(False).alias(c.name) for c in columns)
     faulty = faults.select(pl.any_horizontal(pl.all())).to_series()
+    # One reason a row, that of its first fault: good and bad rows add up to all rows.
     for i in faulty.arg_true().to_list():
         column = next(c for c in columns if faults[c.name][i])
-        tell(bad, rows, i, _reason(column, rows.frame[column.source][i]))
+        _add_bad(bad, rows, i, _reason(column, rows.frame[column.source][i]))
     return rows.frame.filter(~faulty).select(c.value.alias(c.name) for c in columns)
 
 
-def tell(bad: BadRows, rows: RawRows, i: int, reason: str) -> None:
-    """Count row `i` as bad. A row of Parquet is called so: it has no lines."""
+def _add_bad(bad: BadRows, rows: RawRows, i: int, reason: str) -> None:
+    """Count row `i` as bad."""
     number = int(rows.numbers[i])
+    # Parquet has no lines: the message says that its number is that of a row.
     where = f"row {number}: " if rows.unit == "row" else ""
     bad.add(str(rows.path), number, where + reason)
 
@@ -71,5 +79,5 @@ def tell(bad: BadRows, rows: RawRows, i: int, reason: str) -> None:
 def _reason(column: ColumnRule, value: object) -> str:
     if value is None:
         return f"{column.source} is missing, expected {column.expected}"
-    shown = repr(value)[:SHOWN]
-    return f"{column.source} is {shown}, expected {column.expected}"
+    text = repr(value)[:SHOWN]
+    return f"{column.source} is {text}, expected {column.expected}"

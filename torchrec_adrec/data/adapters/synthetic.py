@@ -1,7 +1,7 @@
-"""A known world's log as Criteo's TSV, and the truth of it beside: docs/known_world.md.
+"""A known world's log as Criteo's TSV, with its truth in a folder: docs/known_world.md.
 
 truth/
-  rows.parquet    one row per line of the TSV: see `known_log.Log.block`
+  rows.parquet    one row per line of the TSV: see `known_world.log.Log.block`
   users.parquet   segment, vectors, activity; row i is user i
   ads.parquet     campaign, vector, additive terms, birth, and C2, C14, C15, C18, C25
   world.json      the config and the seed, from which all of it follows
@@ -10,6 +10,7 @@ truth/
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.config.data import DataConfig, SyntheticConfig
 from torchrec_adrec.data.adapters import criteo
+from torchrec_adrec.data.adapters.adapter import Adapter, Workspace
 from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet
@@ -39,7 +41,7 @@ ROWS, USERS, ADS, WORLD = "rows.parquet", "users.parquet", "ads.parquet", "world
 ADVERTISERS, CATEGORIES = 12, 5
 I2_BELOW = 2
 QUARTERS = (-0.24, 0.0, 0.24)  # of an axis of a unit vector in R^8
-# Columns that carry nothing: how many values each has.
+# Columns that tell nothing of the click: how many values each has.
 NOISE = {"C12": 60, "C16": 40, "C19": 20, "C20": 4, "C21": 60}
 NOISE |= {"C22": 13, "C24": 40, "C26": 20}
 # Shares of missing values, and which columns miss them together, as in the real rows.
@@ -66,8 +68,10 @@ def write(config: SyntheticConfig, seed: int, path: Path, truth: Path) -> None:
     """Write `config.rows` rows; the same config and seed give the same bytes.
 
     Args:
+        config: the world and the length of its log.
+        seed: draws both.
         path: the rows, as Criteo's TSV.
-        truth: folder of the truth, made if it is not there.
+        truth: folder of the truth; it is made if need be.
 
     Raises:
         OSError: a file cannot be written.
@@ -84,6 +88,8 @@ def write(config: SyntheticConfig, seed: int, path: Path, truth: Path) -> None:
         for number in range(log.blocks):
             rows = log.block(number)
             parquet.write_table(_arrow(rows))
+            # Numbers of its own for each block, so that the law's draws stay the same
+            # whatever the columns below need.
             rng = np.random.default_rng([seed, 4, number])
             to_criteo(world, rows, rng).write_csv(
                 tsv, separator="\t", include_header=False, quote_style="never"
@@ -92,10 +98,14 @@ def write(config: SyntheticConfig, seed: int, path: Path, truth: Path) -> None:
 
 
 def write_beside(config: SyntheticConfig, seed: int, path: Path) -> Path:
-    """`write` to partial names, then rename: `path` is there whole or not at all.
+    """Write to partial names, then rename: `path` is written whole or not at all.
+
+    Args:
+        config, seed: see `write`.
+        path: the rows, as Criteo's TSV.
 
     Returns:
-        The truth's folder, `path` with `.truth` behind; one that was there is replaced.
+        The truth's folder, `path` with `.truth` behind; an older one is replaced.
 
     Raises:
         OSError: a file cannot be written.
@@ -126,9 +136,9 @@ def _write_world(world: World, seed: int, truth: Path) -> None:
 
 
 def open_data(config: DataConfig, folder: Path) -> DataSet:
-    """What `write` wrote to a folder: Criteo's columns, and two more labels.
+    """Open what `write` wrote to a folder: Criteo's columns, and two more labels.
 
-    Engagement and value were observed where a click was.
+    Engagement and value were observed in the rows with a click.
     """
     tsv, truth = folder / TSV, folder / TRUTH / ROWS
     labels = (Label(name="engagement"), Label(name="value", kind="value"))
@@ -139,11 +149,34 @@ def open_data(config: DataConfig, folder: Path) -> DataSet:
     def read(path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
         outcomes, first = pl.scan_parquet(truth).select("engagement", "value"), 0
         for frame in criteo.read_file(path, layout, bad, config.chunk_megabytes << 20):
+            # The truth has one row per line, so the lines must all be good ones:
             # `hstack` refuses a truth that ends before the rows do.
             yield frame.hstack(outcomes.slice(first, len(frame)).collect())
             first += len(frame)
 
     return DataSet(schema, (tsv,), read)
+
+
+@dataclass(frozen=True)
+class MadeHere:
+    """The adapter of a data set that `prepare` makes and then reads."""
+
+    needs_raw: bool = False
+
+    def files_read(self, config: DataConfig) -> tuple[Path, ...]:
+        """No files: config and seed say all of it."""
+        return ()
+
+    def open_data(self, config: DataConfig, workspace: Workspace) -> DataSet:
+        """Write the log on the first rank, then open it on all of them."""
+        if workspace.ranks.is_first:
+            rows, truth = workspace.folder / TSV, workspace.folder / TRUTH
+            write(config.synthetic, workspace.seed, rows, truth)
+        workspace.ranks.barrier()
+        return open_data(config, workspace.folder)
+
+
+ADAPTER: Adapter = MadeHere()
 
 
 def read_world(truth: Path) -> World:
@@ -171,8 +204,9 @@ def to_criteo(
     """Rows of a log in Criteo's 40 columns, hashes as text.
 
     Args:
+        world: whose users and ads they are.
         rows: of `Log.block`.
-        rng: draws what carries nothing, and what is missing.
+        rng: draws the columns that tell nothing, and which values are missing.
     """
     user, ad = (rows[n].cast(pl.Int64).to_numpy() for n in ("user", "ad"))
     codes = _user_codes(world, user) | _context_codes(rows)
@@ -185,7 +219,7 @@ def to_criteo(
 
 
 def quarters(world: World) -> Int64s:
-    """On which quarter of each axis every user's taste was on the first day, (U, 8)."""
+    """The quarter of each axis that every user's first taste stands in, (U, 8)."""
     return np.digitize(world.users.vector, QUARTERS)
 
 
@@ -212,7 +246,7 @@ def _context_codes(rows: pl.DataFrame) -> dict[str, Codes]:
 
 
 def _integers(activity: Float64s, rng: np.random.Generator) -> Mapping[str, pl.Series]:
-    """I1, I2 and I6 grow with the user's activity; the others carry nothing."""
+    """The 13 integers: I1, I2 and I6 grow with the activity, the others are noise."""
     numbers = {name: rng.geometric(0.05, len(activity)) for name in INTEGERS}
     numbers |= {n: rng.poisson(rate) for n, rate in count_rates(activity).items()}
     numbers["I2"] = numbers["I2"] - I2_BELOW
@@ -220,20 +254,24 @@ def _integers(activity: Float64s, rng: np.random.Generator) -> Mapping[str, pl.S
 
 
 def _with_gaps(frame: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    kept = {names: rng.random(len(frame)) >= share for names, share in MISSING.items()}
+    present = {
+        names: rng.random(len(frame)) >= share for names, share in MISSING.items()
+    }
     return frame.with_columns(
-        pl.when(pl.Series(there)).then(pl.col(*names)) for names, there in kept.items()
+        pl.when(pl.Series(rows)).then(pl.col(*names)) for names, rows in present.items()
     )
 
 
 def _code(column: str, value: NDArray[np.integer]) -> Codes:
-    """An odd factor is a bijection of 32 bits: no two values of a column collide."""
+    """The 32-bit codes of the values of one column, (B,)."""
+    # An odd factor is a bijection of 32 bits: no two values of a column collide.
     shifted = value.astype(np.uint32) + np.uint32(HASHES.index(column) * 10_000_019)
     return shifted * np.uint32(2_654_435_761)
 
 
 def _text(code: Codes) -> pl.Series:
-    """Eight hex digits each, (B,); from a table, all at once."""
+    """The eight hexadecimal digits of each code, (B,)."""
+    # From a table of two digits a byte, all at once: a log has millions of codes.
     digits = DIGITS[code.byteswap().view(np.uint8)]
     offsets = np.arange(0, 8 * len(code) + 1, 8, dtype=np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(digits)]

@@ -1,7 +1,7 @@
-"""One's own data: Parquet, CSV or TSV (also .gz), with columns as `data.table` says.
+"""Your own data: Parquet, CSV or TSV (also .gz), with columns as `data.table` says.
 
-How to: docs/own_data.md. A missing value is a null, in text also what `table.missing`
-lists, in Parquet also NaN, which pandas writes for it.
+docs/own_data.md is the guide. A missing value is a null, in text also one of the texts
+in `table.missing`, and in Parquet also NaN, which pandas writes for it.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,13 @@ from pydantic import ValidationError
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.table import (
     FeatureColumn,
+    LabelColumn,
     NumberColumn,
     SequenceColumn,
     TableConfig,
 )
 from torchrec_adrec.data.adapters import columnar, delimited, values
+from torchrec_adrec.data.adapters.adapter import Adapter, RawFiles
 from torchrec_adrec.data.adapters.rows import ColumnRule, RawRows, good_rows
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, raw_files
@@ -33,15 +35,17 @@ from torchrec_adrec.schema import (
     SparseFeature,
 )
 
-TIME, USER = "row:time", "row:user"  # a feature's name has no colon
+# Names of the time and the user among the raw columns. The name of a feature has no
+# colon, so that none can be the same.
+TIME, USER = "row:time", "row:user"
 
 
 def open_data(config: DataConfig) -> DataSet:
     """Find the files and check their columns.
 
     Raises:
-        ConfigError: no `data.table`, a file that is missing or of unknown kind, or a
-            mapping that makes no schema.
+        ConfigError: there is no `data.table`, a file is missing or of unknown kind, or
+            the mapping makes no schema.
         SchemaError: a file lacks a column, or has one that is neither used nor ignored.
     """
     table = config.table
@@ -50,35 +54,39 @@ def open_data(config: DataConfig) -> DataSet:
     files = raw_files(config)
     for path in files:
         _check_columns(path, _types(path), table)
-    made = schema(table)
+    features = schema(table)
+    ids = [f for f in features.sparse_of(Side.AD) if f.kind != "number"]
     return DataSet(
-        schema=made,
+        schema=features,
         files=files,
         read=partial(_read, table=table, chunk_bytes=config.chunk_megabytes << 20),
         time=TIME if table.time else None,
         user=USER if table.user_id else None,
         sides="data.table.user, data.table.ad",
         ad=table.key,
-        items=tuple(f.source for f in made.sparse_of(Side.AD) if f.kind != "number"),
+        items=tuple(f.source for f in ids),
         copies={
-            TIME: _made_of(table.time.column if table.time else None, table),
-            USER: _made_of(table.user_id, table),
+            TIME: _features_of(table.time.column if table.time else None, table),
+            USER: _features_of(table.user_id, table),
         },
     )
 
 
-def _made_of(source: str | None, table: TableConfig) -> tuple[str, ...]:
-    """The features of one column of the file."""
+ADAPTER: Adapter = RawFiles(open_data)
+
+
+def _features_of(source: str | None, table: TableConfig) -> tuple[str, ...]:
+    """The names of the features that are made of one column of the file."""
     return tuple(name for name, _, column in table.features() if column == source)
 
 
 def schema(table: TableConfig) -> Schema:
-    """The features that a mapping asks for; the raw columns bear the features' names.
+    """The features that a mapping asks for; a raw column has its feature's name.
 
     Raises:
         ConfigError: a name is used twice, a side has no id, the first label is a value.
     """
-    made = [
+    features = [
         feature
         for side, columns in ((Side.USER, table.user), (Side.AD, table.ad))
         for name, column in columns.items()
@@ -86,17 +94,18 @@ def schema(table: TableConfig) -> Schema:
     ]
     try:
         return Schema(
-            dense=tuple(f for f in made if isinstance(f, DenseFeature)),
-            sparse=tuple(f for f in made if isinstance(f, SparseFeature)),
-            sequences=tuple(f for f in made if isinstance(f, SequenceFeature)),
-            labels=tuple(
-                Label(name=name, kind=label.kind, max_value=label.max_value)
-                for name, label in table.labels.items()
-            ),
+            dense=tuple(f for f in features if isinstance(f, DenseFeature)),
+            sparse=tuple(f for f in features if isinstance(f, SparseFeature)),
+            sequences=tuple(f for f in features if isinstance(f, SequenceFeature)),
+            labels=tuple(_label(name, column) for name, column in table.labels.items()),
         )
     except ValidationError as error:
         reason = "; ".join(fault["msg"] for fault in error.errors())
         raise ConfigError(f"data.table: {reason}") from None
+
+
+def _label(name: str, column: LabelColumn) -> Label:
+    return Label(name=name, kind=column.kind, max_value=column.max_value)
 
 
 def _features(
@@ -137,21 +146,22 @@ def _types(path: Path) -> dict[str, pl.DataType]:
 
 
 def _check_columns(
-    path: Path, found: dict[str, pl.DataType], table: TableConfig
+    path: Path, types: dict[str, pl.DataType], table: TableConfig
 ) -> None:
     used = table.columns()
-    columnar.require(path, found, used)
-    loose = [
+    columnar.require(path, types, used)
+    # A column that is forgotten by a slip costs quality and nobody would see it.
+    unused = [
         name
-        for name in found
+        for name in types
         if name not in used and not any(fnmatch(name, p) for p in table.ignore)
     ]
-    if loose:
+    if unused:
         raise SchemaError(
-            f"{path}: columns {loose} are not used; make them features, or name them in"
-            " data.table.ignore"
+            f"{path}: columns {unused} are not used; make them features, or name them"
+            " in data.table.ignore"
         )
-    _columns(path, found, table)
+    _columns(path, types, table)  # refuses a type that has no reading
 
 
 def _read(
@@ -175,19 +185,20 @@ def _rows(
 def _columns(
     path: Path, types: dict[str, pl.DataType], table: TableConfig
 ) -> list[ColumnRule]:
-    """What is made of the columns of one file: Parquet files may differ in types."""
+    """The rules of one file's columns: Parquet files may differ in their types."""
 
-    def given(source: str) -> values.Given:
-        return values.Given(path, source, types[source], table.missing)
+    def raw(source: str) -> values.RawColumn:
+        return values.RawColumn(path, source, types[source], table.missing)
 
-    made = [
-        values.label(name, given(label.column or name), label, needed=i == 0)
-        for i, (name, label) in enumerate(table.labels.items())
+    # The first label is the click: a row without it teaches nothing.
+    rules = [
+        values.label(_label(name, column), raw(column.column or name), required=i == 0)
+        for i, (name, column) in enumerate(table.labels.items())
     ]
-    made += [values.feature(n, given(column), f) for n, f, column in table.features()]
-    made = [values.needed(c) if c.name == table.key else c for c in made]
+    rules += [values.feature(n, raw(column), f) for n, f, column in table.features()]
+    rules = [values.required_ids(r) if r.name == table.key else r for r in rules]
     if table.time:
-        made.append(values.time(TIME, given(table.time.column), table.time))
+        rules.append(values.time(TIME, raw(table.time.column), table.time))
     if table.user_id:
-        made.append(values.needed_text(USER, given(table.user_id)))
-    return made
+        rules.append(values.required_text(USER, raw(table.user_id)))
+    return rules

@@ -19,13 +19,13 @@ from torchrec_adrec.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines.
+    """Some whole lines of a file.
 
     Attributes:
-        text: every line ends with a newline, but perhaps the file's last.
-        file: for messages.
+        text: every line ends with a newline, except perhaps the file's last.
+        file: its path, for messages.
         first_line: number of the first line in the file, from 1.
-        lines: how many there are.
+        lines: their number.
     """
 
     text: bytes
@@ -35,12 +35,12 @@ class Block:
 
     @classmethod
     def of(cls, text: bytes, file: str, first_line: int = 1) -> "Block":
-        """Count the lines."""
+        """Make a block of whole lines, which are counted here."""
         last = not text.endswith(b"\n")
         return cls(text, file, first_line, count(text, "\n") + last)
 
     def without_first_line(self) -> "Block":
-        """The rest, behind a header."""
+        """The lines behind a header."""
         _, _, rest = self.text.partition(b"\n")
         return Block(rest, self.file, self.first_line + 1, self.lines - 1)
 
@@ -60,11 +60,16 @@ def first_line(path: Path) -> bytes:
         with _open(path) as file:
             return file.readline().rstrip(b"\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        return b""  # `blocks` says what is wrong with it
+        return b""  # `blocks` names the fault, with its line
 
 
 def blocks(path: Path, block_bytes: int, bad: BadRows) -> Iterator[Block]:
     """Cut a text or `.gz` file into blocks of whole lines.
+
+    Args:
+        path: the file.
+        block_bytes: text that is read at a time.
+        bad: is given the line at which the file is damaged.
 
     Raises:
         ConfigError: the file cannot be opened.
@@ -73,10 +78,11 @@ def blocks(path: Path, block_bytes: int, bad: BadRows) -> Iterator[Block]:
     """
     rest, line = b"", 1
     with _open(path) as file:
-        while read := _read(file, path, block_bytes, line, bad):
-            end = read.rfind(b"\n") + 1
-            parts = rest, memoryview(read)[:end]  # one copy, not three
-            rest = read[end:] if end else rest + read
+        while text := _read(file, path, block_bytes, line, bad):
+            # A block ends at the last newline; what follows it begins the next block.
+            end = text.rfind(b"\n") + 1
+            parts = rest, memoryview(text)[:end]  # one copy, not three
+            rest = text[end:] if end else rest + text
             if end:
                 block = Block.of(b"".join(parts), str(path), line)
                 line += block.lines
@@ -112,23 +118,30 @@ def _open(path: Path) -> BinaryIO:
 def split_fields(
     block: Block, columns: tuple[str, ...], separator: str, bad: BadRows
 ) -> tuple[pl.DataFrame, Int64s]:
-    """Every line with the right number of fields, as text, and its line number.
+    """Split every line that has the right number of fields; count the others in `bad`.
 
-    Every other line is told to `bad`. Slow and exact: pyarrow's handler of invalid rows
-    knows line numbers only without threads.
+    Args:
+        block: whole lines.
+        columns: the names of the fields.
+        separator: the sign between two fields.
+        bad: is given every line with another number of fields.
+
+    Returns:
+        The fields as text, and the line number of each row, (rows,).
     """
-    strange: list[int] = []
+    invalid: list[int] = []
 
     def wrong_number_of_fields(row: Any) -> str:
         line = block.first_line + row.number - 1
-        strange.append(line)
-        found = f"{row.actual_columns} fields, expected {row.expected_columns}"
-        bad.add(block.file, line, found)
+        invalid.append(line)
+        reason = f"{row.actual_columns} fields, expected {row.expected_columns}"
+        bad.add(block.file, line, reason)
         return "skip"
 
     text = _plain(block.text)
     table = pa_csv.read_csv(
         pa.BufferReader(text),
+        # Without threads, because with them the handler is not given line numbers.
         read_options=pa_csv.ReadOptions(
             use_threads=False, column_names=columns, block_size=len(text) + 1
         ),
@@ -142,15 +155,15 @@ def split_fields(
             column_types={name: pa.string() for name in columns}
         ),
     )
-    total = table.num_rows + len(strange)
+    total = table.num_rows + len(invalid)
     numbers = np.arange(block.first_line, block.first_line + total)
     return cast(pl.DataFrame, pl.from_arrow(table)), np.delete(
-        numbers, np.array(strange, dtype=np.int64) - block.first_line
+        numbers, np.array(invalid, dtype=np.int64) - block.first_line
     )
 
 
 def _plain(text: bytes) -> bytes:
-    """The same lines without what pyarrow would trip over; such a row stays bad."""
+    """The same lines without bytes that pyarrow cannot read; a bad row stays bad."""
     if not text.isascii():
         text = text.decode("latin-1").encode()  # pyarrow cannot pass on other bytes
     if b"\r" in text:

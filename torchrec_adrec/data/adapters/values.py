@@ -1,4 +1,4 @@
-"""A raw column of any type -> a column of `dataset.raw_types`, with its faults."""
+"""Rules that turn a raw column of any type into one of `dataset.raw_types`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,24 +8,33 @@ import polars as pl
 from torchrec_adrec.config.table import (
     FeatureColumn,
     HexColumn,
-    LabelColumn,
     NumberColumn,
     SequenceColumn,
     TimeColumn,
 )
+from torchrec_adrec.data.adapters.labels import label_column
 from torchrec_adrec.data.adapters.rows import ColumnRule
 from torchrec_adrec.errors import SchemaError
+from torchrec_adrec.schema import Label
 
 HEX = r"^[0-9a-fA-F]{8}$"
-# Lists that a program printed: ['101', '102'], [1 2], {1,2}, and quoted ids.
+# Lists that a program printed: ['101', '102'], [1 2], {1,2}, and quoted ids. Divided at
+# their separators they would give ids such as "['101'" that no request ever has.
 PRINTED = r"""(?s)^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"""
 QUOTED = r"""^(".*"|'.*'),?$"""
 DAY, SECOND, OFFSET = "%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z"
 
 
 @dataclass(frozen=True)
-class Given:
-    """A column of a file and its type; `missing` texts mean no value."""
+class RawColumn:
+    """A column of a file.
+
+    Attributes:
+        path: the file.
+        source: the column.
+        type: of its values in the file.
+        missing: texts that mean no value.
+    """
 
     path: Path
     source: str
@@ -46,111 +55,117 @@ class Given:
         return self.type == pl.Null()
 
     def refused(self, expected: str) -> SchemaError:
-        """The error of a type that has no reading."""
+        """The error of a type that cannot be read as what was expected."""
         return SchemaError(
             f"{self.path}: column {self.source} is {self.type}, expected {expected}"
         )
 
 
-def feature(name: str, given: Given, settings: FeatureColumn) -> ColumnRule:
-    """A feature of any kind.
+def feature(name: str, raw: RawColumn, settings: FeatureColumn) -> ColumnRule:
+    """The rule of a feature of any kind.
+
+    Args:
+        name: of the feature.
+        raw: its column.
+        settings: its kind.
 
     Raises:
         SchemaError: the column's type cannot be read as that kind.
     """
     if isinstance(settings, NumberColumn):
-        return _number(name, given)
+        return _number(name, raw)
     if isinstance(settings, SequenceColumn):
-        return _sequence(name, given, settings)
-    return _hex(name, given) if isinstance(settings, HexColumn) else _text(name, given)
+        return _sequence(name, raw, settings)
+    return _hex(name, raw) if isinstance(settings, HexColumn) else _text(name, raw)
 
 
-def label(name: str, given: Given, settings: LabelColumn, needed: bool) -> ColumnRule:
-    """Float32; a value above `max_value` is cut to it, a negative one is a fault.
+def label(label: Label, raw: RawColumn, required: bool) -> ColumnRule:
+    """The rule of a label.
 
     Args:
-        name: of the label.
-        given: its column.
-        settings: its kind.
-        needed: a row without it is a fault.
+        label: its kind says which numbers are allowed.
+        raw: its column.
+        required: whether a row without it is a bad row.
+
+    Raises:
+        SchemaError: the column's type cannot be read as numbers.
     """
-    number = _float(given, "0 and 1" if settings.max_value is None else "numbers")
-    max_value = settings.max_value
-    from_zero = number.is_finite() & (number >= 0)
-    good = number.is_in([0.0, 1.0]) if max_value is None else from_zero
-    fault = given.value().is_not_null() & ~good.fill_null(False)
-    if needed:
-        fault = fault | given.value().is_null()
-    cut = number.clip(upper_bound=max_value) if max_value is not None else number
-    expected = "0 or 1" if max_value is None else "a number from 0"
-    return ColumnRule(name, given.source, cut.cast(pl.Float32), fault, expected)
+    number = _float(raw, "numbers" if label.rule.is_open else "0 and 1")
+    return label_column(label, raw.source, number, raw.value(), required)
 
 
-def needed_text(name: str, given: Given) -> ColumnRule:
-    """Text that must be there in every row."""
-    return needed(_text(name, given))
+def required_text(name: str, raw: RawColumn) -> ColumnRule:
+    """The rule of text that must not be missing in any row."""
+    return required_ids(_text(name, raw))
 
 
-def needed(column: ColumnRule) -> ColumnRule:
-    """The same ids, where a row without one is a fault."""
+def required_ids(column: ColumnRule) -> ColumnRule:
+    """The same ids, where a row without one is a bad row."""
     fault = column.fault | column.value.is_null()
     return replace(column, fault=fault, expected=f"an id ({column.expected})")
 
 
-def time(name: str, given: Given, settings: TimeColumn) -> ColumnRule:
-    """Int64: milliseconds since 1970 of dates, times and ISO text; integers as such."""
-    value = _integers(given) if settings.kind == "number" else _moment(given)
+def time(name: str, raw: RawColumn, settings: TimeColumn) -> ColumnRule:
+    """The rule of a time, Int64: milliseconds since 1970, or integers as they are.
+
+    Args:
+        name: of the column that is made.
+        raw: dates, times or ISO text, or with `kind: number` integers of any unit.
+        settings: the kind.
+    """
+    value = _integers(raw) if settings.kind == "number" else _moment(raw)
     expected = "an integer" if settings.kind == "number" else "a date and time (ISO)"
-    return ColumnRule(name, given.source, value, value.is_null(), expected)
+    return ColumnRule(name, raw.source, value, value.is_null(), expected)
 
 
-def _text(name: str, given: Given) -> ColumnRule:
-    kind = given.type
+def _text(name: str, raw: RawColumn) -> ColumnRule:
+    kind = raw.type
     simple = kind.is_integer() or kind in (pl.Boolean(), pl.Date(), pl.Null())
     if not (simple or isinstance(kind, pl.String | pl.Categorical | pl.Enum)):
-        raise given.refused("text or integers: 7.0 would be another id than 7")
-    value = given.value().cast(pl.String)
-    return ColumnRule(name, given.source, value, pl.lit(False), "text")
+        raise raw.refused("text or integers: 7.0 would be another id than 7")
+    value = raw.value().cast(pl.String)
+    return ColumnRule(name, raw.source, value, pl.lit(False), "text")
 
 
-def _hex(name: str, given: Given) -> ColumnRule:
-    if not (given.type == pl.String() or given.is_empty):
-        raise given.refused("text of eight hexadecimal digits")
-    text = given.value().cast(pl.String)
+def _hex(name: str, raw: RawColumn) -> ColumnRule:
+    if not (raw.type == pl.String() or raw.is_empty):
+        raise raw.refused("text of eight hexadecimal digits")
+    text = raw.value().cast(pl.String)
     number = text.str.to_integer(base=16, strict=False, dtype=pl.UInt32)
     value = pl.when(text.str.contains(HEX)).then(number)
     fault = text.is_not_null() & value.is_null()
-    return ColumnRule(name, given.source, value, fault, "eight hexadecimal digits")
+    return ColumnRule(name, raw.source, value, fault, "eight hexadecimal digits")
 
 
-def _number(name: str, given: Given) -> ColumnRule:
-    value = _float(given, "numbers")
-    fault = given.value().is_not_null() & ~value.is_finite().fill_null(False)
-    return ColumnRule(name, given.source, value, fault, "a finite number or nothing")
+def _number(name: str, raw: RawColumn) -> ColumnRule:
+    value = _float(raw, "numbers")
+    fault = raw.value().is_not_null() & ~value.is_finite().fill_null(False)
+    return ColumnRule(name, raw.source, value, fault, "a finite number or nothing")
 
 
-def _float(given: Given, expected: str) -> pl.Expr:
-    kind = given.type
+def _float(raw: RawColumn, expected: str) -> pl.Expr:
+    kind = raw.type
     if not (kind.is_numeric() or isinstance(kind, pl.Boolean | pl.String | pl.Null)):
-        raise given.refused(expected)
-    return given.value().cast(pl.Float64, strict=False)
+        raise raw.refused(expected)
+    # Not strict: text that is no number becomes null, which the callers make a fault.
+    return raw.value().cast(pl.Float64, strict=False)
 
 
-def _sequence(name: str, given: Given, settings: SequenceColumn) -> ColumnRule:
-    ids, fault, expected = _divided(given, settings)
-    # Between two separators stands no id; a list of none is no history.
-    there = pl.element().drop_nulls().cast(pl.String)
-    ids = ids.list.eval(there.filter(there != "")).list.tail(settings.max_length)
+def _sequence(name: str, raw: RawColumn, settings: SequenceColumn) -> ColumnRule:
+    ids, fault, expected = _divided(raw, settings)
+    # Two separators in a row have no id between them, and an empty list is no history.
+    items = pl.element().drop_nulls().cast(pl.String)
+    ids = ids.list.eval(items.filter(items != "")).list.tail(settings.max_length)
     value = pl.when(ids.list.len() > 0).then(ids)
-    return ColumnRule(name, given.source, value, fault, expected)
+    return ColumnRule(name, raw.source, value, fault, expected)
 
 
-def _divided(given: Given, settings: SequenceColumn) -> tuple[pl.Expr, pl.Expr, str]:
-    """The lists, what is wrong with them, and what was expected."""
-    kind, value = given.type, given.value()
+def _divided(raw: RawColumn, settings: SequenceColumn) -> tuple[pl.Expr, pl.Expr, str]:
+    """The lists, whether a row's cannot be used, and what was expected, in words."""
+    kind, value = raw.type, raw.value()
     if kind == pl.String():
         ids = value.str.split(settings.separator)
-        # Of `101, 102`, divided by a comma, the second id is not " 102".
+        # The second id of `101, 102`, divided by a comma, is "102" and not " 102".
         ids = ids.list.eval(pl.element().str.strip_chars())
         printed = value.str.contains(PRINTED)
         quoted = ids.list.eval(pl.element().str.contains(QUOTED)).list.any()
@@ -159,27 +174,29 @@ def _divided(given: Given, settings: SequenceColumn) -> tuple[pl.Expr, pl.Expr, 
             " (or a list in Parquet)"
         )
         return ids, printed | quoted, expected
-    if given.is_empty:
+    if raw.is_empty:
         return value.cast(pl.List(pl.String)), pl.lit(False), "ids"
     if isinstance(kind, pl.List) and (
         kind.inner in (pl.String(), pl.Null()) or kind.inner.is_integer()
     ):
         return value, pl.lit(False), "ids"
-    raise given.refused("a list of text or of integers, or divided text")
+    raise raw.refused("a list of text or of integers, or divided text")
 
 
-def _integers(given: Given) -> pl.Expr:
-    if not (given.type.is_integer() or given.type == pl.String() or given.is_empty):
-        raise given.refused("integers (time.kind: number)")
-    return given.value().cast(pl.Int64, strict=False)
+def _integers(raw: RawColumn) -> pl.Expr:
+    if not (raw.type.is_integer() or raw.type == pl.String() or raw.is_empty):
+        raise raw.refused("integers (time.kind: number)")
+    return raw.value().cast(pl.Int64, strict=False)
 
 
-def _moment(given: Given) -> pl.Expr:
-    if isinstance(given.type, pl.Date | pl.Datetime | pl.Null):
-        return given.value().cast(pl.Datetime("ms")).dt.epoch("ms")
-    if given.type != pl.String():
-        raise given.refused("dates, times or ISO text; or set time.kind: number")
-    text = given.value().str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
+def _moment(raw: RawColumn) -> pl.Expr:
+    if isinstance(raw.type, pl.Date | pl.Datetime | pl.Null):
+        return raw.value().cast(pl.Datetime("ms")).dt.epoch("ms")
+    if raw.type != pl.String():
+        raise raw.refused("dates, times or ISO text; or set time.kind: number")
+    # Every form is tried on every row, because a file may mix them. Text with an offset
+    # is a moment; without one it counts as UTC.
+    text = raw.value().str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
     local = [
         text.str.to_datetime(form, strict=False, time_unit="ms").dt.epoch("ms")
         for form in (SECOND, DAY)

@@ -1,4 +1,4 @@
-"""An ad world whose law is known: the equations of docs/known_world.md, and its optima.
+"""An ad world whose law is known: the equations of docs/known_world.md and its optima.
 
     relevance   = sigmoid(bias + activity(u) + quality(a) + affinity * u(t) . v
                           + fit(device, format(a)) + evening(t))
@@ -25,16 +25,17 @@ BIAS = -2.8
 SPREAD = 0.1  # of a user around the group and an ad around the campaign, on each axis
 EVENING, PEAK_HOUR = 0.3, 20
 DEEPER, LIFT = 2.0, 3.0
-CHUNK_CELLS = 4_000_000  # (user, ad) pairs held at a time: about 150 MB
+CHUNK_CELLS = 4_000_000  # (user, ad) pairs held at a time, about 150 MB
 
 
 class Users(NamedTuple):
-    """Who is shown ads.
+    """The users, who are shown ads.
 
     Attributes:
         group: (U,) the segment.
         vector: (U, 8) unit vectors, the tastes on the first day.
-        turn: (U, 8) unit vectors at right angles to `vector`: where the tastes drift.
+        turn: (U, 8) unit vectors at right angles to `vector`, towards which the tastes
+            drift.
         activity: (U,) additive part of the click's logit.
     """
 
@@ -45,7 +46,7 @@ class Users(NamedTuple):
 
 
 class Ads(NamedTuple):
-    """What is shown.
+    """The ads.
 
     Attributes:
         campaign: (N,); `format` (N,) follows from it.
@@ -69,7 +70,7 @@ class Shown(NamedTuple):
     """Impressions, or parts of them that broadcast against each other.
 
     Attributes:
-        user, ad: numbers.
+        user, ad: the numbers of who was shown what.
         time: days since the start.
         position: 1 is the best place.
         device: 0, 1, 2.
@@ -83,10 +84,10 @@ class Shown(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What is to be expected of impressions.
+    """The law's expectations of impressions.
 
     Attributes:
-        p_click: (B,).
+        p_click: (B,) probability of a click.
         p_engagement: (B,) given a click.
         expected_value: (B,) given a click, in money.
     """
@@ -97,10 +98,10 @@ class Truth(NamedTuple):
 
 
 class World:
-    """Users, ads and the law by which they meet; follows from (config, seed) alone.
+    """Users, ads and the law by which they meet; (config, seed) determine all of it.
 
-    `config.rows` has no part in it, and users and ads are drawn apart: more users do
-    not change the ads.
+    `config.rows` has no effect here, and users and ads are drawn from random numbers of
+    their own: more users do not change the ads.
 
     Attributes:
         centre: (groups, 8) unit vectors, the groups' tastes on the first day.
@@ -124,7 +125,7 @@ class World:
         return np.asarray(np.cos(angle) * start + np.sin(angle) * turn)
 
     def truth(self, shown: Shown) -> Truth:
-        """What is to be expected of impressions, (B,) each."""
+        """The law's expectations of impressions, (B,) each."""
         tastes = self.tastes(shown.user, shown.time)
         affinity = (tastes * self.ads.vector[shown.ad]).sum(axis=1)
         p_engagement = self.p_engagement(shown.ad, affinity)
@@ -133,6 +134,10 @@ class World:
 
     def p_click(self, shown: Shown, affinity: Float64s) -> Float64s:
         """p(click) of rows with affinity u(t) . v; position 1 gives the relevance.
+
+        Args:
+            shown: the impressions.
+            affinity: of each impression's user and ad, in the shape of the result.
 
         Examination by position: Craswell et al., WSDM 2008; its power law: Joachims et
         al., WSDM 2017.
@@ -156,34 +161,44 @@ class World:
         users: Int64s,
         k: int,
         by: Literal["click", "value"] = "click",
-        at: float = 0.0,
+        day: float = 0.0,
         device: int = 0,
     ) -> Int64s:
         """The k best ads of each user over the whole catalog, best first, (U, k).
 
         Args:
-            users: (U,) numbers.
+            users: (U,) their numbers.
+            k: the number of ads for each.
             by: p(click), or p(click) * E[value | click]; both at position 1.
-            at: days since the start; ads that are not yet born are left out.
+            day: days since the start; ads that are not yet born are left out.
+            device: on which the ads are shown.
 
         Raises:
             DataError: fewer than `k` ads are born.
         """
-        born = np.flatnonzero(self.ads.birth <= at)
+        born = np.flatnonzero(self.ads.birth <= day)
         if not 1 <= k <= len(born):
-            raise DataError(f"k is {k}, expected 1 to the {len(born)} ads on day {at}")
+            raise DataError(f"k is {k}, expected 1 to the {len(born)} ads on day {day}")
+        # Some users at a time: the pairs of all users and ads need not fit the memory.
         step = max(CHUNK_CELLS // len(born), 1)
         chunks = (users[i : i + step] for i in range(0, len(users), step))
-        tops = [_best(self.worth(u, born, by, at, device), k) for u in chunks]
+        tops = [_best(self.worth(u, born, by, day, device), k) for u in chunks]
         return born[np.concatenate(tops)] if tops else np.empty((0, k), dtype=np.int64)
 
     def worth(
-        self, users: Int64s, ads: Int64s, by: str, at: float, device: int = 0
+        self, users: Int64s, ads: Int64s, by: str, day: float, device: int = 0
     ) -> Float64s:
-        """What `true_top` orders by: all pairs of (U,) users and (N,) ads, (U, N)."""
+        """The number that `true_top` orders by, for all pairs of users and ads, (U, N).
+
+        Args:
+            users: (U,) their numbers.
+            ads: (N,) their numbers.
+            by, day, device: see `true_top`.
+        """
         one = np.ones(1, dtype=np.int64)
-        pairs = Shown(users[:, None], ads[None], np.array([at]), one, one * device)
-        affinity = self.tastes(users, at) @ self.ads.vector[ads].T
+        pairs = Shown(users[:, None], ads[None], np.array([day]), one, one * device)
+        # A matrix product, because broadcasting would hold (U, N, 8) numbers.
+        affinity = self.tastes(users, day) @ self.ads.vector[ads].T
         worth = self.p_click(pairs, affinity)
         if by == "value":
             worth *= self.expected_value(ads, self.p_engagement(ads, affinity))
@@ -205,6 +220,8 @@ def _draw_users(
 ) -> Users:
     group = rng.integers(GROUPS, size=count)
     vector = _around(centre[group], rng)
+    # Without its part along the user's own vector, the turn is at right angles to it,
+    # and the taste stays a unit vector whatever the angle.
     along = (turn[group] * vector).sum(axis=1, keepdims=True)
     across = _unit(turn[group] - along * vector)
     return Users(group, vector, across, rng.normal(0, 0.5, count))
@@ -217,7 +234,8 @@ def _draw_ads(
     campaign = rng.integers(CAMPAIGNS, size=count)
     vector = _around(campaigns[campaign], rng)
     quality = rng.normal(0, 0.4, count)
-    depth = rng.normal(-0.5, 0.6, count) - quality  # what baits clicks disappoints
+    # Ads that bait clicks disappoint: a ranker of clicks alone then loses value.
+    depth = rng.normal(-0.5, 0.6, count) - quality
     payer = rng.normal(0, 0.6, CAMPAIGNS)[campaign]
     price = np.exp(payer + rng.normal(0, 0.3, count))
     cohort = rng.integers(1, config.cohorts + 1, size=count)
@@ -238,6 +256,6 @@ def _around(centre: Float64s, rng: np.random.Generator) -> Float64s:
 
 def _best(worth: Float64s, k: int) -> Int64s:
     """Columns of the k largest of each row, largest first."""
-    found = np.argpartition(-worth, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(worth, found, 1), axis=1)
-    return np.asarray(np.take_along_axis(found, order, axis=1))
+    best = np.argpartition(-worth, k - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(worth, best, 1), axis=1)
+    return np.asarray(np.take_along_axis(best, order, axis=1))

@@ -1,26 +1,21 @@
-"""What a known world logs: who was shown which ad when and where, and what followed.
+"""The log of a known world: who was shown which ad, when, where and with what result.
 
     shown ad ~ (ad + 40)^-1 * exp(4 g . v) over the ads that are born; g: the group's
                taste on the first day
     position ~ 1 + Binomial(4, 0.3 + 0.4 ad / ads): popular ads stand higher
     time       evenly spread, then thinned at night
 
-A log comes in blocks of 131,072 rows. Each has random numbers of its own, so any block
-can be drawn alone, in any order, and a log needs no more memory than one of them.
+A log is drawn in blocks of 131,072 rows. Each block has random numbers of its own, so
+it can be drawn alone and in any order, and a log needs the memory of one block.
 """
 
 import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Bools, Float64s, Int64s
-from torchrec_adrec.data.known_world.law import (
-    GROUPS,
-    Shown,
-    Truth,
-    World,
-)
+from torchrec_adrec.data.known_world.law import GROUPS, Shown, Truth, World
 
-BLOCK_ROWS = 131_072  # part of what a seed means: another number, other rows
+BLOCK_ROWS = 131_072  # another number would give other rows for the same seed
 POSITIONS = 5
 TARGETING = 4.0
 AD_SKEW, AD_SHIFT = 1.0, 40  # Zipf-Mandelbrot: (rank + shift)^-skew
@@ -46,8 +41,9 @@ class Log:
     """The impressions of a world, in time order.
 
     Attributes:
-        blocks: how many there are; the last one may be short.
-        visits: (U,) how often each user comes, up to a factor.
+        rows: their number.
+        blocks: the number of blocks, of which the last may be short.
+        visits: (U,) how often each user visits, up to a factor.
         weight: (groups, N) how often each ad that is born is shown to a group's users,
             up to a factor of the group.
         births: (S,) the days on which ads are born, rising.
@@ -60,15 +56,15 @@ class Log:
         self.visits = _zipf(world.config.users, USER_SKEW, USER_SHIFT)
         self._visited = np.cumsum(self.visits)
         popularity = _zipf(world.config.ads, AD_SKEW, AD_SHIFT)
-        wanted = np.exp(TARGETING * world.centre @ world.ads.vector.T)
-        self.weight = popularity * wanted  # (groups, N)
+        targeting = np.exp(TARGETING * world.centre @ world.ads.vector.T)
+        self.weight = popularity * targeting  # (groups, N)
         self.births = np.unique(world.ads.birth)
 
     def block(self, number: int) -> pl.DataFrame:
-        """Rows and their truth, in the columns of `TRUTH_SCHEMA`.
+        """The rows of a block and their truth, in the columns of `TRUTH_SCHEMA`.
 
-        `time` in days; `p_engagement` and `expected_value` given a click; `engagement`
-        (0 or 1) and `value` (money) as they were drawn, null without a click.
+        `time` is in days; `p_engagement` and `expected_value` hold given a click;
+        `engagement` (0 or 1) and `value` (money) are drawn, and null without a click.
         """
         first = number * BLOCK_ROWS
         rng = np.random.default_rng([self.seed, 3, number])
@@ -83,8 +79,16 @@ class Log:
         )
 
     def _shown(self, first: int, rows: int, rng: np.random.Generator) -> Shown:
+        """Draw who is shown what. The order of the draws is part of what a seed means.
+
+        Args:
+            first: number of the first row in the log.
+            rows: the number of rows.
+            rng: of the block.
+        """
         even = (first + np.arange(rows) + rng.random(rows)) / self.rows
         time = self.world.config.days * even
+        # A monotonic bend of the time: rows stay in order and grow rare at night.
         time += DAYLIGHT * np.sin(2 * np.pi * time) / (2 * np.pi)
         visit = rng.uniform(0, self._visited[-1], rows)
         user = np.searchsorted(self._visited, visit, side="right")
@@ -97,15 +101,18 @@ class Log:
 
     def _ads(self, group: Int64s, time: Float64s, rng: np.random.Generator) -> Int64s:
         """The ad that each row shows, (B,)."""
-        # Below 1 by more than rounding: group + 1 would be the next group's first ad.
-        drawn = group + rng.uniform(0, 1 - 1e-12, len(group))
-        stage = np.searchsorted(self.births, time, side="right") - 1
-        place = np.empty(len(group), dtype=np.int64)
-        for s in np.unique(stage):
-            now = stage == s
-            shares = self._shares(self.births[s])
-            place[now] = np.searchsorted(shares, drawn[now], side="right")
-        return np.asarray(place - group * self.world.config.ads)
+        # Group g looks up a number from g to g + 1 in one row of cumulative shares of
+        # all groups. It stays below g + 1 by more than rounding, because g + 1 itself
+        # would be the next group's first ad.
+        targets = group + rng.uniform(0, 1 - 1e-12, len(group))
+        # Between two births the ads that may be shown stay the same.
+        periods = np.searchsorted(self.births, time, side="right") - 1
+        places = np.empty(len(group), dtype=np.int64)
+        for period in np.unique(periods):
+            rows = periods == period
+            shares = self._shares(self.births[period])
+            places[rows] = np.searchsorted(shares, targets[rows], side="right")
+        return np.asarray(places - group * self.world.config.ads)
 
     def _shares(self, time: float) -> Float64s:
         """Cumulative shares of the ads that are born, group g from g to g + 1, flat."""
@@ -129,7 +136,7 @@ class Log:
 
 
 def lowered(ad: Int64s, ads: int) -> Float64s:
-    """p of the binomial by which an ad stands lower than the best place, (B,)."""
+    """p of the binomial that moves an ad below the best position, (B,)."""
     return np.asarray(0.3 + 0.4 * ad / ads)
 
 

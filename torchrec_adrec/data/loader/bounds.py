@@ -118,11 +118,10 @@ def _id_limit(name: str, low: int, size: int) -> Limit:
 
 def label_limit(label: Label) -> Limit:
     """The limit of a label's column, in which NaN is what was not observed."""
-    if label.kind == "binary":
-        return Limit(label.name, 0, 1, np.nan, True, "0 or 1, or NaN")
-    high = np.inf if label.max_value is None else label.max_value
-    expected = f"0 to {high:g}, finite, or NaN"
-    return Limit(label.name, 0, high, np.nan, False, expected)
+    rule, high, expected = label.rule, label.highest, label.rule.expected
+    if rule.is_open:
+        expected = f"0 to {high:g}, {'whole' if rule.whole else 'finite'}"
+    return Limit(label.name, 0, high, np.nan, rule.whole, f"{expected}, or NaN")
 
 
 def refuse(columns: Mapping[str, NDArray[Any]], limits: Iterator[Limit]) -> None:

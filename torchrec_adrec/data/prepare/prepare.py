@@ -216,7 +216,7 @@ def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
         # A mean of 0 could not scale anything; `_check_learnable` refuses such data.
-        update = {"mean": mean or 1.0} if label.kind == "value" else {}
+        update = {"mean": mean or 1.0} if label.rule.is_open else {}
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
     return replace(encoder, schema=schema)
@@ -230,7 +230,7 @@ def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
             name: figures["label_rate"][label.name] for name, figures in splits.items()
         }
         rows = splits["train"]["observed"][label.name]
-        if rates["train"] == 0 or (rates["train"] == 1 and label.kind == "binary"):
+        if rates["train"] == 0 or (rates["train"] == label.rule.highest):
             raise DataError(
                 f"every training row has {label.name} = {rates['train']:g} ({rows}"
                 f" observed), so there is nothing to learn; {_fix(label.name, rates)}"

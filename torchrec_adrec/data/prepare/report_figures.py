@@ -75,7 +75,7 @@ def report_figures(
         "drift": {name: _drift(tally, name) for name in aucs},
         "future_columns": [f.model_dump() for f in future_columns(tally, aucs)],
         "hardly_recurring": hardly_recurring(tally),
-        "binary_labels": [f.name for f in schema.labels if f.kind == "binary"],
+        "binary_labels": [f.name for f in schema.labels if not f.rule.is_open],
         "rows_in_two_splits": findings.repeats,
         "label_periods": {name: _periods(tally, name) for name in schema.label_names},
         "held_ads": [h.model_dump() for h in held_ads],
