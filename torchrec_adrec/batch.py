@@ -37,9 +37,8 @@ class _Layout(ABC):
     def _starts(self) -> list[int]:
         """The byte where each section begins, and where the buffer ends."""
         sizes = (dtype.itemsize * prod(shape) for dtype, shape in self.sections)
-        return list(
-            accumulate((-(-n // ALIGNMENT) * ALIGNMENT for n in sizes), initial=0)
-        )
+        aligned = (-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        return list(accumulate(aligned, initial=0))
 
     @property
     def nbytes(self) -> int:

@@ -158,6 +158,7 @@ class Schema(_Frozen):
 
     @model_validator(mode="after")
     def _both_sides_have_ids(self) -> Self:
+        # A side's rows are counted by its first ids; without any there is no KJT.
         for side in Side:
             if not self.sparse_of(side):
                 raise ValueError(f"the {side}'s side needs a sparse feature")
@@ -210,6 +211,7 @@ class Schema(_Frozen):
 
     def sources_of(self, side: Side) -> tuple[str, ...]:
         """The raw columns that a side is made from, each once."""
+        # A number may be read twice: as it is, and in buckets as an id.
         features = (*self.dense_of(side), *self.bags_of(side))
         return tuple(dict.fromkeys(f.source for f in features))
 

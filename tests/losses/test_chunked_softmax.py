@@ -139,7 +139,7 @@ def test_matches_are_all_pairs_of_equal_ids() -> None:
 
 
 def test_softmax_under_autocast_keeps_its_logits_exact() -> None:
-    """In bfloat16 cosines over 0.02 would be off by 0.1; the gradient may be by 1%."""
+    """Cosines over 0.02 would be off by 0.1 in bfloat16; the gradient may be by 1%."""
     torch.manual_seed(0)
     rows = F.normalize(torch.randn(64, 16), dim=1) / 0.02
     vectors = F.normalize(torch.randn(64, 16), dim=1)

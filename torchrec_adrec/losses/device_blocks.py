@@ -64,9 +64,11 @@ def _in_large_blocks(
     blocks = max(-(-len(rows) * len(vectors) // BLOCK), 1)
     block_rows = max(-(-len(rows) // blocks), 1)
     dtype = torch.bfloat16 if use_bfloat16 else torch.float32
+    # Factors are split once, for all blocks; see `losses.products`.
     row_halves, vector_halves = halves(rows), halves(vectors)
     scale = row_halves.scale * vector_halves.scale
     left, right = as_left(row_halves), as_right(vector_halves).T
+    # These errors are relative to a probability, so bfloat16 is good enough here.
     gradient_rows, gradient_vectors = rows.to(dtype), vectors.to(dtype)
     total, grad_rows = rows.new_zeros(()), []
     grad_vectors = torch.zeros_like(vectors)

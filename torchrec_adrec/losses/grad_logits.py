@@ -28,7 +28,7 @@ def grad_logits(block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def grad_logits_by_torch(block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `grad_logits`, in operations of fixed shapes: none waits for the device."""
+    """`grad_logits` in operations of fixed shapes: none waits for the device."""
     target = block.target[:, None]
     logits = block.products.mul_(block.scale)
     target_logits = logits.gather(1, target)

@@ -19,7 +19,7 @@ LOWEST = tl.constexpr(-1e38)  # below any logit, and still finite: -inf - -inf i
 
 
 def grad_logits_by_kernel(block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `losses.grad_logits.grad_logits`."""
+    """`losses.grad_logits.grad_logits` by the kernel."""
     rows, columns = block.products.shape
     out = torch.empty(rows, columns, dtype=dtype, device=block.products.device)
     log_p = block.products.new_empty(rows)

@@ -51,7 +51,7 @@ def known_positives(
 
 
 def excluded(history: History, rows: Tensor) -> ExcludedCandidates:
-    """As `known_positives`, for devices, where no shape may depend on the data.
+    """The pairs of `known_positives` for devices, with shapes that depend on no data.
 
     Every history is therefore padded to the longest one possible.
 
@@ -64,6 +64,7 @@ def excluded(history: History, rows: Tensor) -> ExcludedCandidates:
     first = lengths.cumsum(0) - lengths
     padding = history.values.new_full((1,), -1)
     values = torch.cat([history.values, padding]).long()
+    # Places behind a row's last item point to the one padding value at the end.
     index = torch.where(
         places < lengths[:, None], first[:, None] + places, len(values) - 1
     )

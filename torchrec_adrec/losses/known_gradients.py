@@ -39,6 +39,7 @@ def with_known_gradients(compute: Compute, rows: Tensor, vectors: Tensor) -> Ten
         rows: (A, D).
         vectors: (N, D).
     """
+    # Asked here, because it is off where `compute` runs.
     use_bfloat16 = torch.is_autocast_enabled(rows.device.type)
     with torch.autocast(rows.device.type, enabled=False):
         total: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
@@ -55,6 +56,7 @@ class _KnownGradients(torch.autograd.Function):
         ctx: Any, rows: Tensor, vectors: Tensor, compute: Compute, use_bfloat16: bool
     ) -> Tensor:
         result = compute(rows, vectors, use_bfloat16)
+        # Constants to autograd: a second derivative would be wrong, and none is taken.
         ctx.save_for_backward(result.grad_rows, result.grad_vectors)
         return result.total
 

@@ -38,5 +38,6 @@ def global_means(shares: Sequence[Share]) -> Tensor:
     weights = torch.stack([share.weight for share in shares]).detach()
     if dist.get_world_size() > 1:
         dist.all_reduce(weights)
+    # The clamp is far below any weight: it only makes 0 / 0 into 0.
     scales = dist.get_world_size() / weights.clamp(min=1e-12)
     return torch.stack([share.total for share in shares]) * scales

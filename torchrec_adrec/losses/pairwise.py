@@ -26,7 +26,7 @@ def bpr(margins: Tensor) -> Tensor:
 
 
 def triplet(margins: Tensor) -> Tensor:
-    """max(0, 1 - positive + negative): Schroff et al., FaceNet, CVPR 2015.
+    """Hinge max(0, 1 - positive + negative): Schroff et al., FaceNet, CVPR 2015.
 
     The margins are divided by the temperature, so in units of the scores themselves the
     temperature is the margin that is asked for.
@@ -62,6 +62,8 @@ def pairwise_loss(
     negatives = (user[rows][:, None] * candidates.vectors[drawn]).sum(dim=2)
     positives = (user[rows] * ad[rows]).sum(dim=1, keepdim=True)
     losses = PAIR_LOSSES[loss]((positives - negatives) / temperature)
+    # A draw of the clicked ad itself is no pair. Its loss is multiplied by 0 and not
+    # dropped, so that no shape depends on the data.
     differs = candidates.ids[drawn] != ad_ids[rows, None]
     mean = (losses * differs).sum(dim=1) / differs.sum(dim=1).clamp(min=1)
     return Share(mean @ anchors.weights, anchors.weights.sum())

@@ -49,6 +49,7 @@ def _counted(
     nothing holds the logit of a row that was not observed below the 88 at which that
     is infinite. The loss would stay finite, and the gradient would be NaN.
     """
+    # Rows of weight 0 count for nothing either, whatever their logits are.
     observed = ~labels.isnan()
     counts = observed & (weights > 0)
     zero = torch.zeros_like(logits)

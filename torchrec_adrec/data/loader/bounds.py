@@ -59,6 +59,7 @@ class Limit:
         """True for each of the values (B,) that is not allowed."""
         allowed: Bools = np.isfinite(values)
         allowed &= (values >= self.low) & (values <= self.high)
+        # Integers are whole by their type; the comparison would cost two passes.
         if self.whole and values.dtype.kind not in "iu":
             allowed &= values == np.rint(values)
         if np.isnan(self.unknown):
@@ -73,7 +74,7 @@ class Limit:
         becomes_unknown = wrong if bounds == "unknown" else np.isnan(values)
         # A column without limits has no nearest value to infinity: the batch's own
         # extremes are used, or 0 if no value of the batch is good.
-        good = values[~wrong & ~np.isnan(values)]
+        good = values[~wrong & ~np.isnan(values)]  # NaN may be allowed
         if not len(good):
             good = np.zeros(1, values.dtype)
         low = self.low if np.isfinite(self.low) else good.min()
@@ -117,6 +118,7 @@ def side_limits(schema: Schema, side: Side) -> Iterator[Limit]:
         yield _id_limit(sparse.name, 0, sparse.num_embeddings)
     for sequence in schema.sequences_of(side):
         for name in sequence.columns:
+            # -1 fills the places behind the last id.
             yield _id_limit(name, -1, sequence.num_embeddings)
 
 

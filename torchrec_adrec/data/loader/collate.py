@@ -1,4 +1,4 @@
-"""From columns to the one buffer of a batch; nobody else says what a buffer holds.
+"""Writes columns into the one buffer of a batch; nothing else fills a buffer.
 
 So the keys of every KJT, which `batch` makes from a layout, are in schema order (a test
 holds this).
@@ -117,6 +117,7 @@ def _batch(
     ads = rows.columns
     if extra is not None:
         ads = {name: np.append(ads[name], values) for name, values in extra.items()}
+    # Extra ads have no user: the ad's side is longer than the user's.
     user = _SideColumns(rows.columns, schema, Side.USER)
     ad = _SideColumns(ads, schema, Side.AD)
     click = labels[schema.label_names[0]]
@@ -241,6 +242,8 @@ class _SideColumns:
         table = ids[:sparse_ids].reshape(len(self.sparse), self.rows)
         names = [feature.name for feature in self.sparse]
         matrix = self._matrix(names)
+        # Training reads rows that lie together in memory; a request or the catalog has
+        # separate columns, perhaps of other types.
         if matrix is not None and matrix.dtype == ID:
             table[:] = matrix.T
         else:
@@ -252,6 +255,7 @@ class _SideColumns:
         else:
             for i, name in enumerate(names):
                 dense[:, i] = self.columns[name]
+        # Checked in the buffer: its blocks are contiguous, the columns are not.
         in_range = _in_range(table, 0, [f.num_embeddings for f in self.sparse])
         if not (in_range and np.isfinite(dense).all()):
             self._refuse()

@@ -84,6 +84,7 @@ class Feed:
         for epoch in range(self.epochs):
             steps_before = epoch * self.reader.steps
             skipped = max(first - steps_before, 0)
+            # A finished epoch is not opened at all: a run resumes without reading it.
             if skipped < self.reader.steps:
                 epoch_rows = self.reader.epoch(epoch, skipped)
                 for step, rows in enumerate(epoch_rows, steps_before + skipped + 1):
@@ -91,6 +92,7 @@ class Feed:
                     yield self._origin(step, rows), batch
 
     def _origin(self, step: int, rows: StepRows) -> BatchOrigin:
+        # To compute all numbers takes time that a run without a ledger saves.
         numbers = rows.numbers if self.numbered else None
         return BatchOrigin(step, len(rows.weights), rows.first_number, numbers)
 

@@ -52,16 +52,18 @@ class Ledger:
     def take(self, step: int, rows: Int64s) -> None:
         """Record this rank's rows of a step, as numbers in the split.
 
-        The thread that reads ahead calls this, while another one calls `keep`.
+        Any thread may call this, also while another one calls `keep`.
         """
         with self._lock:
             self._rows_by_step[step] = rows
 
     def keep(self, step: int) -> list[Segment]:
         """Write all steps up to `step`; returns the segments for its checkpoint."""
+        # A second checkpoint of the same step has nothing to add.
         if step == self.step:
             return self.segments
         segment = (self.step, step, self.world_size)
+        # Rows of later steps stay: the reader is ahead of the training.
         with self._lock:
             steps = range(self.step + 1, step + 1)
             rows = [self._rows_by_step.pop(each) for each in steps]
@@ -128,6 +130,7 @@ def _compare(epoch: int, steps: list[Int64s], reader: Reader) -> Audit:
     # Training that stopped early ends within an epoch: only its steps are expected.
     complete = islice(reader.epoch(epoch), len(steps))
     expected = np.concatenate([rows.numbers for rows in complete])
+    # Sets are compared: within an epoch the order of the ranks' rows says nothing.
     distinct, counts = np.unique(np.concatenate(steps), return_counts=True)
     return Audit(
         epoch,
@@ -170,4 +173,5 @@ def _read(folder: Path, segment: Segment) -> Int64s:
             raise DataError(
                 f"{path} holds {len(parts[-1])} steps, expected {last - first}"
             )
+    # A rank's rows are a slice of each step: side by side they are the step's rows.
     return np.concatenate(parts, axis=1)

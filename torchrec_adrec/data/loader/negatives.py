@@ -51,6 +51,7 @@ class UniformNegatives:
                 f" {world_size} ranks"
             )
         catalog = load_catalog(data)
+        # Ads without impressions stand only in held-out rows.
         shown = catalog.filter(pl.col("impressions") > 0)
         names = schema.columns_of(Side.AD)
         self.columns = {name: shown[name].to_numpy() for name in (*names, AD_ID)}

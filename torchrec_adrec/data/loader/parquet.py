@@ -135,6 +135,7 @@ class Reader:
                 f"batch size {self.batch_size} must be a multiple of the"
                 f" {self.world_size} ranks"
             )
+        # Training drops an incomplete step, so it would have no step at all.
         if self.seed is not None and self.split.num_rows < self.batch_size:
             raise ConfigError(
                 f"train.batch_size = {self.batch_size} exceeds the"
@@ -170,6 +171,7 @@ class Reader:
         for window in prefetch(self._windows(epoch, start, buffers), depth=1):
             position = self._next_owned_position(max(window.first, start))
             while position < window.end:
+                # A step's slice may begin in one window and end in the next one.
                 slice_start = position - position % self.local_batch_size
                 slice_end = slice_start + self.local_batch_size
                 part_end = min(slice_end, window.end)
@@ -192,7 +194,7 @@ class Reader:
     def _windows(
         self, epoch: int, start: int, buffers: list[RowBuffer]
     ) -> Iterator[_Window]:
-        """Windows in order, without those in which this rank has no row to take."""
+        """The windows of an epoch that hold rows of this rank, in order."""
         first, last = 0, self.steps * self.batch_size
         for number, groups in enumerate(self._grouped(epoch)):
             size = self._size(groups)
@@ -200,6 +202,7 @@ class Reader:
             # step, and behind it in evaluation, which completes that step.
             is_last = first + size == self.split.num_rows
             end = last if is_last else min(first + size, last)
+            # A window without a row of this rank, or before `start`, is not decoded.
             if self._next_owned_position(max(first, start)) < end:
                 self._decode(groups, buffers[0])
                 order = self._order(epoch, number, size)
@@ -210,6 +213,7 @@ class Reader:
     def _buffers(self, epoch: int) -> list[RowBuffer]:
         """Memory for two windows: that of an epoch that has ended, or new."""
         rows = max(self._size(groups) for groups in self._grouped(epoch))
+        # Those of an earlier epoch serve again if its windows were as large.
         buffers = [buffer for buffer in self._spare if buffer.rows >= rows][:2]
         self._spare.clear()
         while len(buffers) < 2:
@@ -239,7 +243,7 @@ class Reader:
     def _grouped(self, epoch: int) -> Iterator[list[int]]:
         """The row groups of each window, drawn at random if there is a seed."""
         order = np.arange(len(self.split.groups))
-        limit = 1
+        limit = 1  # without shuffling every row group is a window
         if self.seed is not None:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
             limit = self.shuffle_window

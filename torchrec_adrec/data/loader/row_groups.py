@@ -69,8 +69,10 @@ class Split:
         """
         ends = np.cumsum([self.groups[index][2] for index in groups])
         group = np.searchsorted(ends, rows, side="right")
+        # A group's rows are consecutive in both counts: one shift serves all of them.
         firsts = np.array([self.firsts[index] for index in groups])
-        return np.asarray(rows + (firsts - np.append(0, ends[:-1]))[group])
+        shifts = firsts - np.append(0, ends[:-1])
+        return np.asarray(rows + shifts[group])
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Columns]:
         """Read row groups as arrays, one after the other; a null float becomes NaN.
