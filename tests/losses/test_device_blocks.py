@@ -142,7 +142,9 @@ from torchrec_adrec.losses.grad_logits_kernel import grad_logits_by_kernel
 generator = torch.Generator().manual_seed(0)
 for columns in (37, 300, 4500):
     rows = 6
-    products = torch.randn(rows, columns, generator=generator) * 9
+    # From rows whose target matters to rows that one candidate rules.
+    spread = torch.linspace(0.3, 9, rows)[:, None]
+    products = torch.randn(rows, columns, generator=generator) * spread
     target = torch.randint(columns, (rows,), generator=generator)
     mask = torch.rand(rows, columns, generator=generator) < 0.2
     for excluded in (None, mask):
