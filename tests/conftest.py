@@ -182,3 +182,15 @@ def steps_with(prepared: Path) -> StepsWith:
             yield StepRunner(model, optimizer, source, process, config, precision)
 
     return make
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone, computing in one thread."""
+    import torch
+
+    from torchrec_adrec.distributed.process import process_group
+
+    with process_group("cpu"):
+        torch.set_num_threads(1)
+        yield

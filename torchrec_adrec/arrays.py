@@ -1,4 +1,4 @@
-"""The array types of the whole package, named after what lies in them.
+"""The array types of the whole package, named after their elements.
 
 One name means one type everywhere: a function that says `Float32s` never gets doubles.
 """
@@ -18,4 +18,4 @@ Float64s = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
 """Columns by name, (rows,) or (rows, length) each."""
 ReadOnlyColumns = Mapping[str, NDArray[Any]]
-"""As `Columns`, of a reader who does not own them."""
+"""The same for a reader that must not change them."""

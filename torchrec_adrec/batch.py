@@ -1,10 +1,10 @@
-"""What flows through the models: tensors that are views of one buffer of bytes.
+"""The batches that flow through the models: tensors that are views of one buffer.
 
-One buffer is one copy to a device, one piece of pinned memory, one message from a
-process that reads. `data.loader.collate` alone fills buffers, and this file is THE ONLY
-MAKER OF KEYED JAGGED TENSORS, from a buffer and its layout: a sharded
-`EmbeddingBagCollection` keeps the key order of the first KJT that it sees; a later one
-in another order gives wrong vectors and no error.
+One buffer of bytes is one copy to a device, one piece of pinned memory, one message
+from the reader process. `data.loader.collate` alone fills buffers, and this file is THE
+ONLY MAKER OF KEYED JAGGED TENSORS (KJTs), from a buffer and its layout: a sharded
+`EmbeddingBagCollection` keeps the key order of the first KJT that it sees, and a later
+one in another order gives wrong vectors and no error.
 
 Shape letters: B batch, N ads, F features, T tasks, A anchors.
 """
@@ -21,12 +21,12 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-ALIGNED = 64  # bytes: of a cache line, and four times what a GPU reads at once
+ALIGNMENT = 64  # bytes: a cache line, and four times what a GPU thread reads at once
 Section = tuple[torch.dtype, tuple[int, ...]]
 
 
 class _Layout(ABC):
-    """Tensors one after the other in a buffer, each at a multiple of `ALIGNED`."""
+    """Tensors one after the other in a buffer, each at a multiple of `ALIGNMENT`."""
 
     @cached_property
     @abstractmethod
@@ -36,22 +36,24 @@ class _Layout(ABC):
     @cached_property
     def _starts(self) -> list[int]:
         """The byte where each section begins, and where the buffer ends."""
-        used = (dtype.itemsize * prod(shape) for dtype, shape in self.sections)
-        return list(accumulate((-(-n // ALIGNED) * ALIGNED for n in used), initial=0))
+        sizes = (dtype.itemsize * prod(shape) for dtype, shape in self.sections)
+        aligned = (-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        return list(accumulate(aligned, initial=0))
 
     @property
     def nbytes(self) -> int:
-        """Of the whole buffer."""
+        """The size of the whole buffer in bytes."""
         return self._starts[-1]
 
-    def cut(self, buffer: Tensor) -> list[Tensor]:
-        """The tensors, as views of the buffer."""
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """The tensors of the sections, as views of the buffer."""
+        # The buffer may itself be a view: a side's buffer lies within the batch's.
         first = buffer.storage_offset()
         typed = {dtype: buffer.view(dtype) for dtype in self._types}
         return [
-            # One operation each: three took .05 ms a batch.
+            # One operation a tensor; slice, view and reshape took 0.05 ms a batch.
             typed[dtype].as_strided(shape, strides, (first + start) // dtype.itemsize)
-            for (dtype, shape), strides, start in self._views
+            for (dtype, shape), strides, start in self._placed_sections
         ]
 
     @cached_property
@@ -59,22 +61,23 @@ class _Layout(ABC):
         return {dtype for dtype, _ in self.sections}
 
     @cached_property
-    def _views(self) -> list[tuple[Section, tuple[int, ...], int]]:
-        strides = [
-            (*shape[1:], 1) for _, shape in self.sections
-        ]  # of one dimension, two
+    def _placed_sections(self) -> list[tuple[Section, tuple[int, ...], int]]:
+        """Each section with its strides and its first byte."""
+        # Sections have one or two dimensions: strides (1,) or (columns, 1).
+        strides = [(*shape[1:], 1) for _, shape in self.sections]
         return list(zip(self.sections, strides, self._starts[:-1], strict=True))
 
 
 @dataclass(frozen=True)
 class TowerLayout(_Layout):
-    """Where one side stands in its buffer.
+    """Where the tensors of one side lie in its buffer.
 
     Attributes:
         keys: the features with ids, in schema order; histories are the last ones.
         rows: B of the user's side, N of the ad's.
-        dense: how many dense features there are.
-        histories: ids of each history, over all rows; every other key has one a row.
+        dense: the number of dense features.
+        histories: the number of ids of each history over all rows; every other key has
+            one id a row.
     """
 
     keys: tuple[str, ...]
@@ -84,8 +87,9 @@ class TowerLayout(_Layout):
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
-        """Ids of key after key, their number in each row, numbers."""
-        # Where every bag holds one id nobody needs to be told.
+        """The ids, key after key; the number of ids in each bag; the dense features."""
+        # Without histories every bag holds one id: such lengths are not stored, all
+        # batches share those of `single_id_bags`.
         bags = len(self.keys) * self.rows if self.histories else 0
         return (
             (torch.int32, (sum(self.ids_per_key),)),
@@ -95,23 +99,25 @@ class TowerLayout(_Layout):
 
     @cached_property
     def ids_per_key(self) -> list[int]:
-        """How many ids each key has over all rows."""
+        """The number of ids of each key over all rows."""
         ones = len(self.keys) - len(self.histories)
         return [self.rows] * ones + list(self.histories)
 
     @cached_property
     def first_id_of_key(self) -> list[int]:
-        """Where each key's ids begin, and where the last one's end."""
+        """The position where each key's ids begin, and where the last one's end."""
         return [0, *accumulate(self.ids_per_key)]
 
 
 @dataclass(frozen=True)
 class BatchLayout(_Layout):
-    """Where a batch stands in its buffer.
+    """Where the tensors of a batch lie in its buffer.
 
     Attributes:
-        labels: T.
-        anchors: A.
+        user: of the user's side.
+        ad: of the ad's side.
+        labels: T, the number of labels.
+        anchors: A, padding included.
     """
 
     user: TowerLayout
@@ -137,38 +143,41 @@ class BatchLayout(_Layout):
 
 @dataclass(frozen=True, eq=False)
 class _Packed(Pipelineable):  # type: ignore[misc]
-    """Views of a buffer that moves as a whole. Frozen: a tensor that was put in another
-    one's place would be lost on the way.
+    """Views of a buffer that moves to a device as a whole.
+
+    It is frozen: the move copies the buffer and makes new views, so a tensor that
+    somebody had put in the place of a view would be lost on the way.
 
     Attributes:
         buffer: (bytes,) uint8.
+        layout: where each tensor lies in the buffer.
     """
 
     buffer: Tensor = field(repr=False)
     layout: Any
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The same on another device: one copy, then views of it."""
+        """The same on another device: one copy of the buffer, then views of it."""
         moved = self.buffer.to(device=device, non_blocking=non_blocking)
         return self if moved is self.buffer else type(self)(moved, self.layout)
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory, from which copies need no waiting."""
+        """The same in page-locked memory, from which a GPU copies asynchronously."""
         return type(self)(self.buffer.pin_memory(), self.layout)
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the memory until the stream has done what was asked of it so far."""
+        """Keep the memory until the stream has done all its work queued so far."""
         self.buffer.record_stream(stream)
 
 
 @dataclass(frozen=True, eq=False)
 class TowerInput(_Packed):
-    """One side of a batch.
+    """One side of a batch: the input of its tower.
 
     Attributes:
         dense: (B, F) float32.
-        sparse: int32 ids, keys in schema order: one id per row and feature, and of a
-            history as many as there are.
+        sparse: int32 ids, keys in schema order: one id for each row and feature, and
+            all ids of a history. `data.loader.collate.tower_input` draws one.
     """
 
     layout: TowerLayout
@@ -177,38 +186,38 @@ class TowerInput(_Packed):
 
     def __post_init__(self) -> None:
         layout = self.layout
-        ids, lengths, dense = layout.cut(self.buffer)
+        ids, lengths, dense = layout.views(self.buffer)
         offsets = None
         if not layout.histories:
-            lengths, offsets = one_each(layout.first_id_of_key[-1], ids.device)
+            lengths, offsets = single_id_bags(layout.first_id_of_key[-1], ids.device)
         sparse = KeyedJaggedTensor(
             keys=list(layout.keys),
             values=ids,
             lengths=lengths,
             offsets=offsets,
             stride=layout.rows,
-            # Else TorchRec reads it from the device, which has to be waited for.
+            # Without it TorchRec reads the sums from the device, and the host waits.
             length_per_key=list(layout.ids_per_key),
         )
-        self.__dict__.update(dense=dense, sparse=sparse)
+        self.__dict__.update(dense=dense, sparse=sparse)  # the class is frozen
 
 
 @dataclass(frozen=True, eq=False)
 class Batch(_Packed):
-    """Rows of a log.
+    """Rows of a log: what users and ads were, and what was observed.
 
     Attributes:
         user: the user's side, B rows.
-        ad: the ad's side, N >= B rows; those behind the first B are negatives only.
+        ad: the ad's side, N >= B rows; those after the first B are negatives only.
         labels: (B, T) float32; NaN where not observed.
         weights: (B,) float32; 0 for the rows that only fill up an evaluation batch.
         ad_ids: (N,) int64.
         log_q: (N,) float32, log of the ad's share of the training impressions (with
-            negatives beside the rows: of the mixture that ads are drawn from); NaN for
-            an ad that training never saw, so that it cannot be used by mistake.
+            uniform negatives: of the mixture that ads are drawn from); NaN for an ad
+            that training never saw, so that it cannot be used by mistake.
         anchors: (A,) int32, the rows that were clicked (first label 1, weight above 0),
-            rising, then row 0 as often as it takes to fill up: A takes few values.
-        anchor_weights: (A,) float32, the weights of these rows; 0 for what fills up.
+            rising, padded with row 0 so that A takes few values.
+        anchor_weights: (A,) float32, the weights of these rows; 0 for the padding.
     """
 
     layout: BatchLayout
@@ -222,7 +231,7 @@ class Batch(_Packed):
     anchor_weights: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        user, ad, *others = self.layout.cut(self.buffer)
+        user, ad, *others = self.layout.views(self.buffer)
         self.__dict__.update(
             user=TowerInput(user, self.layout.user), ad=TowerInput(ad, self.layout.ad)
         )
@@ -230,25 +239,28 @@ class Batch(_Packed):
         self.__dict__.update(zip(names, others, strict=True))
 
 
-# Large enough that what is dropped has not been used for 64 shapes of batches, so that
-# no kernel of a device can still be reading it: nobody needs to record a stream.
+# A device may still be reading a tensor that the cache drops. That is safe without
+# recording a stream, because it was last used 64 shapes of batches ago.
 @lru_cache(maxsize=64)
-def one_each(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Lengths and offsets of `count` bags of one id each; batches share them.
+def single_id_bags(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Lengths and offsets of `count` bags of one id each; all batches share them.
 
     Never let a pipeline free them (`free_features_storage_early`): they would be empty
     for every later batch.
     """
-    with torch.inference_mode(False):  # whoever is the first to ask
+    # If an evaluation is the first caller, training could not use inference tensors.
+    with torch.inference_mode(False):
         lengths = torch.ones(count, dtype=torch.int32, device=device)
         offsets = torch.arange(count + 1, dtype=torch.int32, device=device)
-    if device.type == "cuda":  # once: from now on every stream may read them
+    if device.type == "cuda":  # wait once; afterwards any stream may read them
         torch.cuda.current_stream(device).synchronize()
     return lengths, offsets
 
 
 def anchor_bucket(rows: int) -> int:
-    """A is a multiple of this: rows / 16 as a power of two, at least 64, so that the
-    number of clicks, whose deviation is far smaller, gives one or two shapes in a run.
+    """The number that A, the padded number of anchors, is a multiple of.
+
+    It is rows / 16 as a power of two, at least 64. The number of clicks in a batch
+    varies far less than that, so a run has one or two shapes of batches.
     """
     return max(64, 1 << max(rows // 16 - 1, 0).bit_length())

@@ -1,7 +1,7 @@
-"""What is known of the columns: names, sides, table sizes and the one key order.
+"""What is known about the columns: names, sides, table sizes and the one key order.
 
-Saved as JSON beside the data, every checkpoint and every index; the fingerprint lets a
-later stage refuse what was made from other columns.
+A schema is saved as JSON with the data, every checkpoint and every index. Its
+fingerprint lets a later stage refuse files that were made from other columns.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ AD_ID = "ad_id"
 LOG_Q = "log_q"
 SCORE = "score"
 MOST_ROWS = 2**31 - 1  # of a table: ids are 32 bits wide
-RESERVED = (AD_ID, LOG_Q, SCORE, "impressions", "clicks")
+RESERVED = (AD_ID, LOG_Q, SCORE, "impressions", "clicks")  # columns of our own files
 # Feature names are file names and parts of column names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -58,17 +58,17 @@ LABEL_RULES: dict[LabelKind, LabelRule] = {
 
 
 class Side(StrEnum):
-    """Which tower reads a feature."""
+    """The tower that reads a feature."""
 
     USER = "user"
     AD = "ad"
 
 
-class _Part(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Feature(_Part):
+class _Feature(_Frozen):
     name: Name
     side: Side
 
@@ -76,7 +76,7 @@ class _Feature(_Part):
 class DenseFeature(_Feature):
     """A number per row, float32 and finite, made from the raw column `source`.
 
-    `transform`: see `data.prepare.numeric`.
+    The transforms are those of `data.prepare.numeric`.
     """
 
     source: str
@@ -86,9 +86,10 @@ class DenseFeature(_Feature):
 class SparseFeature(_Feature):
     """An id per row, looked up in a table of `num_embeddings` rows of its own.
 
-    `source` is the raw column that the id is made of and `kind` how its values are
-    read: eight hexadecimal digits, any text, or a number, which `buckets` make discrete
-    first. `num_embeddings` is 0 until `adrec prepare` has fitted the vocabulary.
+    `source` is the raw column that the id is made from, and `kind` says how its values
+    are read: eight hexadecimal digits, any text, or a number, which `buckets` make
+    discrete first. `num_embeddings` is 0 until `adrec prepare` has fitted the
+    vocabulary.
     """
 
     source: str
@@ -106,12 +107,13 @@ class SparseFeature(_Feature):
 class SequenceFeature(_Feature):
     """Up to `max_length` ids per row, the latest last: a history.
 
-    Its vectors are averaged by the table itself (`PoolingType.MEAN`); a row without
-    history has the zero vector. In Parquet it is `max_length` plain columns, because a
-    list column reads three to five times slower; -1 stands behind the last id.
+    The table itself averages its vectors (`PoolingType.MEAN`); a row without history
+    has the zero vector. In Parquet it is `max_length` plain columns, because a list
+    column reads three to five times slower; -1 fills the places after the last id.
 
-    `shares_ids_with` names an ad's sparse feature whose values these are: the sequence
-    then has that feature's ids, and the ads in it are never negatives of their user.
+    `shares_ids_with` names an ad's sparse feature that has the same values: the
+    sequence then uses that feature's ids, and the ads in it are never negatives of
+    their user.
     """
 
     source: str
@@ -122,19 +124,19 @@ class SequenceFeature(_Feature):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Its Parquet columns."""
+        """The names of its Parquet columns."""
         return tuple(f"{self.name}:{i}" for i in range(self.max_length))
 
 
 Bag = SparseFeature | SequenceFeature
 
 
-class Label(_Part):
-    """What was observed of a row, or NaN where it was not.
+class Label(_Frozen):
+    """Something that was observed of a row; NaN where it was not observed.
 
-    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is that
-    of the training rows, fitted by `adrec prepare`: models predict a value as a
-    multiple of it, so that no unit outweighs another label.
+    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is the
+    mean of the training rows, fitted by `adrec prepare`: models predict a value as a
+    multiple of it, so that a label in seconds does not outweigh one in minutes.
     """
 
     name: Name
@@ -153,11 +155,29 @@ class Label(_Part):
         return self.rule.highest if self.max_value is None else self.max_value
 
 
-class Schema(_Part):
+class Schema(_Frozen):
     """All columns of a data set.
 
     The order of `sparse`, then `sequences`, is every KJT's key order. The first label
     is the click.
+
+    >>> schema = Schema(
+    ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
+    ...     sparse=(
+    ...         SparseFeature(name="city", side=Side.USER, source="city", kind="text"),
+    ...         SparseFeature(name="brand", side=Side.AD, source="brand", kind="text"),
+    ...     ),
+    ...     sequences=(
+    ...         SequenceFeature(
+    ...             name="seen", side=Side.USER, source="seen_brands", max_length=2
+    ...         ),
+    ...     ),
+    ...     labels=(Label(name="click"),),
+    ... )
+    >>> [feature.name for feature in schema.bags_of(Side.USER)]
+    ['city', 'seen']
+    >>> schema.columns_of(Side.USER)
+    ('age', 'city', 'seen:0', 'seen:1')
     """
 
     dense: tuple[DenseFeature, ...]
@@ -169,34 +189,41 @@ class Schema(_Part):
     def _names_are_unique(self) -> Self:
         names = [f.name for f in (*self.dense, *self.bags)]
         counts = Counter((*names, *self.label_names))
-        taken = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
-        if taken:
-            raise ValueError(f"{taken} are columns that `prepare` writes; rename them")
-        twice = [name for name, count in counts.items() if count > 1]
-        if twice:
-            raise ValueError(f"column names must be unique, found twice: {twice}")
+        # The catalog keeps an ad's raw values as `raw_...`, to show them.
+        reserved = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
+        if reserved:
+            raise ValueError(
+                f"{reserved} are columns that `prepare` writes; rename them"
+            )
+        repeated = [name for name, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"column names must be unique, found twice: {repeated}")
         return self
 
     @model_validator(mode="after")
     def _both_sides_have_ids(self) -> Self:
+        # A side's rows are counted by its first ids; without any there is no KJT.
         for side in Side:
             if not self.sparse_of(side):
                 raise ValueError(f"the {side}'s side needs a sparse feature")
         if any(f.side == Side.AD for f in self.sequences):
             raise ValueError("a sequence describes a user; the ad's side takes none")
-        shared = [f for f in self.sequences if f.shares_ids_with is not None]
-        ads = {f.name: f.kind for f in self.sparse_of(Side.AD)}
-        if (
-            any(ads.get(str(f.shares_ids_with)) != f.kind for f in shared)
-            or len(shared) > 1
-        ):
-            found = {f.name: f.shares_ids_with for f in shared}
-            raise ValueError(
-                f"{found}: one sequence may share the ids of an ad's feature of its"
-                f" own kind; the ad's are {ads}"
-            )
         if not self.labels or self.labels[0].kind != "binary":
             raise ValueError("the first label must be binary: the click")
+        return self
+
+    @model_validator(mode="after")
+    def _one_history_of_ads(self) -> Self:
+        # Known positives are read from one sequence and compared with the ads by id.
+        shared = [f for f in self.sequences if f.shares_ids_with is not None]
+        kinds = {f.name: f.kind for f in self.sparse_of(Side.AD)}
+        same_kind = all(kinds.get(str(f.shares_ids_with)) == f.kind for f in shared)
+        if len(shared) > 1 or not same_kind:
+            names = {f.name: f.shares_ids_with for f in shared}
+            raise ValueError(
+                f"{names}: one sequence may share the ids of an ad's feature of its"
+                f" own kind; the ad's are {kinds}"
+            )
         return self
 
     def dense_of(self, side: Side) -> tuple[DenseFeature, ...]:
@@ -213,26 +240,27 @@ class Schema(_Part):
 
     @property
     def dense_alone(self) -> tuple[DenseFeature, ...]:
-        """The dense features of whose numbers no id is made."""
+        """The dense features whose source is not the source of a sparse one too."""
         with_ids = {f.source for f in self.sparse}
         return tuple(f for f in self.dense if f.source not in with_ids)
 
     @property
     def bags(self) -> tuple[Bag, ...]:
-        """All that has a table, in key order."""
+        """All features that have a table, in key order."""
         return (*self.sparse, *self.sequences)
 
     def bags_of(self, side: Side) -> tuple[Bag, ...]:
-        """All that has a table on one side, in key order."""
+        """All features of one side that have a table, in key order."""
         return (*self.sparse_of(side), *self.sequences_of(side))
 
     def sources_of(self, side: Side) -> tuple[str, ...]:
-        """The raw columns that a side is made of, each once."""
+        """The raw columns that a side is made from, each once."""
+        # A number may be read twice: as it is, and in buckets as an id.
         features = (*self.dense_of(side), *self.bags_of(side))
         return tuple(dict.fromkeys(f.source for f in features))
 
     def columns_of(self, side: Side) -> tuple[str, ...]:
-        """The Parquet columns of a side, labels and ids left out."""
+        """The Parquet columns of a side, without labels and ad ids."""
         plain = (*self.dense_of(side), *self.sparse_of(side))
         lists = [name for f in self.sequences_of(side) for name in f.columns]
         return (*(f.name for f in plain), *lists)
@@ -244,16 +272,16 @@ class Schema(_Part):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with any name, order, side or table size."""
+        """Sixteen hex digits that change with every name, order, side or table size."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write the schema as JSON."""
         path.write_text(self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Schema":
-        """Read what `save` wrote.
+        """Read a schema that `save` wrote.
 
         Raises:
             SchemaError: the file is missing or is no schema.

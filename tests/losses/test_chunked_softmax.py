@@ -14,27 +14,31 @@ from torchrec_adrec.losses.matches import matches
 
 
 def plain_cross_entropy(
-    rows: Tensor, columns: Candidates, own: Tensor, weights: Tensor, hidden: Tensor
+    rows: Tensor,
+    candidates: Candidates,
+    target: Tensor,
+    weights: Tensor,
+    excluded: Tensor,
 ) -> Tensor:
     """The definition, with all logits at once."""
-    at = torch.arange(len(own))
-    logits = rows @ columns.vectors.T - columns.correction
-    logits[at, own] += columns.correction[own]
-    same = columns.ids[own][:, None] == columns.ids[None]
-    same[at, own] = False
-    logits = logits.masked_fill(same | hidden, -torch.inf)
-    return (F.cross_entropy(logits, own, reduction="none") * weights).sum()
+    row = torch.arange(len(target))
+    logits = rows @ candidates.vectors.T - candidates.correction
+    logits[row, target] += candidates.correction[target]
+    same = candidates.ids[target][:, None] == candidates.ids[None]
+    same[row, target] = False
+    logits = logits.masked_fill(same | excluded, -torch.inf)
+    return (F.cross_entropy(logits, target, reduction="none") * weights).sum()
 
 
 @dataclass
 class Problem:
-    """Rows, columns and what is hidden; `blocks` and `plain` solve it."""
+    """Rows, candidates and the pairs that are excluded."""
 
     rows: Tensor
     vectors: Tensor
-    own: Tensor
+    target: Tensor
     weights: Tensor
-    hidden: Tensor
+    excluded: Tensor
     ids: Tensor
     correction: Tensor
 
@@ -42,21 +46,25 @@ class Problem:
     def drawn(cls) -> "Problem":
         torch.manual_seed(0)
         rows, vectors = torch.randn(37, 8) / 3, torch.randn(120, 8) / 3
-        own, weights = torch.randint(120, (37,)), torch.rand(37)
-        hidden = torch.rand(37, 120) < 0.1
-        hidden[torch.arange(37), own] = False
+        target, weights = torch.randint(120, (37,)), torch.rand(37)
+        excluded = torch.rand(37, 120) < 0.1
+        excluded[torch.arange(37), target] = False
         ids, correction = torch.arange(120) % 40, torch.linspace(-1, 1, 120)
-        return cls(rows, vectors, own, weights, hidden, ids, correction)
+        return cls(rows, vectors, target, weights, excluded, ids, correction)
 
     def solved(self, in_blocks: bool) -> Results:
         """Three times the loss, and both gradients."""
         a, b = (x.clone().requires_grad_() for x in (self.rows, self.vectors))
-        columns = Candidates(b, self.correction, self.ids)
+        candidates = Candidates(b, self.correction, self.ids)
         if in_blocks:
-            masked = self.hidden.nonzero(as_tuple=True)
-            loss = chunked_cross_entropy(a, columns, self.own, self.weights, masked)
+            pairs = self.excluded.nonzero(as_tuple=True)
+            loss = chunked_cross_entropy(
+                a, candidates, self.target, self.weights, pairs
+            )
         else:
-            loss = plain_cross_entropy(a, columns, self.own, self.weights, self.hidden)
+            loss = plain_cross_entropy(
+                a, candidates, self.target, self.weights, self.excluded
+            )
         loss = 3 * loss / self.weights.sum()
         loss.backward()
         assert a.grad is not None and b.grad is not None
@@ -70,18 +78,18 @@ class Problem:
         turned = Problem(
             self.rows[rows],
             self.vectors[columns],
-            columns.argsort()[self.own[rows]],
+            columns.argsort()[self.target[rows]],
             self.weights[rows],
-            self.hidden[rows][:, columns],
+            self.excluded[rows][:, columns],
             self.ids[columns],
             self.correction[columns],
         )
-        found = turned.solved(in_blocks=False)
+        solved = turned.solved(in_blocks=False)
         gradients = {
-            "rows": found["gradients"]["rows"][rows.argsort()],
-            "columns": found["gradients"]["columns"][columns.argsort()],
+            "rows": solved["gradients"]["rows"][rows.argsort()],
+            "columns": solved["gradients"]["columns"][columns.argsort()],
         }
-        return {"losses": found["losses"], "gradients": gradients}
+        return {"losses": solved["losses"], "gradients": gradients}
 
 
 @pytest.mark.parametrize(
@@ -90,57 +98,57 @@ class Problem:
 def test_softmax_in_blocks_is_the_plain_one(
     block: int, round_: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Value and both gradients but for rounding, whatever a block takes."""
+    """Value and both gradients but for rounding, whatever the size of a block."""
     monkeypatch.setattr(chunked, "BLOCK", block)
     monkeypatch.setattr(chunked, "ROUND", round_)
     problem = Problem.drawn()
     reordered = [problem.solved_in_other_orders(seed) for seed in ORDERS]
     rounding = Rounding("a softmax", problem.solved(in_blocks=False), *reordered)
     rounding.holds(f"in blocks of {block}", problem.solved(in_blocks=True))
-    lacking = problem.weights.clone()
-    lacking[3] = 0
-    shown = problem.hidden.clone()
-    shown[0] = False
+    weights = problem.weights.clone()
+    weights[3] = 0
+    excluded = problem.excluded.clone()
+    excluded[0] = False
     for fault, wrong in (
-        ("a row dropped", replace(problem, weights=lacking)),
+        ("a row dropped", replace(problem, weights=weights)),
         ("rows times 1.001", replace(problem, rows=problem.rows * 1.001)),
-        ("one row's mask lost", replace(problem, hidden=shown)),
+        ("one row's mask lost", replace(problem, excluded=excluded)),
     ):
         rounding.sees(fault, wrong.solved(in_blocks=True))
 
 
-def test_a_right_ad_of_no_probability_has_its_exact_loss() -> None:
+def test_a_target_of_no_probability_has_its_exact_loss() -> None:
     """Its probability is 0 in float32, its loss is not infinite."""
-    columns = Candidates(torch.eye(3), torch.zeros(3), torch.arange(3))
+    candidates = Candidates(torch.eye(3), torch.zeros(3), torch.arange(3))
     rows = torch.tensor([[0.0, 200.0, 0.0]])
-    loss = chunked_cross_entropy(rows, columns, torch.tensor([0]), torch.ones(1))
+    loss = chunked_cross_entropy(rows, candidates, torch.tensor([0]), torch.ones(1))
     assert loss.item() == 200
 
 
 def test_matches_are_all_pairs_of_equal_ids() -> None:
     generator = torch.Generator().manual_seed(0)
     for count in (0, 1, 7, 40):
-        wanted = torch.randint(9, (count,), generator=generator)
+        queries = torch.randint(9, (count,), generator=generator)
         ids = torch.randint(2, 11, (30,), generator=generator)
-        places, columns = matches(wanted, ids)
-        expected = (wanted[:, None] == ids).nonzero()
-        assert places.tolist() == expected[:, 0].tolist()  # rising
-        assert sorted(zip(places.tolist(), columns.tolist(), strict=True)) == [
+        rows, columns = matches(queries, ids)
+        expected = (queries[:, None] == ids).nonzero()
+        assert rows.tolist() == expected[:, 0].tolist()  # rising
+        assert sorted(zip(rows.tolist(), columns.tolist(), strict=True)) == [
             tuple(pair) for pair in expected.tolist()
         ]
 
 
 def test_softmax_under_autocast_keeps_its_logits_exact() -> None:
-    """In bfloat16 cosines over .02 would be off by .1; the gradient may be by 1%."""
+    """Cosines over 0.02 would be off by 0.1 in bfloat16; the gradient may be by 1%."""
     torch.manual_seed(0)
     rows = F.normalize(torch.randn(64, 16), dim=1) / 0.02
     vectors = F.normalize(torch.randn(64, 16), dim=1)
-    columns = Candidates(vectors.requires_grad_(), torch.zeros(64), torch.arange(64))
+    candidates = Candidates(vectors.requires_grad_(), torch.zeros(64), torch.arange(64))
     values, gradients = [], []
-    for low in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+    for use_bfloat16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
             loss = chunked_cross_entropy(
-                rows, columns, torch.arange(64), torch.ones(64)
+                rows, candidates, torch.arange(64), torch.ones(64)
             )
         values.append(loss.detach())
         gradients.append(torch.autograd.grad(loss, vectors)[0])

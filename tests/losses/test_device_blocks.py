@@ -1,4 +1,4 @@
-"""The softmax as a device takes it, against the plain one in float64."""
+"""The softmax in large blocks, as on a device, against the plain one in float64."""
 
 import math
 import os
@@ -23,8 +23,8 @@ ANCHORS, COLUMNS, ADS = 61, 190, 70
 
 
 class Case:
-    """Unit vectors, logQ, accidental hits, histories, uneven weights; own is where a
-    second rank's rows would stand.
+    """Unit vectors, logQ, accidental hits, histories and uneven weights; the targets
+    lie anywhere among the candidates, as those of a second rank do.
     """
 
     def __init__(self, width: int, temperature: float) -> None:
@@ -38,27 +38,28 @@ class Case:
         self.ids = torch.randint(ADS, (COLUMNS,), generator=generator)
         log_q = torch.rand(COLUMNS, generator=generator, dtype=torch.float64).log()
         self.correction = log_q + math.log(COLUMNS - 1)
-        self.own = torch.randperm(COLUMNS, generator=generator)[:ANCHORS]
+        self.target = torch.randperm(COLUMNS, generator=generator)[:ANCHORS]
         self.weights = torch.rand(ANCHORS, generator=generator, dtype=torch.float64)
         self.history = torch.randint(-1, ADS, (ANCHORS, 4), generator=generator)
 
     def plain(self) -> tuple[Tensor, Tensor, Tensor]:
         rows, vectors = (x.clone().requires_grad_() for x in (self.rows, self.vectors))
         logits = rows @ vectors.T
-        right = logits.gather(1, self.own[:, None])
-        hidden = self.ids[self.own][:, None] == self.ids
-        hidden |= (self.history[:, :, None] == self.ids).any(dim=1)
-        logits = (logits - self.correction).masked_fill(hidden, -torch.inf)
-        logits = logits.scatter(1, self.own[:, None], right)
-        loss = F.cross_entropy(logits, self.own, reduction="none") @ self.weights
+        target_logits = logits.gather(1, self.target[:, None])
+        excluded = self.ids[self.target][:, None] == self.ids
+        excluded |= (self.history[:, :, None] == self.ids).any(dim=1)
+        logits = (logits - self.correction).masked_fill(excluded, -torch.inf)
+        logits = logits.scatter(1, self.target[:, None], target_logits)
+        loss = F.cross_entropy(logits, self.target, reduction="none") @ self.weights
         return (loss.detach(), *torch.autograd.grad(loss, (rows, vectors)))
 
     def blocks(self) -> tuple[Tensor, Tensor, Tensor]:
         rows, vectors = (x.float().requires_grad_() for x in (self.rows, self.vectors))
-        columns = Candidates(vectors, self.correction.float(), self.ids)
-        hidden = ExcludedCandidates(self.history, self.ids)
-        weights = self.weights.float()
-        loss = large_block_cross_entropy(rows, columns, self.own, weights, hidden)
+        candidates = Candidates(vectors, self.correction.float(), self.ids)
+        excluded = ExcludedCandidates(self.history, self.ids)
+        loss = large_block_cross_entropy(
+            rows, candidates, self.target, self.weights.float(), excluded
+        )
         return (loss.detach(), *torch.autograd.grad(loss, (rows, vectors)))
 
 
@@ -87,7 +88,7 @@ def planted(fault: str) -> Case:
         case.correction = case.correction * 1.001
     elif fault == "an accidental hit":
         case.ids = case.ids.clone()
-        case.ids[case.own[0]] = ADS + 1
+        case.ids[case.target[0]] = ADS + 1
     elif fault == "a history":
         case.history = torch.full_like(case.history, -1)
     elif fault == "a weight":
@@ -106,12 +107,12 @@ def test_what_a_history_leaves_out_is_every_pair_of_equal_items() -> None:
     generator = torch.Generator().manual_seed(0)
     history = torch.randint(-1, 9, (20, 6), generator=generator)
     items = torch.randint(0, 12, (33,), generator=generator)
-    found = ExcludedCandidates(history, items).of(slice(3, 17))
+    mask = ExcludedCandidates(history, items).mask(slice(3, 17))
     expected = torch.zeros(20, 33, dtype=torch.bool)
-    for place in range(6):
-        rows, columns = matches(history[:, place].contiguous(), items)
+    for position in range(6):
+        rows, columns = matches(history[:, position].contiguous(), items)
         expected[rows, columns] = True
-    assert torch.equal(found, expected[3:17])
+    assert torch.equal(mask, expected[3:17])
 
 
 def test_a_product_of_halves_is_as_exact_as_float32() -> None:
@@ -135,31 +136,33 @@ def test_a_product_of_halves_is_as_exact_as_float32() -> None:
 KERNEL = """
 import torch
 from torchrec_adrec.losses.block import Block
-from torchrec_adrec.losses.slopes import slopes_by_torch
-from torchrec_adrec.losses.slopes_kernel import slopes_by_kernel
+from torchrec_adrec.losses.grad_logits import grad_logits_by_torch
+from torchrec_adrec.losses.grad_logits_kernel import grad_logits_by_kernel
 
 generator = torch.Generator().manual_seed(0)
 for columns in (37, 300, 4500):
     rows = 6
-    products = torch.randn(rows, columns, generator=generator) * 9
-    own = torch.randint(columns, (rows,), generator=generator)
-    hidden = torch.rand(rows, columns, generator=generator) < 0.2
-    for excluded in (None, hidden):
+    # From rows whose target matters to rows that one candidate rules.
+    spread = torch.linspace(0.3, 9, rows)[:, None]
+    products = torch.randn(rows, columns, generator=generator) * spread
+    target = torch.randint(columns, (rows,), generator=generator)
+    mask = torch.rand(rows, columns, generator=generator) < 0.2
+    for excluded in (None, mask):
         block = Block(
             products,
             torch.tensor(1.7),
             torch.randn(columns, generator=generator),
             torch.randint(columns // 3, (columns,), generator=generator),
-            own,
+            target,
             torch.rand(rows, generator=generator),
             excluded,
         )
         exact = Block(*(
             x.double() if x is not None and x.is_floating_point() else x for x in block
         ))
-        right = slopes_by_torch(exact, torch.float64)
-        found = slopes_by_kernel(block, torch.float32)
-        error = max(float((a - b).abs().max()) for a, b in zip(found, right))
+        expected = grad_logits_by_torch(exact, torch.float64)
+        actual = grad_logits_by_kernel(block, torch.float32)
+        error = max(float((a - b).abs().max()) for a, b in zip(actual, expected))
         print("ERROR", error)
 """
 
@@ -192,9 +195,9 @@ def test_no_shape_follows_from_the_data() -> None:
             float(loss)
 
 
-def old_line(logits: Tensor, hidden: Tensor) -> None:
-    logits[hidden] = -torch.inf
-    logits[hidden.nonzero(as_tuple=True)] = 0
+def old_line(logits: Tensor, mask: Tensor) -> None:
+    logits[mask] = -torch.inf
+    logits[mask.nonzero(as_tuple=True)] = 0
 
 
 @pytest.mark.parametrize("fault", [old_line])

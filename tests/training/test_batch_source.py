@@ -21,7 +21,7 @@ from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader import reader_process
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
-from torchrec_adrec.data.loader.feed import Feed, Taken
+from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.reader_process import read_in_process
@@ -32,7 +32,7 @@ from torchrec_adrec.schema import Schema
 from torchrec_adrec.training.batch_source import BatchSource
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-Way = Callable[..., Iterator[tuple[Taken, Batch]]]
+Way = Callable[..., Iterator[tuple[BatchOrigin, Batch]]]
 WAYS: dict[str, Way] = {"thread": Feed.read, "process": read_in_process}
 
 

@@ -103,7 +103,7 @@ STEP_FILES = (
     *("tasks/ranking.py", "distributed/alone.py", "training/graphs.py"),
     *("training/step_runner.py", "training/late.py", "distributed/optimizer.py"),
     *("losses/softmax.py", "losses/device_blocks.py", "losses/excluded.py"),
-    *("losses/products.py", "losses/slopes.py", "losses/slopes_kernel.py"),
+    *("losses/products.py", "losses/grad_logits.py", "losses/grad_logits_kernel.py"),
     *("losses/history.py", "losses/gather.py", "losses/mean.py"),
     *("losses/pointwise.py", "losses/pairwise.py", "models/two_tower.py"),
     *("models/tower.py", "modules/embeddings.py", "modules/split_linear.py"),

@@ -1,4 +1,4 @@
-"""What the softmax knows of some of its rows."""
+"""The inputs of the softmax for one block of its rows."""
 
 from typing import NamedTuple
 
@@ -6,22 +6,22 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """Some rows of the softmax, with what is known of their columns.
+    """Some rows of the softmax, with all that is known about their candidates.
 
     Attributes:
         products: (M, N) float32, rows . vectors, not yet multiplied by `scale`.
-        scale: () float32, makes a logit of a product.
-        correction: (N,) float32, subtracted from all columns but the row's own.
-        ids: (N,) int64; a column with the id of the row's own one is left out.
-        own: (M,) int64, the row's own column: the right one.
+        scale: () float32, turns a product into a logit.
+        correction: (N,) float32, subtracted from every logit but the target's.
+        ids: (N,) int64; another candidate with the target's id is excluded.
+        target: (M,) int64, the candidate that each row should choose.
         weights: (M,) float32, the share of each row in the loss.
-        excluded: (M, N) bool, further columns to leave out; None: none.
+        excluded: (M, N) bool, further candidates to exclude; None: no others.
     """
 
     products: Tensor
     scale: Tensor
     correction: Tensor
     ids: Tensor
-    own: Tensor
+    target: Tensor
     weights: Tensor
     excluded: Tensor | None

@@ -1,8 +1,8 @@
-"""Softmax cross-entropy against many columns that never holds all its logits, on CPUs.
+"""Softmax cross-entropy on CPUs against many candidates, one block of rows at a time.
 
-The logits of a block of rows are made, turned into probabilities, into the gradients of
-both factors, and written over by the next block. So memory is one block, whatever the
-batch. Blocks are small enough to stay in the processor's cache.
+The logits of a block are turned into probabilities, then into the gradients of both
+factors, and are overwritten by the next block. So the memory needed is that of one
+block, whatever the batch, and a block is small enough to stay in the processor's cache.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchrec_adrec.losses.known_gradients import Softmax, with_known_gradients
+from torchrec_adrec.losses.known_gradients import LossAndGradients, with_known_gradients
 from torchrec_adrec.losses.matches import matches
 
 BLOCK = 1 << 22  # logits held at a time, 16 MB (or `ROUND` rows, if these are more):
@@ -19,12 +19,12 @@ ROUND = 64  # rows come in multiples: oneDNN makes code anew for every shape it 
 
 
 class Candidates(NamedTuple):
-    """What a row's logits run over.
+    """What a row's softmax runs over.
 
     Attributes:
         vectors: (N, D).
-        correction: (N,), subtracted from the logits of all but the row's own column.
-        ids: (N,) int64; a column with the id of the row's own one is left out.
+        correction: (N,), subtracted from the logits of all candidates but the target.
+        ids: (N,) int64; another candidate with the target's id is excluded.
     """
 
     vectors: Tensor
@@ -34,98 +34,114 @@ class Candidates(NamedTuple):
 
 def chunked_cross_entropy(
     rows: Tensor,
-    columns: Candidates,
-    own: Tensor,
+    candidates: Candidates,
+    target: Tensor,
     weights: Tensor,
-    masked: tuple[Tensor, Tensor] | None = None,
+    excluded: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """sum_i w_i * -log softmax_j(rows_i . vectors_j - [j != own_i] correction_j) at
-    j = own_i, a scalar.
+    """The sum over rows i of w_i * -log p_i(target_i), a scalar, where
 
-    Differentiable in `rows` and `columns.vectors`. Logits are made in float32 whatever
-    autocast says: in bfloat16 a cosine of 1 over a temperature of .02 would be off by
-    .1. Under autocast the two products of the gradient are made in bfloat16: their
-    errors are relative to a probability, not to a logit.
+        p_i = softmax_j(rows_i . vectors_j - [j != target_i] correction_j)
+
+    It is differentiable in `rows` and `candidates.vectors`. Logits are made in float32
+    whatever autocast says: in bfloat16 a cosine of 1 over a temperature of 0.02 would
+    be off by 0.1. Under autocast the two products of the gradient are made in bfloat16:
+    their errors are relative to a probability, not to a logit.
 
     Args:
         rows: (A, D), already divided by the temperature.
-        own: (A,) int64, the column that is right.
+        candidates: N of them.
+        target: (A,) int64, the candidate that each row should choose.
         weights: (A,).
-        masked: (P,) rows in rising order and (P,) columns, pairs to leave out.
+        excluded: pairs to leave out: (P,) rows, rising, and (P,) candidates.
     """
 
-    def find(rows: Tensor, vectors: Tensor, low: bool) -> Softmax:
-        return _in_small_blocks(rows, vectors, columns, own, weights, masked, low)
+    def compute(rows: Tensor, vectors: Tensor, use_bfloat16: bool) -> LossAndGradients:
+        return _in_small_blocks(
+            rows,
+            candidates._replace(vectors=vectors),
+            target,
+            weights,
+            excluded,
+            use_bfloat16,
+        )
 
-    return with_known_gradients(find, rows, columns.vectors)
+    return with_known_gradients(compute, rows, candidates.vectors)
 
 
 def _in_small_blocks(
     rows: Tensor,
-    vectors: Tensor,
-    columns: Candidates,
-    own: Tensor,
+    candidates: Candidates,
+    target: Tensor,
     weights: Tensor,
-    masked: tuple[Tensor, Tensor] | None,
-    low: bool,
-) -> Softmax:
-    count, more = len(rows), -len(rows) % ROUND
-    rows, own, weights = _pad(rows, more), _pad(own, more), _pad(weights, more)
-    block = max(BLOCK // max(len(vectors), 1) // ROUND, 1) * ROUND
-    room = rows.new_empty(min(block, len(rows)), len(vectors))
+    excluded: tuple[Tensor, Tensor] | None,
+    use_bfloat16: bool,
+) -> LossAndGradients:
+    vectors = candidates.vectors
+    count, padding = len(rows), -len(rows) % ROUND
+    # Padding has weight 0, so it adds nothing to the loss or to a gradient.
+    rows, target, weights = (_pad(x, padding) for x in (rows, target, weights))
+    block_rows = max(BLOCK // max(len(vectors), 1) // ROUND, 1) * ROUND
+    buffer = rows.new_empty(min(block_rows, len(rows)), len(vectors))
     grad_rows, grad_vectors = torch.empty_like(rows), torch.zeros_like(vectors)
     total = rows.new_zeros(())
-    narrow = vectors.bfloat16() if low else vectors
-    for first in range(0, len(rows), block):
-        at = slice(first, min(first + block, len(rows)))
-        logits = room[: at.stop - first]
-        _logits(logits, rows[at], vectors, columns, own[at])
-        if masked is not None:
-            _leave_out(logits, at, masked)
-        total -= _softmax(logits, own[at]) @ weights[at]
-        slope = logits.to(narrow.dtype)
-        grad_rows[at] = (slope @ narrow) * weights[at, None]
-        weighted = (rows[at] * weights[at, None]).to(narrow.dtype)
-        if low:
-            grad_vectors += slope.T @ weighted
+    factor = vectors.bfloat16() if use_bfloat16 else vectors
+    for first in range(0, len(rows), block_rows):
+        block = slice(first, min(first + block_rows, len(rows)))
+        logits = buffer[: block.stop - first]
+        _write_logits(logits, rows[block], candidates, target[block])
+        if excluded is not None:
+            _exclude(logits, block, excluded)
+        total -= _softmax(logits, target[block]) @ weights[block]
+        # `_softmax` left the gradient by the logits in their place; a row's weight is
+        # applied to the smaller factor of each product, not to the (M, N) matrix.
+        grad_logits = logits.to(factor.dtype)
+        grad_rows[block] = (grad_logits @ factor) * weights[block, None]
+        weighted = (rows[block] * weights[block, None]).to(factor.dtype)
+        if use_bfloat16:
+            grad_vectors += grad_logits.T @ weighted
         else:
-            grad_vectors.addmm_(slope.T, weighted)
-    return Softmax(total, grad_rows[:count], grad_vectors)
+            grad_vectors.addmm_(grad_logits.T, weighted)
+    return LossAndGradients(total, grad_rows[:count], grad_vectors)
 
 
-def _pad(values: Tensor, more: int) -> Tensor:
-    """Further rows of zeros; of weight 0, so that they count for nothing."""
-    return torch.cat([values, values.new_zeros(more, *values.shape[1:])])
+def _pad(values: Tensor, padding: int) -> Tensor:
+    """The values, followed by `padding` rows of zeros."""
+    return torch.cat([values, values.new_zeros(padding, *values.shape[1:])])
 
 
-def _logits(
-    out: Tensor, rows: Tensor, vectors: Tensor, columns: Candidates, own: Tensor
+def _write_logits(
+    out: Tensor, rows: Tensor, candidates: Candidates, target: Tensor
 ) -> None:
-    """Corrected logits of a block into `out`; a hit by accident is -inf."""
-    torch.addmm(-columns.correction, rows, vectors.T, out=out)
-    at = torch.arange(len(out), device=out.device)
-    right = out[at, own] + columns.correction[own]
-    out[matches(columns.ids[own], columns.ids)] = -torch.inf
-    out[at, own] = right
+    """Write a block's corrected logits into `out`; an accidental hit becomes -inf."""
+    torch.addmm(-candidates.correction, rows, candidates.vectors.T, out=out)
+    row = torch.arange(len(out), device=out.device)
+    target_logits = out[row, target] + candidates.correction[target]
+    # The target has its own id too: it is masked with the hits, then written back.
+    out[matches(candidates.ids[target], candidates.ids)] = -torch.inf
+    out[row, target] = target_logits
 
 
-def _leave_out(logits: Tensor, at: slice, masked: tuple[Tensor, Tensor]) -> None:
-    rows, columns = masked
-    first, end = torch.searchsorted(rows, rows.new_tensor([at.start, at.stop])).tolist()
-    logits[rows[first:end] - at.start, columns[first:end]] = -torch.inf
+def _exclude(logits: Tensor, block: slice, excluded: tuple[Tensor, Tensor]) -> None:
+    """Set those of the excluded pairs to -inf that lie in a block of rows."""
+    rows, columns = excluded
+    bounds = rows.new_tensor([block.start, block.stop])
+    first, end = torch.searchsorted(rows, bounds).tolist()
+    logits[rows[first:end] - block.start, columns[first:end]] = -torch.inf
 
 
-def _softmax(logits: Tensor, own: Tensor) -> Tensor:
-    """Logits become the loss's slope by them in place: probabilities, less 1 at the
-    right columns. Returns these columns' log-probabilities, (A,).
+def _softmax(logits: Tensor, target: Tensor) -> Tensor:
+    """Turn logits in place into the loss's gradient by them: p, less 1 at the target.
+
+    Returns the log-probability of each row's target, (A,).
 
     log p = z - max - log sum, and 1 / sum is the largest p, at least 1 / N: exact also
     where p itself is 0 in float32. A log_softmax and its exp take half as long again.
     """
-    at = torch.arange(len(logits), device=logits.device)
-    right = logits[at, own]
-    top = logits.amax(1)
+    row = torch.arange(len(logits), device=logits.device)
+    target_logits = logits[row, target]
+    largest = logits.amax(1)
     torch.softmax(logits, 1, out=logits)
-    found = right - top + logits.amax(1).log()
-    logits[at, own] -= 1
-    return found
+    log_probabilities = target_logits - largest + logits.amax(1).log()
+    logits[row, target] -= 1
+    return log_probabilities

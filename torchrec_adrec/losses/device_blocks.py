@@ -1,8 +1,9 @@
-"""The softmax in few large blocks, for devices on which a launch costs more than work.
+"""The softmax in a few large blocks, for devices where a launch costs more than work.
 
 On a CPU small blocks stay in the cache and equal ids are found by sorting; on a GPU
-that was 42 launches a block and four waits for the host. Here every shape is fixed and
-nothing is read back, so that a step can be queued ahead, or captured as a graph.
+that took 42 launches a block and made the host wait four times. Here every shape is
+fixed and nothing is read back, so that a step can be queued ahead, or captured as a
+graph.
 """
 
 import torch
@@ -11,61 +12,81 @@ from torch import Tensor
 from torchrec_adrec.losses.block import Block
 from torchrec_adrec.losses.chunked import Candidates
 from torchrec_adrec.losses.excluded import ExcludedCandidates
-from torchrec_adrec.losses.known_gradients import Softmax, with_known_gradients
+from torchrec_adrec.losses.grad_logits import grad_logits
+from torchrec_adrec.losses.known_gradients import LossAndGradients, with_known_gradients
 from torchrec_adrec.losses.products import as_left, as_right, halves, wide_product
-from torchrec_adrec.losses.slopes import slopes
 
-BLOCK = 1 << 28  # logits held at a time: 1 GB, and half as much again for the slopes
+BLOCK = 1 << 28  # logits held at a time: 1 GB, and half as much again for the gradient
 
 
 def large_block_cross_entropy(
     rows: Tensor,
-    columns: Candidates,
-    own: Tensor,
+    candidates: Candidates,
+    target: Tensor,
     weights: Tensor,
     excluded: ExcludedCandidates | None = None,
 ) -> Tensor:
-    """The same scalar as `losses.chunked.chunked_cross_entropy`, with its arguments."""
+    """The scalar of `losses.chunked.chunked_cross_entropy`, computed for a device.
 
-    def find(rows: Tensor, vectors: Tensor, low: bool) -> Softmax:
-        return _in_large_blocks(rows, vectors, columns, own, weights, excluded, low)
+    Args:
+        rows: (A, D), already divided by the temperature.
+        candidates: N of them.
+        target: (A,) int64, the candidate that each row should choose.
+        weights: (A,).
+        excluded: further candidates that rows leave out.
+    """
 
-    return with_known_gradients(find, rows, columns.vectors)
+    def compute(rows: Tensor, vectors: Tensor, use_bfloat16: bool) -> LossAndGradients:
+        return _in_large_blocks(
+            rows,
+            candidates._replace(vectors=vectors),
+            target,
+            weights,
+            excluded,
+            use_bfloat16,
+        )
+
+    return with_known_gradients(compute, rows, candidates.vectors)
 
 
 def _in_large_blocks(
     rows: Tensor,
-    vectors: Tensor,
-    columns: Candidates,
-    own: Tensor,
+    candidates: Candidates,
+    target: Tensor,
     weights: Tensor,
     excluded: ExcludedCandidates | None,
-    low: bool,
-) -> Softmax:
-    """`low`: the products of the gradients are made in bfloat16; logits are exact."""
-    count = len(rows)
-    blocks = max(-(-count * len(vectors) // BLOCK), 1)
-    size = max(-(-count // blocks), 1)
-    narrow = torch.bfloat16 if low else torch.float32
+    use_bfloat16: bool,
+) -> LossAndGradients:
+    """Logits are exact either way; `use_bfloat16` is for the gradients' products."""
+    vectors = candidates.vectors
+    # The block size follows from shapes alone: a size that followed from the data would
+    # have to be read from the device.
+    blocks = max(-(-len(rows) * len(vectors) // BLOCK), 1)
+    block_rows = max(-(-len(rows) // blocks), 1)
+    dtype = torch.bfloat16 if use_bfloat16 else torch.float32
+    # Factors are split once, for all blocks; see `losses.products`.
     row_halves, vector_halves = halves(rows), halves(vectors)
     scale = row_halves.scale * vector_halves.scale
     left, right = as_left(row_halves), as_right(vector_halves).T
-    low_rows, low_vectors = rows.to(narrow), vectors.to(narrow)
+    # These errors are relative to a probability, so bfloat16 is good enough here.
+    gradient_rows, gradient_vectors = rows.to(dtype), vectors.to(dtype)
     total, grad_rows = rows.new_zeros(()), []
     grad_vectors = torch.zeros_like(vectors)
-    for first in range(0, count, size):
-        at = slice(first, min(first + size, count))
-        block = Block(
-            wide_product(left[at], right),
-            scale,
-            columns.correction,
-            columns.ids,
-            own[at],
-            weights[at],
-            None if excluded is None else excluded.of(at),
+    for first in range(0, len(rows), block_rows):
+        block = slice(first, min(first + block_rows, len(rows)))
+        gradient, log_p = grad_logits(
+            Block(
+                wide_product(left[block], right),
+                scale,
+                candidates.correction,
+                candidates.ids,
+                target[block],
+                weights[block],
+                None if excluded is None else excluded.mask(block),
+            ),
+            dtype,
         )
-        slope, log_p = slopes(block, narrow)
-        total = total - log_p @ weights[at]
-        grad_rows.append(wide_product(slope, low_vectors))
-        grad_vectors += wide_product(slope.T, low_rows[at])
-    return Softmax(total, torch.cat(grad_rows or [rows]), grad_vectors)
+        total = total - log_p @ weights[block]
+        grad_rows.append(wide_product(gradient, gradient_vectors))
+        grad_vectors += wide_product(gradient.T, gradient_rows[block])
+    return LossAndGradients(total, torch.cat(grad_rows or [rows]), grad_vectors)

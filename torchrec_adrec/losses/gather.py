@@ -1,4 +1,4 @@
-"""What a loss needs of other ranks' rows."""
+"""What a loss needs from the rows of other ranks."""
 
 import math
 
@@ -13,7 +13,7 @@ from torchrec_adrec.losses.chunked import Candidates
 def gather_ads(
     ad: Tensor, ad_ids: Tensor, log_q: Tensor | None = None
 ) -> tuple[Candidates, int]:
-    """The ads of all ranks, and the place of this rank's first one among them.
+    """The ads of all ranks, and the position of this rank's first ad among them.
 
     The gather of the vectors must carry gradients: with a plain all_gather the ads of
     other ranks would be constants, and the dense gradient wrong by several times its
@@ -22,9 +22,9 @@ def gather_ads(
     Args:
         ad: (N, D), as many on every rank.
         ad_ids: (N,) int64.
-        log_q: (N,), log of each one's share of all that is drawn; the correction of the
-            gathered ones is the log of how often each is to be expected among the
-            others. None: no correction.
+        log_q: (N,), log q of each ad, its share of all draws. Of the other W * N - 1
+            ads of the global batch, (W * N - 1) q are expected to be this one; the
+            correction is the log of that. None: no correction.
     """
     size, correction = dist.get_world_size(), torch.zeros_like(ad[:, 0])
     if log_q is not None:
@@ -34,7 +34,8 @@ def gather_ads(
     group = dist.group.WORLD
     assert group is not None
     vectors = all_gather_single_autograd(ad.contiguous(), 0, group)
-    # Both in one message: on two cores every further one took a millisecond.
+    # Ids and corrections travel in one message, the corrections as bits of int64: on
+    # two cores every further message took a millisecond.
     bits = correction.detach().double().view(torch.int64)
     ids, bits = gather(torch.stack([ad_ids, bits], dim=1)).unbind(1)
     corrections = bits.contiguous().view(torch.float64).to(correction.dtype)

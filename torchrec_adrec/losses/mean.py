@@ -1,8 +1,8 @@
-"""The mean over the rows of all ranks.
+"""The weighted mean over the rows of all ranks.
 
 Gradients are averaged over ranks (by DDP and by the sharded tables), so each rank
-returns its sum times W over the global count: the average is then the global mean,
-however unevenly the rows that count are spread.
+returns its sum times W over the global weight: the average of the ranks' gradients is
+then that of the global mean, however unevenly the rows that count are spread.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,11 @@ def share_of(losses: Tensor, weights: Tensor) -> Share:
 def global_means(shares: Sequence[Share]) -> Tensor:
     """Each mean over the rows of all ranks, as this rank's share of it, (len(shares),).
 
-    All counts travel in one message; a mean over nothing is 0. Collective.
+    All weights travel in one message; a mean over nothing is 0. Collective.
     """
-    counts = torch.stack([share.weight for share in shares]).detach()
+    weights = torch.stack([share.weight for share in shares]).detach()
     if dist.get_world_size() > 1:
-        dist.all_reduce(counts)
-    scales = dist.get_world_size() / counts.clamp(min=1e-12)
+        dist.all_reduce(weights)
+    # The clamp is far below any weight: it only makes 0 / 0 into 0.
+    scales = dist.get_world_size() / weights.clamp(min=1e-12)
     return torch.stack([share.total for share in shares]) * scales

@@ -1,4 +1,4 @@
-"""Losses of single rows: a click, a value. Each returns this rank's share of a mean.
+"""Losses of single rows, of a click and of a value, as this rank's share of a mean.
 
 Shape letters: B rows of this rank.
 """
@@ -14,10 +14,12 @@ def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Share:
     """Binary cross-entropy; a label that was not observed (NaN) does not count.
 
     Args:
-        logits, labels, weights: (B,).
+        logits: (B,).
+        labels: (B,), 0, 1 or NaN.
+        weights: (B,); rows of weight 0 do not count.
     """
-    logits, target, weights = _counted(logits, labels, weights)
-    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    logits, labels, weights = _counted(logits, labels, weights)
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return share_of(losses, weights)
 
 
@@ -30,24 +32,26 @@ def value_loss(logits: Tensor, values: Tensor, weights: Tensor) -> Share:
 
     Args:
         logits: (B,), log of the predicted value.
-        values, weights: (B,).
+        values: (B,).
+        weights: (B,); rows of weight 0 do not count.
     """
-    logits, target, weights = _counted(logits, values, weights)
-    losses = F.poisson_nll_loss(logits, target, log_input=True, reduction="none")
+    logits, values, weights = _counted(logits, values, weights)
+    losses = F.poisson_nll_loss(logits, values, log_input=True, reduction="none")
     return share_of(losses, weights)
 
 
 def _counted(
     logits: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Zeros in place of the logits and labels that do not count, and their weights.
+    """Logits, labels and weights, with 0 in the place of all that must not count.
 
     Masking the loss alone is not enough: backward would multiply its 0 by exp(z), and
     nothing holds the logit of a row that was not observed below the 88 at which that
-    is infinite. The loss stays finite, and the gradient is NaN.
+    is infinite. The loss would stay finite, and the gradient would be NaN.
     """
+    # Rows of weight 0 count for nothing either, whatever their logits are.
     observed = ~labels.isnan()
     counts = observed & (weights > 0)
-    nothing = torch.zeros_like(logits)
-    labels = torch.where(counts, labels, nothing)
-    return torch.where(counts, logits, nothing), labels, weights * observed
+    zero = torch.zeros_like(logits)
+    labels = torch.where(counts, labels, zero)
+    return torch.where(counts, logits, zero), labels, weights * observed

@@ -8,7 +8,7 @@ from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, memory_for
-from torchrec_adrec.data.loader.feed import Feed, Taken
+from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
@@ -36,7 +36,7 @@ class BatchSource:
     folder: Path
     negatives: UniformNegatives | None = None
     repaired: RepairCounts = field(default_factory=RepairCounts)
-    _ahead: dict[int, tuple[Taken, Batch]] = field(default_factory=dict)
+    _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         train, process = self.config.train, self.process

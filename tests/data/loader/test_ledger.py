@@ -1,4 +1,4 @@
-"""The ledger holds every row once, or says which it does not."""
+"""The audit of a ledger finds every row once, or names the rows that it does not."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import AD_ID
 
-BATCH = 24  # 320 rows: 13 steps an epoch, 8 rows left out
+BATCH = 24  # 320 rows: 13 steps an epoch, 8 rows dropped
 EPOCH = 13
 
 
@@ -21,7 +21,7 @@ def reader(data: Path, rank: int = 0, ranks: int = 1) -> Reader:
     return Reader(split, (AD_ID,), BATCH, rank, ranks, seed=3, shuffle_window=100)
 
 
-def work(
+def write_steps(
     data: Path,
     folder: Path,
     steps: tuple[int, int],
@@ -29,15 +29,15 @@ def work(
     before: Sequence[Segment] = (),
     only: int | None = None,
 ) -> list[Segment]:
-    """What some ranks write of some steps; `only`: the others died before."""
+    """Write some steps of some ranks; `only`: the other ranks died before."""
     first, last = steps
     for rank in range(ranks) if only is None else [only]:
         ledger = Ledger(folder, rank, ranks)
         ledger.go_on(first, before)
-        own = reader(data, rank, ranks)
+        local = reader(data, rank, ranks)
         for step in range(first + 1, last + 4):  # read ahead of what is trained
             epoch, skip = divmod(step - 1, EPOCH)
-            ledger.take(step, next(iter(own.epoch(epoch, skip))).numbers)
+            ledger.take(step, next(iter(local.epoch(epoch, skip))).numbers)
         segments = ledger.keep(last)
     return segments
 
@@ -49,40 +49,40 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_run_over_two_ranks_one_and_four(prepared: Path, folder: Path) -> None:
     """Steps that dead ranks took as well count once."""
-    done = work(prepared, folder, (0, 5), 2)
-    work(prepared, folder, (5, 9), 2, done, only=1)
-    done = work(prepared, folder, (5, 16), 1, done)
-    work(prepared, folder, (16, 20), 1, done)
-    done = work(prepared, folder, (16, 2 * EPOCH), 4, done)
+    done = write_steps(prepared, folder, (0, 5), 2)
+    write_steps(prepared, folder, (5, 9), 2, done, only=1)
+    done = write_steps(prepared, folder, (5, 16), 1, done)
+    write_steps(prepared, folder, (16, 20), 1, done)
+    done = write_steps(prepared, folder, (16, 2 * EPOCH), 4, done)
     assert done == [(0, 5, 2), (5, 16, 1), (16, 26, 4)]
-    found = audit(folder, done, reader(prepared))
-    assert [epoch.rows for epoch in found] == [EPOCH * BATCH] * 2
-    assert all(epoch.is_whole for epoch in found)
+    epochs = audit(folder, done, reader(prepared))
+    assert [epoch.rows for epoch in epochs] == [EPOCH * BATCH] * 2
+    assert all(epoch.is_whole for epoch in epochs)
 
 
 def test_rows_that_are_lost_doubled_or_foreign_are_named(
     prepared: Path, folder: Path
 ) -> None:
-    done = work(prepared, folder, (0, EPOCH), 2)
-    taken = np.concatenate([rows.numbers for rows in reader(prepared).epoch(0)])
-    left_out = np.setdiff1d(np.arange(320), taken)
+    done = write_steps(prepared, folder, (0, EPOCH), 2)
+    trained = np.concatenate([rows.numbers for rows in reader(prepared).epoch(0)])
+    dropped = np.setdiff1d(np.arange(320), trained)
     path = folder / "steps-00000000-00000013-rank-1-of-2.npy"
     rows = np.load(path)
     lost = rows[2, :2].tolist()
-    rows[2, :2] = rows[4, 0], left_out[0]
+    rows[2, :2] = rows[4, 0], dropped[0]
     np.save(path, rows)
-    (found,) = audit(folder, done, reader(prepared))
-    assert not found.is_whole
-    assert found.lost.tolist() == sorted(lost)
-    assert found.doubled.tolist() == [rows[4, 0]]
-    assert found.foreign.tolist() == [left_out[0]]
+    (epoch,) = audit(folder, done, reader(prepared))
+    assert not epoch.is_whole
+    assert epoch.lost.tolist() == sorted(lost)
+    assert epoch.doubled.tolist() == [rows[4, 0]]
+    assert epoch.foreign.tolist() == [dropped[0]]
 
 
 def test_what_cannot_be_audited_is_refused(prepared: Path, folder: Path) -> None:
-    done = work(prepared, folder, (0, 5), 2)
+    done = write_steps(prepared, folder, (0, 5), 2)
     (early,) = audit(folder, done, reader(prepared))  # stopped early: its five steps
     assert early.is_whole and early.rows == 5 * reader(prepared).batch_size
-    late = work(prepared, folder, (7, EPOCH), 2)
+    late = write_steps(prepared, folder, (7, EPOCH), 2)
     with pytest.raises(DataError, match="no entry for the steps 6 to 7"):
         audit(folder, [*done, *late], reader(prepared))
     path = folder / "steps-00000000-00000005-rank-1-of-2.npy"

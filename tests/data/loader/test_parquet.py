@@ -1,4 +1,4 @@
-"""Each row exactly once, on any number of ranks, from any position."""
+"""The reader returns each row exactly once, on any number of ranks, from any step."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ COLUMNS = ("x", "small", "half", "h:0", "h:1")
 
 @dataclass(frozen=True)
 class Shape:
-    """A split and how it is read; `unit` * 12 rows a step, so 1 to 4 ranks share."""
+    """A split and how it is read: `unit` * 12 rows a step, for 1 to 4 ranks."""
 
     files: list[int]
     group: int
@@ -47,7 +47,7 @@ examples = settings(max_examples=60, deadline=None)
 
 
 def frame(first: int, rows: int) -> pl.DataFrame:
-    """Columns of three types that all follow from the row's number."""
+    """Columns of three types whose values are computed from the row's number."""
     x = np.arange(first, first + rows)
     history = {f"h:{i}": np.where(x % 3 > i, x + i, -1) for i in range(2)}
     small = {name: v.astype(np.int32) for name, v in {"small": x, **history}.items()}
@@ -65,8 +65,9 @@ def write(folder: Path, files: list[int], group: int) -> Split:
 
 def check(rows: StepRows) -> None:
     """All columns of a row belong to it, whatever their type."""
-    for name, wanted in frame(0, rows.split.num_rows)[rows.numbers].to_dict().items():
-        assert rows.columns[name].tolist() == wanted.to_list(), name
+    expected = frame(0, rows.split.num_rows)[rows.numbers].to_dict()
+    for name, values in expected.items():
+        assert rows.columns[name].tolist() == values.to_list(), name
 
 
 def steps(
@@ -76,12 +77,12 @@ def steps(
     per_rank = []
     for rank in range(world):
         reader = Reader(split, COLUMNS, shape.size, rank, world, seed, shape.window)
-        found = list(reader.epoch(3, first))
-        assert len(found) == reader.steps - first
-        assert all(len(rows.numbers) == shape.size // world for rows in found)
-        for rows in found:
+        local = list(reader.epoch(3, first))
+        assert len(local) == reader.steps - first
+        assert all(len(rows.numbers) == shape.size // world for rows in local)
+        for rows in local:
             check(rows)
-        per_rank.append([rows.numbers[rows.weights > 0].tolist() for rows in found])
+        per_rank.append([rows.numbers[rows.weights > 0].tolist() for rows in local])
     return [list(chain(*parts)) for parts in zip(*per_rank, strict=True)]
 
 
@@ -125,14 +126,16 @@ def test_epochs_differ_and_are_shuffled(tmp_path: Path) -> None:
     assert orders[0] != list(range(500)) and sorted(orders[0]) == list(range(500))
 
 
-def test_what_is_skipped_is_not_decoded(
+def test_windows_that_are_skipped_are_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = write(tmp_path, [100], 10)
     decoded: list[int] = []
     decode = Reader._decode
     monkeypatch.setattr(
-        Reader, "_decode", lambda r, g, into: (decoded.extend(g), decode(r, g, into))
+        Reader,
+        "_decode",
+        lambda r, g, buffer: (decoded.extend(g), decode(r, g, buffer)),
     )
     list(Reader(split, COLUMNS, 10, seed=0, shuffle_window=20).epoch(0, 7))
     assert len(decoded) == 4  # of ten groups in five windows, the last two windows'
@@ -217,17 +220,17 @@ def test_an_error_of_the_thread_arrives_at_its_place() -> None:
 
 @pytest.mark.parametrize("depth", [1, 4])
 def test_never_more_ahead_than_asked_for(depth: int) -> None:
-    made: list[int] = []
+    produced: list[int] = []
 
     def items() -> Iterator[int]:
         for i in range(8):
-            made.append(i)
+            produced.append(i)
             yield i
 
     for i in prefetch(items(), depth):
         time.sleep(0.05)  # the thread's chance to go too far
-        assert len(made) <= i + 1 + depth
-    assert made == list(range(8))
+        assert len(produced) <= i + 1 + depth
+    assert produced == list(range(8))
 
 
 def test_threads_end_when_the_consumer_stops(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""From Parquet to batches: the same rows in the same order on any ranks."""
+"""Reads Parquet into batches: the same rows in the same order on any ranks."""

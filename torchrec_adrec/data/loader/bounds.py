@@ -1,10 +1,9 @@
 """Values that no table, layer or loss can take: refused, or repaired and counted.
 
-`raise` stops. `clamp` takes the nearest value that is allowed; for infinity that is the
-largest of the batch. `unknown` takes what stands for an unknown value: id 1, number 0
-(the mean, once standardised), a label that was not observed. NaN has no nearest value
-and becomes unknown either way. An id that stands behind the end of its sequence is
-always refused.
+`raise` stops with an error. `clamp` takes the nearest allowed value; for infinity that
+is the largest of the batch. `unknown` takes the value that means unknown: id 1, number
+0 (the mean, once standardised), a label that was not observed. NaN has no nearest value
+and becomes unknown either way. An id behind the end of its sequence is always refused.
 """
 
 import logging
@@ -26,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class OutOfRangeError(DataError):
-    """A value that no table, layer or loss can take; knows its row in the batch."""
+    """A value that no table, layer or loss can take.
+
+    Attributes:
+        row: its row in the batch.
+    """
 
     def __init__(self, message: str, row: int) -> None:
         super().__init__(message)
@@ -35,12 +38,14 @@ class OutOfRangeError(DataError):
 
 @dataclass(frozen=True)
 class Limit:
-    """What a column may hold.
+    """The values that a column may hold.
 
     Attributes:
+        name: of the column.
         low, high: the smallest and the largest value; infinity: any finite one.
-        unknown: what stands for an unknown value; NaN: NaN is allowed.
+        unknown: the value that means unknown; if it is NaN, NaN is allowed.
         whole: whether only whole numbers are allowed.
+        expected: the limit in words, for messages.
     """
 
     name: str
@@ -51,22 +56,25 @@ class Limit:
     expected: str
 
     def wrong(self, values: NDArray[Any]) -> Bools:
-        """Which values (B,) are not allowed."""
-        right: Bools = np.isfinite(values)
-        right &= (values >= self.low) & (values <= self.high)
+        """True for each of the values (B,) that is not allowed."""
+        allowed: Bools = np.isfinite(values)
+        allowed &= (values >= self.low) & (values <= self.high)
+        # Integers are whole by their type; the comparison would cost two passes.
         if self.whole and values.dtype.kind not in "iu":
-            right &= values == np.rint(values)
+            allowed &= values == np.rint(values)
         if np.isnan(self.unknown):
-            right |= np.isnan(values)
-        return ~right
+            allowed |= np.isnan(values)
+        return ~allowed
 
     def repair(
         self, values: NDArray[Any], bounds: Literal["clamp", "unknown"]
     ) -> NDArray[Any]:
-        """A copy with every value allowed."""
+        """A copy in which every value is allowed."""
         wrong = self.wrong(values)
-        strange = wrong if bounds == "unknown" else np.isnan(values)
-        good = values[~wrong & ~np.isnan(values)]
+        becomes_unknown = wrong if bounds == "unknown" else np.isnan(values)
+        # A column without limits has no nearest value to infinity: the batch's own
+        # extremes are used, or 0 if no value of the batch is good.
+        good = values[~wrong & ~np.isnan(values)]  # NaN may be allowed
         if not len(good):
             good = np.zeros(1, values.dtype)
         low = self.low if np.isfinite(self.low) else good.min()
@@ -74,23 +82,25 @@ class Limit:
         nearest = np.clip(values, low, high)
         if self.whole:
             nearest = np.rint(nearest)
-        repaired = np.where(wrong, np.where(strange, self.unknown, nearest), values)
+        replacement = np.where(becomes_unknown, self.unknown, nearest)
+        repaired = np.where(wrong, replacement, values)
         return repaired.astype(values.dtype)
 
 
 @dataclass
 class RepairCounts:
-    """How many values of each column were repaired; the caller owns and reports it."""
+    """The number of repaired values by column; its owner reports it at the end."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, limit: Limit, wrong: Bools, rows: StepRows) -> None:
-        """Count one column's wrong values; log its first one ever, with its row."""
+        """Count one column's wrong values; log the first of the run, with its row."""
+        # One line a column: a column that is wrong throughout would fill the log.
         if limit.name not in self.counts:
             row = int(np.argmax(wrong))
-            where = rows.split.locate(int(rows.numbers[row]))
+            position = rows.split.locate(int(rows.numbers[row]))
             fault = _fault(limit, rows.columns[limit.name][row])
-            log.warning("%s: %s; repaired, and so is every later one", where, fault)
+            log.warning("%s: %s; repaired, and so is every later one", position, fault)
         self.counts[limit.name] += int(wrong.sum())
 
     def report(self) -> None:
@@ -108,6 +118,7 @@ def side_limits(schema: Schema, side: Side) -> Iterator[Limit]:
         yield _id_limit(sparse.name, 0, sparse.num_embeddings)
     for sequence in schema.sequences_of(side):
         for name in sequence.columns:
+            # -1 fills the places behind the last id.
             yield _id_limit(name, -1, sequence.num_embeddings)
 
 
@@ -117,7 +128,7 @@ def _id_limit(name: str, low: int, size: int) -> Limit:
 
 
 def label_limit(label: Label) -> Limit:
-    """The limit of a label's column, in which NaN is what was not observed."""
+    """The limit of a label's column, in which NaN means not observed."""
     rule, high, expected = label.rule, label.highest, label.rule.expected
     if rule.is_open:
         expected = f"0 to {high:g}, {'whole' if rule.whole else 'finite'}"
@@ -125,10 +136,10 @@ def label_limit(label: Label) -> Limit:
 
 
 def refuse(columns: Mapping[str, NDArray[Any]], limits: Iterator[Limit]) -> None:
-    """Find a value that is not allowed.
+    """Stop at a value that is not allowed.
 
     Raises:
-        OutOfRangeError: the first one of the first such column.
+        OutOfRangeError: names the first wrong value of the first wrong column.
     """
     for limit in limits:
         wrong = limit.wrong(columns[limit.name])
@@ -143,7 +154,14 @@ def repair(
     bounds: Literal["clamp", "unknown"],
     repaired: RepairCounts,
 ) -> StepRows:
-    """The same rows with every value allowed; only columns that were wrong are new."""
+    """The same rows with every value allowed; only columns that were wrong are copied.
+
+    Args:
+        rows: B of them.
+        schema: of their columns.
+        bounds: how values are repaired.
+        repaired: counts them.
+    """
     columns = dict(rows.columns)
     for limit in _all_limits(schema):
         wrong = limit.wrong(columns[limit.name])

@@ -1,4 +1,4 @@
-"""The batches of a training run, step by step, for whoever reads them ahead."""
+"""The batches of a training run, step by step, for a thread or process to read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from torchrec_adrec.schema import Schema
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Which rows a batch holds.
+class BatchOrigin:
+    """The rows that a batch was made from.
 
     Attributes:
-        step: from 1.
+        step: counted from 1.
         count: B.
         first: the number of the first row in its split.
-        numbers: (B,) int64, of all rows; None unless asked for.
+        numbers: (B,) int64, the numbers of all rows; None unless asked for.
     """
 
     step: int
@@ -32,11 +32,18 @@ class Taken:
 
 @dataclass(frozen=True)
 class Feed:
-    """All batches of one rank; what follows from (seed, step) alone.
+    """All batches of one rank.
+
+    A batch depends on the seed and on its step alone, so a run that was resumed sees
+    the same batches as one that was never interrupted.
 
     Attributes:
-        negatives: draws ads beside the rows' own; None: nothing.
-        numbered: whether the numbers of all rows are wanted.
+        reader: of the training rows.
+        schema: of their columns.
+        epochs: how often the rows are read.
+        bounds: what happens to values out of range, see `data.loader.bounds`.
+        negatives: draws ads in addition to those of the rows; None: no others.
+        numbered: whether the row numbers are kept, for the ledger.
     """
 
     reader: Reader
@@ -48,13 +55,13 @@ class Feed:
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
+        """The number of steps of all epochs."""
         return self.reader.steps * self.epochs
 
     @property
     def most_bytes(self) -> int:
-        """Of a batch, whatever its rows hold."""
-        drawn = self.negatives.share if self.negatives is not None else 0
+        """The size of the largest batch that can occur, in bytes."""
+        drawn = 0 if self.negatives is None else self.negatives.local_count
         return most_bytes(
             self.schema,
             self.reader.local_batch_size,
@@ -63,28 +70,31 @@ class Feed:
 
     def read(
         self, first: int, memory: Memory, repaired: RepairCounts
-    ) -> Iterator[tuple[Taken, Batch]]:
+    ) -> Iterator[tuple[BatchOrigin, Batch]]:
         """The batches of the steps after step `first`.
 
         Args:
-            memory: where a batch goes.
+            first: the steps that were done before, 0 for a new run.
+            memory: allocates the buffer of a batch.
             repaired: counts the values out of range that were repaired.
 
         Raises:
             DataError: rows that cannot be read or used, named with file and row.
         """
         for epoch in range(self.epochs):
-            before = epoch * self.reader.steps
-            skip = max(first - before, 0)
-            if skip < self.reader.steps:
-                read = self.reader.epoch(epoch, skip)
-                for step, rows in enumerate(read, before + skip + 1):
+            steps_before = epoch * self.reader.steps
+            skipped = max(first - steps_before, 0)
+            # A finished epoch is not opened at all: a run resumes without reading it.
+            if skipped < self.reader.steps:
+                epoch_rows = self.reader.epoch(epoch, skipped)
+                for step, rows in enumerate(epoch_rows, steps_before + skipped + 1):
                     batch = self._collate(step, rows, memory, repaired)
-                    yield self._taken(step, rows), batch
+                    yield self._origin(step, rows), batch
 
-    def _taken(self, step: int, rows: StepRows) -> Taken:
+    def _origin(self, step: int, rows: StepRows) -> BatchOrigin:
+        # To compute all numbers takes time that a run without a ledger saves.
         numbers = rows.numbers if self.numbered else None
-        return Taken(step, len(rows.weights), rows.first_number, numbers)
+        return BatchOrigin(step, len(rows.weights), rows.first_number, numbers)
 
     def _collate(
         self, step: int, rows: StepRows, memory: Memory, repaired: RepairCounts
@@ -92,5 +102,7 @@ class Feed:
         extra = self.negatives.of_step(step) if self.negatives is not None else None
         batch = collate(rows, self.schema, self.bounds, repaired, extra, memory)
         if self.negatives is not None:
+            # An ad can now come with a row or be drawn uniformly, which changes the log
+            # of its share for the rows' own ads too.
             batch.log_q.copy_(self.negatives.mixed(batch.log_q))
         return batch

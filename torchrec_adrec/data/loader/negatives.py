@@ -1,7 +1,7 @@
-"""Ads drawn uniformly from those that training showed, as negatives beside the batch's.
+"""Negatives drawn uniformly from all ads that training showed, added to the batch's.
 
 Ads of a log come as often as they were shown, so rare ones are hardly ever negatives,
-and a tower may score them as it likes. Ads that only the held-out rows show are never
+and a tower may score them as it likes. Ads that only held-out rows show are never
 drawn: training must not know of them.
 
 Source: Yang et al., Mixed negative sampling, WWW 2020.
@@ -20,12 +20,16 @@ from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
 
 
 class UniformNegatives:
-    """Draws the same ads for a step whatever the number of ranks, and deals them.
+    """Draws a step's ads, the same for any number of ranks, and divides them by rank.
 
     Args:
-        data: a prepared data set.
+        data: folder of a prepared data set.
+        schema: of the ad's columns.
         count: ads of one step over all ranks.
         batch_size: rows of one step over all ranks.
+        seed: of the run.
+        rank: of this process.
+        world_size: number of ranks.
 
     Raises:
         ConfigError: the ranks do not divide `count`.
@@ -47,28 +51,32 @@ class UniformNegatives:
                 f" {world_size} ranks"
             )
         catalog = load_catalog(data)
+        # Ads without impressions stand only in held-out rows.
         shown = catalog.filter(pl.col("impressions") > 0)
         names = schema.columns_of(Side.AD)
         self.columns = {name: shown[name].to_numpy() for name in (*names, AD_ID)}
         self.columns[LOG_Q] = log_q(shown, self.columns[AD_ID])
         self.ads, self.count, self.batch_size = len(shown), count, batch_size
-        self.seed, self.rank, self.share = seed, rank, count // world_size
+        self.seed, self.rank, self.local_count = seed, rank, count // world_size
 
     def of_step(self, step: int) -> dict[str, NDArray[np.generic]]:
-        """The ad's columns of this rank's ads of a step, (count / W,) each."""
+        """The columns of this rank's ads of a step, (count / W,) each."""
         rng = np.random.default_rng([self.seed, step])
+        # Every rank draws the ads of all ranks and keeps its slice: with a seed of its
+        # own for each rank, a step's ads would depend on the number of ranks.
         drawn = rng.integers(self.ads, size=self.count)
-        own = drawn[self.rank * self.share : (self.rank + 1) * self.share]
-        return {name: values[own] for name, values in self.columns.items()}
+        first = self.rank * self.local_count
+        local = drawn[first : first + self.local_count]
+        return {name: values[local] for name, values in self.columns.items()}
 
     def mixed(self, log_q: Tensor) -> Tensor:
-        """Log of how much of a step's ads is expected to be each one's.
+        """The log of each ad's share of all ads of a step, rows and negatives together.
 
-        (B p + U / M) / (B + U) with p its share of the impressions, B rows and U ads
-        drawn from M.
+        It is log((B p + U / M) / (B + U)), with p the ad's share of the impressions, B
+        rows, and U ads drawn uniformly from M.
 
         Args:
-            log_q: log p.
+            log_q: (N,), log p.
         """
         drawn, total = self.count / self.ads, self.batch_size + self.count
         expected = self.batch_size * log_q.double().exp() + drawn

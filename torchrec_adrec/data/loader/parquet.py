@@ -1,12 +1,14 @@
 """This rank's rows of a prepared split, in an order that no number of ranks changes.
 
 Every epoch has one global order (row groups drawn at random, rows shuffled in a window
-of them); step s takes the global rows [s * B, (s + 1) * B) of it and rank r the r-th
-slice of those. So all ranks take the same number of steps, a position is two numbers,
-and a run resumed at another world size goes on with exactly the rows that were left.
+of them). Step s takes the global rows [s * B, (s + 1) * B) of it, and rank r takes the
+r-th slice of those. So all ranks take the same number of steps, a position is two
+numbers (epoch and step), and a run that is resumed at another world size goes on with
+exactly the rows that were left.
 
-A window is decoded while the one before it is consumed; the two exchange their memory,
-because new pages cost a third of the time. So two windows are held, whatever the split.
+A window is decoded while the one before it is consumed, and the two exchange their
+memory, because new pages of memory cost a third of the time. So two windows are held,
+whatever the size of the split.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,39 +30,43 @@ class StepRows:
 
     Attributes:
         columns: (B,) arrays by name, not contiguous in memory.
-        weights: (B,) float32, 0 for rows that only fill up.
-        split: where a row's number leads back to its file.
-        places: where the rows come from: row groups, and rows counted over these.
+        weights: (B,) float32, 0 for rows that only complete the step.
+        split: finds a row's file by its number.
+        group_rows: pairs of row groups and of rows counted over these groups; all
+            pairs together are the B rows.
     """
 
     columns: ReadOnlyColumns
     weights: Float32s
     split: Split
-    places: tuple[tuple[Sequence[int], Int64s], ...]
+    group_rows: tuple[tuple[Sequence[int], Int64s], ...]
 
     @cached_property
     def numbers(self) -> Int64s:
-        """(B,) int64, the row's number in the split; for messages, so made late."""
-        parts = [self.split.numbers(groups, rows) for groups, rows in self.places]
+        """(B,) int64, the rows' numbers in the split.
+
+        Messages and the ledger need them, most steps do not: so they are made late.
+        """
+        parts = [self.split.numbers(groups, rows) for groups, rows in self.group_rows]
         return np.concatenate(parts)
 
     @property
     def first_number(self) -> int:
-        """That of the first row alone."""
-        groups, rows = self.places[0]
+        """The number of the first row alone."""
+        groups, rows = self.group_rows[0]
         return int(self.split.numbers(groups, rows[:1])[0])
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Some of an epoch's global order.
+    """A stretch of an epoch's global order, decoded.
 
     Attributes:
-        first, end: its positions in the order, `end` not among them.
-        order: row of `decoded` at each position; the last one fills up the positions
-            behind the split's last row.
+        first, end: the positions in the global order, `end` not among them.
+        order: the row of `decoded` for each position from `first` on. At the end of an
+            evaluation there are fewer rows than positions.
         groups: the row groups in `decoded`.
-        decoded: the columns; written over when the window after next is read.
+        decoded: the columns; overwritten when the window after next is read.
     """
 
     first: int
@@ -71,24 +77,47 @@ class _Window:
 
     def rows(self, first: int, end: int, split: Split) -> StepRows:
         """The rows at the positions from `first` to before `end`."""
-        at = self.order[first - self.first : end - self.first]
+        rows = self.order[first - self.first : end - self.first]
         weights = np.ones(end - first, dtype=np.float32)
-        lacking = end - first - len(at)
-        if lacking:
-            at = np.append(at, np.repeat(self.order[-1:], lacking))
-            weights[-lacking:] = 0
-        return StepRows(self.decoded.take(at), weights, split, ((self.groups, at),))
+        missing = end - first - len(rows)
+        if missing:
+            # Every rank needs as many rows as the others: the split's last row is
+            # repeated, with weight 0 so that it counts once.
+            rows = np.append(rows, np.repeat(self.order[-1:], missing))
+            weights[-missing:] = 0
+        columns = self.decoded.take(rows)
+        return StepRows(columns, weights, split, ((self.groups, rows),))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Steps of `batch_size` global rows.
+    """Reads one rank's rows of a split, in steps of `batch_size` rows over all ranks.
+
+    >>> import tempfile, polars
+    >>> from itertools import islice
+    >>> from pathlib import Path
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> rows = polars.DataFrame({"age": [30, 31, 32, 33, 34]})
+    >>> rows.write_parquet(folder / "part-00000.parquet")
+    >>> reader = Reader(Split.open(folder), ("age",), batch_size=2)
+    >>> for step in islice(reader.epoch(), 2):
+    ...     print(step.columns["age"].tolist(), step.numbers.tolist())
+    [30, 31] [0, 1]
+    [32, 33] [2, 3]
 
     Args:
+        split: the row groups.
+        columns: the names of those to read.
         batch_size: rows of one step over all ranks, a multiple of `world_size`.
+        rank: of this process.
+        world_size: number of ranks.
         seed: shuffles and drops the incomplete last step (training). None: file order,
-            the last step filled up with rows of weight 0 (evaluation, export).
+            the last step completed by rows of weight 0 (evaluation, export).
         shuffle_window: rows shuffled together.
+
+    Raises:
+        ConfigError: a batch size that does not fit the ranks or the rows.
+        DataError: a column that the files do not have.
     """
 
     split: Split
@@ -106,25 +135,26 @@ class Reader:
                 f"batch size {self.batch_size} must be a multiple of the"
                 f" {self.world_size} ranks"
             )
+        # Training drops an incomplete step, so it would have no step at all.
         if self.seed is not None and self.split.num_rows < self.batch_size:
             raise ConfigError(
                 f"train.batch_size = {self.batch_size} exceeds the"
                 f" {self.split.num_rows} training rows"
             )
-        lacking = sorted(set(self.columns) - set(self.split.types))
-        if lacking:
+        missing = sorted(set(self.columns) - set(self.split.types))
+        if missing:
             path = self.split.groups[0][0]
-            raise DataError(f"{path} has no columns {lacking}; prepare again")
+            raise DataError(f"{path} has no columns {missing}; prepare again")
 
     @property
     def steps(self) -> int:
-        """Steps of one epoch, the same on every rank."""
+        """The number of steps of one epoch, the same on every rank."""
         full, rest = divmod(self.split.num_rows, self.batch_size)
         return full + (1 if rest and self.seed is None else 0)
 
     @property
     def local_batch_size(self) -> int:
-        """Rows of one step on one rank."""
+        """The rows of one step on one rank."""
         return self.batch_size // self.world_size
 
     def epoch(self, epoch: int = 0, first_step: int = 0) -> Iterator[StepRows]:
@@ -133,24 +163,28 @@ class Reader:
         Raises:
             DataError: a file is damaged, or a column is missing or of another type.
         """
-        parts: list[StepRows] = []
+        parts: list[StepRows] = []  # of a step whose rows lie in several windows
         start = first_step * self.batch_size
         buffers = self._buffers(epoch)
+        # `depth=1`: the thread decodes the next window into the other buffer. One more
+        # window ahead would overwrite the one that is read here.
         for window in prefetch(self._windows(epoch, start, buffers), depth=1):
-            at = self._next_owned_position(max(window.first, start))
-            while at < window.end:
-                end = (
-                    at - at % self.local_batch_size + self.local_batch_size
-                )  # of this step's slice
-                parts.append(window.rows(at, min(end, window.end), self.split))
-                if end <= window.end:
+            position = self._next_owned_position(max(window.first, start))
+            while position < window.end:
+                # A step's slice may begin in one window and end in the next one.
+                slice_start = position - position % self.local_batch_size
+                slice_end = slice_start + self.local_batch_size
+                part_end = min(slice_end, window.end)
+                parts.append(window.rows(position, part_end, self.split))
+                if slice_end <= window.end:
                     yield _join(parts)
                     parts = []
-                at = self._next_owned_position(min(end, window.end))
-        self._spare.extend(buffers)  # only now is nothing of it in use
+                position = self._next_owned_position(part_end)
+        # Only now is nothing in use: an epoch that began meanwhile has other buffers.
+        self._spare.extend(buffers)
 
     def _next_owned_position(self, position: int) -> int:
-        """The first position of the order, from this one on, that this rank takes."""
+        """The first position of the global order, from this one on, of this rank."""
         step = position // self.batch_size
         slice_start = step * self.batch_size + self.rank * self.local_batch_size
         if position >= slice_start + self.local_batch_size:
@@ -160,12 +194,15 @@ class Reader:
     def _windows(
         self, epoch: int, start: int, buffers: list[RowBuffer]
     ) -> Iterator[_Window]:
-        """Windows in order; one that this rank takes nothing of is not decoded."""
+        """The windows of an epoch that hold rows of this rank, in order."""
         first, last = 0, self.steps * self.batch_size
         for number, groups in enumerate(self._grouped(epoch)):
             size = self._size(groups)
+            # `last` lies before the split's end in training, which drops an incomplete
+            # step, and behind it in evaluation, which completes that step.
             is_last = first + size == self.split.num_rows
             end = last if is_last else min(first + size, last)
+            # A window without a row of this rank, or before `start`, is not decoded.
             if self._next_owned_position(max(first, start)) < end:
                 self._decode(groups, buffers[0])
                 order = self._order(epoch, number, size)
@@ -174,50 +211,56 @@ class Reader:
             first += size
 
     def _buffers(self, epoch: int) -> list[RowBuffer]:
-        """Memory for two windows: that of an epoch that is over, or new."""
+        """Memory for two windows: that of an epoch that has ended, or new."""
         rows = max(self._size(groups) for groups in self._grouped(epoch))
-        fit = [m for m in self._spare if m.rows >= rows]
+        # Those of an earlier epoch serve again if its windows were as large.
+        buffers = [buffer for buffer in self._spare if buffer.rows >= rows][:2]
         self._spare.clear()
-        lacking = 2 - len(fit)
-        new = (RowBuffer(self.split.types, self.columns, rows) for _ in range(lacking))
-        return [*fit, *new][:2]
+        while len(buffers) < 2:
+            buffers.append(RowBuffer(self.split.types, self.columns, rows))
+        return buffers
 
     def _order(self, epoch: int, window: int, size: int) -> Int64s:
+        """The rows of a window in the order in which steps take them.
+
+        Seeded by (seed, epoch, window): a run that starts at a later window need not
+        draw the orders of the windows before it.
+        """
         order = np.arange(size)
         if self.seed is not None:
             np.random.default_rng([self.seed, epoch, window]).shuffle(order)
         return order
 
     def _size(self, groups: list[int]) -> int:
-        return sum(self.split.groups[at][2] for at in groups)
+        return sum(self.split.groups[group][2] for group in groups)
 
-    def _decode(self, groups: list[int], into: RowBuffer) -> None:
+    def _decode(self, groups: list[int], buffer: RowBuffer) -> None:
         first = 0
         for columns in self.split.read(groups, self.columns):
-            into.put(first, columns)
+            buffer.put(first, columns)
             first += len(columns[self.columns[0]])
 
     def _grouped(self, epoch: int) -> Iterator[list[int]]:
-        """The row groups of each window, in file order: a file is opened once."""
+        """The row groups of each window, drawn at random if there is a seed."""
         order = np.arange(len(self.split.groups))
-        limit = 1
+        limit = 1  # without shuffling every row group is a window
         if self.seed is not None:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
             limit = self.shuffle_window
         window: list[int] = []
         rows = 0
-        for at in order.tolist():
-            window.append(at)
-            rows += self.split.groups[at][2]
+        for group in order.tolist():
+            window.append(group)
+            rows += self.split.groups[group][2]
             if rows >= limit:
-                yield sorted(window)
+                yield sorted(window)  # in file order, so that a file is opened once
                 window, rows = [], 0
         if window:
             yield sorted(window)
 
 
 def _join(parts: list[StepRows]) -> StepRows:
-    """Parts, one after the other; one alone is not copied."""
+    """The parts, one after the other; a single one is not copied."""
     if len(parts) == 1:
         return parts[0]
     columns = {
@@ -225,5 +268,5 @@ def _join(parts: list[StepRows]) -> StepRows:
         for name in parts[0].columns
     }
     weights = np.concatenate([part.weights for part in parts])
-    places = tuple(place for part in parts for place in part.places)
-    return StepRows(columns, weights, parts[0].split, places)
+    group_rows = tuple(pair for part in parts for pair in part.group_rows)
+    return StepRows(columns, weights, parts[0].split, group_rows)

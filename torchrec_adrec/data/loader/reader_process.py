@@ -1,13 +1,19 @@
-"""Batches made by a process of its own, so that reading takes nothing of the trainer's
-interpreter, which a GPU's kernels are launched by.
+"""Batches made by a child process, so that reading takes no time of the trainer.
 
-The child writes each batch into the next slot of a ring of shared memory and says so in
-its standard output; the trainer copies it out, which needs no interpreter, and says in
-the child's standard input that the slot is free. So no slot is written over while
-anything still reads it, be it a copy to a device that is under way.
+The trainer's Python interpreter launches the GPU's kernels one by one, and a thread
+that makes batches in the same interpreter delays every launch. The two processes share
+a ring of `SLOTS` pieces of memory:
 
-When the trainer ends, however it ends, that input ends, and so does the child. The
-memory has no name and goes with the last of the two.
+    child      waits for a free slot, writes a batch into it, sends a message (stdout)
+    trainer    receives it, copies the batch out, sends a byte: slot is free (stdin)
+
+So no slot is overwritten before its batch is copied. The messages say what a batch
+holds; its bytes travel through the shared memory alone.
+
+Neither process outlives the other. When the trainer ends, even by SIGKILL, the kernel
+closes its end of the child's input; the child reads the end of that file and exits. If
+the child dies, its output ends, and the trainer raises a `ReaderError`. The memory is a
+file without a name, which the kernel frees when the last of the two has ended.
 """
 
 import contextlib
@@ -29,50 +35,59 @@ from torch import Tensor
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import Memory
-from torchrec_adrec.data.loader.feed import Feed, Taken
+from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.errors import AdRecError, ReaderError
 
 SLOTS = 4
-PATIENCE_S = 5.0  # until a child that was told to end is killed
-ALONE = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+KILL_AFTER_S = 5.0  # a child whose input is closed has this long to end
+# The child needs no GPU, and one core: the others are the trainer's.
+CHILD_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 def read_in_process(
     feed: Feed, first: int, memory: Memory, repaired: RepairCounts
-) -> Iterator[tuple[Taken, Batch]]:
-    """As `feed.read`, by a child process.
+) -> Iterator[tuple[BatchOrigin, Batch]]:
+    """The batches of `feed.read(first, ...)`, made by a child process.
+
+    Args:
+        feed: is sent to the child.
+        first: the steps that were done before.
+        memory: allocates what a batch is copied to.
+        repaired: counts the values that the child repaired.
 
     Raises:
-        DataError: as there.
+        DataError: rows that cannot be read or used, as in the child.
         ReaderError: the child died.
     """
     with nameless_memory(SLOTS * feed.most_bytes) as file:
         ring, child = _ring(file, feed.most_bytes), _Child(file)
     try:
-        child.tell(pickle.dumps((feed, first)))
+        child.send(pickle.dumps((feed, first)))
         number = 0
-        layout: Any = None  # the first batch brings one, a later one only a new one
-        while (told := child.hear()) is not None:
-            if isinstance(told, AdRecError):
-                raise told
-            if isinstance(told, LogRecord):
-                getLogger(told.name).handle(told)
+        layout: Any = None
+        while (message := child.receive()) is not None:
+            if isinstance(message, AdRecError):
+                raise message
+            if isinstance(message, LogRecord):
+                getLogger(message.name).handle(message)
                 continue
-            taken, changed, repaired.counts = told
-            layout = changed or layout
+            # A layout is sent only when it differs from the one before it.
+            origin, new_layout, repaired.counts = message
+            layout = new_layout or layout
             slot = ring[number % SLOTS][: layout.nbytes]
             buffer = memory(layout.nbytes)
-            buffer.numpy()[:] = slot.numpy()  # torch would wake threads for it
-            batch = Batch(buffer, layout)
-            child.tell(b".")
+            # numpy copies in this thread and without the interpreter's lock; torch
+            # would wake threads for it.
+            buffer.numpy()[:] = slot.numpy()
+            child.send(b".")
             number += 1
-            yield taken, batch
+            yield origin, Batch(buffer, layout)
     finally:
         child.end()
 
 
 def nameless_memory(size: int) -> IO[bytes]:
-    """Memory of a file that nobody can find, and nobody needs to remove."""
+    """A file in memory that has no path, so that nobody has to remove it."""
     if hasattr(os, "memfd_create"):
         file: IO[bytes] = os.fdopen(os.memfd_create("adrec-batches"), "r+b")
     else:
@@ -82,14 +97,16 @@ def nameless_memory(size: int) -> IO[bytes]:
 
 
 def _ring(file: IO[bytes], size: int) -> tuple[Tensor, ...]:
-    """Its slots, (bytes,) uint8 each."""
+    """The slots of the shared memory, (size,) uint8 each."""
     shared = torch.frombuffer(mmap.mmap(file.fileno(), SLOTS * size), dtype=torch.uint8)
     return torch.split(shared, size)
 
 
 class _Child:
-    """The process that reads, seen by the trainer. Not forked: a process that has
-    threads or a CUDA context must not be.
+    """The trainer's end of the process that reads.
+
+    It is started anew and not forked: the trainer has threads and perhaps a CUDA
+    context, and neither survives a fork.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -98,15 +115,18 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(file.fileno(),),
-            env=os.environ | ALONE | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            # A signal to the trainer's group is for the trainer: it takes the step that
-            # it has begun to its end, and for that it may need a batch.
+            env=os.environ
+            | CHILD_ENVIRONMENT
+            | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            # Ctrl-C or a job's SIGTERM reaches the trainer's whole process group. The
+            # trainer finishes its step and may need a batch for it, so the child is in
+            # a group of its own and ends when the trainer closes its input.
             start_new_session=True,
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.input, self.output = self.process.stdin, self.process.stdout
 
-    def tell(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Write to its standard input."""
         try:
             self.input.write(message)
@@ -114,8 +134,8 @@ class _Child:
         except BrokenPipeError:
             raise self._died() from None
 
-    def hear(self) -> Any:
-        """The next of its messages; None: it has read all."""
+    def receive(self) -> Any:
+        """The next of its messages; None when it has read all rows."""
         try:
             return pickle.load(self.output)
         except (EOFError, pickle.UnpicklingError):
@@ -131,70 +151,78 @@ class _Child:
         )
 
     def end(self) -> None:
-        """Let it end, whatever it does."""
-        with contextlib.suppress(BrokenPipeError):  # it had ended, words unread
+        """Close its input and wait until it has ended; kill it if it does not."""
+        # It may have ended before it read everything that was written to it.
+        with contextlib.suppress(BrokenPipeError):
             self.input.close()
         self.output.close()
         try:
-            self.process.wait(PATIENCE_S)
+            self.process.wait(KILL_AFTER_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
 
 class _Messages:
-    """The child's words to the trainer, of any thread."""
+    """The child's messages to the trainer; any thread may send one."""
 
     def __init__(self) -> None:
         self.file, self.lock = os.fdopen(os.dup(1), "wb"), threading.Lock()
-        os.dup2(2, 1)  # what a library prints is no message
+        # From now on file 1 is standard error: what a library prints would otherwise
+        # lie between the messages.
+        os.dup2(2, 1)
 
     def put_nowait(self, message: Any) -> None:
-        """Send one, also for a `QueueHandler`."""
+        """Send one message; `QueueHandler` asks for a method of this name."""
         with self.lock:
             pickle.dump(message, self.file)
             self.file.flush()
 
 
 def main() -> None:
-    """The child: read until all is read, or until the trainer has ended."""
+    """Run the child, until all rows are read and the trainer has ended."""
     messages = _Messages()
     getLogger().addHandler(QueueHandler(messages))  # type: ignore[arg-type]
     torch.set_num_threads(1)
     feed, first = pickle.load(sys.stdin.buffer)
-    free = threading.Semaphore(SLOTS)
-    threading.Thread(target=_watch, args=(free,), daemon=True).start()
+    free_slots = threading.Semaphore(SLOTS)
+    threading.Thread(target=_watch, args=(free_slots,), daemon=True).start()
     with os.fdopen(int(sys.argv[1]), "r+b") as file:
         ring = _ring(file, feed.most_bytes)
     try:
-        _send(feed, first, ring, free, messages)
+        _send_batches(feed, first, ring, free_slots, messages)
     except AdRecError as error:
         messages.put_nowait(error)
-    threading.Event().wait()  # until the trainer has heard all and closes our input
+    # The trainer closes our input when it has received all, and `_watch` ends us then.
+    # Ending earlier would look like a death to a trainer that still sends a byte.
+    threading.Event().wait()
 
 
-def _send(
+def _send_batches(
     feed: Feed,
     first: int,
     ring: tuple[Tensor, ...],
-    free: threading.Semaphore,
+    free_slots: threading.Semaphore,
     messages: _Messages,
 ) -> None:
     number, layout, repaired = 0, None, RepairCounts()
     batches = feed.read(first, lambda size: ring[number % SLOTS][:size], repaired)
-    free.acquire()
-    for taken, batch in batches:
-        changed = None if batch.layout is layout else batch.layout
-        messages.put_nowait((taken, changed, repaired.counts))
+    free_slots.acquire()  # for the first batch; the next ones wait at the loop's end
+    for origin, batch in batches:
+        # Nearly all batches have the layout of the one before them.
+        new_layout = None if batch.layout is layout else batch.layout
+        messages.put_nowait((origin, new_layout, repaired.counts))
         number, layout = number + 1, batch.layout
-        free.acquire()
+        free_slots.acquire()
     messages.put_nowait(None)
 
 
-def _watch(free: threading.Semaphore) -> None:
-    """A byte of the trainer frees a slot; its end is ours."""
+def _watch(free_slots: threading.Semaphore) -> None:
+    """Free a slot for every byte from the trainer; exit when the trainer has ended."""
     while sys.stdin.buffer.read(1):
-        free.release()
+        free_slots.release()
+    # The main thread may be reading a file or waiting for a slot: `sys.exit` in this
+    # thread would not end it.
     os._exit(0)
 
 

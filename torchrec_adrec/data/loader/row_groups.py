@@ -1,4 +1,4 @@
-"""The row groups of a prepared split, and where each row of it stands."""
+"""The row groups of a prepared split, and the file and place of each of its rows."""
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,15 @@ from torchrec_adrec.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """The row groups of one split, and where a row of it stands.
+    """The row groups of one split, such as `train`, over all its files.
+
+    The rows of a split are numbered from 0, through all files in order.
 
     Attributes:
-        groups: (file, row group, rows), in order.
-        firsts: the global row that each group starts with.
-        types: of the columns, as the first file has them; the others must be like it.
+        groups: (file, row group, number of rows), in order.
+        firsts: the number of the first row of each group.
+        num_rows: of all groups.
+        types: of the columns in the first file; all other files must have the same.
     """
 
     groups: tuple[tuple[Path, int, int], ...]
@@ -31,7 +34,7 @@ class Split:
 
     @classmethod
     def open(cls, folder: Path) -> "Split":
-        """Read the row counts of all files.
+        """The split of a folder; reads no rows, but the row counts of all files.
 
         Raises:
             DataError: no Parquet files, no rows, or a damaged file.
@@ -52,47 +55,62 @@ class Split:
         return cls(tuple(groups), (0, *ends[:-1]), ends[-1], types)
 
     def locate(self, row: int) -> str:
-        """File, row group and row within it, for messages."""
-        at = bisect.bisect_right(self.firsts, row) - 1
-        path, group, _ = self.groups[at]
-        return f"{path}, row group {group}, row {row - self.firsts[at]}"
+        """The file, row group and row within it of a row number, for messages."""
+        index = bisect.bisect_right(self.firsts, row) - 1
+        path, group, _ = self.groups[index]
+        return f"{path}, row group {group}, row {row - self.firsts[index]}"
 
     def numbers(self, groups: Sequence[int], rows: Int64s) -> Int64s:
-        """Rows counted over some row groups, as `locate` takes them."""
-        ends = np.cumsum([self.groups[at][2] for at in groups])
+        """The numbers in the split of rows that are counted over some groups only.
+
+        Args:
+            groups: positions in `self.groups`, in the order in which rows are counted.
+            rows: counted from 0, through these groups.
+        """
+        ends = np.cumsum([self.groups[index][2] for index in groups])
         group = np.searchsorted(ends, rows, side="right")
-        shift = np.array([self.firsts[at] for at in groups]) - np.append(0, ends[:-1])
-        return np.asarray(rows + shift[group])
+        # A group's rows are consecutive in both counts: one shift serves all of them.
+        firsts = np.array([self.firsts[index] for index in groups])
+        shifts = firsts - np.append(0, ends[:-1])
+        return np.asarray(rows + shifts[group])
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Columns]:
-        """Row groups as arrays, one after the other; a null float becomes NaN.
+        """Read row groups as arrays, one after the other; a null float becomes NaN.
+
+        Args:
+            groups: positions in `self.groups`; those of a file should be neighbours,
+                since a file is opened anew for each run of them.
+            columns: their names.
 
         Raises:
             DataError: a file is damaged, or a column is missing or of another type.
         """
-        for path, run in groupby(groups, key=lambda at: self.groups[at][0]):
+        for path, run in groupby(groups, key=lambda index: self.groups[index][0]):
             file = _open(path)
-            for group in (self.groups[at][1] for at in run):
+            for group in (self.groups[index][1] for index in run):
                 try:
+                    # The caller reads in a thread of its own already.
                     table = file.read_row_group(
                         group, columns=list(columns), use_threads=False
                     )
                 except (OSError, ValueError) as error:
                     raise _unreadable(path, error) from None
                 arrays = zip(table.column_names, table.combine_chunks(), strict=True)
-                found = {
+                values = {
                     n: a.chunk(0).to_numpy(zero_copy_only=False) for n, a in arrays
                 }
-                self._check(found, columns, f"{path}, row group {group}")
-                yield found
+                self._check(values, columns, f"{path}, row group {group}")
+                yield values
 
-    def _check(self, found: Columns, columns: Sequence[str], where: str) -> None:
+    def _check(self, values: Columns, columns: Sequence[str], place: str) -> None:
+        """Compare the columns that were read with those of the first file."""
         for name in columns:
-            if name not in found:
-                raise DataError(f"{where} has no column {name}; prepare again")
-            if found[name].dtype != self.types[name]:  # nulls make floats of integers
+            if name not in values:
+                raise DataError(f"{place} has no column {name}; prepare again")
+            # A column of integers that holds a null arrives as floats.
+            if values[name].dtype != self.types[name]:
                 raise DataError(
-                    f"{where}: {name} is {found[name].dtype}, expected"
+                    f"{place}: {name} is {values[name].dtype}, expected"
                     f" {self.types[name]} as in the first file and no null id;"
                     " prepare again"
                 )
