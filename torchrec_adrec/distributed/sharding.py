@@ -77,7 +77,7 @@ class Unwrapped(DataParallelWrapper):  # type: ignore[misc]
         self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device
     ) -> None:
         """Move the dense part to its device, as DDP's wrapper does."""
-        dmp._dmp_wrapped_module.to(device)
+        dmp.module.to(device)
 
 
 def _agreed_plan(
