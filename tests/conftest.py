@@ -176,9 +176,13 @@ def steps_with(prepared: Path) -> StepsWith:
         config = load_config(None, [*TINY, *words])
         schema = Schema.load(prepared / "schema.json")
         with process_group("cpu") as process:
-            source = BatchSource(prepared, schema, config, process, prepared)
-            model, optimizer = build("retrieval", schema, config, process)
+            source = BatchSource(
+                prepared, schema, config.train, config.seed, process, prepared
+            )
+            sharded = build("retrieval", schema, config, process)
             precision = MatmulPrecision("highest", config.train.precision == "bfloat16")
-            yield StepRunner(model, optimizer, source, process, config, precision)
+            yield StepRunner(
+                sharded, source, process, config.train, config.seed, precision
+            )
 
     return make

@@ -185,7 +185,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def train(case: Case, process: Process) -> dict[str, Any]:
     """Results and the types of the plan after fifty steps of smooth towers."""
-    model, optimizer = build("retrieval", SCHEMA, config(*case.words), process)
+    model, optimizer, _ = build("retrieval", SCHEMA, config(*case.words), process)
     smooth(model)
     set_start(model)
     model.train()

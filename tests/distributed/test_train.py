@@ -154,7 +154,7 @@ def test_looking_at_the_validation_split_changes_nothing(
             assert last is not None and last.step == 20
             checkpoint.load(last, trainer.model, trainer.schema)
             found.append(weights(trainer))
-            looks = len(trainer.stopping.history)
+            looks = len(trainer.state.stopping.history)
         assert looks == (7 if every else 0)
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name

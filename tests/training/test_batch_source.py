@@ -200,7 +200,8 @@ def test_the_setting_chooses_and_a_source_says_where(
         config = load_config(None, words)
         (prepared / way).mkdir()
         with process_group("cpu") as process:
-            source = BatchSource(prepared, schema, config, process, prepared / way)
+            train, folder = config.train, prepared / way
+            source = BatchSource(prepared, schema, train, 0, process, folder)
             first, second = islice(source.batches(4), 2)
             told.append((source.where(5), source.where(6)))
             assert source.ledger is not None

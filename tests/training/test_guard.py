@@ -44,19 +44,19 @@ def state_of(steps):
 
 fault = {fault!r}
 if fault == "tables are not guarded":
-    Guard.pass_on = lambda self, vectors: vectors
+    Guard.guard_gradient = lambda self, vectors: vectors
 data, config = Path({data!r}), load_config(None, {words!r})
 with process_group("cpu") as process:
     schema = Schema.load(data / "schema.json")
-    source = BatchSource(data, schema, config, process, data)
-    model, optimizer = build("retrieval", schema, config, process)
+    source = BatchSource(data, schema, config.train, config.seed, process, data)
+    sharded = build("retrieval", schema, config, process)
     if fault == "the dense part is not guarded":
-        for group in optimizer.optimizers:
+        for group in sharded.optimizer.optimizers:
             inner = getattr(group[1], "_optimizer", None)
             if inner is not None:
                 inner.found_inf = None
     precision = MatmulPrecision("highest", False)
-    steps = StepRunner(model, optimizer, source, process, config, precision)
+    steps = StepRunner(sharded, source, process, config.train, config.seed, precision)
     for _ in range(3):
         steps.run_step()
     steps.flush()

@@ -53,7 +53,8 @@ def plain_operations(prepared: Path) -> Operations:
     config = load_config(None, [*TINY, *WORDS])
     schema = Schema.load(prepared / "schema.json")
     with process_group("cpu") as process:
-        source = BatchSource(prepared, schema, config, process, prepared)
+        train, seed = config.train, config.seed
+        source = BatchSource(prepared, schema, train, seed, process, prepared)
         size = config.train.batch_size
         _, pipeline = torchrec_plain.build(schema, config.retrieval, size, masked=True)
         batches = source.batches(0)

@@ -1,24 +1,18 @@
 """What a step draws at random."""
 
-from types import SimpleNamespace
-
 import torch
 from conftest import StepsWith
 from planted import faults, smooth
 from rounding import ORDERS, Results, Rounding, reorder
 
+from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.models.tower import TowerHead
-from torchrec_adrec.training.step_runner import StepRunner
+from torchrec_adrec.training.step_runner import seed_generators
 
 
 def drawn(seed: int, number: int, rank: int) -> float:
     """The first number after a step has been seeded."""
-    step = SimpleNamespace(
-        config=SimpleNamespace(seed=seed),
-        process=SimpleNamespace(rank=rank, device=torch.device("cpu")),
-        number=number,
-    )
-    StepRunner._seed(step)  # type: ignore[arg-type]
+    seed_generators(seed, number, Process(rank, 2, 2, torch.device("cpu")))
     return torch.rand(1, dtype=torch.float64).item()
 
 

@@ -23,15 +23,15 @@ def prediction(label: Label, logits: Tensor) -> Tensor:
         PredictionError: one is not finite.
     """
     is_binary = label.kind == "binary"
-    found = torch.sigmoid(logits) if is_binary else label.mean * torch.exp(logits)
-    wrong = ~(logits.isfinite() & found.isfinite())
+    values = torch.sigmoid(logits) if is_binary else label.mean * torch.exp(logits)
+    wrong = ~(logits.isfinite() & values.isfinite())
     if wrong.any():
         raise PredictionError(
             f"{int(wrong.sum())} of {len(logits)} predictions of {label.name} are not"
-            f" finite (one is {found[wrong][0]:g}, of a logit {logits[wrong][0]:g}):"
+            f" finite (one is {values[wrong][0]:g}, of a logit {logits[wrong][0]:g}):"
             " `adrec checkpoint inspect` shows whether the weights are; train again"
         )
-    return found
+    return values
 
 
 class RankingTask(nn.Module):
