@@ -41,11 +41,11 @@ with process_group("cpu") as process:
     first = process.is_first
     if attempt == "0":
         with Interrupt() as interrupt:
-            assert interrupt.agreed(process.device) == 0
+            assert interrupt.agree(process.device) == 0
             if not first:  # one rank alone sees it, and both agree
                 os.kill(os.getpid(), signal.SIGTERM)
             assert interrupt.requested != first
-            agreed = interrupt.agreed(process.device)
+            agreed = interrupt.agree(process.device)
             print(f"agreed {agreed};\\n", end="", flush=True)  # one write, or they mix
     pids = [None, None]
     dist.all_gather_object(pids, os.getpid())
@@ -144,7 +144,7 @@ def test_a_signal_that_came_too_late_still_ends_the_process() -> None:
         assert came == [signal.SIGTERM]
         with process_group("cpu") as process, Interrupt() as interrupt:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert interrupt.agreed(process.device) == signal.SIGTERM
+            assert interrupt.agree(process.device) == signal.SIGTERM
         assert came == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)

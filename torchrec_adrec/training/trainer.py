@@ -221,7 +221,7 @@ class Trainer:
                 with watchdog.paused():
                     stops = self._evaluate_and_save(step, runner, board)
                 if stops and not self.schedule.is_last(number):
-                    raise StoppedError(interrupt.agreed(self.process.device), number)
+                    raise StoppedError(interrupt.agree(self.process.device), number)
                 progress.advance(train.batch_size, note)
         runner.detach()
         self.source.repaired.report()
