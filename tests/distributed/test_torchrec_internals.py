@@ -38,9 +38,9 @@ FEATURES = [feature.name for feature in SCHEMA.bags_of(Side.USER)]
 WIDTH = 16
 
 
-def users_of(process: Process, *words: str) -> Any:
+def users_of(process: Process, *overrides: str) -> Any:
     """The sharded collection of the users' tables."""
-    model, *_ = build("retrieval", SCHEMA, config(*words), process)
+    model, *_ = build("retrieval", SCHEMA, config(*overrides), process)
     (users,) = (
         collection
         for collection in sharded_collections(model)

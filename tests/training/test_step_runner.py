@@ -63,12 +63,14 @@ def test_a_step_in_bfloat16_has_float32_vectors_of_length_one(
 ) -> None:
     """Scores that are trained are those that are served: only products are short."""
     with steps_with("train.precision=bfloat16", "train.health_every=0") as steps:
-        seen = []
+        outputs = []
         for head in (m for m in steps.model.modules() if isinstance(m, TowerHead)):
-            head.register_forward_hook(lambda *told: seen.append(told[2].detach()))
+            head.register_forward_hook(
+                lambda *hook_args: outputs.append(hook_args[2].detach())
+            )
         loss = steps.run_step().loss
-    assert loss.dtype == torch.float32 and len(seen) == 2
-    for vectors in seen:
+    assert loss.dtype == torch.float32 and len(outputs) == 2
+    for vectors in outputs:
         assert vectors.dtype == torch.float32
         lengths = vectors.norm(dim=1)
         torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-6, rtol=0)

@@ -40,9 +40,9 @@ def a_batch(data: Path) -> Batch:
 
 
 def look(data: Path, logits: torch.Tensor, labels: torch.Tensor, batch: Batch) -> None:
-    found = DeadModelAlarm(Schema.load(data / "schema.json"), "raise")
+    dead_model_alarm = DeadModelAlarm(Schema.load(data / "schema.json"), "raise")
     for _ in range(3):
-        found.observe(logits[:, None], labels[:, None], batch)
+        dead_model_alarm.observe(logits[:, None], labels[:, None], batch)
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -73,17 +73,17 @@ def test_an_auc_of_a_half_stops_training_and_one_of_a_model_does_not(
 
 @pytest.mark.usefixtures("one_rank")
 def test_rare_clicks_are_no_dead_model(prepared: Path) -> None:
-    """Twenty clicks tell no AUC of .6 from one of .5: the window grows."""
+    """Twenty clicks tell no AUC of 0.6 from one of 0.5: the window grows."""
     torch.manual_seed(0)
     labels = (torch.rand(alarm.ROWS) < 0.001).float()
     logits = torch.randn(alarm.ROWS) + 0.36 * labels
-    found = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
+    dead_model_alarm = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
     batch = a_batch(prepared)
     for _ in range(12):
-        found.observe(
+        dead_model_alarm.observe(
             logits[torch.randperm(alarm.ROWS)][:, None], labels[:, None], batch
         )
-    assert found._rows_expected > 500_000
+    assert dead_model_alarm._rows_expected > 500_000
 
 
 def test_a_table_that_is_not_finite_is_named(steps_with: StepsWith) -> None:
@@ -217,16 +217,16 @@ def test_windows_of_the_alarm_stand_apart_though_steps_are_read_late(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails when the step after a window's last one begins the next window."""
-    found = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
+    dead_model_alarm = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
     judged: list[int] = []
     monkeypatch.setattr(
-        found, "_fault", lambda logit, _: judged.append(len(logit)) or ""
+        dead_model_alarm, "_fault", lambda logit, _: judged.append(len(logit)) or ""
     )
     batch, late = a_batch(prepared), 0
     for number in range(1, 2 * alarm.EVERY + 3):
-        rows = found.rows_to_watch(number)
-        if late and found.is_open:
+        rows = dead_model_alarm.rows_to_watch(number)
+        if late and dead_model_alarm.is_open:
             labels = (torch.arange(late) % 4 == 0).float()[:, None]
-            found.observe(torch.zeros(late, 1), labels, batch)
+            dead_model_alarm.observe(torch.zeros(late, 1), labels, batch)
         late = min(rows, 65_536)
     assert judged == [alarm.ROWS] * 3
