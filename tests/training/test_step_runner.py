@@ -74,3 +74,11 @@ def test_a_step_in_bfloat16_has_float32_vectors_of_length_one(
         assert vectors.dtype == torch.float32
         lengths = vectors.norm(dim=1)
         torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-6, rtol=0)
+
+
+def test_the_guard_is_the_one_that_the_model_asks(steps_with: StepsWith) -> None:
+    """Another one would be told of a stop, and nobody would hear of it."""
+    with steps_with() as steps:
+        assert any(module is steps.guard for module in steps.model.modules())
+        found_inf = steps.optimizer.dense._optimizer.found_inf
+        assert found_inf.data_ptr() == steps.guard.bad.data_ptr()
