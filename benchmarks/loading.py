@@ -212,7 +212,7 @@ def train(split: Split, rounds: int, size: int) -> dict[str, Any]:
     """Steps of the towers on rows that are read against rows that lie in memory."""
     config = Config()
     with process_group("cpu") as process:
-        model, optimizer = build("retrieval", make_schema(), config, process)
+        model, optimizer, _ = build("retrieval", make_schema(), config, process)
         pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
         read = batches(reader_of(split, size))
         # Each block has rows of its own: the same ones again are in cache, their

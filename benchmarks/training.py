@@ -168,10 +168,11 @@ def ours(data: Path, size: int, precision: str, process: Process) -> Callable[[]
     """The trainer of this project, reading Parquet as it always does."""
     keep_freed_memory()
     config = canonical(size, precision)
-    source = BatchSource(data, Schema.load(data / "schema.json"), config, process, data)
-    model, optimizer = build("retrieval", source.schema, config, process)
-    matmul = choose_precision(config.train.precision, process.device)
-    return StepRunner(model, optimizer, source, process, config, matmul).run_step
+    schema, train, seed = Schema.load(data / "schema.json"), config.train, config.seed
+    source = BatchSource(data, schema, train, seed, process, data)
+    sharded = build("retrieval", schema, config, process)
+    matmul = choose_precision(train.precision, process.device)
+    return StepRunner(sharded, source, process, train, seed, matmul).run_step
 
 
 def canonical(size: int, precision: str) -> Config:
@@ -189,7 +190,7 @@ def plain(data: Path, size: int, how: str, process: Process) -> Callable[[], Any
     if how == "awake":
         keep_freed_memory()
     schema, config = Schema.load(data / "schema.json"), canonical(size, "float32")
-    source = BatchSource(data, schema, config, process, data)
+    source = BatchSource(data, schema, config.train, config.seed, process, data)
     ready = cycle(list(islice(source.batches(0), max(READY // size, 8))))
     source._ahead.clear()  # nobody takes their steps
     _, pipeline = torchrec_plain.build(schema, config.retrieval, size)

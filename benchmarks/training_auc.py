@@ -88,14 +88,15 @@ def _summary(by_way: dict[str, list[float]]) -> dict[str, Any]:
 def ours(data: Path, config: Config, process: Process) -> float:
     """The trainer's of this project."""
     schema = Schema.load(data / "schema.json")
-    source = BatchSource(data, schema, config, process, data)
-    model, optimizer = build("retrieval", schema, config, process)
+    train, seed = config.train, config.seed
+    source = BatchSource(data, schema, train, seed, process, data)
+    sharded = build("retrieval", schema, config, process)
     precision = choose_precision(config.train.precision, process.device)
-    steps = StepRunner(model, optimizer, source, process, config, precision)
+    steps = StepRunner(sharded, source, process, train, seed, precision)
     for _ in range(source.steps):
         steps.run_step()
     steps.detach()
-    judged = predict_split(model, data / "test", schema, process, 4096)
+    judged = predict_split(sharded.model, data / "test", schema, process, 4096)
     return float(roc_auc_score(*judged["click"][::-1]))
 
 
@@ -103,7 +104,7 @@ def plain(data: Path, config: Config, process: Process, masked: bool) -> float:
     """The plain trainer's."""
     torch.manual_seed(config.seed)
     schema = Schema.load(data / "schema.json")
-    source = BatchSource(data, schema, config, process, data)
+    source = BatchSource(data, schema, config.train, config.seed, process, data)
     device = process.device
     model, pipeline = torchrec_plain.build(
         schema, config.retrieval, BATCH, masked, device

@@ -75,10 +75,10 @@ def prepared(raw_file: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def adrec(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def adrec(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `adrec` as a user would, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "torchrec_adrec", *map(str, words)],
+        [sys.executable, "-m", "torchrec_adrec", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -86,11 +86,11 @@ def adrec(*words: object, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def on_ranks(ranks: int, *words: object) -> subprocess.CompletedProcess[str]:
+def on_ranks(ranks: int, *args: object) -> subprocess.CompletedProcess[str]:
     """Run a command on real gloo ranks, through the launcher that torchx calls."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "torchrec_adrec", *map(str, words)],
+        [sys.executable, "-m", *launcher, "-m", "torchrec_adrec", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -131,9 +131,9 @@ SMALL = (
     "retrieval.embedding_dim=8",
     "retrieval.hidden=[64]",
     "retrieval.output_dim=16",
-    "retrieval.alpha=.5",
-    "retrieval.temperature=.05",
-    "retrieval.optimizer={tables_lr: .1, dense_lr: .003}",
+    "retrieval.alpha=0.5",
+    "retrieval.temperature=0.05",
+    "retrieval.optimizer={tables_lr: 0.1, dense_lr: 0.003}",
     "ranking.layers=1",
     "ranking.model_dim=16",
 )
@@ -172,14 +172,18 @@ def steps_with(prepared: Path) -> StepsWith:
     from torchrec_adrec.training.step_runner import StepRunner
 
     @contextmanager
-    def make(*words: str) -> Iterator[StepRunner]:
-        config = load_config(None, [*TINY, *words])
+    def make(*overrides: str) -> Iterator[StepRunner]:
+        config = load_config(None, [*TINY, *overrides])
         schema = Schema.load(prepared / "schema.json")
         with process_group("cpu") as process:
-            source = BatchSource(prepared, schema, config, process, prepared)
-            model, optimizer = build("retrieval", schema, config, process)
+            source = BatchSource(
+                prepared, schema, config.train, config.seed, process, prepared
+            )
+            sharded = build("retrieval", schema, config, process)
             precision = MatmulPrecision("highest", config.train.precision == "bfloat16")
-            yield StepRunner(model, optimizer, source, process, config, precision)
+            yield StepRunner(
+                sharded, source, process, config.train, config.seed, precision
+            )
 
     return make
 

@@ -23,14 +23,14 @@ Fault = Callable[[nn.Module], None]
 def smooth(model: nn.Module) -> None:
     """Replace every ReLU, in place; there must be some, and none may be left."""
     kinks = nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh
-    found = [
+    places = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, nn.ReLU)
     ]
-    assert found
-    for parent, name in found:
+    assert places
+    for parent, name in places:
         setattr(parent, name, nn.SiLU())
     assert not any(isinstance(module, kinks) for module in model.modules())
 
@@ -70,7 +70,7 @@ def lose_an_update(of: str) -> Fault:
         names = [name for name in model.state_dict() if name.endswith(of)]
         assert len(names) == 1, names
 
-        def here() -> Tensor:
+        def local_values() -> Tensor:
             value = model.state_dict()[names[0]]
             shards = getattr(value, "local_shards", None)
             return shards()[0].tensor if shards else value  # type: ignore[no-any-return]
@@ -78,9 +78,9 @@ def lose_an_update(of: str) -> Fault:
         @torch.no_grad()
         def look(step: int) -> None:
             if step == STEP:
-                held.append(here().clone())
+                held.append(local_values().clone())
             if step == STEP + 1:
-                here().copy_(held[0])
+                local_values().copy_(held[0])
 
         _at_every_step(model, look)
 
@@ -121,7 +121,7 @@ def _change_gradients(
     """What flows back into the dense parts, whose first dimension is the rows'."""
     now = 0
 
-    def at(step: int) -> None:
+    def set_step(step: int) -> None:
         nonlocal now
         now = step
 
@@ -129,7 +129,7 @@ def _change_gradients(
         if out.requires_grad:
             out.register_hook(lambda gradient, step=now: change(gradient, step))
 
-    _at_every_step(model, at)
+    _at_every_step(model, set_step)
     for module in model.modules():
         if isinstance(module, (TowerHead, BiasHead, RankerHead)):
             module.register_forward_hook(watch)

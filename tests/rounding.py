@@ -43,13 +43,13 @@ def reorder(source: BatchSource, seed: int) -> None:
 def differences(one: Results, other: Results, kind: str) -> dict[str, float]:
     """The largest difference in every tensor of a kind; NaN if anything is NaN."""
     assert one[kind].keys() == other[kind].keys()
-    found = {}
+    changes = {}
     for name, value in one[kind].items():
         assert value.shape == other[kind][name].shape, name
         change = value.detach().double() - other[kind][name].detach().double()
         if change.numel():  # a side without numbers has an empty parameter for them
-            found[name] = change.abs().max().item()
-    return found
+            changes[name] = change.abs().max().item()
+    return changes
 
 
 def largest(values: Mapping[str, float]) -> float:
@@ -69,40 +69,44 @@ class Rounding:
     def __init__(self, name: str, right: Results, *reordered: Results) -> None:
         self.name, self.right, self.noise = name, right, {}
         for kind, tensors in right.items():
-            found = [largest(differences(right, other, kind)) for other in reordered]
+            apart = [differences(right, other, kind) for other in reordered]
+            distances = [largest(changes) for changes in apart]
             # Never less than one float32 step of the largest value: equal sums by
             # chance are no proof of a machine without rounding.
             top = max(float(v.abs().max()) for v in tensors.values() if v.numel())
             step = torch.finfo(torch.float32).eps * top
-            self.noise[kind] = torch.tensor([step, *found]).max().item()  # NaN stays
+            # torch's maximum and not Python's: a NaN stays.
+            self.noise[kind] = torch.tensor([step, *distances]).max().item()
         shown = ", ".join(f"{kind} {noise:.2g}" for kind, noise in self.noise.items())
         print(f"\n{name}: noise here: {shown}; allowed: {MULTIPLE} times")
 
-    def holds(self, what: str, found: Results) -> None:
+    def holds(self, name: str, actual: Results) -> None:
         """Fail unless a result differs by rounding alone."""
-        times = self._times(what, found)
+        times = self._times(name, actual)
         for kind, value in times.items():
-            apart = differences(self.right, found, kind)
+            apart = differences(self.right, actual, kind)
             worst = max(apart, key=lambda name: apart[name])
             assert value <= MULTIPLE, (
-                f"{self.name}, {what}: {kind} differ by {value:.3g} times the noise of"
+                f"{self.name}, {name}: {kind} differ by {value:.3g} times the noise of"
                 f" this machine, {self.noise[kind]:.2g}, most of all {worst}"
             )
 
-    def sees(self, fault: str, found: Results) -> None:
+    def sees(self, fault: str, actual: Results) -> None:
         """Fail unless a planted fault lies far beyond the noise."""
-        times = self._times(f"planted: {fault}", found)
+        times = self._times(f"planted: {fault}", actual)
         assert max(times.values()) >= FAULT, (
             f"{self.name}: {fault} is {times} times the noise, expected {FAULT}: a test"
             " with this bound would not find it"
         )
 
-    def _times(self, what: str, found: Results) -> dict[str, float]:
-        assert found.keys() == self.right.keys()
-        apart = {kind: largest(differences(self.right, found, kind)) for kind in found}
+    def _times(self, name: str, actual: Results) -> dict[str, float]:
+        assert actual.keys() == self.right.keys()
+        apart = {
+            kind: largest(differences(self.right, actual, kind)) for kind in actual
+        }
         times = {kind: apart[kind] / self.noise[kind] for kind in apart}
         shown = (
             f"{kind} {apart[kind]:.2g} ({times[kind]:,.1f} times)" for kind in apart
         )
-        print(f"  {what}: {', '.join(shown)}")
+        print(f"  {name}: {', '.join(shown)}")
         return times

@@ -39,10 +39,10 @@ def _rate(data: Path, size: int, reader: str, process: Process) -> int:
     train = config.train.model_copy(update={"reader": reader, "epochs": 2})
     config = config.model_copy(update={"train": train})
     schema = Schema.load(data / "schema.json")
-    source = BatchSource(data, schema, config, process, data)
-    model, optimizer = build("retrieval", schema, config, process)
+    source = BatchSource(data, schema, train, config.seed, process, data)
+    sharded = build("retrieval", schema, config, process)
     precision = choose_precision(config.train.precision, process.device)
-    steps = StepRunner(model, optimizer, source, process, config, precision)
+    steps = StepRunner(sharded, source, process, train, config.seed, precision)
     for _ in range(WARM):
         steps.run_step()
     wait(process)

@@ -51,7 +51,8 @@ def ready_batches(
         data = Path(folder)
         write(data, size * count)
         schema = Schema.load(data / "schema.json")
-        source = BatchSource(data, schema, canonical(size, "float32"), process, data)
+        config = canonical(size, "float32")
+        source = BatchSource(data, schema, config.train, config.seed, process, data)
         batches = list(islice(source.batches(0), count))
     if process.device.type == "cuda":
         batches = [batch.pin_memory() for batch in batches]
@@ -77,10 +78,10 @@ def ours(
     task: str = "retrieval",
 ) -> Callable[[], Any]:
     """One step of this project's trainer."""
-    model, optimizer = build(task, schema, config, process)
+    sharded = build(task, schema, config, process)
     precision = choose_precision(config.train.precision, process.device)
     source: Any = InMemory(batches, schema)
-    steps = StepRunner(model, optimizer, source, process, config, precision)
+    steps = StepRunner(sharded, source, process, config.train, config.seed, precision)
 
     def step() -> Any:
         torch.set_float32_matmul_precision(precision.setting)

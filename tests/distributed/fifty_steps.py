@@ -57,9 +57,15 @@ TABLES = tuple(f"{side}_{f.name}" for side in Side for f in SCHEMA.bags_of(side)
 
 @dataclass(frozen=True)
 class Case:
-    """A way to shard: settings, and the type and slices of columns of each table."""
+    """A way to shard.
 
-    words: tuple[str, ...]
+    Attributes:
+        overrides: settings that ask for it.
+        types: of each table, as planned.
+        slices: of columns, of the tables that have several.
+    """
+
+    overrides: tuple[str, ...]
     types: dict[str, str]
     slices: tuple[tuple[str, int], ...] = ()
 
@@ -67,9 +73,9 @@ class Case:
 def alike(name: str, slices: int = 1) -> Case:
     """All tables of one type, in so many slices of columns."""
     table = f"{{types: [{name}], min_partition: {DIM // slices}}}"
-    words = (f"sharding.tables={{'*': {table}}}",)
+    overrides = (f"sharding.tables={{'*': {table}}}",)
     cut = tuple((table, slices) for table in TABLES if slices > 1)
-    return Case(words, dict.fromkeys(TABLES, name), cut)
+    return Case(overrides, dict.fromkeys(TABLES, name), cut)
 
 
 # Histories of one collection by rows, by columns and whole: their means are taken in
@@ -104,16 +110,16 @@ NO_SPLIT: Any = None  # names the file of a bad row; there is none
 FP16 = Case(("sharding.types=[row_wise]", "sharding.qcomm=fp16"), {})
 
 
-def config(*words: str) -> Config:
-    own = (f"train.batch_size={ROWS}", f"retrieval.embedding_dim={DIM}")
+def config(*overrides: str) -> Config:
+    sizes = (f"train.batch_size={ROWS}", f"retrieval.embedding_dim={DIM}")
     towers = ("retrieval.hidden=[32]", "retrieval.output_dim=8", "retrieval.dropout=0")
     loss = (
-        "retrieval.alpha=.5",
-        "retrieval.temperature=.2",
+        "retrieval.alpha=0.5",
+        "retrieval.temperature=0.2",
         "retrieval.click_bias=false",
     )
-    rates = ("retrieval.optimizer={tables_lr: .05, dense_lr: .003}",)
-    return load_config(None, [*own, *towers, *loss, *rates, *words])
+    rates = ("retrieval.optimizer={tables_lr: 0.05, dense_lr: 0.003}",)
+    return load_config(None, [*sizes, *towers, *loss, *rates, *overrides])
 
 
 def rows_of(step: int, rank: int, ranks: int, order: int | None = None) -> Batch:
@@ -139,10 +145,10 @@ def rows_of(step: int, rank: int, ranks: int, order: int | None = None) -> Batch
     each, places = ROWS // ranks, np.arange(ROWS)
     if order is not None:
         np.random.default_rng([order, step]).shuffle(places)
-    own = places[rank * each : (rank + 1) * each]
-    mine = {name: column[own] for name, column in columns.items()}
+    local_rows = places[rank * each : (rank + 1) * each]
+    local_columns = {name: column[local_rows] for name, column in columns.items()}
     weights = np.ones(each, np.float32)
-    return collate(StepRows(mine, weights, NO_SPLIT, ()), SCHEMA)
+    return collate(StepRows(local_columns, weights, NO_SPLIT, ()), SCHEMA)
 
 
 def start_of(name: str, shape: torch.Size) -> Tensor:
@@ -174,9 +180,11 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
         if not hasattr(value, "local_shards"):
             whole[name] = value.detach().clone()
             continue
-        own = [(_place(s.metadata), s.tensor.clone()) for s in value.local_shards()]
+        local_parts = [
+            (_place(s.metadata), s.tensor.clone()) for s in value.local_shards()
+        ]
         held: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(held, own)
+        dist.all_gather_object(held, local_parts)
         whole[name] = torch.full(value.shape, torch.nan)
         for place, part in (pair for pairs in held for pair in pairs):
             whole[name][place] = part
@@ -185,7 +193,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def train(case: Case, process: Process) -> dict[str, Any]:
     """Results and the types of the plan after fifty steps of smooth towers."""
-    model, optimizer = build("retrieval", SCHEMA, config(*case.words), process)
+    model, optimizer, _ = build("retrieval", SCHEMA, config(*case.overrides), process)
     smooth(model)
     set_start(model)
     model.train()
@@ -198,9 +206,9 @@ def train(case: Case, process: Process) -> dict[str, Any]:
         dist.all_reduce(loss)
         losses.append(loss.item() / size)
     types = {
-        name: found.sharding_type
+        name: sharding.sharding_type
         for part in model.plan.plan.values()
-        for name, found in part.items()
+        for name, sharding in part.items()
     }
     return {"results": results_of(losses, whole_weights(model)), "types": types}
 

@@ -21,8 +21,8 @@ from torchrec_adrec.training.trainer import Trainer
 TASKS = ("retrieval", "ranking")
 STEPS, HALF = 100, 50
 ROWS = {"rows": 16_000, "ads": 600, "users": 400}
-WORDS = ("train.log_every=1", "retrieval.dropout=0", "ranking.dropout=0")
-WORDS += ("ranking.tables=frozen",)
+OVERRIDES = ("train.log_every=1", "retrieval.dropout=0", "ranking.dropout=0")
+OVERRIDES += ("ranking.tables=frozen",)
 
 
 def first_run(task: str, folder: Path, process: Process) -> Results:
@@ -69,7 +69,7 @@ def _trainer(
     process: Process,
     warm_start: checkpoint.Checkpoint | None = None,
 ) -> Trainer:
-    config = load_config(None, [*SMALL, *WORDS])
+    config = load_config(None, [*SMALL, *OVERRIDES])
     trainer = Trainer(task, config, process, folder / "data", out, warm_start)
     smooth(trainer.model)
     assert trainer.source.steps == STEPS
@@ -79,6 +79,6 @@ def _trainer(
 def _train(trainer: Trainer, first: int) -> Results:
     assert trainer._restore() == first
     trainer._train(first)
-    assert [step for step, _ in trainer.curve] == list(range(1, STEPS + 1))
-    losses = [loss for step, loss in trainer.curve if step > first]
+    assert [step for step, _ in trainer.state.curve] == list(range(1, STEPS + 1))
+    losses = [loss for step, loss in trainer.state.curve if step > first]
     return results_of(losses, whole_weights(trainer.model))

@@ -23,8 +23,8 @@ Sound = tuple[DistributedModelParallel, CombinedOptimizer, Collections]
 
 @pytest.fixture
 def process() -> Iterator[Process]:
-    with process_group("cpu") as found:
-        yield found
+    with process_group("cpu") as process:
+        yield process
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def sound(process: Process) -> Sound:
 
 def stepping(parameters: dict[str, nn.Parameter]) -> KeyedOptimizerWrapper:
     return KeyedOptimizerWrapper(
-        parameters, lambda found: torch.optim.SGD(found, lr=0.1)
+        parameters, lambda weights: torch.optim.SGD(weights, lr=0.1)
     )
 
 

@@ -26,11 +26,11 @@ C1 = "model.user_tower.tables.embedding_bags.user_C1.weight"
 
 
 def trainer_for(
-    task: str, data: Path, folder: Path, process: Process, *words: str
+    task: str, data: Path, folder: Path, process: Process, *overrides: str
 ) -> Trainer:
     """With one collection a side: every name stands there once."""
     plain = "retrieval.click_bias=false"
-    return any_trainer(task, data, folder, process, plain, *words)
+    return any_trainer(task, data, folder, process, plain, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def save(
 
 
 def last(trainer: Trainer) -> Checkpoint:
-    found = checkpoint.latest(trainer.folder / "checkpoints")
-    assert found is not None
-    return found
+    newest = checkpoint.latest(trainer.folder / "checkpoints")
+    assert newest is not None
+    return newest
 
 
 @contextmanager
@@ -101,16 +101,16 @@ def other_data(folder: Path, name: str, c1: list[str]) -> Path:
 
 
 def test_the_best_is_kept_beside_the_last(trainer: Trainer, tmp_path: Path) -> None:
-    def there() -> list[str]:
+    def steps_on_disk() -> list[str]:
         return [path.name[-2:] for path in sorted(tmp_path.glob("step-*"))]
 
     for step in (11, 12, 13, 14):
         save(trainer, tmp_path, step, best=11)
-    assert there() == ["11", "13", "14"]
+    assert steps_on_disk() == ["11", "13", "14"]
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and newest.step == 14
     save(trainer, tmp_path, 15, best=15)
-    assert there() == ["14", "15"]
+    assert steps_on_disk() == ["14", "15"]
 
 
 def test_an_optimizer_with_other_keys_is_refused(
@@ -122,9 +122,9 @@ def test_an_optimizer_with_other_keys_is_refused(
         (tables, whole, r"only here: optimizer\.state\.model\.ad_tower\.head"),
         (whole, tables, r"only in the checkpoint: optimizer\.state\.model\.ad_tower"),
     ):
-        found = save(trainer, tmp_path, 20, optimizer=saved)
+        checkpoint_of_other = save(trainer, tmp_path, 20, optimizer=saved)
         with pytest.raises(CheckpointError, match=message):
-            checkpoint.load(found, trainer.model, trainer.schema, loaded)
+            checkpoint.load(checkpoint_of_other, trainer.model, trainer.schema, loaded)
 
 
 @pytest.mark.parametrize(
@@ -166,27 +166,27 @@ def test_train_from_another_run(trainer: Trainer, tmp_path: Path) -> None:
     small += ("retrieval.click_bias=false",)
     run, start = tmp_path / "run", last(trainer).path
     assert adrec("prepare", "--out", run, *settings, *small).returncode == 0
-    words = ("--out", run, "--from", start, "--allow-new-tables")
-    done = adrec("train", "retrieval", *words)
+    args = ("--out", run, "--from", start, "--allow-new-tables")
+    done = adrec("train", "retrieval", *args)
     assert done.returncode == 0, done.stderr
     assert f"{C1}: initialised, not from {start}" in done.stderr
     metrics = json.loads((run / "retrieval/metrics.json").read_text())
     assert metrics["initialised"] == [C1]
-    assert "--from is for retrieval" in adrec("train", "ranking", *words).stderr
+    assert "--from is for retrieval" in adrec("train", "ranking", *args).stderr
 
 
 def test_inspect_tells_what_is_there(trainer: Trainer, tmp_path: Path) -> None:
-    found = {holding.name: holding for holding in inspect(last(trainer))}
+    holdings = {holding.name: holding for holding in inspect(last(trainer))}
     assert headline(last(trainer)).startswith(
         "retrieval: step 10 (epoch 0, step 10 of 10), written by 1 ranks, seed 0"
     )
-    own = weights(trainer)
-    assert set(trainer.model.state_dict()) | {"optimizer state"} == set(found)
-    table = found[C1]
+    parameters = weights(trainer)
+    assert set(trainer.model.state_dict()) | {"optimizer state"} == set(holdings)
+    table = holdings[C1]
     assert (table.shape, table.dtype, table.bytes) == ("3 x 4", "float32", 48)
-    assert table.norm == pytest.approx(float(own[C1].norm()))
+    assert table.norm == pytest.approx(float(parameters[C1].norm()))
     assert table.touched == pytest.approx(1 / 3)  # one value; never missing or unknown
-    assert not any(holding.not_finite for holding in found.values())
+    assert not any(holding.not_finite for holding in holdings.values())
     with bias_of(trainer, math.nan):
         broken = inspect(save(trainer, tmp_path, 11))
     assert {h.name for h in broken if h.not_finite} == {"model.calibration.bias"}
@@ -195,29 +195,29 @@ def test_inspect_tells_what_is_there(trainer: Trainer, tmp_path: Path) -> None:
 def test_diff_tells_what_differs(trainer: Trainer, tmp_path: Path) -> None:
     first = last(trainer)
     with bias_of(trainer, 0.5) as before:
-        found = compare(first, save(trainer, tmp_path, 11))
-    (difference,) = found.differ
+        comparison = compare(first, save(trainer, tmp_path, 11))
+    (difference,) = comparison.differ
     assert difference.name == "model.model.calibration.bias"
     assert difference.largest == pytest.approx(abs(0.5 - before))
     assert difference.relative == pytest.approx(abs(0.5 - before) / abs(before))
-    assert not found.only_first and not found.only_second
-    assert "step: 10 / 11" in found.settings
-    assert "config.train.batch_size: 32 / absent" in found.settings
+    assert not comparison.only_first and not comparison.only_second
+    assert "step: 10 / 11" in comparison.settings
+    assert "config.train.batch_size: 32 / absent" in comparison.settings
     tables = save(trainer, tmp_path, 12, optimizer=trainer.model.fused_optimizer)
-    lacking = compare(first, tables).only_first
-    assert lacking and all(n.startswith("optimizer.") for n in lacking)
+    missing = compare(first, tables).only_first
+    assert missing and all(n.startswith("optimizer.") for n in missing)
 
 
 READERS: dict[str, Callable[[Checkpoint, Trainer], object]] = {
-    "load": lambda found, t: checkpoint.load(found, t.model, t.schema, t.optimizer),
-    "load_weights": lambda found, t: checkpoint.load_weights(
-        found, t.model, vocabulary_hashes(t.data), allow_new=True
+    "load": lambda damaged, t: checkpoint.load(damaged, t.model, t.schema, t.optimizer),
+    "load_weights": lambda damaged, t: checkpoint.load_weights(
+        damaged, t.model, vocabulary_hashes(t.data), allow_new=True
     ),
-    "load_tables": lambda found, t: checkpoint.load_tables(
-        found, t.model, t.schema, {C1: C1}
+    "load_tables": lambda damaged, t: checkpoint.load_tables(
+        damaged, t.model, t.schema, {C1: C1}
     ),
-    "inspect": lambda found, t: inspect(found),
-    "diff": lambda found, t: compare(last(t), found),
+    "inspect": lambda damaged, t: inspect(damaged),
+    "diff": lambda damaged, t: compare(last(t), damaged),
 }
 
 
@@ -245,17 +245,17 @@ def test_a_flipped_bit_in_any_file_is_refused(
 def test_a_file_too_few_or_too_many_is_refused(
     trainer: Trainer, tmp_path: Path
 ) -> None:
-    found = save(trainer, tmp_path, 11)
-    (found.path / "__1_0.distcp").touch()
+    saved = save(trainer, tmp_path, 11)
+    (saved.path / "__1_0.distcp").touch()
     with pytest.raises(CheckpointError, match=r"__1_0\.distcp: expected sha256 none"):
-        inspect(found)
-    (found.path / "__1_0.distcp").unlink()
-    (found.path / "__0_0.distcp").unlink()
+        inspect(saved)
+    (saved.path / "__1_0.distcp").unlink()
+    (saved.path / "__0_0.distcp").unlink()
     with pytest.raises(CheckpointError, match=r"__0_0\.distcp: .*found no file"):
-        inspect(found)
-    (found.path / "hashes.json").unlink()
+        inspect(saved)
+    (saved.path / "hashes.json").unlink()
     with pytest.raises(CheckpointError, match="did not record the sha256 of its files"):
-        checkpoint.open_checkpoint(found.path)
+        checkpoint.open_checkpoint(saved.path)
 
 
 def test_a_checkpoint_is_named_by_its_weights(trainer: Trainer, tmp_path: Path) -> None:

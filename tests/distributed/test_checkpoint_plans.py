@@ -90,14 +90,14 @@ def save(process, name, types):
 def check(process, saved, types, whole=True):
     model, optimizer = build(process, types)
     checkpoint.load(saved, model, schema, optimizer if whole else None)
-    found = values(sharded(model, optimizer))
+    actual = values(sharded(model, optimizer))
     with torch.no_grad():
         fill(sharded(model, optimizer))
     expected = values(sharded(model, optimizer))
     if not whole:
-        found, expected = ({{n: v for n, v in x.items() if "momentum" not in n}}
-                           for x in (found, expected))
-    assert found and same(found, expected), types
+        actual, expected = ({{n: v for n, v in x.items() if "momentum" not in n}}
+                           for x in (actual, expected))
+    assert actual and same(actual, expected), types
 
 with process_group("cpu") as process, torch.no_grad():
     torch.set_grad_enabled(True)
@@ -136,9 +136,9 @@ def test_plans_go_into_one_another(
     damaged = [x for x in done.stdout.splitlines() if x.startswith("damaged: ")]
     assert len(damaged) == 2  # both ranks say so, though one has hashed the file
     assert all("__1_0.distcp: expected sha256" in line for line in damaged)
-    for words in (
+    for phrase in (
         "does not fit the optimizer",
         "t0.momentum1 [60] there, [30] here",
         "A column_wise table has a row-wise Adagrad state for each slice",
     ):
-        assert words in done.stdout
+        assert phrase in done.stdout

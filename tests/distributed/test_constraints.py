@@ -19,9 +19,9 @@ from torchrec_adrec.tasks.sharded import fuse_table_optimizer
 from torchrec_adrec.tasks.task import build_task
 
 
-def planned(ranks: int, *words: str) -> TablePlan:
+def planned(ranks: int, *overrides: str) -> TablePlan:
     """A plan of CPU ranks that are not there."""
-    settings = config(*words)
+    settings = config(*overrides)
     model = build_task("retrieval", SCHEMA, settings, meta_device())
     fuse_table_optimizer(model, settings.retrieval.optimizer)
     topology = topology_of(Process(0, ranks, ranks, torch.device("cpu")))
@@ -30,18 +30,20 @@ def planned(ranks: int, *words: str) -> TablePlan:
     return plan_tables(model, Sharder(), topology, allowed, 64)
 
 
-def types(*words: str) -> dict[str, str]:
-    return {option.name: option.sharding_type for option in planned(2, *words).chosen}
+def types(*overrides: str) -> dict[str, str]:
+    return {
+        option.name: option.sharding_type for option in planned(2, *overrides).chosen
+    }
 
 
 def test_the_first_pattern_that_fits_counts() -> None:
-    words = (
+    overrides = (
         "sharding.types=[column_wise]",
         "sharding.tables={user_a: {types: [row_wise]}, 'user_*': {types:"
         " [table_wise]}}",
     )
-    found = types(*words)
-    assert found == {
+    actual = types(*overrides)
+    assert actual == {
         name: "row_wise"
         if name == "user_a"
         else "table_wise"
@@ -61,8 +63,8 @@ def test_no_cut_leaves_a_cpu_rank_without_a_row() -> None:
     """Of 7 rows 6 ranks would get 2, 2, 2, 1, 0, 0: the CPU kernel fails on none."""
     word = "sharding.types=[row_wise]"
     plan = planned(6, word)
-    found = {o.name: (o.sharding_type, o.tensor.shape[0]) for o in plan.chosen}
-    assert found["ad_d"] == ("table_wise", 7) and found["ad_c"] == ("row_wise", 29)
+    chosen = {o.name: (o.sharding_type, o.tensor.shape[0]) for o in plan.chosen}
+    assert chosen["ad_d"] == ("table_wise", 7) and chosen["ad_c"] == ("row_wise", 29)
     lines = table_lines(plan, config(word).sharding)
     (line,) = (line for line in lines if line.startswith("ad_d"))
     assert line.endswith("too few rows for every rank")
@@ -103,28 +105,30 @@ def test_too_little_memory_is_refused_with_the_numbers(
 
 def test_the_report_counts_every_weight_once() -> None:
     weights = sum(f.num_embeddings for f in SCHEMA.bags) * 16 * 4
-    for words in (
+    for overrides in (
         (),
         ("sharding.types=[row_wise]",),
         ("sharding.types=[column_wise]",),
     ):
-        loads = rank_loads(planned(2, *words))
+        loads = rank_loads(planned(2, *overrides))
         assert sum(load.weights for load in loads) == weights
         assert sum(load.optimizer for load in loads) == weights // 16
         assert all(load.buffers > 0 and load.ms > 0 for load in loads)
 
 
 def test_the_report_says_why_in_narrow_lines() -> None:
-    words = "sharding.types=[table_wise, row_wise]", "sharding.tables={user_a: {types:"
-    words = words[0], words[1] + " [row_wise]}}"
-    plan = planned(4, *words)
-    lines = table_lines(plan, config(*words).sharding)
+    overrides = (
+        "sharding.types=[table_wise, row_wise]",
+        "sharding.tables={user_a: {types: [row_wise]}}",
+    )
+    plan = planned(4, *overrides)
+    lines = table_lines(plan, config(*overrides).sharding)
     assert lines[0].split()[:5] == ["table", "rows", "dim", "type", "kernel"]
-    found = {line.split()[0]: line for line in lines[1:-1]}
-    assert set(found) == set(TABLES)
-    assert found["user_a"].split(maxsplit=8)[3:] == (
+    line_of = {line.split()[0]: line for line in lines[1:-1]}
+    assert set(line_of) == set(TABLES)
+    assert line_of["user_a"].split(maxsplit=8)[3:] == (
         ["row_wise", "fused", "all", "4", "6.3", "KiB  sharding.tables asks for it"]
     )
-    assert all("of 2" in line for name, line in found.items() if name != "user_a")
+    assert all("of 2" in line for name, line in line_of.items() if name != "user_a")
     assert len(rank_lines(plan)) == 5
     assert max(map(len, [*lines, *rank_lines(plan)])) <= 110

@@ -25,7 +25,7 @@ from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.runtime.progress import setup_logging
 
 # The launcher would wait 30 s for a stopped rank.
-CLEAR = "while kill -0 {other}; do sleep .1; done; kill -KILL {me}"
+CLEAR = "while kill -0 {other}; do sleep 0.1; done; kill -KILL {me}"
 
 def wait_for_the_other():
     dist.all_reduce(torch.zeros(1))
@@ -41,15 +41,15 @@ with process_group("cpu") as process:
     first = process.is_first
     if attempt == "0":
         with Interrupt() as interrupt:
-            assert interrupt.agreed(process.device) == 0
+            assert interrupt.agree(process.device) == 0
             if not first:  # one rank alone sees it, and both agree
                 os.kill(os.getpid(), signal.SIGTERM)
             assert interrupt.requested != first
-            agreed = interrupt.agreed(process.device)
+            agreed = interrupt.agree(process.device)
             print(f"agreed {agreed};\\n", end="", flush=True)  # one write, or they mix
     pids = [None, None]
     dist.all_gather_object(pids, os.getpid())
-    with Watchdog(process, hang_seconds=3, every=.2) as watchdog:
+    with Watchdog(process, hang_seconds=3, every=0.2) as watchdog:
         for step in range(1, 6):
             watchdog.heartbeat(step, [torch.full((4,), step + process.rank)])
             wait_for_the_other()
@@ -99,10 +99,10 @@ def test_a_stopped_rank_is_named(failures: tuple[str, str]) -> None:
     lines = [line for line in failures[1].splitlines() if "rank 0/2" in line]
     stopped = next(i for i, x in enumerate(lines) if "do not answer at all: [1]" in x)
     assert "no step for 3 s (train.hang_seconds)" in lines[stopped]
-    own, other = lines[stopped + 1 : stopped + 3]
-    assert f"rank 0: step 7, batch {batch_hash([torch.arange(4)])}" in own
-    assert "all_reduce" in own and "DOES NOT ANSWER" not in own
-    assert "rank 1: step" in other and other.endswith("DOES NOT ANSWER since")
+    first, second = lines[stopped + 1 : stopped + 3]
+    assert f"rank 0: step 7, batch {batch_hash([torch.arange(4)])}" in first
+    assert "all_reduce" in first and "DOES NOT ANSWER" not in first
+    assert "rank 1: step" in second and second.endswith("DOES NOT ANSWER since")
 
 
 def test_a_sleeping_rank_is_named_with_its_place(failures: tuple[str, str]) -> None:
@@ -125,12 +125,12 @@ def test_equal_steps_are_told_by_their_places() -> None:
 
 def test_batch_hash_tells_batches_apart() -> None:
     ids, labels = torch.arange(8), torch.zeros(8)
-    found = {
+    hashes = {
         batch_hash([ids, labels]),
         batch_hash([ids.flip(0), labels]),
         batch_hash([ids, labels + 1]),
     }
-    assert len(found) == 3
+    assert len(hashes) == 3
     assert batch_hash([ids, labels]) == batch_hash([ids.clone(), labels.clone()])
 
 
@@ -144,7 +144,7 @@ def test_a_signal_that_came_too_late_still_ends_the_process() -> None:
         assert came == [signal.SIGTERM]
         with process_group("cpu") as process, Interrupt() as interrupt:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert interrupt.agreed(process.device) == signal.SIGTERM
+            assert interrupt.agree(process.device) == signal.SIGTERM
         assert came == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -32,23 +32,23 @@ from torchrec_adrec.pipeline.job import run_stages
 from torchrec_adrec.runs.stages import STAGES
 from torchrec_adrec.tasks import sharded
 from torchrec_adrec.training import trainer
-from torchrec_adrec.training.precision import Products
+from torchrec_adrec.training.precision import MatmulPrecision
 
 built = []
 build = sharded.build
 
-def watched(*words):
+def watched(*args):
     assert all(model() is None for model in built), "the model before is in memory"
-    made = build(*words)
-    built.append(weakref.ref(made[0]))
-    return made
+    sharded_task = build(*args)
+    built.append(weakref.ref(sharded_task.model))
+    return sharded_task
 
 sharded.build = trainer.build = watched
 # Chosen by the clock, it could be another one in another launch.
-trainer.choose_precision = lambda wanted, device: Products("medium", False)
+trainer.choose_precision = lambda requested, device: MatmulPrecision("medium", False)
 run = Path({run!r})
-words = ["train.batch_size=512", "train.epochs=1"]
-settings = load_config(run / "config.yaml", words)
+overrides = ["train.batch_size=512", "train.epochs=1"]
+settings = load_config(run / "config.yaml", overrides)
 run_stages([STAGES[name] for name in {names!r}], settings, run)
 """
 RanksScript = Callable[[int, str], "subprocess.CompletedProcess[str]"]
@@ -64,16 +64,16 @@ def begin(finished_run: Path, run: Path, *done: str) -> Path:
 
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
-    found = checkpoint_files.latest(run / stage / "checkpoints")
-    assert found is not None
-    return dict(checkpoint_files.tensors(found))
+    last = checkpoint_files.latest(run / stage / "checkpoints")
+    assert last is not None
+    return dict(checkpoint_files.tensors(last))
 
 
 def figures(run: Path, stage: str) -> Any:
-    found = json.loads((run / stage / "metrics.json").read_text())
-    if "train" in found:
-        del found["train"]["samples_per_second"]
-    return found
+    metrics = json.loads((run / stage / "metrics.json").read_text())
+    if "train" in metrics:
+        del metrics["train"]["samples_per_second"]
+    return metrics
 
 
 def test_one_job_writes_what_separate_jobs_write(
@@ -147,9 +147,9 @@ def test_restarts_are_those_of_the_stage(
 def start_job(run: Path) -> "subprocess.Popen[str]":
     agent = ("torchrec_adrec.launch.agent", "--standalone", "--nproc-per-node", "2")
     options = ("--max-restarts", "2", "--shutdown-timeout", "120", "-m")
-    words = ("torchrec_adrec", "job", *NAMES, "--out", str(run))
+    args = ("torchrec_adrec", "job", *NAMES, "--out", str(run))
     return subprocess.Popen(
-        [sys.executable, "-m", *agent, *options, *words],
+        [sys.executable, "-m", *agent, *options, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -174,7 +174,7 @@ def test_a_job_goes_on_in_the_stage_where_it_was(
     run = begin(finished_run, tmp_path / "run", "retrieval")
     job = start_job(run)
     wait_for(50, run, job)
-    made = (run / "export/stage.json").read_text()
+    record = (run / "export/stage.json").read_text()
     job.terminate()
     said, _ = job.communicate(timeout=200)
     assert job.returncode != 0
@@ -186,7 +186,7 @@ def test_a_job_goes_on_in_the_stage_where_it_was(
     assert job.returncode == 0, said
     for name in ("retrieval", "export", "index"):
         assert said.count(f"{name}: skipped") == 4  # two ranks, two attempts
-    assert (run / "export/stage.json").read_text() == made
+    assert (run / "export/stage.json").read_text() == record
     trained = json.loads((run / "ranking/metrics.json").read_text())["train"]
     assert trained["resumed_at_step"] >= 100 and trained["restarts"] == 1
 

@@ -28,13 +28,13 @@ from torchrec_adrec.distributed.process import process_group
 
 folder = Path({folder!r})
 with process_group("cpu") as process:
-    found = {{}}
+    results = {{}}
     for task in TASKS:
         whole = first_run(task, folder, process)
         resumed = second_half(task, folder, folder / f"resumed-{{task}}", process)
-        found[task] = whole, resumed
+        results[task] = whole, resumed
     if process.is_first:
-        torch.save(found, folder / "found.pt")
+        torch.save(results, folder / "results.pt")
 """
 OnOne = Callable[..., Results]
 
@@ -55,7 +55,7 @@ def folder(
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path) -> dict[str, tuple[Results, Results]]:
     """Task to what the whole run ended with, and its second half done again."""
-    return dict(torch.load(folder / "found.pt"))
+    return dict(torch.load(folder / "results.pt"))
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_optimizers_that_begin_anew_are_no_rounding(
     rounding = rounding_of(task)
     load = checkpoint.load
 
-    def weights_alone(found: Any, model: Any, schema: Any, _optimizer: Any) -> None:
-        load(found, model, schema)
+    def weights_alone(saved: Any, model: Any, schema: Any, _optimizer: Any) -> None:
+        load(saved, model, schema)
 
     monkeypatch.setattr(checkpoint, "load", weights_alone)
     rounding.sees("optimizers that begin anew", one_rank(task))

@@ -81,9 +81,9 @@ def kill_a_rank_after(checkpoint: str, run: Path) -> None:
 
 
 def last_of(stage: Path) -> Checkpoint:
-    found = checkpoint.latest(stage / "checkpoints")
-    assert found is not None
-    return found
+    last = checkpoint.latest(stage / "checkpoints")
+    assert last is not None
+    return last
 
 
 def stop_one_like(finished: Path, run: Path) -> int:
@@ -93,14 +93,14 @@ def stop_one_like(finished: Path, run: Path) -> int:
     Where two ways are about as fast, the next run may choose the other one: it rounds
     otherwise, and tells nothing of stopping.
     """
-    wanted = last_of(finished / "retrieval").state["precision"]
+    precision = last_of(finished / "retrieval").state["precision"]
     for _ in range(10):
         step = stop_after("step-00000050", run)
         (partial,) = run.glob("retrieval.partial-*")
-        if last_of(partial).state["precision"] == wanted:
+        if last_of(partial).state["precision"] == precision:
             return step
         shutil.rmtree(partial)
-    raise AssertionError(f"no run of ten made its products as {wanted}")
+    raise AssertionError(f"no run of ten made its products as {precision}")
 
 
 def trained(run: Path) -> dict[str, Any]:
@@ -122,8 +122,12 @@ def test_neither_a_stop_nor_a_killed_rank_changes_the_result(
     assert resumed["train"]["resumed_at_step"] >= 100
     assert resumed["train"]["restarts"] == 1
     # As many ranks: not near, but the same bits of every weight and optimizer's state.
-    found = compare(last_of(finished_run / "retrieval"), last_of(run / "retrieval"))
-    assert not (found.differ or found.only_first or found.only_second), found
+    comparison = compare(
+        last_of(finished_run / "retrieval"), last_of(run / "retrieval")
+    )
+    assert not (comparison.differ or comparison.only_first or comparison.only_second), (
+        comparison
+    )
     assert whole["train"]["last_step_loss"] == resumed["train"]["last_step_loss"]
     assert whole["test"] == resumed["test"]
     (epoch,) = audit_stage(run / "retrieval")

@@ -42,19 +42,19 @@ from fifty_steps import CASES, FP16, train
 from torchrec_adrec.distributed.process import process_group
 
 os.environ["LOCAL_WORLD_SIZE"] = {local!r}
-found = {{}}
+results = {{}}
 with process_group("cpu") as process:
     for name, case in {{**CASES, "fp16": FP16}}.items():
-        found[name] = train(case, process)
+        results[name] = train(case, process)
     if process.is_first:
-        torch.save(found, {path!r})
+        torch.save(results, {path!r})
 """
 Run = Callable[[int, str], subprocess.CompletedProcess[str]]
 
 
 def launched(ranks: int, local: int, run: Run, folder: Path) -> dict[str, Any]:
     """All cases in one launch: ranks in nodes of `local`."""
-    path = folder / "found.pt"
+    path = folder / "results.pt"
     done = run(ranks, SCRIPT.format(local=str(local), path=str(path)))
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(torch.load(path, weights_only=False))
@@ -143,23 +143,23 @@ def rounding_of(slices: tuple[tuple[str, int], ...]) -> Rounding:
     return Rounding(name, unsharded(slices), *reordered)
 
 
-def check(found: dict[str, Any], case: Case, what: str) -> None:
+def check(trained: dict[str, Any], case: Case, name_of_run: str) -> None:
     """Types are those asked for; losses and weights the reference's but for rounding.
 
     And every weight has moved further than that.
     """
-    assert found["types"] == case.types
+    assert trained["types"] == case.types
     rounding = rounding_of(case.slices)
     for name, weight in rounding.right["weights"].items():
         assert (weight - start_of(name, weight.shape)).abs().max() > 1e-3, name
-    rounding.holds(what, found["results"])
+    rounding.holds(name_of_run, trained["results"])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_rank(name: str) -> None:
     with process_group("cpu") as process:
-        found = train(CASES[name], process)
-    check(found, CASES[name], f"{name} on one rank")
+        trained = train(CASES[name], process)
+    check(trained, CASES[name], f"{name} on one rank")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -197,10 +197,10 @@ def test_vectors_in_fp16_are_near_and_not_equal(two_ranks: dict[str, Any]) -> No
 
 def test_gradients_are_never_fp16() -> None:
     """Of 65,536 rows a gradient is about 1e-7: in fp16 two steps of 6e-8, or none."""
-    found = codecs("fp16", torch.device("cpu"))
-    assert found is not None
+    codecs_by_name = codecs("fp16", torch.device("cpu"))
+    assert codecs_by_name is not None
     gradient = torch.tensor([1.1e-7, 2e-8])
-    for codec in (one.backward for one in found.values()):
+    for codec in (one.backward for one in codecs_by_name.values()):
         assert codec.decode(codec.encode(gradient)).tolist() == gradient.tolist()
-    for codec in (one.forward for one in found.values()):
+    for codec in (one.forward for one in codecs_by_name.values()):
         assert codec.encode(gradient).dtype == torch.float16

@@ -32,18 +32,18 @@ TINY = (
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     """A copy of every parameter; of a table, this rank's (only) shard."""
-    found = {}
+    copies = {}
     for name, value in trainer.model.state_dict().items():
         shards = getattr(value, "local_shards", None)
-        found[name] = (shards()[0].tensor if shards else value).detach().clone()
+        copies[name] = (shards()[0].tensor if shards else value).detach().clone()
     # A side without numbers has an empty parameter for them.
-    return {name: value for name, value in found.items() if value.numel()}
+    return {name: value for name, value in copies.items() if value.numel()}
 
 
 def trainer_for(
-    task: str, data: Path, folder: Path, process: Process, *words: str
+    task: str, data: Path, folder: Path, process: Process, *overrides: str
 ) -> Trainer:
-    config: Config = load_config(None, [*TINY, *words])
+    config: Config = load_config(None, [*TINY, *overrides])
     start: Checkpoint | None = None
     if task == "ranking" and warm_starts(config.ranking):
         start = final_checkpoint(folder / "towers")
@@ -95,8 +95,8 @@ def test_tables_start_where_the_config_says(prepared: Path, tmp_path: Path) -> N
                     f"embedding_bags.{side}_{'C1' if side == 'user' else 'C15'}.weight"
                 )
                 source = trained[f"model.{side}_tower.tables.{name}"]
-                own = weights(ranker)[f"model.{side}_tables.{name}"]
-                assert torch.equal(own, source) == same
+                initial = weights(ranker)[f"model.{side}_tables.{name}"]
+                assert torch.equal(initial, source) == same
 
 
 def test_frozen_tables_stay_and_the_rest_learns(prepared: Path, tmp_path: Path) -> None:
@@ -144,36 +144,40 @@ def test_looking_at_the_validation_split_changes_nothing(
     prepared: Path, tmp_path: Path
 ) -> None:
     """Batches are in flight when the model leaves its pipeline to be judged."""
-    found = []
+    ends = []
     for every in (0, 3):
         out = tmp_path / str(every)
         out.mkdir()
-        words = (
-            "retrieval.dropout=.5",
+        overrides = (
+            "retrieval.dropout=0.5",
             f"train.evaluate_every={every}",
             "train.epochs=2",
         )
         with process_group("cpu") as process:
-            trainer = trainer_for("retrieval", prepared, out, process, *words)
+            trainer = trainer_for("retrieval", prepared, out, process, *overrides)
             trainer._train(trainer._restore())
             last = checkpoint.latest(out / "towers/checkpoints")
             assert last is not None and last.step == 20
             checkpoint.load(last, trainer.model, trainer.schema)
-            found.append(weights(trainer))
-            looks = len(trainer.stopping.history)
+            ends.append(weights(trainer))
+            looks = len(trainer.state.stopping.history)
         assert looks == (7 if every else 0)
-    for name, value in found[0].items():
-        assert torch.equal(value, found[1][name]), name
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
 
 
 def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) -> None:
-    words = ("train.evaluate_every=2", "train.patience=2", "train.epochs=4")
-    words += ("train.ledger=true",)
-    rates = ("retrieval.optimizer={tables_lr: 3, dense_lr: .3}",)  # to get worse soon
+    overrides = ("train.evaluate_every=2", "train.patience=2", "train.epochs=4")
+    overrides += ("train.ledger=true",)
+    rates = ("retrieval.optimizer={tables_lr: 3, dense_lr: 0.3}",)  # to get worse soon
     with process_group("cpu") as process:
-        trainer = trainer_for("retrieval", prepared, tmp_path, process, *words, *rates)
+        trainer = trainer_for(
+            "retrieval", prepared, tmp_path, process, *overrides, *rates
+        )
         metrics = trainer.fit()
-        again = trainer_for("retrieval", prepared, tmp_path, process, *words, *rates)
+        again = trainer_for(
+            "retrieval", prepared, tmp_path, process, *overrides, *rates
+        )
         resumed = again.fit()
     history = metrics["train"]["validation"]
     step, loss = min(history, key=lambda pair: pair[1])

@@ -10,7 +10,7 @@ from torchrec.distributed.planner.types import Perf, Shard, ShardingOption
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_adrec.distributed.planner import TYPES, Sharder, _InOrder
+from torchrec_adrec.distributed.planner import TYPES, OrderedEnumerator, Sharder
 from torchrec_adrec.planning.cluster import parse
 
 # Rows that fill no rank, some ranks, and all but the last one evenly; 24 columns make
@@ -43,7 +43,7 @@ def shards(kind: type[EmbeddingEnumerator]) -> dict[tuple[str, str], list[Shard]
 
 
 def test_the_same_as_torchrecs_own() -> None:
-    ours, theirs = shards(_InOrder), shards(EmbeddingEnumerator)
+    ours, theirs = shards(OrderedEnumerator), shards(EmbeddingEnumerator)
     assert ours.keys() == theirs.keys() and len(ours) == len(ROWS) * len(TYPES)
     several = 0
     for key, actual in ours.items():
@@ -65,7 +65,7 @@ class ByRows:
 
 
 def test_every_shard_has_the_time_of_its_own_size() -> None:
-    class Enumerator(_InOrder):
+    class Enumerator(OrderedEnumerator):
         def populate_estimates(self, options: list[ShardingOption]) -> None:
             self._estimators[0] = ByRows()
             super().populate_estimates(options)
@@ -79,7 +79,7 @@ def test_every_shard_has_the_time_of_its_own_size() -> None:
 
 def test_a_copy_has_a_rank_of_its_own() -> None:
     """The planner keeps its best plan as a copy, and places the next one's shards."""
-    option = shards(_InOrder)["many", "row_wise"]
+    option = shards(OrderedEnumerator)["many", "row_wise"]
     option[0].rank = 5
     kept = copy.deepcopy(option)
     option[0].rank = None

@@ -54,10 +54,10 @@ class Operations(TorchDispatchMode):
     def during(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """A function in whose calls `part` counts."""
 
-        def counted(*args: Any, **words: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             before, self.part = self.part, part
             try:
-                return call(*args, **words)
+                return call(*args, **kwargs)
             finally:
                 self.part = before
 

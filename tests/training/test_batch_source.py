@@ -41,13 +41,13 @@ def histories(prepared: Path) -> Path:
     """The training rows with a history beside, which most rows have less of."""
     schema = Schema.load(prepared / "schema.json")
     history = {"name": "seen", "side": "user", "source": "C1", "num_embeddings": 50}
-    words = schema.model_dump() | {"sequences": [history | {"max_length": 3}]}
-    Schema.model_validate(words).save(prepared / "schema.json")
+    values = schema.model_dump() | {"sequences": [history | {"max_length": 3}]}
+    Schema.model_validate(values).save(prepared / "schema.json")
     for path in (prepared / "train").glob("*.parquet"):
         rows = pl.read_parquet(path)
         ids = np.arange(len(rows), dtype=np.int32) % 50
-        seen = {f"seen:{i}": np.where(ids % 4 > i, ids, -1) for i in range(3)}
-        rows.with_columns(**seen).write_parquet(path, row_group_size=50)
+        histories = {f"seen:{i}": np.where(ids % 4 > i, ids, -1) for i in range(3)}
+        rows.with_columns(**histories).write_parquet(path, row_group_size=50)
     return prepared
 
 
@@ -62,11 +62,11 @@ def feed_of(data: Path, rank: int = 0, ranks: int = 1, bounds: Any = "raise") ->
 
 def parts(batch: Batch) -> list[list[float]]:
     """Everything that stands in a batch."""
-    found = [batch.labels, batch.weights, batch.ad_ids, batch.log_q]
-    found += [batch.anchors, batch.anchor_weights]
+    tensors = [batch.labels, batch.weights, batch.ad_ids, batch.log_q]
+    tensors += [batch.anchors, batch.anchor_weights]
     for side in (batch.user, batch.ad):
-        found += [side.dense, side.sparse.values(), side.sparse.lengths()]
-    return [part.flatten().tolist() for part in found]
+        tensors += [side.dense, side.sparse.values(), side.sparse.lengths()]
+    return [part.flatten().tolist() for part in tensors]
 
 
 @pytest.mark.parametrize(("first", "rank", "ranks"), [(0, 0, 1), (13, 1, 2)])
@@ -122,12 +122,12 @@ def test_a_fault_is_named_or_mended_whoever_reads(
 
 def child_of(pid: int) -> int:
     """The process that reads for another one."""
-    found = []
+    readers = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text().split():
             if b"reader_process" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
-    (child_pid,) = found
+                readers.append(int(child))
+    (child_pid,) = readers
     return child_pid
 
 
@@ -187,40 +187,41 @@ def test_a_child_ends_with_a_trainer_that_is_killed(
 def test_the_setting_chooses_and_a_source_says_where(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schema, made = Schema.load(prepared / "schema.json"), []
+    schema, started = Schema.load(prepared / "schema.json"), []
     popen = subprocess.Popen
     monkeypatch.setattr(
         reader_process.subprocess,
         "Popen",
-        lambda *words, **more: made.append(words) or popen(*words, **more),
+        lambda *args, **kwargs: started.append(args) or popen(*args, **kwargs),
     )
-    told: list[Any] = []
+    results: list[Any] = []
     for way in ("auto", "thread", "process"):
-        words = ["train.batch_size=32", f"train.reader={way}", "train.ledger=true"]
-        config = load_config(None, words)
+        overrides = ["train.batch_size=32", f"train.reader={way}", "train.ledger=true"]
+        config = load_config(None, overrides)
         (prepared / way).mkdir()
         with process_group("cpu") as process:
-            source = BatchSource(prepared, schema, config, process, prepared / way)
+            train, folder = config.train, prepared / way
+            source = BatchSource(prepared, schema, train, 0, process, folder)
             first, second = islice(source.batches(4), 2)
-            told.append((source.where(5), source.where(6)))
+            results.append((source.where(5), source.where(6)))
             assert source.ledger is not None
             source.ledger.step = 4
             source.ledger.keep(6)
             assert source.ahead(6) is second and source.ahead(99) is None
             assert source.begin(6) is second and source.ahead(5) is None
         (path,) = (prepared / way / "ledger").iterdir()
-        told[-1] += (np.load(path).tolist(), parts(first), parts(second))
-    assert len(made) == 1
-    assert told[0] == told[1] == told[2]
-    assert "32 rows, the first is " in told[0][0]
+        results[-1] += (np.load(path).tolist(), parts(first), parts(second))
+    assert len(started) == 1
+    assert results[0] == results[1] == results[2]
+    assert "32 rows, the first is " in results[0][0]
 
 
 def test_a_slot_fits_the_fullest_batch(histories: Path) -> None:
     feed = feed_of(histories)
     rows = next(feed.reader.epoch())
-    seen = {f"seen:{i}": np.zeros(32, np.int32) for i in range(3)}
+    no_gaps = {f"seen:{i}": np.zeros(32, np.int32) for i in range(3)}
     clicked = {"click": np.ones(32, np.float32)}
-    full = replace(rows, columns={**rows.columns, **seen, **clicked})
+    full = replace(rows, columns={**rows.columns, **no_gaps, **clicked})
     assert feed.negatives is not None
     batch = collate(full, feed.schema, extra=feed.negatives.of_step(1))
     assert batch.buffer.numel() == feed.most_bytes

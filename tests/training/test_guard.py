@@ -25,38 +25,38 @@ from torchrec_adrec.training.step_runner import StepRunner
 
 def state_of(steps):
     '''Every weight, momentum and step count that this rank holds.'''
-    found = {{}}
+    state = {{}}
 
     def keep(name, value):
         if hasattr(value, "local_shards"):
             for i, shard in enumerate(value.local_shards()):
-                found[f"{{name}}/{{i}}"] = shard.tensor.clone()
+                state[f"{{name}}/{{i}}"] = shard.tensor.clone()
         elif isinstance(value, torch.Tensor):
-            found[name] = value.detach().clone()
+            state[name] = value.detach().clone()
 
     for name, value in steps.model.state_dict().items():
         keep(name, value)
     for name, state in steps.optimizer.state_dict()["state"].items():
         for key, value in state.items():
             keep(f"{{name}} {{key}}", value)
-    return found
+    return state
 
 
 fault = {fault!r}
 if fault == "tables are not guarded":
-    Guard.pass_on = lambda self, vectors: vectors
-data, config = Path({data!r}), load_config(None, {words!r})
+    Guard.guard_gradient = lambda self, vectors: vectors
+data, config = Path({data!r}), load_config(None, {overrides!r})
 with process_group("cpu") as process:
     schema = Schema.load(data / "schema.json")
-    source = BatchSource(data, schema, config, process, data)
-    model, optimizer = build("retrieval", schema, config, process)
+    source = BatchSource(data, schema, config.train, config.seed, process, data)
+    sharded = build("retrieval", schema, config, process)
     if fault == "the dense part is not guarded":
-        for group in optimizer.optimizers:
+        for group in sharded.optimizer.optimizers:
             inner = getattr(group[1], "_optimizer", None)
             if inner is not None:
                 inner.found_inf = None
     precision = MatmulPrecision("highest", False)
-    steps = StepRunner(model, optimizer, source, process, config, precision)
+    steps = StepRunner(sharded, source, process, config.train, config.seed, precision)
     for _ in range(3):
         steps.run_step()
     steps.flush()
@@ -72,11 +72,11 @@ with process_group("cpu") as process:
     after = state_of(steps)
     same = [torch.equal(before[name], after[name]) for name in before]
     counted = any(name.endswith(" step") for name in before)
-    found = [""] * 2
+    lines = [""] * 2
     facts = (process.rank, all(same), counted, len(same) > 50, raised)
-    torch.distributed.all_gather_object(found, " ".join(map(str, facts)))
+    torch.distributed.all_gather_object(lines, " ".join(map(str, facts)))
     if process.is_first:
-        for line in ("", *found):
+        for line in ("", *lines):
             print(line)
 """
 
@@ -90,7 +90,7 @@ def test_no_weight_changes_on_either_rank(
     ranks_script: Callable[[int, str], subprocess.CompletedProcess[str]],
 ) -> None:
     """Nor a momentum, nor a step count; both ranks stop a step later and say why."""
-    text = SCRIPT.format(data=str(prepared), words=list(TINY), fault=fault)
+    text = SCRIPT.format(data=str(prepared), overrides=list(TINY), fault=fault)
     done = ranks_script(2, text)
     assert done.returncode == 0, done.stderr
     lines = [x for x in done.stdout.splitlines() if "True True" in x]

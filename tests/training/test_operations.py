@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,11 @@ from torchrec_adrec.tasks.after_lookup import AfterLookup
 from torchrec_adrec.training.step_runner import StepRunner
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
-WORDS = ("retrieval.click_bias=false", "train.health_every=0", "train.dead_model=warn")
+OVERRIDES = (
+    "retrieval.click_bias=false",
+    "train.health_every=0",
+    "train.dead_model=warn",
+)
 
 
 def count(steps: StepRunner) -> Operations:
@@ -50,10 +53,11 @@ def plain_operations(prepared: Path) -> Operations:
     from torchrec_adrec.config.run import load_config
     from torchrec_adrec.training.batch_source import BatchSource
 
-    config = load_config(None, [*TINY, *WORDS])
+    config = load_config(None, [*TINY, *OVERRIDES])
     schema = Schema.load(prepared / "schema.json")
     with process_group("cpu") as process:
-        source = BatchSource(prepared, schema, config, process, prepared)
+        train, seed = config.train, config.seed
+        source = BatchSource(prepared, schema, train, seed, process, prepared)
         size = config.train.batch_size
         _, pipeline = torchrec_plain.build(schema, config.retrieval, size, masked=True)
         batches = source.batches(0)
@@ -75,7 +79,7 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_asks_no_more_than_plain_torchrec(
     steps_with: StepsWith, prepared: Path
 ) -> None:
-    with steps_with(*WORDS) as steps:
+    with steps_with(*OVERRIDES) as steps:
         ours = count(steps)
     plain = plain_operations(prepared)
     print(f"ours {ours.total} {dict(ours.counts)}, plain {plain.total}")
@@ -84,7 +88,7 @@ def test_a_step_asks_no_more_than_plain_torchrec(
 
 @pytest.mark.usefixtures("as_on_a_device")
 def test_nothing_in_a_step_waits_for_the_device(steps_with: StepsWith) -> None:
-    with steps_with(*WORDS) as steps:
+    with steps_with(*OVERRIDES) as steps:
         operations = count(steps)
     # FBGEMM reads its learning rate and step, which it keeps on the host.
     assert [w for w in operations.waits if not w.endswith("in lookup")] == []
@@ -93,7 +97,7 @@ def test_nothing_in_a_step_waits_for_the_device(steps_with: StepsWith) -> None:
 
 def test_the_blocks_of_a_cpu_would_be_seen(steps_with: StepsWith) -> None:
     """The old lines: sorted matches, a mask of places, one block after the other."""
-    with steps_with(*WORDS) as steps:
+    with steps_with(*OVERRIDES) as steps:
         operations = count(steps)
     assert any("repeat_interleave" in wait for wait in operations.waits)
 
@@ -125,8 +129,8 @@ def host_reads(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", STEP_FILES)
 def test_no_file_of_a_step_reads_the_device(name: str) -> None:
-    found = [line for line in host_reads(name) if (name, line) not in READ_ON_PURPOSE]
-    assert found == []
+    reads = [line for line in host_reads(name) if (name, line) not in READ_ON_PURPOSE]
+    assert reads == []
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,5 @@ def test_a_read_would_be_seen(line: str) -> None:
 
 
 def test_every_file_of_a_step_is_there() -> None:
-    there: Callable[[str], bool] = lambda n: (  # noqa: E731
-        REPOSITORY / "torchrec_adrec" / n
-    ).exists()
-    assert all(map(there, STEP_FILES))
+    for name in STEP_FILES:
+        assert (REPOSITORY / "torchrec_adrec" / name).exists(), name

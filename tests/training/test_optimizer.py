@@ -14,8 +14,8 @@ from torchrec_adrec.training.step_runner import StepRunner
 
 def test_rates_rise_and_fall() -> None:
     config = OptimizerConfig(warmup_steps=4, decay="linear")
-    found = [rate(step, 8, config) for step in range(1, 9)]
-    assert found == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+    rates = [rate(step, 8, config) for step in range(1, 9)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
     cosine = OptimizerConfig(decay="cosine")
     assert rate(1, 100, cosine) == pytest.approx(1.0)
     assert rate(51, 100, cosine) == pytest.approx(0.5)
@@ -24,11 +24,11 @@ def test_rates_rise_and_fall() -> None:
 
 
 def weights(steps: StepRunner) -> dict[str, Tensor]:
-    found = {}
+    values = {}
     for name, value in steps.model.state_dict().items():
         shards = getattr(value, "local_shards", None)
-        found[name] = (shards()[0].tensor if shards else value).detach().clone()
-    return {name: value for name, value in found.items() if value.numel()}
+        values[name] = (shards()[0].tensor if shards else value).detach().clone()
+    return {name: value for name, value in values.items() if value.numel()}
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor], part: str) -> float:
@@ -37,14 +37,14 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor], part: str) -> flo
 
 def test_the_warm_up_reaches_tables_and_the_rest(steps_with: StepsWith) -> None:
     """A new rate that the table's kernel does not see would move it in full."""
-    found = []
-    for words in ((), ("retrieval.optimizer.warmup_steps=1000",)):
-        with steps_with(*words) as steps:
+    pairs = []
+    for overrides in ((), ("retrieval.optimizer.warmup_steps=1000",)):
+        with steps_with(*overrides) as steps:
             before = weights(steps)
             steps.run_step()
-            found.append((before, weights(steps)))
+            pairs.append((before, weights(steps)))
     for part in ("embedding_bags", "head"):
-        full, warm = (moved(*pair, part) for pair in found)
+        full, warm = (moved(*pair, part) for pair in pairs)
         assert warm == pytest.approx(full / 1000, rel=0.02), part
 
 

@@ -1,24 +1,18 @@
 """What a step draws at random."""
 
-from types import SimpleNamespace
-
 import torch
 from conftest import StepsWith
 from planted import faults, smooth
 from rounding import ORDERS, Results, Rounding, reorder
 
+from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.models.tower import TowerHead
-from torchrec_adrec.training.step_runner import StepRunner
+from torchrec_adrec.training.step_runner import seed_generators
 
 
 def drawn(seed: int, number: int, rank: int) -> float:
     """The first number after a step has been seeded."""
-    step = SimpleNamespace(
-        config=SimpleNamespace(seed=seed),
-        process=SimpleNamespace(rank=rank, device=torch.device("cpu")),
-        number=number,
-    )
-    StepRunner._seed(step)  # type: ignore[arg-type]
+    seed_generators(seed, number, Process(rank, 2, 2, torch.device("cpu")))
     return torch.rand(1, dtype=torch.float64).item()
 
 
@@ -69,12 +63,22 @@ def test_a_step_in_bfloat16_has_float32_vectors_of_length_one(
 ) -> None:
     """Scores that are trained are those that are served: only products are short."""
     with steps_with("train.precision=bfloat16", "train.health_every=0") as steps:
-        seen = []
+        outputs = []
         for head in (m for m in steps.model.modules() if isinstance(m, TowerHead)):
-            head.register_forward_hook(lambda *told: seen.append(told[2].detach()))
+            head.register_forward_hook(
+                lambda *hook_args: outputs.append(hook_args[2].detach())
+            )
         loss = steps.run_step().loss
-    assert loss.dtype == torch.float32 and len(seen) == 2
-    for vectors in seen:
+    assert loss.dtype == torch.float32 and len(outputs) == 2
+    for vectors in outputs:
         assert vectors.dtype == torch.float32
         lengths = vectors.norm(dim=1)
         torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-6, rtol=0)
+
+
+def test_the_guard_is_the_one_that_the_model_asks(steps_with: StepsWith) -> None:
+    """Another one would be told of a stop, and nobody would hear of it."""
+    with steps_with() as steps:
+        assert any(module is steps.guard for module in steps.model.modules())
+        found_inf = steps.optimizer.dense._optimizer.found_inf
+        assert found_inf.data_ptr() == steps.guard.bad.data_ptr()

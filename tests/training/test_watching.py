@@ -40,9 +40,9 @@ def a_batch(data: Path) -> Batch:
 
 
 def look(data: Path, logits: torch.Tensor, labels: torch.Tensor, batch: Batch) -> None:
-    found = DeadModelAlarm(Schema.load(data / "schema.json"), "raise")
+    dead_model_alarm = DeadModelAlarm(Schema.load(data / "schema.json"), "raise")
     for _ in range(3):
-        found.look(logits[:, None], labels[:, None], batch)
+        dead_model_alarm.observe(logits[:, None], labels[:, None], batch)
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -65,7 +65,7 @@ def test_an_auc_of_a_half_stops_training_and_one_of_a_model_does_not(
     labels[:50] = torch.nan  # not observed
     noise = torch.randn(alarm.ROWS)
     look(prepared, noise + 0.2 * labels.nan_to_num(), labels, a_batch(prepared))
-    with pytest.raises(TrainingError, match=r"AUC .* is \.5 within its noise of"):
+    with pytest.raises(TrainingError, match=r"AUC .* is 0\.5 within its noise of"):
         look(prepared, noise, labels, a_batch(prepared))
     unclicked = torch.zeros(alarm.ROWS)  # no AUC to speak of
     look(prepared, noise, unclicked, a_batch(prepared))
@@ -73,15 +73,17 @@ def test_an_auc_of_a_half_stops_training_and_one_of_a_model_does_not(
 
 @pytest.mark.usefixtures("one_rank")
 def test_rare_clicks_are_no_dead_model(prepared: Path) -> None:
-    """Twenty clicks tell no AUC of .6 from one of .5: the window grows."""
+    """Twenty clicks tell no AUC of 0.6 from one of 0.5: the window grows."""
     torch.manual_seed(0)
     labels = (torch.rand(alarm.ROWS) < 0.001).float()
     logits = torch.randn(alarm.ROWS) + 0.36 * labels
-    found = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
+    dead_model_alarm = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
     batch = a_batch(prepared)
     for _ in range(12):
-        found.look(logits[torch.randperm(alarm.ROWS)][:, None], labels[:, None], batch)
-    assert found._wanted > 500_000
+        dead_model_alarm.observe(
+            logits[torch.randperm(alarm.ROWS)][:, None], labels[:, None], batch
+        )
+    assert dead_model_alarm._rows_expected > 500_000
 
 
 def test_a_table_that_is_not_finite_is_named(steps_with: StepsWith) -> None:
@@ -124,14 +126,14 @@ def test_effective_rank_of_a_collapsed_tower_is_one() -> None:
 def test_patience() -> None:
     stopping = EarlyStopping(2)
     assert [stopping.add(s, x) for s, x in ((10, 0.5), (20, 0.4))] == [True, True]
-    assert not stopping.stops
-    assert not stopping.add(30, 0.4) and not stopping.stops
-    assert not stopping.add(40, 0.45) and stopping.stops
+    assert not stopping.should_stop
+    assert not stopping.add(30, 0.4) and not stopping.should_stop
+    assert not stopping.add(40, 0.45) and stopping.should_stop
     assert stopping.best == (20, 0.4)
     again = EarlyStopping(2)
     again.load([list(pair) for pair in stopping.history])
-    assert again.stops
-    assert not EarlyStopping(None, stopping.history).stops
+    assert again.should_stop
+    assert not EarlyStopping(None, stopping.history).should_stop
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -197,7 +199,10 @@ def test_the_mixture_that_ads_are_drawn_from_goes_where_the_batch_goes(
     negatives = UniformNegatives(prepared, schema, 8, 32, seed=0)
     config = load_config(None, ["train.batch_size=32"])
     with process_group("cpu") as process:
-        source = BatchSource(prepared, schema, config, process, prepared, negatives)
+        source = BatchSource(
+            *(prepared, schema, config.train, 0, process, prepared),
+            negatives=negatives,
+        )
         batch = next(source.batches(0))
         rows = next(source.reader.epoch())
     drawn = torch.from_numpy(negatives.of_step(1)[LOG_Q])
@@ -212,16 +217,16 @@ def test_windows_of_the_alarm_stand_apart_though_steps_are_read_late(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails when the step after a window's last one begins the next window."""
-    found = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
+    dead_model_alarm = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
     judged: list[int] = []
     monkeypatch.setattr(
-        found, "_fault", lambda logit, _: judged.append(len(logit)) or ""
+        dead_model_alarm, "_fault", lambda logit, _: judged.append(len(logit)) or ""
     )
     batch, late = a_batch(prepared), 0
     for number in range(1, 2 * alarm.EVERY + 3):
-        rows = found.rows_of(number)
-        if late and found.is_open:
+        rows = dead_model_alarm.rows_to_watch(number)
+        if late and dead_model_alarm.is_open:
             labels = (torch.arange(late) % 4 == 0).float()[:, None]
-            found.look(torch.zeros(late, 1), labels, batch)
+            dead_model_alarm.observe(torch.zeros(late, 1), labels, batch)
         late = min(rows, 65_536)
     assert judged == [alarm.ROWS] * 3

@@ -1,10 +1,8 @@
 """Looking up and training where there is no other rank to exchange anything with.
 
-TorchRec's pipeline and its sharded modules cost the host 3,600 Python calls a step,
-two messages that a rank sends to itself, and waits for the device: on a GPU more than
-all that the card has to do. A rank that is alone asks the tables directly.
-
-The only file that knows how a sharded collection holds its kernels (torchrec 1.8.0).
+TorchRec's pipeline and its sharded modules cost the host 3,600 Python calls a step, two
+messages that a rank sends to itself, and waits for the device: on a GPU that is more
+time than the card needs for the whole step. A single rank asks the tables directly.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,39 +10,42 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_adrec.batch import Batch
+from torchrec_adrec.distributed.torchrec_internals import (
+    kernels,
+    lookup_groups,
+    output_names,
+    output_widths,
+    sharded_collections,
+    sharding_types,
+    table_configs,
+)
 
 
 def can_be_alone(model: DistributedModelParallel, world_size: int) -> bool:
-    """Whether every collection of a model is whole on this rank, in the order of the
-    features: then its kernels take a KJT as it is.
+    """Whether this rank can ask the tables of a model directly.
+
+    It can if it is the only one and every collection is whole on it, its kernels in the
+    order of the features: they then take a KJT as it is.
     """
-    return world_size == 1 and all(map(_is_whole, _collections(model)))
-
-
-def _collections(model: DistributedModelParallel) -> list[Any]:
-    modules = model.modules()
-    return [m for m in modules if isinstance(m, ShardedEmbeddingBagCollection)]
+    return world_size == 1 and all(map(_is_whole, sharded_collections(model)))
 
 
 def _is_whole(collection: Any) -> bool:
-    if collection._sharding_types != ["table_wise"]:
+    if sharding_types(collection) != ["table_wise"]:
         return False
-    (lookup,) = collection._lookups
-    kernels = [name for c in lookup.grouped_configs for name in c.feature_names()]
-    features = [
-        n for table in collection._embedding_bag_configs for n in table.feature_names
-    ]
-    return kernels == features
+    (lookup,) = lookup_groups(collection)
+    kernel_order = [name for c in lookup.grouped_configs for name in c.feature_names()]
+    tables = table_configs(collection)
+    return kernel_order == [name for table in tables for name in table.feature_names]
 
 
 class AloneLoop:
-    """Takes steps as TorchRec's pipeline does: `progress`, `detach`.
+    """Takes steps as TorchRec's pipeline does: `progress` and `detach`.
 
     The next batch is copied to the device while a step runs.
     """
@@ -56,33 +57,34 @@ class AloneLoop:
         device: torch.device,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
-        self._copies: torch.cuda.Stream | None = None
+        self._copy_stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._copies = torch.cuda.Stream(device)
+            self._copy_stream = torch.cuda.Stream(device)
         self._next: Batch | None = None
         self._originals: list[tuple[Any, Callable[..., Any]]] = []
 
     def progress(self, batches: Iterator[Batch]) -> Any:
-        """Take a step; returns what the model returns beside its loss.
+        """Take a step and return what the model returns beside its loss.
 
         Raises:
             StopIteration: there are no more batches.
         """
         self._attach()
-        batch = self._next or self._copied(batches)
+        batch = self._next or self._copy_next(batches)
         if batch is None:
             raise StopIteration
-        self._await(batch)
+        self._wait_for_copy(batch)
         self.optimizer.zero_grad()
         loss, outputs = self.model(batch)
-        self._next = self._copied(batches)
+        # The forward pass is queued by now: the copy travels while the device computes.
+        self._next = self._copy_next(batches)
         loss.backward()
         self.optimizer.step()
         return outputs
 
     def detach(self) -> None:
-        """Give the collections their own forward back, to judge or save the model; the
-        next `progress` takes it again.
+        """Give the collections their own forward pass back, to judge or save the model.
+        The next `progress` replaces it again.
         """
         for collection, forward in self._originals:
             collection.forward = forward
@@ -90,21 +92,23 @@ class AloneLoop:
 
     def _attach(self) -> None:
         if not self._originals:
-            for collection in _collections(self.model):
+            for collection in sharded_collections(self.model):
                 self._originals.append((collection, collection.forward))
                 collection.forward = DirectLookup(collection)
 
-    def _copied(self, batches: Iterator[Batch]) -> Batch | None:
+    def _copy_next(self, batches: Iterator[Batch]) -> Batch | None:
         batch = next(batches, None)
-        if batch is None or self._copies is None:
+        if batch is None or self._copy_stream is None:
             return batch
-        with torch.cuda.stream(self._copies):
+        with torch.cuda.stream(self._copy_stream):
             return batch.to(self.device, non_blocking=True)
 
-    def _await(self, batch: Batch) -> None:
-        if self._copies is not None:
+    def _wait_for_copy(self, batch: Batch) -> None:
+        if self._copy_stream is not None:
             stream = torch.cuda.current_stream(self.device)
-            stream.wait_stream(self._copies)
+            stream.wait_stream(self._copy_stream)
+            # The memory belongs to the copying stream: without this, the allocator may
+            # give it to the next copy while the step still reads it.
             batch.record_stream(stream)
 
 
@@ -112,15 +116,15 @@ class DirectLookup:
     """The forward pass of a collection that is whole on this rank."""
 
     def __init__(self, collection: Any) -> None:
-        (lookup,) = collection._lookups
-        self.kernels = [kernel.emb_module for kernel in lookup._emb_modules]
-        self.features = [len(c.feature_names()) for c in lookup.grouped_configs]
-        self.names = collection._embedding_names
-        self.widths = collection._embedding_dims
+        (lookup,) = lookup_groups(collection)
+        self.kernels = kernels(lookup)
+        self.feature_counts = [len(c.feature_names()) for c in lookup.grouped_configs]
+        self.names = output_names(collection)
+        self.widths = output_widths(collection)
 
     def __call__(self, ids: KeyedJaggedTensor) -> KeyedTensor:
         """Vectors of all features, as the collection's own forward returns them."""
-        parts = [ids] if len(self.kernels) == 1 else ids.split(self.features)
+        parts = [ids] if len(self.kernels) == 1 else ids.split(self.feature_counts)
         pairs = zip(self.kernels, parts, strict=True)
         values: list[Tensor] = [
             kernel(indices=part.values(), offsets=part.offsets())

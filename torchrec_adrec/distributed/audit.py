@@ -1,8 +1,8 @@
-"""What must hold of a sharded model before its first step; each would go unnoticed.
+"""What must hold of a sharded model before its first step.
 
-A table without optimizer never trains, one with two trains twice, a collection whose
-features stand in another order than the KJT's reads other tables' rows: none of these
-raises an error later. So a model that is wrong here does not start.
+A table without an optimizer never trains, one with two trains twice, and a collection
+whose features are in another order than the KJT's reads the rows of other tables. None
+of these raises an error later, so a model that is wrong here does not start.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,11 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.keyed import CombinedOptimizer
 
+from torchrec_adrec.distributed.torchrec_internals import in_backward_optimizers
 from torchrec_adrec.schema import Schema, Side
 
 Collections = Mapping[str, Sequence[EmbeddingBagConfig]]
+"""The path of each collection in its model -> its tables, in order."""
 
 
 def collections_of(model: nn.Module) -> Collections:
@@ -28,18 +30,16 @@ def collections_of(model: nn.Module) -> Collections:
         AssertionError: a table got no optimizer, or two. Once it is sharded nobody
             could tell: the kernel then trains it by a plain SGD of its own.
     """
+    collections = {}
     for path, module in model.named_modules():
         if isinstance(module, EmbeddingBagCollection):
             for name, table in module.named_parameters():
-                found = len(getattr(table, "_in_backward_optimizers", ()))
-                assert found == 1, (
-                    f"{path}.{name}: {found} optimizers inside backward, expected one"
+                count = len(in_backward_optimizers(table))
+                assert count == 1, (
+                    f"{path}.{name}: {count} optimizers inside backward, expected one"
                 )
-    return {
-        path: tuple(module.embedding_bag_configs())
-        for path, module in model.named_modules()
-        if isinstance(module, EmbeddingBagCollection)
-    }
+            collections[path] = tuple(module.embedding_bag_configs())
+    return collections
 
 
 def audit(
@@ -50,60 +50,72 @@ def audit(
 ) -> None:
     """Check all of it. Collective: every rank calls it.
 
+    Args:
+        model: sharded.
+        optimizer: of the tables and of everything else.
+        collections: what `collections_of` returned before the model was sharded.
+        schema: whose sides say the order of the features.
+
     Raises:
         AssertionError: names the parameter, table or collection at fault.
     """
-    keys_in_order(collections, schema)
-    every_table_planned(model.plan, collections)
-    one_optimizer_each(model, optimizer)
+    check_feature_order(collections, schema)
+    check_plan_is_whole(model.plan, collections)
+    check_optimizers(model, optimizer)
 
 
-def keys_in_order(collections: Collections, schema: Schema) -> None:
-    """The features of each collection are a side's, in the one key order."""
+def check_feature_order(collections: Collections, schema: Schema) -> None:
+    """Check that each collection has the features of one side, in the key order."""
     orders = [[f.name for f in schema.bags_of(side)] for side in Side]
     for path, tables in collections.items():
-        found = [name for table in tables for name in table.feature_names]
-        assert found in orders, (
-            f"{path} reads its features in the order {found}, the schema's sides have"
-            f" {orders}: its rows would be those of other features"
+        features = [name for table in tables for name in table.feature_names]
+        assert features in orders, (
+            f"{path} reads its features in the order {features}, the schema's sides"
+            f" have {orders}: its rows would be those of other features"
         )
 
 
-def every_table_planned(plan: ShardingPlan, collections: Collections) -> None:
-    """Each table is cut into shards that add up to it, none of them data_parallel."""
+def check_plan_is_whole(plan: ShardingPlan, collections: Collections) -> None:
+    """Check that the shards of each table add up to it, and none is data_parallel."""
     for path, tables in collections.items():
         planned = plan.get_plan_for_module(path) or {}
         for table in tables:
             assert table.name in planned, f"{path}.{table.name} is not in the plan"
-            _whole(f"{path}.{table.name}", table, planned[table.name])
+            _check_shards(f"{path}.{table.name}", table, planned[table.name])
 
 
-def _whole(name: str, table: EmbeddingBagConfig, found: ParameterSharding) -> None:
-    assert found.sharding_type != ShardingType.DATA_PARALLEL.value, (
+def _check_shards(
+    name: str, table: EmbeddingBagConfig, sharding: ParameterSharding
+) -> None:
+    assert sharding.sharding_type != ShardingType.DATA_PARALLEL.value, (
         f"{name} is data_parallel: under an optimizer inside backward it never trains"
     )
-    held = sum(prod(shard.shard_sizes) for shard in found.sharding_spec.shards)
-    wanted = table.num_embeddings * table.embedding_dim
-    assert held == wanted, f"{name}: the shards hold {held} of {wanted} weights"
+    actual = sum(prod(shard.shard_sizes) for shard in sharding.sharding_spec.shards)
+    expected = table.num_embeddings * table.embedding_dim
+    assert actual == expected, f"{name}: the shards hold {actual} of {expected} weights"
 
 
-def one_optimizer_each(
+def check_optimizers(
     model: DistributedModelParallel, optimizer: CombinedOptimizer
 ) -> None:
-    """Every parameter has exactly one optimizer, on the rank that holds it."""
-    own = set(model.fused_optimizer.params)
-    held: list[set[str]] = [set() for _ in range(dist.get_world_size())]
-    dist.all_gather_object(held, own)
-    fused = set().union(*held)
+    """Check that every parameter has exactly one optimizer, where its rows are."""
+    local_tables = set(model.fused_optimizer.params)
+    tables_by_rank: list[set[str]] = [set() for _ in range(dist.get_world_size())]
+    dist.all_gather_object(tables_by_rank, local_tables)
+    tables = set().union(*tables_by_rank)
     parameters = dict(model.named_parameters())
     stepped = dict(optimizer.params)
-    dense = {name: stepped[name] for name in stepped.keys() - own}
-    assert not dense.keys() & fused, f"two optimizers: {sorted(dense.keys() & fused)}"
-    missing = parameters.keys() - dense.keys() - fused
+    dense = {name: stepped[name] for name in stepped.keys() - local_tables}
+    twice = dense.keys() & tables
+    assert not twice, f"two optimizers: {sorted(twice)}"
+    missing = parameters.keys() - dense.keys() - tables
     assert not missing, f"no optimizer: {sorted(missing)}"
-    assert own <= stepped.keys(), (
-        f"never stepped: {sorted(own - stepped.keys())}; their learning rate would not"
-        " follow its schedule"
+    # A fused optimizer that nobody steps still trains, inside backward, but at the
+    # learning rate of the first step.
+    idle = local_tables - stepped.keys()
+    assert not idle, (
+        f"never stepped: {sorted(idle)}; their learning rate would not follow its"
+        " schedule"
     )
     stale = [n for n in dense if dense[n] is not parameters.get(n)]
     assert not stale, f"the optimizer steps copies, not the parameters: {sorted(stale)}"

@@ -1,4 +1,6 @@
-"""Checkpoints of a sharded model: whole or not there, readable at any world size.
+"""Saves and loads checkpoints of a sharded model, at any world size.
+
+A checkpoint is whole or it does not exist.
 
 Loading puts every row where the new plan has it. Measured on gloo, every tensor
 compared (docs/checkpoints.md): any mixture of table_wise and row_wise goes into any
@@ -66,10 +68,19 @@ def save(
     Collective: every rank calls it at the same step.
 
     Args:
+        folder: of all checkpoints of a run.
+        process: this rank.
+        model: sharded.
+        optimizer: of the model.
+        schema: of the data; its fingerprint is saved.
+        state: JSON; `step` must be in it.
+        keep: how many of the last checkpoints stay.
         best: the step that is the best so far, this one or an earlier one; it is kept
             beside the last ones.
     """
     final = folder_of(folder, state["step"])
+    # Written under another name and renamed at the end: who finds the final name, finds
+    # a checkpoint that was written whole.
     partial = final.with_suffix(".tmp")
     if process.is_first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,15 +114,23 @@ def load(
 
     Collective where the model is sharded.
 
+    Args:
+        checkpoint: to be loaded.
+        model: of the same task and settings.
+        schema: of the data; the checkpoint's must be the same.
+        optimizer: None: of no interest, as in evaluation.
+
     Raises:
-        CheckpointError: a file is damaged; other columns; a tensor that is only here or
-            only there, or has another shape.
+        CheckpointError: a file is damaged; other columns; a tensor that only the model
+            or only the checkpoint has, or that has another shape.
     """
     _check_schema(checkpoint, schema)
+    # torch leaves a tensor that a checkpoint lacks as it is and says nothing: names and
+    # shapes are compared before.
     tensors: dict[str, Any] = {"model": model.state_dict()}
     if optimizer is not None:
         tensors["optimizer"] = optimizer.state_dict()
-    _check(checkpoint, tensors)
+    _check_names_and_shapes(checkpoint, tensors)
     read(checkpoint, tensors)
     model.load_state_dict(tensors["model"])
     if optimizer is not None:
@@ -124,16 +143,19 @@ def load_tables(
     """Load single tables from the checkpoint of another model (warm start).
 
     Args:
+        checkpoint: of the other model.
+        model: sharded.
+        schema: of the data; the checkpoint's must be the same.
         origin: this model's parameter name -> the checkpoint's.
 
     Raises:
-        CheckpointError: a file is damaged; other columns, or a table that is not there.
+        CheckpointError: a file is damaged; other columns, or a table is missing.
     """
     _check_schema(checkpoint, schema)
-    own = model.state_dict()
-    tables = {f"model.{origin[name]}": own[name] for name in origin}
+    parameters = model.state_dict()
+    tables = {f"model.{origin[name]}": parameters[name] for name in origin}
     read(checkpoint, tables)
-    model.load_state_dict(own)
+    model.load_state_dict(parameters)
 
 
 def load_weights(
@@ -145,6 +167,8 @@ def load_weights(
     """Start with the weights of another run; optimizers begin anew. Collective.
 
     Args:
+        checkpoint: of the other run.
+        model: sharded.
         vocabulary: feature -> hash of its values' ids, of the data to train on. The
             same ids mean other things in another vocabulary.
         allow_new: leave what does not fit as it was initialised. What only the
@@ -156,89 +180,103 @@ def load_weights(
     Raises:
         CheckpointError: a file is damaged; they differ, all differences named.
     """
-    own = model.state_dict()
-    there, here = shapes(checkpoint), _shapes({"model": own})
-    surplus = sorted(n for n in there if n.startswith("model.") and n not in here)
-    new = sorted(n for n in here if there.get(n) != here[n])
-    reordered = _other_ids(checkpoint, vocabulary, here.keys() - set(new))
+    parameters = model.state_dict()
+    saved, expected = shapes(checkpoint), _shapes({"model": parameters})
+    surplus = sorted(n for n in saved if n.startswith("model.") and n not in expected)
+    new = sorted(n for n in expected if saved.get(n) != expected[n])
+    reordered = _tables_with_other_ids(
+        checkpoint, vocabulary, expected.keys() - set(new)
+    )
     if surplus or ((new or reordered) and not allow_new):
         raise CheckpointError(
             f"{checkpoint.path} does not fit: {_listed('only there', surplus)};"
-            f" {_differences(there, {n: here[n] for n in new})};"
+            f" {_differences(saved, {n: expected[n] for n in new})};"
             f" {_listed('ids of another vocabulary', reordered)}. Start without it"
             + ("" if surplus else ", or leave these as initialised: --allow-new-tables")
         )
-    left = {name.removeprefix("model.") for name in (*new, *reordered)}
-    read(checkpoint, {f"model.{n}": own[n] for n in own if n not in left})
-    model.load_state_dict(own)
-    return sorted(left)
+    initialised = {name.removeprefix("model.") for name in (*new, *reordered)}
+    read(
+        checkpoint,
+        {f"model.{n}": p for n, p in parameters.items() if n not in initialised},
+    )
+    model.load_state_dict(parameters)
+    return sorted(initialised)
 
 
-def _other_ids(
+def _tables_with_other_ids(
     checkpoint: Checkpoint, vocabulary: Mapping[str, str], names: Iterable[str]
 ) -> list[str]:
     """Tables of features whose ids stand for other values than in the checkpoint."""
-    before: dict[str, str] = checkpoint.state.get("vocabulary", {})
-    features = before.keys() | vocabulary.keys()
-    other = {f for f in features if before.get(f) != vocabulary.get(f)}
-    return sorted(n for n in names if _feature(n) in other)
+    saved: dict[str, str] = checkpoint.state.get("vocabulary", {})
+    features = saved.keys() | vocabulary.keys()
+    changed = {f for f in features if saved.get(f) != vocabulary.get(f)}
+    return sorted(n for n in names if _feature(n) in changed)
 
 
 def _feature(name: str) -> str:
-    """...embedding_bags.user_C1.weight -> C1, as of its bias; else nothing."""
+    """The feature of a table's parameter: ...embedding_bags.user_C1.weight -> C1.
+
+    The table of its bias has the same; what is no table has an empty one.
+    """
     table = name.partition(".embedding_bags.")[2].removesuffix(".weight")
     return table.partition("_")[2].removesuffix(BIAS_SUFFIX)
 
 
 def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:
-    found = checkpoint.state["schema"]
-    if found != schema.fingerprint:
+    saved = checkpoint.state["schema"]
+    if saved != schema.fingerprint:
         raise CheckpointError(
-            f"{checkpoint.path} was trained on columns {found}, the data's are"
+            f"{checkpoint.path} was trained on columns {saved}, the data's are"
             f" {schema.fingerprint}; train again or use the data it was trained on"
         )
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
-    """Name and shape of every tensor on any rank: an optimizer knows only the tables
-    whose rows this rank holds.
-    """
+    """Name and shape of every tensor on any rank."""
     flat, _ = flatten_state_dict(dict(tensors))
-    own = {name: tuple(value.size()) for name, value in flat.items()}
+    local = {name: tuple(value.size()) for name, value in flat.items()}
     if not dist.is_initialized():
-        return own
-    all_of: list[dict[str, Shape]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(all_of, own)
-    return {name: shape for found in all_of for name, shape in found.items()}
+        return local
+    # An optimizer knows only the tables whose rows this rank holds.
+    by_rank: list[dict[str, Shape]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_rank, local)
+    return {name: shape for part in by_rank for name, shape in part.items()}
 
 
-def _check(checkpoint: Checkpoint, tensors: Mapping[str, Any]) -> None:
-    """Every tensor here is there in the same shape, and no other, part by part."""
-    here, there = _shapes(tensors), shapes(checkpoint)
+def _check_names_and_shapes(checkpoint: Checkpoint, tensors: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that has other tensors or shapes in any part.
+
+    Args:
+        checkpoint: to be loaded.
+        tensors: part ("model", "optimizer") -> its state.
+    """
+    all_expected, all_saved = _shapes(tensors), shapes(checkpoint)
     for part in tensors:
-        mine = {n: s for n, s in here.items() if n.startswith(f"{part}.")}
-        saved = {n: s for n, s in there.items() if n.startswith(f"{part}.")}
-        if mine != saved:
-            surplus = sorted(saved.keys() - mine.keys())
+        expected = {n: s for n, s in all_expected.items() if n.startswith(f"{part}.")}
+        saved = {n: s for n, s in all_saved.items() if n.startswith(f"{part}.")}
+        if expected != saved:
+            surplus = sorted(saved.keys() - expected.keys())
             raise CheckpointError(
                 f"{checkpoint.path} does not fit the {part};"
                 f" {_listed('only in the checkpoint', surplus)};"
-                f" {_differences(saved, mine)}{_advice(part, mine, saved)}"
+                f" {_differences(saved, expected)}{_advice(part, expected, saved)}"
             )
 
 
-def _differences(there: Mapping[str, Shape], here: Mapping[str, Shape]) -> str:
-    lacking = sorted(here.keys() - there.keys())
+def _differences(saved: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
+    missing = sorted(expected.keys() - saved.keys())
     other = [
-        f"{name} {list(there[name])} there, {list(here[name])} here"
-        for name in sorted(here.keys() & there.keys())
-        if there[name] != here[name]
+        f"{name} {list(saved[name])} there, {list(expected[name])} here"
+        for name in sorted(expected.keys() & saved.keys())
+        if saved[name] != expected[name]
     ]
-    return f"{_listed('only here', lacking)}; {_listed('other shapes', other)}"
+    return f"{_listed('only here', missing)}; {_listed('other shapes', other)}"
 
 
-def _advice(part: str, mine: Mapping[str, Shape], saved: Mapping[str, Shape]) -> str:
-    if part == "model" or mine.keys() != saved.keys():
+def _advice(
+    part: str, expected: Mapping[str, Shape], saved: Mapping[str, Shape]
+) -> str:
+    if part == "model" or expected.keys() != saved.keys():
         return ""
     return (
         ". A column_wise table has a row-wise Adagrad state for each slice: train on"
@@ -247,6 +285,6 @@ def _advice(part: str, mine: Mapping[str, Shape], saved: Mapping[str, Shape]) ->
     )
 
 
-def _listed(what: str, names: list[str]) -> str:
+def _listed(title: str, names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{what}: {', '.join(names[:SHOWN]) or 'nothing'}{more}"
+    return f"{title}: {', '.join(names[:SHOWN]) or 'nothing'}{more}"

@@ -1,11 +1,11 @@
-"""The files of checkpoints: which there are, what each one holds.
+"""Finds, opens and reads the files of checkpoints.
 
     checkpoints/step-00000400/    torch.distributed.checkpoint files, state.json and
                                   hashes.json, the sha256 of all the others
 
 `hashes.json` is written last and the directory then renamed, so a name without `.tmp`
-is a checkpoint that was written whole. No byte is used that is not the one written.
-Nothing here needs a process group or a model.
+is a checkpoint that was written whole. Nothing is read from a file before its sha256
+was compared. Nothing here needs a process group or a model.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ class Checkpoint:
     def origin(self) -> Origin:
         """Its step and a hash of its tensors: what is saved twice has one name.
 
-        `.metadata` is left out, torch draws a new id for it each time.
+        `.metadata` is left out, for torch draws a new id for it each time.
         """
         files = sorted(
             pair for pair in self.hashes.items() if pair[0].endswith(TENSORS)
@@ -68,26 +68,26 @@ class Checkpoint:
 
 
 def folder_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step stands."""
+    """Return the folder of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a training run, if there is one."""
-    steps = _steps(folder)
-    return open_checkpoint(steps[-1]) if steps else None
+    """Open the newest whole checkpoint of a training run, if there is one."""
+    paths = _step_folders(folder)
+    return open_checkpoint(paths[-1]) if paths else None
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
     """Remove all but the last `keep` checkpoints and that of the step `best`."""
-    spared = None if best is None else folder_of(folder, best)
-    for old in _steps(folder)[:-keep]:
-        if old != spared:
-            shutil.rmtree(old)
+    best_path = None if best is None else folder_of(folder, best)
+    for path in _step_folders(folder)[:-keep]:
+        if path != best_path:
+            shutil.rmtree(path)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read what a checkpoint says of itself.
+    """Open a checkpoint: read its state and its hashes, but no tensor yet.
 
     Raises:
         CheckpointError: it is not there, was not written whole, or its `state.json` is
@@ -106,20 +106,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is no whole checkpoint: {error}") from None
 
 
-def _steps(folder: Path) -> list[Path]:
+def _step_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp")
 
 
 def shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
-    """Name and shape of every tensor; `model.` or `optimizer.` stands in front.
+    """Return name -> shape of every tensor; names begin with `model.` or `optimizer.`.
 
     Raises:
         CheckpointError: its directory of tensors cannot be read.
     """
-    found = _metadata(checkpoint).state_dict_metadata
+    entries = _metadata(checkpoint).state_dict_metadata
     return {
         name: tuple(entry.size)
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata)
     }
 
@@ -156,7 +156,9 @@ def _fill(checkpoint: Checkpoint, tensors: dict[str, Any], alone: bool) -> None:
 def tensors(
     checkpoint: Checkpoint, names: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor (or these), one at a time, by name; shards are put together.
+    """Read every tensor (or these), one at a time, in the order of their names.
+
+    Tensors are whole: shards of all ranks are put together.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -167,6 +169,6 @@ def tensors(
         if isinstance(entry, TensorStorageMetadata) and (
             names is None or name in names
         ):
-            found = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
-            _fill(checkpoint, found, alone=True)
-            yield name, found[name]
+            whole = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+            _fill(checkpoint, whole, alone=True)
+            yield name, whole[name]

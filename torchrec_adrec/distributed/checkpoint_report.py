@@ -1,4 +1,7 @@
-"""What a checkpoint holds, how two differ: read tensor by tensor, without a model."""
+"""Shows what a checkpoint holds and how two differ.
+
+Both are read tensor by tensor, without a model.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,6 +23,8 @@ class Holding:
     """One parameter, or all of the optimizer's state.
 
     Attributes:
+        name, shape, dtype, bytes, norm: of the parameter; the state has but bytes.
+        not_finite: how many of its numbers are not.
         touched: of a table, the share of rows that training ever moved (its row-wise
             Adagrad state is above 0); None elsewhere.
     """
@@ -34,27 +39,28 @@ class Holding:
 
 
 def inspect(checkpoint: Checkpoint) -> list[Holding]:
-    """Every table, every dense parameter, and the optimizer's state as one.
+    """List every table, every dense parameter, and the optimizer's state as one.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    found: dict[str, Holding] = {}
+    parameters: dict[str, Holding] = {}
     touched: dict[str, float] = {}
-    rest = Holding("optimizer state", "", "", 0, 0.0, 0)
-    for name, tensor in tensors(checkpoint):
-        part, _, own = name.partition(".")
+    state = Holding("optimizer state", "", "", 0, 0.0, 0)
+    for full_name, tensor in tensors(checkpoint):
+        part, _, name = full_name.partition(".")
         if part == "model":
-            found[own] = _holding(own, tensor)
+            parameters[name] = _holding(name, tensor)
             continue
-        rest.bytes += tensor.nbytes
-        rest.not_finite += _not_finite(tensor)
-        if BAGS in own:  # state.model...embedding_bags.user_C1.weight.user_C1.momentum1
-            table = own.removeprefix("state.").rsplit(".", 2)[0]
+        state.bytes += tensor.nbytes
+        state.not_finite += _not_finite(tensor)
+        # state.model...embedding_bags.user_C1.weight.user_C1.momentum1
+        if BAGS in name:
+            table = name.removeprefix("state.").rsplit(".", 2)[0]
             touched[table] = float((tensor > 0).double().mean())
     for table, share in touched.items():
-        found[table].touched = share
-    return [*sorted(found.values(), key=_order), rest]
+        parameters[table].touched = share
+    return [*sorted(parameters.values(), key=_order), state]
 
 
 def _order(holding: Holding) -> tuple[bool, str]:
@@ -73,7 +79,7 @@ def _not_finite(tensor: Tensor) -> int:
 
 
 def headline(checkpoint: Checkpoint) -> str:
-    """What `state.json` says: where training stood, and on what."""
+    """Say in a line where training was when it saved, and on what data."""
     state = checkpoint.state
     size = state.get("steps_an_epoch")
     place = ""
@@ -88,32 +94,33 @@ def headline(checkpoint: Checkpoint) -> str:
 
 
 def inspection(checkpoint: Checkpoint) -> Table:
-    """`inspect` for a terminal."""
+    """Print `inspect` as a table for a terminal."""
     table = Table(
         *("parameter", "shape", "dtype", "MB", "norm", "rows touched", "not finite"),
         title=headline(checkpoint),
     )
-    for found in inspect(checkpoint):
+    for holding in inspect(checkpoint):
         table.add_row(
-            found.name,
-            found.shape,
-            found.dtype,
-            f"{found.bytes / 2**20:,.2f}",
-            f"{found.norm:.4g}" if found.shape or found.dtype else "",
-            "" if found.touched is None else f"{found.touched:.1%}",
-            f"{found.not_finite:,}",
+            holding.name,
+            holding.shape,
+            holding.dtype,
+            f"{holding.bytes / 2**20:,.2f}",
+            f"{holding.norm:.4g}" if holding.shape or holding.dtype else "",
+            "" if holding.touched is None else f"{holding.touched:.1%}",
+            f"{holding.not_finite:,}",
         )
     return table
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one tensor in two checkpoints.
+    """How far one tensor of two checkpoints is apart.
 
     Attributes:
-        largest: absolute.
-        relative: the largest by the largest value of the first.
-        shapes: where they differ; there is then nothing to subtract.
+        name: of the tensor.
+        largest: the largest absolute difference of two values.
+        relative: the same, divided by the largest value of the first.
+        shapes: both, if they differ: there is then nothing to subtract.
     """
 
     name: str
@@ -134,14 +141,14 @@ class Comparison:
 
 
 def compare(first: Checkpoint, second: Checkpoint) -> Comparison:
-    """Tensor by tensor, and setting by setting.
+    """Compare two checkpoints, tensor by tensor and setting by setting.
 
     Raises:
         CheckpointError: one is damaged.
     """
     one, two = shapes(first), shapes(second)
     both = one.keys() & two.keys()
-    found = [
+    reshaped = [
         Difference(name, shapes=f"{list(one[name])} / {list(two[name])}")
         for name in sorted(both)
         if one[name] != two[name]
@@ -150,12 +157,13 @@ def compare(first: Checkpoint, second: Checkpoint) -> Comparison:
     pairs = zip(tensors(first, same), tensors(second, same), strict=True)
     measured = [_difference(name, a, b) for (name, a), (_, b) in pairs]
     moved = [d for d in measured if d.largest != 0]
+    # What is not a number comes first: it is not equal to itself.
     moved.sort(key=lambda d: -d.relative if d.relative == d.relative else -math.inf)
     return Comparison(
         sorted(one.keys() - both),
         sorted(two.keys() - both),
         len(measured) - len(moved),
-        [*found, *moved],
+        [*reshaped, *moved],
         _settings(first.state, second.state),
     )
 
@@ -187,21 +195,22 @@ def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def comparison(first: Checkpoint, second: Checkpoint) -> Table:
-    """`compare` for a terminal; the tensors that moved most, first."""
-    found = compare(first, second)
+    """Print `compare` as a table for a terminal, the largest differences first."""
+    result = compare(first, second)
     table = Table(
         *("tensor", "largest difference", "relative"),
-        title=f"{found.equal} tensors equal, {len(found.differ)} differ",
+        title=f"{result.equal} tensors equal, {len(result.differ)} differ",
     )
-    for name in found.only_first:
+    for name in result.only_first:
         table.add_row(name, "only in the first", "")
-    for name in found.only_second:
+    for name in result.only_second:
         table.add_row(name, "only in the second", "")
-    for one in found.differ[:SHOWN]:
-        shown = one.shapes or f"{one.largest:.4g}"
-        table.add_row(one.name, shown, "" if one.shapes else f"{one.relative:.4g}")
-    if len(found.differ) > SHOWN:
-        table.add_row(f"and {len(found.differ) - SHOWN} more", "", "")
-    for line in found.settings:
+    for difference in result.differ[:SHOWN]:
+        relative = "" if difference.shapes else f"{difference.relative:.4g}"
+        largest = difference.shapes or f"{difference.largest:.4g}"
+        table.add_row(difference.name, largest, relative)
+    if len(result.differ) > SHOWN:
+        table.add_row(f"and {len(result.differ) - SHOWN} more", "", "")
+    for line in result.settings:
         table.add_row(f"setting {line}", "", "")
     return table

@@ -1,4 +1,4 @@
-"""What the planner may choose from, table by table."""
+"""Says what the planner may choose from, table by table."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,7 +17,7 @@ DEFAULT = {"cpu": ("table_wise",), "cuda": ("table_wise", "row_wise")}
 
 
 def tables_of(model: nn.Module) -> list[EmbeddingBagConfig]:
-    """All tables of a model that is not sharded yet."""
+    """Return all tables of a model that is not sharded yet."""
     collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
     return [table for part in collections for table in part.embedding_bag_configs()]
 
@@ -28,24 +28,26 @@ def constraints(
     ids: Mapping[str, float],
     topology: Topology,
 ) -> dict[str, ParameterConstraints]:
-    """The planner's constraints: what is not named here cannot be chosen.
+    """Make the planner's constraints: what they do not name cannot be chosen.
 
     Args:
+        tables: of the model.
+        config: what the settings allow.
         ids: mean ids a row of a table, where it is not 1; the estimates need it.
         topology: the ranks that are planned for.
 
     Raises:
         ConfigError: a pattern that fits no table, or host memory asked for on CPUs.
     """
-    _every_pattern_fits([table.name for table in tables], config)
+    _check_patterns([table.name for table in tables], config)
     return {
-        table.name: _one(table, config, ids.get(table.name, 1.0), topology)
+        table.name: _constraint(table, config, ids.get(table.name, 1.0), topology)
         for table in tables
     }
 
 
 def ids_per_row(schema: Schema) -> dict[str, float]:
-    """Ids a row of the tables of histories: as many as a row may have."""
+    """Return the ids a row of the tables of histories: as many as a row may have."""
     return {
         f"{side}_{f.name}": float(f.max_length)
         for side in Side
@@ -54,15 +56,15 @@ def ids_per_row(schema: Schema) -> dict[str, float]:
     }
 
 
-def asked(name: str, config: ShardingConfig) -> TableSharding:
-    """What the settings say of one table."""
+def settings_of(name: str, config: ShardingConfig) -> TableSharding:
+    """Return what the settings say of one table: the first pattern that fits counts."""
     for pattern, table in config.tables.items():
         if fnmatchcase(name, pattern):
             return table
     return TableSharding()
 
 
-def _every_pattern_fits(names: Sequence[str], config: ShardingConfig) -> None:
+def _check_patterns(names: Sequence[str], config: ShardingConfig) -> None:
     for pattern in config.tables:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
@@ -71,45 +73,51 @@ def _every_pattern_fits(names: Sequence[str], config: ShardingConfig) -> None:
             )
 
 
-def _one(
+def _constraint(
     table: EmbeddingBagConfig, config: ShardingConfig, ids: float, topology: Topology
 ) -> ParameterConstraints:
-    wanted, device = asked(table.name, config), topology.compute_device
-    types: Sequence[str] = wanted.types or config.types or _default(topology)
+    settings, device = settings_of(table.name, config), topology.compute_device
+    types: Sequence[str] = settings.types or config.types or _default(topology)
     if device == "cpu":
-        if wanted.kernel != "fused":
+        if settings.kernel != "fused":
             raise ConfigError(
-                f"sharding.tables: {table.name} asks for kernel {wanted.kernel}, which"
-                " only GPUs have; set fused"
+                f"sharding.tables: {table.name} asks for kernel {settings.kernel},"
+                " which only GPUs have; set fused"
             )
-        types = _fills_every_rank(types, table.num_embeddings, topology)
+        types = _types_for_every_rank(types, table.num_embeddings, topology)
     return ParameterConstraints(
         sharding_types=list(types),
-        compute_kernels=[wanted.kernel],
-        min_partition=wanted.min_partition,
+        compute_kernels=[settings.kernel],
+        min_partition=settings.min_partition,
         pooling_factors=[ids],
     )
 
 
 def _default(topology: Topology) -> Sequence[str]:
-    """Of one rank every cut is the whole table, but row_wise sorts the ids into ranks
-    first and makes the host wait for the counts.
-    """
+    # Of one rank every cut is the whole table, but row_wise sorts the ids into ranks
+    # first and makes the host wait for the counts.
     if topology.world_size == 1:
         return ("table_wise",)
     return DEFAULT[topology.compute_device]
 
 
-def _fills_every_rank(
+def _types_for_every_rank(
     types: Sequence[str], rows: int, topology: Topology
 ) -> Sequence[str]:
-    """Without the cuts that leave a rank no row: FBGEMM 1.8.0 takes a rank without any
-    weights for a GPU's and fails. A table that is left no other type stays whole.
+    """Leave out the types that would leave a rank without a row.
+
+    FBGEMM 1.8.0 takes a rank without any weights for a GPU's and fails. A table that no
+    other type is left for stays whole.
     """
     ranks = {
         "row_wise": topology.world_size,
         "table_row_wise": topology.local_world_size,
     }
-    each = {name: ceil(rows / count) for name, count in ranks.items()}
-    kept = [t for t in types if t not in ranks or each[t] * (ranks[t] - 1) < rows]
-    return kept or ["table_wise"]
+    shard_rows = {name: ceil(rows / count) for name, count in ranks.items()}
+    possible = [
+        name
+        for name in types
+        # The last rank gets what the full shards of the others leave.
+        if name not in ranks or shard_rows[name] * (ranks[name] - 1) < rows
+    ]
+    return possible or ["table_wise"]

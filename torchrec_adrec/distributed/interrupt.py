@@ -1,8 +1,8 @@
-"""An orderly end: SIGTERM or SIGINT asks, the trainer agrees, saves and leaves.
+"""Ends a run in good order when it gets SIGTERM or SIGINT.
 
 A launcher sends the signal to every rank, but they see it at different steps. So a rank
-only notes it; the trainer takes the largest note of all ranks after each step (one
-`all_reduce` of a number, 0 on most days), and all save and leave at the same one.
+only notes it. Its note travels to the others with the loss of a step; all ranks see it
+at the same step, agree on the signal, save and leave there.
 """
 
 import signal
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """Notes signals instead of dying of them. For the main thread.
+    """Notes signals instead of dying of them; for the main thread alone.
 
     Attributes:
         signal: number of the last one that came, 0 while none has.
@@ -25,15 +25,15 @@ class Interrupt:
     def __init__(self) -> None:
         self.signal = 0
         self._agreed = False
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
         """Whether this rank was asked to stop."""
         return self.signal != 0
 
-    def agreed(self, device: torch.device) -> int:
-        """The signal that any rank was sent, or 0; the same on all. Collective."""
+    def agree(self, device: torch.device) -> int:
+        """Return the signal that any rank was sent, or 0, on all alike. Collective."""
         note = torch.tensor(self.signal, device=device)
         dist.all_reduce(note, dist.ReduceOp.MAX)
         self._agreed = bool(note)
@@ -41,7 +41,7 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -53,7 +53,8 @@ class Interrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        # It came after the last step, so nobody has left for it yet.
         if kind is None and self.requested and not self._agreed:
-            signal.raise_signal(self.signal)  # it came after the last step
+            signal.raise_signal(self.signal)

@@ -1,4 +1,4 @@
-"""Row-wise Adagrad inside backward for the tables, AdamW for every other parameter."""
+"""The optimizers: row-wise Adagrad inside backward for tables, AdamW for the rest."""
 
 import math
 from typing import Any
@@ -35,9 +35,11 @@ def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
 def build_optimizer(
     model: DistributedModelParallel, config: OptimizerConfig, bad: Tensor
 ) -> "StepOptimizer":
-    """The tables' fused optimizer and AdamW for the rest, as one.
+    """Make one optimizer of the tables' fused one and of AdamW for the rest.
 
     Args:
+        model: sharded, its tables with the optimizer of `fuse_table_optimizer`.
+        config: learning rates, weight decay, clipping and accumulation.
         bad: () float32, the guard's note: 1 makes AdamW skip its steps.
     """
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
@@ -58,9 +60,10 @@ def _guarded_adamw(parameters: Any, config: OptimizerConfig, bad: Tensor) -> Any
 
 
 class StepOptimizer(CombinedOptimizer):  # type: ignore[misc]
-    """Both optimizers, told which step it is: rates, accumulation and clipping.
+    """Both optimizers as one, with learning rates, accumulation and clipping.
 
-    What a step does follows from its number alone, so nothing of it is saved.
+    What a step does follows from its number alone, so nothing of it is saved: call
+    `prepare_step` before every step.
     """
 
     def __init__(
@@ -72,50 +75,62 @@ class StepOptimizer(CombinedOptimizer):  # type: ignore[misc]
             )
         super().__init__([tables, dense])
         self.tables, self.dense, self.config = tables, dense, config
-        self.at(1, 1)
+        self.prepare_step(1, 1)
 
-    def at(self, step: int, steps: int) -> None:
-        """Prepare for step `step` (from 1) of `steps`."""
-        self._waiting = (step - 1) % self.config.accumulate + 1
-        self._first = self._waiting == 1
-        self._updates = step == steps or self._waiting == self.config.accumulate
+    def prepare_step(self, step: int, steps: int) -> None:
+        """Set learning rates and accumulation for step `step` (from 1) of `steps`."""
+        self._accumulated = (step - 1) % self.config.accumulate + 1
+        self._is_first = self._accumulated == 1
+        # The last step updates with what there is: no further one would complete it.
+        self._updates = step == steps or self._accumulated == self.config.accumulate
         share = rate(step, steps, self.config)
-        for optimizer, full in (
+        for optimizer, full_rate in (
             (self.tables, self.config.tables_lr),
             (self.dense, self.config.dense_lr),
         ):
             for group in optimizer.param_groups:
-                group["lr"] = full * share
+                group["lr"] = full_rate * share
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Clear what was used up. For tables this hands the new rate to the kernel."""
+        """Clear the gradients that were used up."""
+        # For tables, which have no gradients, this hands the new rate to the kernel.
         self.tables.zero_grad(set_to_none)
-        if self._first:
+        if self._is_first:
             self.dense.zero_grad(set_to_none=True)  # nothing to fill with zeros
 
     def step(self, closure: Any = None) -> None:
         """Update the dense part, if its gradients are complete."""
         if not self._updates:
             return
-        if self._waiting > 1:
+        if self._accumulated > 1:
             parameters = self.dense.params.values()
             grads = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_div_(grads, self._waiting)
+            torch._foreach_div_(grads, self._accumulated)
         self.dense.step()
 
 
 def rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Share of the full learning rate at a step (from 1): it rises, then falls."""
+    """Share of the full learning rate at a step: it rises, then falls.
+
+    Args:
+        step: from 1.
+        steps: the last one.
+        config: the length of the rise, and how it falls.
+    """
     if step <= config.warmup_steps:
         return step / config.warmup_steps
     if config.decay == "none":
         return 1.0
-    left = (steps - step + 1) / max(steps - config.warmup_steps, 1)
-    return left if config.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
+    remaining = (steps - step + 1) / max(steps - config.warmup_steps, 1)
+    if config.decay == "linear":
+        return remaining
+    return (1 - math.cos(math.pi * remaining)) / 2
 
 
 def _make_state(dense: KeyedOptimizerWrapper) -> None:
-    """An Adam that has not stepped has no state, and a checkpoint would silently not be
+    """Let the dense optimizer have a state before its first step.
+
+    An Adam that has not stepped has none, and a checkpoint would silently not be
     restored into it. `init_state` makes it by a step on zero gradients; that step must
     neither decay the weights nor count in the bias correction.
     """

@@ -1,4 +1,4 @@
-"""A sharding plan in lines of at most 110 columns."""
+"""Prints a sharding plan in lines of at most 110 columns."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.types import Shard, ShardingOption
 
 from torchrec_adrec.config.train import ShardingConfig
-from torchrec_adrec.distributed.constraints import asked
+from torchrec_adrec.distributed.constraints import settings_of
 from torchrec_adrec.distributed.planner import TablePlan
 
 WIDTH = 110
@@ -21,6 +21,7 @@ class RankLoad:
     """What one rank holds and does of the tables.
 
     Attributes:
+        rank: its number.
         weights, optimizer, buffers: bytes of the rank's own memory; buffers are the
             ids and vectors that the planner expects in flight, and caches of rows that
             live in host memory.
@@ -42,7 +43,7 @@ class RankLoad:
 
 
 def rank_loads(plan: TablePlan) -> list[RankLoad]:
-    """The load of every rank, in order."""
+    """Return the load of every rank, in order."""
     loads = [
         RankLoad(rank, 0, 0, 0, 0, 0.0) for rank in range(plan.topology.world_size)
     ]
@@ -53,26 +54,26 @@ def rank_loads(plan: TablePlan) -> list[RankLoad]:
 
 
 def _with_shard(
-    old: RankLoad, shard: Shard, option: ShardingOption, plan: TablePlan
+    load: RankLoad, shard: Shard, option: ShardingOption, plan: TablePlan
 ) -> RankLoad:
     gpu = plan.topology.compute_device == "cuda"
-    # Rows in host memory: the planner's own bytes are those of their cache.
-    here = not gpu or option.compute_kernel == EmbeddingComputeKernel.FUSED.value
-    rows, width = shard.size if here else (0, 0)
+    # Of rows in host memory the planner's bytes of the device are those of their cache.
+    is_local = not gpu or option.compute_kernel == EmbeddingComputeKernel.FUSED.value
+    rows, width = shard.size if is_local else (0, 0)
     weights, optimizer = rows * width * FLOAT, rows * FLOAT
     memory = shard.storage.hbm if gpu else shard.storage.ddr
     return RankLoad(
-        old.rank,
-        old.weights + weights,
-        old.optimizer + optimizer,
-        old.buffers + max(memory - weights - optimizer, 0),
-        old.host + (shard.storage.ddr if gpu else 0),
-        old.ms + shard.perf.total,
+        load.rank,
+        load.weights + weights,
+        load.optimizer + optimizer,
+        load.buffers + max(memory - weights - optimizer, 0),
+        load.host + (shard.storage.ddr if gpu else 0),
+        load.ms + shard.perf.total,
     )
 
 
 def table_lines(plan: TablePlan, config: ShardingConfig) -> list[str]:
-    """One line a table: rows, width, type, kernel, ranks, bytes and why; the total."""
+    """Return a line for each table, with the reason of its type, and the total."""
     head = ("table", "rows", "dim", "type", "kernel", "ranks", "weights", "why")
     rows = [head, *(_row(option, plan, config) for option in plan.chosen)]
     total = sum(option.tensor.numel() * FLOAT for option in plan.chosen)
@@ -84,7 +85,7 @@ def table_lines(plan: TablePlan, config: ShardingConfig) -> list[str]:
 
 
 def rank_lines(plan: TablePlan) -> list[str]:
-    """One line a rank: memory of its tables and the estimated milliseconds."""
+    """Return a line for each rank: memory of its tables, estimated milliseconds."""
     loads = rank_loads(plan)
     head = ("rank", "weights", "optimizer", "buffers", "memory", "estimated ms")
     rows = [
@@ -98,41 +99,48 @@ def rank_lines(plan: TablePlan) -> list[str]:
 
 
 def sizes(load: RankLoad) -> tuple[int, int, int, int]:
-    """Weights, optimizer state, buffers and their sum, in bytes."""
+    """Return weights, optimizer state, buffers and their sum, in bytes."""
     return load.weights, load.optimizer, load.buffers, load.memory
 
 
 def named(loads: Sequence[RankLoad]) -> list[tuple[str, RankLoad]]:
-    """All ranks, or of many the three that tell most."""
+    """Name all ranks, or of many the fullest, the slowest and the emptiest."""
     if len(loads) <= SHOWN:
         return [(str(load.rank), load) for load in loads]
-    told = (
+    extremes = (
         ("fullest", max(loads, key=lambda load: load.memory)),
         ("slowest", max(loads, key=lambda load: load.ms)),
         ("emptiest", min(loads, key=lambda load: load.memory)),
     )
-    words: dict[int, list[str]] = {}
-    for word, load in told:
-        words.setdefault(load.rank, []).append(word)
-    return [(f"{rank} ({', '.join(w)})", loads[rank]) for rank, w in words.items()]
+    labels: dict[int, list[str]] = {}  # one rank may be two of them
+    for label, load in extremes:
+        labels.setdefault(load.rank, []).append(label)
+    return [
+        (f"{rank} ({', '.join(names)})", loads[rank]) for rank, names in labels.items()
+    ]
 
 
 def columns(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows of words side by side, cut at `WIDTH`; `right`: columns of numbers."""
+    """Set rows of text in columns; what is wider than `WIDTH` is cut off.
+
+    Args:
+        rows: all of one length.
+        right: columns of numbers, which are set to the right.
+    """
     rows = list(rows)
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        words = [
-            word.rjust(w) if i in right else word.ljust(w)
-            for i, (word, w) in enumerate(zip(row, wide, strict=True))
+        cells = [
+            text.rjust(width) if i in right else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(words).rstrip()[:WIDTH])
+        lines.append("  ".join(cells).rstrip()[:WIDTH])
     return lines
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes in the unit that suits it."""
+    """Format a number of bytes in the unit that suits it."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -144,16 +152,16 @@ def _row(
     option: ShardingOption, plan: TablePlan, config: ShardingConfig
 ) -> tuple[str, ...]:
     rows, dim = option.tensor.shape
-    where = sorted({shard.rank for shard in option.shards if shard.size[0]})
+    ranks = sorted({shard.rank for shard in option.shards if shard.size[0]})
     return (
         option.name,
         f"{rows:,}",
         str(dim),
         option.sharding_type,
         option.compute_kernel,
-        _ranks(where, plan.topology.world_size),
+        _ranks(ranks, plan.topology.world_size),
         in_bytes(option.tensor.numel() * FLOAT),
-        _why(option, plan, config),
+        _reason(option, plan, config),
     )
 
 
@@ -165,14 +173,14 @@ def _ranks(ranks: Sequence[int], world_size: int) -> str:
     return ",".join(map(str, ranks)) if len(ranks) < 4 else f"{len(ranks)} ranks"
 
 
-def _why(option: ShardingOption, plan: TablePlan, config: ShardingConfig) -> str:
+def _reason(option: ShardingOption, plan: TablePlan, config: ShardingConfig) -> str:
     offered = plan.offered[option.name]
-    wanted = asked(option.name, config).types or config.types
-    if wanted and option.sharding_type not in wanted:
+    requested = settings_of(option.name, config).types or config.types
+    if requested and option.sharding_type not in requested:
         return "too few rows for every rank"
     if len(offered) == 1:
-        special = any(fnmatchcase(option.name, pattern) for pattern in config.tables)
-        return "sharding.tables asks for it" if special else "the only type allowed"
+        is_named = any(fnmatchcase(option.name, pattern) for pattern in config.tables)
+        return "sharding.tables asks for it" if is_named else "the only type allowed"
     faster = sum(other.total_perf < option.total_perf for other in offered)
     if not faster:
         return f"fastest of {len(offered)}"

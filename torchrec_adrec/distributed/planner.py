@@ -1,6 +1,6 @@
-"""TorchRec's planner with our choices: no table ends up where nobody asked for.
+"""TorchRec's planner with our choices: no table ends up where nobody asked for it.
 
-Needs no process group and no GPU: training plans the ranks it has with it, `adrec plan`
+It needs no process group and no GPU: training plans the ranks that it has, `adrec plan`
 those of a cluster that is only described.
 """
 
@@ -33,9 +33,13 @@ from torchrec.distributed.planner.types import (
     Storage,
 )
 from torchrec.distributed.types import ParameterSharding, ShardingPlan
-from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from torchrec_adrec.distributed.torchrec_internals import (
+    estimators,
+    never_divide,
+    sharder_data,
+)
 from torchrec_adrec.errors import PlanError
 
 DENSE_SHARE = 0.15  # of a device's memory, kept free for the dense part and batches
@@ -48,15 +52,15 @@ GIB = 2**30
 
 
 class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-    """Offers the row-wise types on CPUs too, and leaves means as they are.
+    """Offers the row-wise types on CPUs too, and takes no mean twice.
 
-    TorchRec's own offers them to GPUs alone; its CPU kernels do them exactly
-    (tests/distributed/test_sharding_types.py).
+    TorchRec's own sharder offers these types to GPUs alone, but its CPU kernels do them
+    exactly (tests/distributed/test_sharding_types.py).
 
     Where one averaged table of a collection is cut by rows, TorchRec 1.8.0 divides the
-    vectors of *all* its tables by their number of ids: those whose kernel has already
-    averaged them are divided twice, and nothing says so. Only summed tables that are
-    cut by rows are spared, so the tables that are not cut by rows are added to these.
+    vectors of *all* its tables by their number of ids. Those whose kernel has already
+    averaged them are divided twice, and nothing says so. It spares summed tables that
+    are cut by rows alone, so the tables that are not cut by rows are added to these.
     """
 
     def shard(
@@ -64,24 +68,23 @@ class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         module: EmbeddingBagCollection,
         params: dict[str, ParameterSharding],
         *args: Any,
-        **more: Any,
+        **kwargs: Any,
     ) -> ShardedEmbeddingBagCollection:
-        """Shard one collection."""
-        sharded = super().shard(module, params, *args, **more)
-        spared = sharded._pooling_type_to_rs_features[PoolingType.SUM.value]
+        """Shard one collection, as TorchRec's sharder does."""
+        sharded = super().shard(module, params, *args, **kwargs)
         for table in module.embedding_bag_configs():
             if params[table.name].sharding_type not in BY_ROWS:
-                spared.extend(table.feature_names)
+                never_divide(sharded, table.feature_names)
         return sharded
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """All types but data_parallel, which never trains here."""
+        """Name all types but data_parallel, which never trains here."""
         return list(TYPES)
 
 
 @dataclass(frozen=True)
 class TablePlan:
-    """Where every table goes.
+    """Says where every table goes.
 
     Attributes:
         sharding: TorchRec's plan.
@@ -113,73 +116,84 @@ def plan_tables(
     Raises:
         PlanError: the tables do not fit, with the bytes needed and there.
     """
-    kept, idle = _Kept(), _Idle()
+    choice, idle = _PlanRecorder(), _Idle()
     for device in topology.devices:
         device.perf = idle
-    enumerator = _InOrder(topology, batch_size, allowed)
+    enumerator = OrderedEnumerator(topology, batch_size, allowed)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
         enumerator=enumerator,
         storage_reservation=FixedPercentageStorageReservation(DENSE_SHARE),
         constraints=allowed,
-        stats=kept,
+        stats=choice,
     )
     try:
         plan = planner.plan(model, [sharder])
     except PlannerError as error:
-        raise _refusal(error, enumerator.found, topology) from None
-    offered = {o.name: tuple(enumerator.options_of(o.name)) for o in enumerator.found}
-    return TablePlan(plan, tuple(kept.chosen), offered, topology)
+        raise _plan_error(error, enumerator.options, topology) from None
+    offered = {o.name: tuple(enumerator.options_of(o.name)) for o in enumerator.options}
+    return TablePlan(plan, tuple(choice.chosen), offered, topology)
 
 
-class _InOrder(EmbeddingEnumerator):  # type: ignore[misc]
-    """Options in an order of their own: TorchRec's is that of a set, which changes from
-    process to process and decides between options that cost the same.
+class OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc]
+    """Lists the options in an order of their own, and estimates each size once.
 
-    The time of a shard follows from its size alone, and the shards of a table cut over
-    1,024 ranks have one or two sizes: one of each is estimated. TorchRec 1.8.0 looks
-    for its annotations anew at every shard, which was half of a plan's time.
+    TorchRec's order is that of a set: it changes from process to process and decides
+    between options that cost the same.
+
+    The time of a shard follows from its size alone, and the shards of a table that is
+    cut over 1,024 ranks have one or two sizes: one of each is estimated. TorchRec 1.8.0
+    looks up its annotations anew for every shard, which was half of a plan's time.
     """
 
-    found: Sequence[ShardingOption] = ()
+    options: Sequence[ShardingOption] = ()
 
     def enumerate(self, module: nn.Module, sharders: Any) -> list[ShardingOption]:
-        """All options, by table and type."""
+        """List all options, by table and type."""
         options = super().enumerate(module, sharders)
         options.sort(key=lambda o: (o.fqn, TYPES.index(o.sharding_type)))
-        self.found = options
+        self.options = options
         return list(options)
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
         """Give every shard its memory and time."""
-        for estimator in self._estimators:
+        sharders = sharder_data(self)
+        for estimator in estimators(self):
             if isinstance(estimator, EmbeddingStorageEstimator):
-                estimator.estimate(sharding_options, self._sharder_data_map)
-                continue
-            every = [option.shards for option in sharding_options]
-            for option in sharding_options:
-                option.shards = list(_by_size(option.shards).values())
-            estimator.estimate(sharding_options, self._sharder_data_map)
-            for option, shards in zip(sharding_options, every, strict=True):
-                estimated = _by_size(option.shards)
-                option.shards = shards
-                for shard in shards:
-                    shard.perf = estimated[tuple(shard.size)].perf
+                estimator.estimate(sharding_options, sharders)
+            else:
+                _estimate_by_size(estimator, sharding_options, sharders)
         for option in sharding_options:
             option.shards = [
                 _Shard(s.size, s.offset, s.storage, s.perf) for s in option.shards
             ]
 
     def options_of(self, table: str) -> list[ShardingOption]:
-        """The options of one table."""
-        return [option for option in self.found if option.name == table]
+        """Return the options of one table."""
+        return [option for option in self.options if option.name == table]
+
+
+def _estimate_by_size(
+    estimator: Any, options: Sequence[ShardingOption], sharders: Any
+) -> None:
+    """Estimate one shard of each size, and give its time to all shards of that size."""
+    all_shards = [option.shards for option in options]
+    for option in options:
+        option.shards = list(_by_size(option.shards).values())
+    estimator.estimate(options, sharders)
+    for option, shards in zip(options, all_shards, strict=True):
+        estimated = _by_size(option.shards)
+        option.shards = shards
+        for shard in shards:
+            shard.perf = estimated[tuple(shard.size)].perf
 
 
 class _Shard(Shard):  # type: ignore[misc]
-    """Copied in one step: nothing but its rank is ever changed. The planner copies all
-    options and every better plan, down to the last number, which for 1,024 ranks took
-    longer than to find them.
+    """A shard that is copied in one step: nothing but its rank is ever changed.
+
+    The planner copies all options and every better plan, down to the last number, which
+    for 1,024 ranks took longer than to find them.
     """
 
     def __deepcopy__(self, memo: Any) -> "_Shard":
@@ -187,8 +201,10 @@ class _Shard(Shard):  # type: ignore[misc]
 
 
 class _Idle(Perf):  # type: ignore[misc]
-    """The time of a device that has nothing to do, which nobody changes either: what is
-    added to it makes a new one. Copied for every device of every proposal.
+    """The time of a device that has nothing to do, one object for all devices.
+
+    Nobody changes it, for adding to it makes a new one, so it need not be copied for
+    every device of every proposal.
     """
 
     def __init__(self) -> None:
@@ -202,22 +218,24 @@ def _by_size(shards: Sequence[Shard]) -> dict[tuple[int, ...], Shard]:
     return {tuple(shard.size): shard for shard in shards}
 
 
-class _Kept(Stats):  # type: ignore[misc]
-    """Keeps the chosen options in place of printing 300 columns of them."""
+class _PlanRecorder(Stats):  # type: ignore[misc]
+    """Keeps the chosen options, where TorchRec's own prints 300 columns of them."""
 
     def __init__(self) -> None:
         self.chosen: Sequence[ShardingOption] = ()
 
-    def log(self, *args: Any, best_plan: Sequence[ShardingOption], **more: Any) -> None:
-        """Called by the planner once it is done."""
+    def log(
+        self, *args: Any, best_plan: Sequence[ShardingOption], **kwargs: Any
+    ) -> None:
+        """Take the plan; the planner calls this once it is done."""
         self.chosen = best_plan
 
 
-def _refusal(
+def _plan_error(
     error: PlannerError, options: Sequence[ShardingOption], topology: Topology
 ) -> PlanError:
     """The planner's error with its numbers, and what to do."""
-    needed, there = _least(options, topology), _there(topology)
+    needed, available = _needed_bytes(options, topology), _available_bytes(topology)
     if error.error_type == PlannerErrorType.INSUFFICIENT_STORAGE:
         why = "the tables need more memory than there is"
     else:
@@ -228,25 +246,28 @@ def _refusal(
     )
     return PlanError(
         f"no sharding plan fits, {why}: {needed / GIB:,.1f} GiB needed,"
-        f" {there / GIB:,.1f} GiB there on {topology.world_size} ranks"
+        f" {available / GIB:,.1f} GiB there on {topology.world_size} ranks"
         f" ({1 - DENSE_SHARE:.0%} of their memory); the largest tables:"
         f" {', '.join(list(names)[:5])}; take more ranks or more memory a rank, allow"
         " row_wise in sharding.types, or make the tables smaller",
         needed,
-        there,
+        available,
     )
 
 
-def _least(options: Sequence[ShardingOption], topology: Topology) -> int:
+def _needed_bytes(options: Sequence[ShardingOption], topology: Topology) -> int:
     """Bytes of all tables, their optimizer state and buffers, each at its smallest."""
-    least: dict[str, int] = {}
+    smallest: dict[str, int] = {}
     for option in options:
         size = _bytes(option.total_storage, topology)
-        least[option.name] = min(least.get(option.name, size), size)
-    return sum(least.values())
+        smallest[option.name] = min(smallest.get(option.name, size), size)
+    return sum(smallest.values())
 
 
-def _there(topology: Topology) -> int:
+def _available_bytes(topology: Topology) -> int:
+    """Bytes for tables of all devices; of GPUs the planner's reservation is taken off,
+    CPUs come with theirs already taken off (`sharding.topology_of`).
+    """
     total = sum(_bytes(device.storage, topology) for device in topology.devices)
     return (
         int(total * (1 - DENSE_SHARE)) if topology.compute_device == "cuda" else total

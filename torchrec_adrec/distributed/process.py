@@ -1,4 +1,4 @@
-"""The process group, opened and closed by the command that needs it."""
+"""Opens and closes the process group, for the command that needs it."""
 
 import gc
 import os
@@ -23,11 +23,13 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from torchrec_adrec.errors import ConfigError, LostRankError
 
+# So long may the thread that reads ahead hold the interpreter: with Python's 5 ms
+# training lost 4% to loading, with this 1.5 to 2.5%.
 SWITCH_S = 0.0005
 # What gloo and NCCL say when the process at the other end has gone.
 LOST = re.compile(r"closed by peer|reset by peer|remote process exited")
-LAST_WORDS_S = 5
-BEGUN = "begun.txt"
+LAST_WORDS_S = 5  # for the rank that knows why to end first
+BEGUN = "begun.txt"  # at which attempt of which job a stage was begun
 
 
 @dataclass(frozen=True)
@@ -71,33 +73,27 @@ def process_group(
             "device = cuda, but torch finds no GPU; set device=cpu or auto"
         )
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    # So long may the thread that reads ahead hold the interpreter: with Python's 5 ms
-    # training lost 4% to loading, with this 1.5 to 2.5%.
     sys.setswitchinterval(SWITCH_S)
-    rank, size = (
-        int(os.environ.get("RANK", "0")),
-        int(os.environ.get("WORLD_SIZE", "1")),
-    )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    place = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else None
-    )
-    if place is not None:
-        torch.cuda.set_device(place)
+    rank, world_size = _from_launcher("RANK", 0), _from_launcher("WORLD_SIZE", 1)
+    local_world_size = _from_launcher("LOCAL_WORLD_SIZE", 1)
+    gpu = torch.device("cuda", _from_launcher("LOCAL_RANK", 0)) if cuda else None
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     else:
         # The launcher leaves one thread a rank; share the cores among them instead.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // local_world_size))
     dist.init_process_group(
         # Objects (plans, names) travel over the host: they are no business of a GPU's.
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         rank=rank,
-        world_size=size,
+        world_size=world_size,
         timeout=timeout,
-        store=_store(rank, size, timeout),
-        device_id=place,
+        store=_store(rank, world_size, timeout),
+        device_id=gpu,
     )
     try:
-        yield Process(rank, size, local, place or torch.device("cpu"))
+        yield Process(rank, world_size, local_world_size, gpu or torch.device("cpu"))
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
@@ -109,19 +105,23 @@ def process_group(
         dist.destroy_process_group()
 
 
-def _store(rank: int, size: int, timeout: timedelta) -> Store:
-    """Where ranks find one another.
+def _from_launcher(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
+
+
+def _store(rank: int, world_size: int, timeout: timedelta) -> Store:
+    """Open the store in which ranks find one another.
 
     The launcher's store outlives a restart, and torch 2.13 looks up the ranks of the
     new attempt under the same names: one that is early finds the address of a dead rank
-    ("Connection refused", in half of the restarts here). So every attempt has a room of
+    ("Connection refused", in half of the restarts here). So every attempt has names of
     its own. Agents of several nodes may count differently; for them our component makes
     a new store each time.
     """
     if "MASTER_ADDR" not in os.environ:
         return HashStore()
     store: Store
-    store, *_ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
+    store, *_ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))  # type: ignore[attr-defined]
     store.set_timeout(timeout)
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return store
@@ -137,44 +137,45 @@ def unchanged_process(device: torch.device) -> Iterator[None]:
     one before take no memory.
     """
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    drawn = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    switch = sys.getswitchinterval()
+    cpu_state = torch.get_rng_state()
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    gpu_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    switch_interval = sys.getswitchinterval()
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(threads)
-        torch.set_rng_state(drawn[0])
-        np.random.set_state(drawn[1])
-        random.setstate(drawn[2])
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu, device)
-        sys.setswitchinterval(switch)
+        torch.set_rng_state(cpu_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if gpu_state is not None:
+            torch.cuda.set_rng_state(gpu_state, device)
+        sys.setswitchinterval(switch_interval)
         gc.unfreeze()
         gc.collect()
-        if on_gpu is not None:
+        if gpu_state is not None:
             torch.cuda.empty_cache()
 
 
 def restarts() -> int:
-    """How often the launcher has started these ranks again."""
+    """Return how often the launcher has started these ranks again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def restarts_of(folder: Path) -> int:
-    """How often it has since its job began to work in a stage's folder.
+    """Return how often it has since its job began to work in a stage's folder.
 
-    For the first rank. A job may have several stages: a note in the folder says at
-    which attempt this one was begun.
+    Only the first rank calls it. A job may have several stages: a note in the folder
+    says at which attempt this one was begun.
     """
-    job, now = os.environ.get("TORCHELASTIC_RUN_ID", "none"), restarts()
+    job, attempt = os.environ.get("TORCHELASTIC_RUN_ID", "none"), restarts()
     if job == "none":  # a launcher that was given no name
         job = str(os.getppid())
     note = folder / BEGUN
     if note.exists():
-        begun_by, _, attempt = note.read_text().partition(" ")
+        begun_by, _, first_attempt = note.read_text().partition(" ")
         if begun_by == job:
-            return now - int(attempt)
-    note.write_text(f"{job} {now}")
+            return attempt - int(first_attempt)
+    note.write_text(f"{job} {attempt}")
     return 0

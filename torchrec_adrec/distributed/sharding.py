@@ -1,4 +1,4 @@
-"""Which rank holds which rows of which table."""
+"""Shards a model: decides which rank holds which rows of which table."""
 
 import logging
 import os
@@ -51,6 +51,9 @@ def shard(
     The tables may stand on the meta device: each rank then makes only its own rows.
 
     Args:
+        model: its tables with their optimizer, see `fuse_table_optimizer`.
+        process: this rank.
+        config: what the planner may choose from.
         batch_size: rows per rank, which the planner's estimates need.
         ids: mean ids a row of a table, where it is not 1.
 
@@ -58,7 +61,7 @@ def shard(
         ConfigError: the tables do not fit, or settings that name no table.
     """
     sharder = Sharder(qcomm_codecs_registry=codecs(config.qcomm, process.device))
-    plan = _agreed_plan(model, process, sharder, config, batch_size, ids)
+    plan = _common_plan(model, process, sharder, config, batch_size, ids)
     return DistributedModelParallel(
         module=model,
         device=process.device,
@@ -69,18 +72,20 @@ def shard(
 
 
 class Unwrapped(DataParallelWrapper):  # type: ignore[misc]
-    """Of one rank: there is nobody to average with, and DDP's buckets and hooks would
-    take 4% of a step.
+    """Leaves the dense part of a single rank as it is.
+
+    There is nobody to average with, and DDP's buckets and hooks would take 4% of a
+    step.
     """
 
     def wrap(
         self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device
     ) -> None:
         """Move the dense part to its device, as DDP's wrapper does."""
-        dmp._dmp_wrapped_module.to(device)
+        dmp.module.to(device)
 
 
-def _agreed_plan(
+def _common_plan(
     model: nn.Module,
     process: Process,
     sharder: Sharder,
@@ -88,30 +93,32 @@ def _agreed_plan(
     batch_size: int,
     ids: Mapping[str, float],
 ) -> ShardingPlan:
-    """The first rank plans, all take its plan or its error."""
-    agreed: list[ShardingPlan | ConfigError | None] = [None]
+    """Let the first rank plan, and all ranks take its plan or raise its error."""
+    # Planned on each rank, two plans could differ, and the ranks would wait for one
+    # another for ever.
+    result: list[ShardingPlan | ConfigError | None] = [None]
     if process.is_first:
         try:
             topology = topology_of(process)
             allowed = constraints(tables_of(model), config, ids, topology)
-            found = plan_tables(model, sharder, topology, allowed, batch_size)
-            for line in (*table_lines(found, config), *rank_lines(found)):
+            plan = plan_tables(model, sharder, topology, allowed, batch_size)
+            for line in (*table_lines(plan, config), *rank_lines(plan)):
                 log.info("plan | %s", line)
-            agreed = [found.sharding]
+            result = [plan.sharding]
         except ConfigError as error:
-            agreed = [error]
-    dist.broadcast_object_list(agreed, 0)
-    plan = agreed[0]
-    if isinstance(plan, ConfigError):
-        raise plan
-    return plan
+            result = [error]
+    dist.broadcast_object_list(result, 0)
+    common = result[0]
+    if isinstance(common, ConfigError):
+        raise common
+    return common
 
 
 def topology_of(process: Process) -> Topology:
-    """The ranks of this process group with the memory that they really have.
+    """Describe the ranks of this process group, with the memory that they really have.
 
-    TorchRec's own default is 32 GB of GPU memory and 128 GB of host memory a rank,
-    whatever is there.
+    TorchRec's own default is 32 GB of GPU memory and 128 GB of host memory a rank on
+    any machine.
     """
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     host, gpu = pages // process.local_world_size, None
@@ -131,7 +138,7 @@ def topology_of(process: Process) -> Topology:
 def codecs(
     qcomm: str, device: torch.device | None
 ) -> dict[str, QuantizedCommCodecs] | None:
-    """How looked-up vectors travel; their gradients always go in fp32.
+    """Choose how looked-up vectors travel; their gradients always go in fp32.
 
     A gradient of one row is about 1 / batch_size; in fp16 it would keep a few bits or
     none. The codec's own loss scale does not help: it is taken off before the numbers
@@ -142,12 +149,12 @@ def codecs(
     precision = QCommsConfig(
         forward_precision=CommType.FP16, backward_precision=CommType.FP32
     )
-    found: dict[str, QuantizedCommCodecs] = get_qcomm_codecs_registry(
+    registry: dict[str, QuantizedCommCodecs] = get_qcomm_codecs_registry(
         precision, device=device
     )
-    return found
+    return registry
 
 
 def meta_device() -> torch.device:
-    """Where tables are described before any rank holds them."""
+    """Return the device on which tables are described before any rank holds them."""
     return torch.device("meta")

@@ -1,4 +1,4 @@
-"""Finds a rank that hangs, says where every rank stands, and ends this process.
+"""Finds a rank that hangs, says where every rank is, and ends this process.
 
 A rank that stops leaves all others waiting in a collective, and nothing says which.
 Here every rank has a thread that puts what its main thread does into the store of the
@@ -38,10 +38,10 @@ class Report:
     """What a rank says of itself.
 
     Attributes:
-        count: of its reports; one that no longer grows is of a stopped process.
-        step: the last that it began.
-        batch: short hash of that step's rows; every rank has rows of its own.
-        seconds: since it began.
+        count: number of its reports so far; it no longer grows if the process stopped.
+        step: the last step that the rank began.
+        batch: short hash of that step's rows; every rank has other rows.
+        seconds: since the step began.
         place: the code that its main thread is in.
     """
 
@@ -53,7 +53,7 @@ class Report:
 
 
 def batch_hash(tensors: Sequence[Tensor]) -> str:
-    """Eight hex digits of some tensors on the host, the same in every process."""
+    """Hash tensors on the host to eight hex digits, the same in every process."""
     digest = hashlib.blake2b(digest_size=4)
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -61,14 +61,15 @@ def batch_hash(tensors: Sequence[Tensor]) -> str:
 
 
 class Watchdog:
-    """Watches the main thread of this rank.
+    """Watches the main thread of this rank from a thread of its own.
 
     Args:
-        hang_seconds: without a beat after which a rank counts as hung. Less than the
-            process group's timeout, or the group gives up first and says less.
+        process: this rank.
+        hang_seconds: a rank without a heartbeat for so long counts as hung. Less than
+            the process group's timeout, or the group gives up first and says less.
         every: seconds between two reports.
-        name: of the work, one of several in this process group: the reports of the one
-            before would be taken for those of a stopped rank.
+        name: of the work, if there are several in this process group: the reports of
+            earlier work would be taken for those of a stopped rank.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Watchdog:
     ) -> None:
         self.process, self.hang_seconds, self.every = process, hang_seconds, every
         self.name = name
-        self._step, self._at = 0, time.monotonic()
+        self._step, self._last_beat = 0, time.monotonic()
         self._batch: tuple[Tensor, ...] = ()
         self._pauses = self._count = 0
         self._ended = threading.Event()
@@ -88,29 +89,31 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def heartbeat(self, step: int, batch: Sequence[Tensor] = ()) -> None:
-        """A step begins. Its hash is made when it is asked for, so this costs nothing.
+        """Note that a step begins. Its rows are hashed only in reports.
 
         Args:
+            step: its number.
             batch: tensors on the host that tell the step's rows, as ad_ids and labels.
         """
-        self._step, self._batch, self._at = step, tuple(batch), time.monotonic()
+        self._step, self._batch = step, tuple(batch)
+        self._last_beat = time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluation, export, saving: long, and no step."""
+        """Count no time meanwhile: evaluation, export and saving take long."""
         self._pauses += 1
         try:
             yield
         finally:
-            self._at = time.monotonic()
+            self._last_beat = time.monotonic()
             self._pauses -= 1
 
     def __enter__(self) -> Self:
         # The store's own connection may be taken by a rank that waits in it.
-        own = _get_default_store().clone()  # type: ignore[attr-defined]
-        self._store = PrefixStore(f"watchdog-{self.name}", own)
+        connection = _get_default_store().clone()  # type: ignore[attr-defined]
+        self._store = PrefixStore(f"watchdog-{self.name}", connection)
         self._store.set_timeout(timedelta(seconds=ANSWER_S))
-        self._at = time.monotonic()
+        self._last_beat = time.monotonic()
         self._thread.start()
         return self
 
@@ -125,56 +128,58 @@ class Watchdog:
 
     @property
     def _silent_for(self) -> float:
-        return 0.0 if self._pauses else time.monotonic() - self._at
+        return 0.0 if self._pauses else time.monotonic() - self._last_beat
 
     def _watch(self) -> None:
         while not self._ended.wait(self.every):
-            self._tell()
+            self._send_report()
             if self._silent_for > self.hang_seconds:
-                self._end()
+                self._end_if_hung()
 
-    def _tell(self) -> None:
+    def _send_report(self) -> None:
         self._count += 1
         report = Report(
             self._count,
             self._step,
             batch_hash(self._batch),
-            time.monotonic() - self._at,
+            time.monotonic() - self._last_beat,
             _place(sys._current_frames().get(self._main)),
         )
-        self._own = report
+        self._last_report = report
         try:
             self._store.set(str(self.process.rank), json.dumps(asdict(report)))
         except RuntimeError as error:  # the launcher has gone; training may go on
             log.debug("the store does not answer: %s", error)
 
-    def _end(self) -> None:
+    def _end_if_hung(self) -> None:
         before = self._reports()
-        for _ in range(4):  # reports of the living grow meanwhile
+        # A process that is alive goes on reporting, even if its main thread hangs.
+        for _ in range(4):
             self._ended.wait(self.every)
-            self._tell()
+            self._send_report()
         if self._silent_for <= self.hang_seconds:
             return  # it moves again
-        now = self._reports()
+        reports = self._reports()
         stopped = {
             rank
-            for rank, report in now.items()
+            for rank, report in reports.items()
             if report is None or report == before[rank]
         }
-        speaker = min(set(now) - stopped)
+        speaker = min(set(reports) - stopped)
         if self.process.rank == speaker:
-            for line in describe(now, stopped, self.hang_seconds):
+            for line in describe(reports, stopped, self.hang_seconds):
                 log.error("%s", line)
         else:
-            self._ended.wait(2 * self.every)  # let it speak before ranks fall
+            # The launcher ends all ranks once one has ended: let the speaker finish.
+            self._ended.wait(2 * self.every)
         log.error("rank %d ends: hung at step %d", self.process.rank, self._step)
         logging.shutdown()
         os._exit(HUNG)
 
     def _reports(self) -> dict[int, Report | None]:
         ranks = range(self.process.world_size)
-        found = {rank: self._read(rank) for rank in ranks if rank != self.process.rank}
-        return found | {self.process.rank: self._own}
+        others = {rank: self._read(rank) for rank in ranks if rank != self.process.rank}
+        return others | {self.process.rank: self._last_report}
 
     def _read(self, rank: int) -> Report | None:
         key = str(rank)
@@ -187,15 +192,15 @@ class Watchdog:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The innermost call, and the innermost one in this package."""
+    """Name the innermost call, and the innermost one in this package."""
     names: list[str] = []
     while frame is not None:
         code = frame.f_code
         name = f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}"
-        own = frame.f_globals.get("__name__", "").startswith("torchrec_adrec")
-        if own or not names:
+        is_ours = frame.f_globals.get("__name__", "").startswith("torchrec_adrec")
+        if is_ours or not names:
             names.append(name)
-        if own:
+        if is_ours:
             break
         frame = frame.f_back
     return " < ".join(names)
@@ -204,17 +209,23 @@ def _place(frame: FrameType | None) -> str:
 def describe(
     reports: dict[int, Report | None], stopped: set[int], hang_seconds: float
 ) -> Iterator[str]:
-    """The finding in words, then one line a rank."""
-    told = {rank: report for rank, report in reports.items() if report is not None}
-    first = min(report.step for report in told.values())
-    behind = {rank for rank, report in told.items() if report.step == first}
+    """Yield the finding in words, then one line for each rank.
+
+    Args:
+        reports: the last one of every rank, None where there is none.
+        stopped: ranks whose reports no longer come.
+        hang_seconds: for how long there was no step.
+    """
+    known = {rank: report for rank, report in reports.items() if report is not None}
+    first = min(report.step for report in known.values())
+    behind = {rank for rank, report in known.items() if report.step == first}
     if stopped:
-        what = f"ranks that do not answer at all: {sorted(stopped)}"
-    elif len(behind) < len(told):
-        what = f"ranks that are behind: {sorted(behind)}"
+        finding = f"ranks that do not answer at all: {sorted(stopped)}"
+    elif len(behind) < len(known):
+        finding = f"ranks that are behind: {sorted(behind)}"
     else:
-        what = f"all ranks are at step {first}; their places say who waits for whom"
-    yield f"no step for {hang_seconds:g} s (train.hang_seconds); {what}"
+        finding = f"all ranks are at step {first}; their places say who waits for whom"
+    yield f"no step for {hang_seconds:g} s (train.hang_seconds); {finding}"
     for rank, report in sorted(reports.items()):
         yield f"rank {rank}: {_line(report, rank in stopped)}"
 

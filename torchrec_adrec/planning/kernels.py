@@ -59,7 +59,7 @@ class Counted(TorchDispatchMode):
     """Collects what a device would launch; views and empty memory cost it nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
 
     def __torch_dispatch__(

@@ -1,4 +1,6 @@
-"""All of a step between the looked-up vectors and the loss: a GPU's one graph."""
+"""All of a step between the looked-up vectors and the loss, which a GPU may run as one
+graph.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -51,10 +53,13 @@ Run = Callable[[Sequence[Tensor], Batch], tuple[Tensor, Outputs]]
 
 
 class AfterLookup(nn.Module):
-    """All of a step between the looked-up vectors and the loss; owns no parameter.
+    """Computes the loss from looked-up vectors; owns no parameter.
+
+    TorchRec's pipeline traces a model to find its sharded modules. It takes this module
+    as a leaf, so what happens inside may depend on values, and may be a captured graph.
 
     Attributes:
-        run: does it; a trainer on a GPU puts a captured graph in its place.
+        run: does the work; a trainer on a GPU puts a captured graph in its place.
     """
 
     run: Run
@@ -63,28 +68,34 @@ class AfterLookup(nn.Module):
         super().__init__()
         # In a tuple: registered here too, they would stand twice in checkpoints.
         self._parts = (model, compute, guard)
-        self.run = self.guarded
+        self.run = self.run_eagerly
 
     def forward(self, looked_up: Any, batch: Batch) -> tuple[Tensor, Outputs]:
-        """The `KeyedTensor`s of `model.look_up` -> loss, outputs."""
+        """Turn the `KeyedTensor`s of `model.look_up` into loss and outputs."""
         return self.run(self._parts[0].regroup(looked_up), batch)
 
-    def guarded(
+    def run_eagerly(
         self, vectors: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Outputs]:
-        """Vectors (B, E) in the order of features -> loss, outputs."""
+        """Compute loss and outputs, operation by operation.
+
+        Args:
+            vectors: (B, E) each, in the order of features.
+            batch: whose ids were looked up.
+        """
         _, compute, guard = self._parts
         if not self.training:
-            return self._outputs(
-                compute(vectors, batch), batch, vectors[0].new_zeros(3)
-            )
-        found = compute([guard.pass_on(v) for v in vectors], batch)
-        return self._outputs(found, batch, guard.look(found.loss))
+            no_report = vectors[0].new_zeros(3)
+            return _outputs(compute(vectors, batch), batch, no_report)
+        guarded = [guard.guard_gradient(v) for v in vectors]
+        computed = compute(guarded, batch)
+        return _outputs(computed, batch, guard.check_loss(computed.loss))
 
-    def _outputs(
-        self, found: Computed, batch: Batch, report: Tensor
-    ) -> tuple[Tensor, Outputs]:
-        logits = found.logits.detach()
-        labels = batch.labels[:, : logits.shape[1]]
-        ads = found.ads.detach()
-        return found.loss, Outputs(report, logits, labels, batch.weights, ads)
+
+def _outputs(
+    computed: Computed, batch: Batch, report: Tensor
+) -> tuple[Tensor, Outputs]:
+    logits = computed.logits.detach()
+    labels = batch.labels[:, : logits.shape[1]]
+    ads = computed.ads.detach()
+    return computed.loss, Outputs(report, logits, labels, batch.weights, ads)

@@ -1,11 +1,11 @@
-"""No weight changes once a loss was not finite, and no rank waits to find out.
+"""Keeps every weight as it is once a loss was not finite, and lets no rank wait.
 
 Tables are updated inside backward, so a loss that is not finite on one rank has to stop
 all of them before. Reading the loss first would make the host wait for the device in
 every step. So the device itself keeps a note, and gradients that belong to it are
 replaced by zeros: row-wise Adagrad then leaves rows and momentum as they are, and the
-dense optimizer, told by `found_inf`, skips its step and does not count it. The note is
-read a step later, and then the trainer stops.
+dense optimizer, which gets the note as its `found_inf`, skips its step and does not
+count it. The host reads the note a step later, and then the trainer stops.
 """
 
 from typing import Any
@@ -20,7 +20,8 @@ class Guard(nn.Module):
 
     Attributes:
         bad: () float32, 1 once a loss was not finite.
-        asked_to_stop: whether this rank was; told to the others with the loss.
+        asked_to_stop: whether this rank was asked to stop; it travels to the others
+            with the loss, which costs no message of its own.
     """
 
     bad: Tensor
@@ -30,7 +31,7 @@ class Guard(nn.Module):
         self.register_buffer("bad", torch.zeros(()), persistent=False)
         self.asked_to_stop = False
 
-    def look(self, loss: Tensor) -> Tensor:
+    def check_loss(self, loss: Tensor) -> Tensor:
         """Note a step's loss before it goes backward. Collective.
 
         Args:
@@ -43,18 +44,20 @@ class Guard(nn.Module):
         # A graph keeps the answer of the step that it was captured in; it is made for
         # one rank alone, whose trainer does not ask for it here.
         stop = torch.full_like(loss, float(self.asked_to_stop), requires_grad=False)
-        told = torch.stack([loss.detach(), stop])
+        reduced = torch.stack([loss.detach(), stop])
         if ranks > 1:
             # The sum is not finite if any rank's loss is not.
-            dist.all_reduce(told)
-            told = torch.stack([told[0] / ranks, told[1]])
-        self.bad.logical_or_(~told[0].isfinite())
-        return torch.cat([told, self.bad[None]])
+            dist.all_reduce(reduced)
+            reduced = torch.stack([reduced[0] / ranks, reduced[1]])
+        self.bad.logical_or_(~reduced[0].isfinite())
+        return torch.cat([reduced, self.bad[None]])
 
-    def pass_on(self, vectors: Tensor) -> Tensor:
-        """Looked-up vectors as they are; their gradient is 0 once a loss was bad."""
-        passed: Tensor = _Guarded.apply(vectors, self.bad)  # type: ignore[no-untyped-call]
-        return passed
+    def guard_gradient(self, vectors: Tensor) -> Tensor:
+        """Return looked-up vectors as they are; their gradient will be 0 once a loss
+        was bad.
+        """
+        guarded: Tensor = _GuardedGradient.apply(vectors, self.bad)  # type: ignore[no-untyped-call]
+        return guarded
 
 
 def reading_is_free(device: torch.device) -> bool:
@@ -62,7 +65,7 @@ def reading_is_free(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-class _Guarded(torch.autograd.Function):
+class _GuardedGradient(torch.autograd.Function):
     """Decides in backward, when the note of this very step has been made."""
 
     @staticmethod
@@ -73,6 +76,8 @@ class _Guarded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = grads
-        if reading_is_free(gradient.device):  # and a pass over the gradient is not
+        # A device computes both cases: it cannot branch without the host. On a CPU
+        # reading is free, and a pass over the gradient is not.
+        if reading_is_free(gradient.device):
             return (torch.zeros_like(gradient) if ctx.bad else gradient), None
         return torch.where(ctx.bad > 0, 0.0, gradient), None

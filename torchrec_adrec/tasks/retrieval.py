@@ -1,4 +1,4 @@
-"""Model plus loss: what the train pipeline runs. `forward(batch) -> (loss, outputs)`.
+"""The two towers with their loss, as the train pipeline runs them.
 
 The pipeline traces a task down to its sharded modules. What comes after the lookups is
 one module without parameters of its own, a leaf for the tracer: there Python may do
@@ -25,7 +25,7 @@ from torchrec_adrec.tasks.guard import Guard
 
 
 class RetrievalTask(nn.Module):
-    """alpha * click cross-entropy + (1 - alpha) * contrast."""
+    """Trains the towers by alpha * click cross-entropy + (1 - alpha) * contrast."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class RetrievalTask(nn.Module):
         self.after_lookup = AfterLookup(self.model, self._compute, self.guard)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
-        """Loss and click logits of a batch. The first label is the click."""
+        """Return loss and click logits of a batch. The first label is the click."""
         looked_up = self.model.look_up(batch.user, batch.ad)
         return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
 
@@ -50,23 +50,29 @@ class RetrievalTask(nn.Module):
 
 
 class RetrievalLoss(nn.Module):
-    """See `losses.pointwise.click_loss`, `losses.softmax` and `losses.pairwise`."""
+    """The joint loss of clicks and contrast.
+
+    See `losses.pointwise.click_loss`, `losses.softmax` and `losses.pairwise`.
+    """
 
     def __init__(self, config: RetrievalConfig, schema: Schema) -> None:
         super().__init__()
         self.config = config
         self.history = history_of(schema)
-        start = torch.tensor(config.temperature).log()
-        learned = config.learn_temperature and config.alpha < 1
-        self.log_temperature = nn.Parameter(start) if learned else None
+        initial = torch.tensor(config.temperature).log()
+        # Without a contrast nothing uses it, and data parallelism over several ranks
+        # refuses a parameter that gets no gradient. Its logarithm keeps it above 0.
+        is_learned = config.learn_temperature and config.alpha < 1
+        self.log_temperature = nn.Parameter(initial) if is_learned else None
 
     def forward(self, user: Tensor, ad: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-        """The joint loss; evaluation, where no loss is asked for, skips it.
+        """Compute it; evaluation, where no loss is asked for, skips it.
 
         Args:
             user: (B, D).
-            ad: (N, D), N >= B.
-            logits: (B,).
+            ad: (N, D), N >= B: ads beyond the first B are additional negatives.
+            logits: (B,), of the clicks.
+            batch: the rows.
         """
         if not self.training:
             return logits.new_zeros(())
@@ -77,28 +83,30 @@ class RetrievalLoss(nn.Module):
         parts = global_means([click, self._contrast(user, ad, batch)])
         return alpha * parts[0] + (1 - alpha) * parts[1]
 
-    def _contrast(self, user: Tensor, ad: Tensor, b: Batch) -> Share:
-        temperature = self.temperature()
-        anchors = Anchors(b.anchors.long(), b.anchor_weights)
+    def _contrast(self, user: Tensor, ad: Tensor, batch: Batch) -> Share:
+        temperature, ad_ids = self.temperature(), batch.ad_ids
+        anchors = Anchors(batch.anchors.long(), batch.anchor_weights)
         if self.config.contrast != "softmax":
             return pairwise_loss(
-                self.config.contrast, user, ad, b.ad_ids, anchors, temperature
+                self.config.contrast, user, ad, ad_ids, anchors, temperature
             )
-        log_q = b.log_q if self.config.log_q else None
-        history = self.history(b) if self.history is not None else None
-        return in_batch_softmax(
-            user, ad, b.ad_ids, log_q, anchors, temperature, history
-        )
+        log_q = batch.log_q if self.config.log_q else None
+        history = self.history(batch) if self.history is not None else None
+        return in_batch_softmax(user, ad, ad_ids, log_q, anchors, temperature, history)
 
     def temperature(self) -> float | Tensor:
-        """What divides the scores, fixed or learned."""
+        """Return what divides the scores, fixed or learned."""
         if self.log_temperature is None:
             return self.config.temperature
         return self.log_temperature.exp()
 
 
 def history_of(schema: Schema) -> Callable[[Batch], History] | None:
-    """What reads the users' known positives, if a sequence shares an ad's ids."""
+    """Return what reads the users' known positives of a batch.
+
+    Only a sequence that shares its ids with a feature of the ads can be compared with
+    the ads; without one the result is None.
+    """
     shared = [f for f in schema.sequences if f.shares_ids_with is not None]
     if not shared:
         return None

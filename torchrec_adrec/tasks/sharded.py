@@ -1,41 +1,63 @@
-"""A task, sharded over all ranks: new, or the model of a finished stage.
+"""Opens a task over all ranks: a new one, or the model of a finished stage.
 
 Whoever reads what training left opens it here: export, ranking, evaluation, serving.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.audit import audit, collections_of
 from torchrec_adrec.distributed.constraints import ids_per_row
-from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_optimizer
+from torchrec_adrec.distributed.optimizer import (
+    StepOptimizer,
+    build_optimizer,
+    fuse_table_optimizer,
+)
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
 from torchrec_adrec.errors import CheckpointError, ManifestError
 from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import Schema, Side
-from torchrec_adrec.tasks.guard import Guard
+from torchrec_adrec.tasks.ranking import RankingTask
+from torchrec_adrec.tasks.retrieval import RetrievalTask
 from torchrec_adrec.tasks.task import build_task
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.json"
 
 
-def build(
-    task: str, schema: Schema, config: Config, process: Process
-) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """Model -> optimizer inside backward -> sharding -> the rest's optimizer.
+class ShardedTask(NamedTuple):
+    """A task over all ranks, and what trains it.
+
+    Attributes:
+        model: the task in the wrappers of TorchRec and of data parallelism.
+        optimizer: of all parameters.
+        module: the task inside these wrappers.
+    """
+
+    model: DistributedModelParallel
+    optimizer: StepOptimizer
+    module: RetrievalTask | RankingTask
+
+
+def build(task: str, schema: Schema, config: Config, process: Process) -> ShardedTask:
+    """Build a task, shard its tables over all ranks and make its optimizers.
 
     The order matters: a table gets its optimizer before it is sharded, or never.
+
+    Args:
+        task: `retrieval` or `ranking`.
+        schema: of the data.
+        config: of the whole run.
+        process: this rank.
 
     Raises:
         ConfigError: `sharding` names no table, or the tables do not fit.
@@ -43,31 +65,21 @@ def build(
     """
     # Shards are made where they live, so ranks must not draw the same numbers.
     torch.manual_seed((config.seed << 12) + process.rank)
-    model = build_task(task, schema, config, meta_device())
+    module = build_task(task, schema, config, meta_device())
     settings = config.retrieval if task == "retrieval" else config.ranking
-    fuse_table_optimizer(model, settings.optimizer)
-    collections = collections_of(model)
-    share = config.train.batch_size // process.world_size
-    sharded = shard(model, process, config.sharding, share, ids_per_row(schema))
-    optimizer = build_optimizer(sharded, settings.optimizer, guard_of(sharded).bad)
-    audit(sharded, optimizer, collections, schema)
-    return sharded, optimizer
-
-
-def task_of(model: DistributedModelParallel) -> Any:
-    """The task inside its wrappers: of several ranks one is DDP's."""
-    task = model.module
-    return getattr(task, "module", task)
-
-
-def guard_of(model: DistributedModelParallel) -> Guard:
-    """The note on whether a loss was not finite, which optimizer and trainer share."""
-    guard: Guard = task_of(model).guard
-    return guard
+    fuse_table_optimizer(module, settings.optimizer)
+    collections = collections_of(module)
+    rows_per_rank = config.train.batch_size // process.world_size
+    ids = ids_per_row(schema)
+    model = shard(module, process, config.sharding, rows_per_rank, ids)
+    # Only now has the guard's note its device: the dense optimizer reads that very one.
+    optimizer = build_optimizer(model, settings.optimizer, module.guard.bad)
+    audit(model, optimizer, collections, schema)
+    return ShardedTask(model, optimizer, module)
 
 
 def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
-    """The checkpoint that holds the model of a finished training stage.
+    """Open the checkpoint that holds the model of a finished training stage.
 
     Training names it beside the figures that it reports, once: nobody else chooses
     between the best and the last one.
@@ -77,30 +89,35 @@ def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
         ManifestError: another one stands in its place.
     """
     try:
-        named = json.loads((folder / METRICS).read_text())["checkpoint"]
+        recorded = json.loads((folder / METRICS).read_text())["checkpoint"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{folder} has no model: {METRICS} names no checkpoint ({error}); it was"
             " damaged, or made by another version: remove it and run `adrec train`"
         ) from None
-    origin = Origin.model_validate(named)
+    origin = Origin.model_validate(recorded)
     path = checkpoint.folder_of(folder / CHECKPOINTS, origin.step)
-    found = checkpoint.open_checkpoint(path)
-    check_origin(folder / METRICS, origin, found)
-    return found
+    final = checkpoint.open_checkpoint(path)
+    check_origin(folder / METRICS, origin, final)
+    return final
 
 
 def check_origin(
-    what: Path, recorded: Origin | None, loaded: checkpoint.Checkpoint
+    path: Path, recorded: Origin | None, loaded: checkpoint.Checkpoint
 ) -> None:
-    """Refuse what was made from another checkpoint than the one it is used with.
+    """Refuse a file that was made from another checkpoint than the one it is used with.
+
+    Args:
+        path: of the file or folder.
+        recorded: the checkpoint that it says it was made from.
+        loaded: the checkpoint that it is used with.
 
     Raises:
         ManifestError: names both.
     """
     if recorded != loaded.origin:
         raise ManifestError(
-            f"{what} was made from {recorded or 'no checkpoint'}, {loaded.path} is"
+            f"{path} was made from {recorded or 'no checkpoint'}, {loaded.path} is"
             f" {loaded.origin}; make it again from the one that is there"
         )
 
@@ -108,8 +125,19 @@ def check_origin(
 def restore(
     task: str, run: Path, schema: Schema, config: Config, process: Process
 ) -> tuple[DistributedModelParallel, checkpoint.Checkpoint]:
-    """The model of a finished stage, sharded over any number of ranks. Collective."""
-    model, _ = build(task, schema, config, process)
+    """Open the model of a finished stage, over any number of ranks. Collective.
+
+    Args:
+        task: `retrieval` or `ranking`.
+        run: the run's folder; the stage's is named as the task.
+        schema: of the data; the checkpoint's must be the same.
+        config: of the run.
+        process: this rank.
+
+    Raises:
+        CheckpointError, ManifestError: as `final_checkpoint`, or it does not fit.
+    """
+    model = build(task, schema, config, process).model
     loaded = final_checkpoint(run / task)
     checkpoint.load(loaded, model, schema)
     return model, loaded
@@ -118,7 +146,16 @@ def restore(
 def restore_whole(
     task: str, run: Path, schema: Schema
 ) -> tuple[Any, checkpoint.Checkpoint]:
-    """The model of a finished stage in one piece, ready to predict."""
+    """Open the model of a finished stage in one piece, ready to predict.
+
+    Args:
+        task: `retrieval` or `ranking`.
+        run: the run's folder; the stage's is named as the task.
+        schema: of the data; the checkpoint's must be the same.
+
+    Raises:
+        CheckpointError, ManifestError: as `final_checkpoint`, or it does not fit.
+    """
     model: nn.Module = build_task(task, schema, load_config(run / task / CONFIG))
     loaded = final_checkpoint(run / task)
     checkpoint.load(loaded, model, schema)
@@ -126,7 +163,7 @@ def restore_whole(
 
 
 def warm_start_names(model: nn.Module) -> dict[str, str]:
-    """A ranker's table parameters -> the same tables in a retrieval checkpoint."""
+    """Map a ranker's table parameters to the same tables in a retrieval checkpoint."""
     return {
         name: name.replace(f"model.{side}_tables.", f"model.{side}_tower.tables.")
         for name in model.state_dict()

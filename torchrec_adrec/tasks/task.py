@@ -1,4 +1,4 @@
-"""What can be trained, by its name."""
+"""Makes what can be trained, by its name."""
 
 import torch
 
@@ -13,7 +13,14 @@ TASKS = ("retrieval", "ranking")
 def build_task(
     name: str, schema: Schema, config: Config, device: torch.device | None = None
 ) -> "RetrievalTask | RankingTask":
-    """The task of that name, its tables on `device` (meta: nowhere yet)."""
+    """Make the task of that name.
+
+    Args:
+        name: one of `TASKS`; it also says whose settings count.
+        schema: of the data.
+        config: a ranker has its own settings and the width of the towers' tables.
+        device: of the tables; meta: nowhere yet.
+    """
     if name == "retrieval":
         return RetrievalTask(schema, config.retrieval, device)
     return RankingTask(schema, config.ranking, config.retrieval.embedding_dim, device)

@@ -1,1 +1,1 @@
-"""The parts of the training loop, each of which could be read alone."""
+"""The parts of the training loop; each can be read alone."""

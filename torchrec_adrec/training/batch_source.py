@@ -1,11 +1,12 @@
-"""What a trainer reads: this rank's batches of every step, and which rows they are."""
+"""Gives a trainer this rank's batches of every step, and says which rows they hold."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchrec_adrec.batch import Batch
-from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.data import Bounds
+from torchrec_adrec.config.train import TrainConfig
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, memory_for
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
@@ -25,35 +26,46 @@ class BatchSource:
 
     Args:
         data: its folder.
+        schema: of the data.
+        train: how many rows a step has, how often and in which order they are read.
+        seed: of the order.
+        process: this rank; it reads its share of every step.
         folder: where the ledger goes, if `train.ledger` asks for one.
-        negatives: draws ads beside the rows' own; None: nothing.
+        bounds: what happens to values out of range.
+        negatives: draws ads in addition to those of the rows; None: no ads.
+
+    Attributes:
+        repaired: counts the values out of range that were repaired.
     """
 
     data: Path
     schema: Schema
-    config: Config
+    train: TrainConfig
+    seed: int
     process: Process
     folder: Path
+    bounds: Bounds = "raise"
     negatives: UniformNegatives | None = None
     repaired: RepairCounts = field(default_factory=RepairCounts)
+    # Batches that were read and whose step nobody has looked at yet, by step.
     _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        train, process = self.config.train, self.process
+        train, process = self.train, self.process
         self.reader = Reader(
             Split.open(self.data / "train"),
             batch_columns(self.schema),
             train.batch_size,
             process.rank,
             process.world_size,
-            seed=self.config.seed,
+            seed=self.seed,
             shuffle_window=train.shuffle_window,
         )
         self.feed = Feed(
             self.reader,
             self.schema,
             train.epochs,
-            self.config.data.bounds,
+            self.bounds,
             self.negatives,
             numbered=train.ledger,
         )
@@ -68,32 +80,30 @@ class BatchSource:
         return self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """The steps after step `first`, read ahead."""
-        device = self.process.device
-        wanted = self.config.train.reader
-        apart = wanted == "process" or (wanted == "auto" and device.type == "cuda")
-        read = read_in_process if apart else Feed.read
+        """Yield the batches of the steps after step `first`, read ahead."""
+        device, reader = self.process.device, self.train.reader
+        # A thread shares the interpreter with the launching of a GPU's kernels.
+        in_process = reader == "process" or (reader == "auto" and device.type == "cuda")
+        read = read_in_process if in_process else Feed.read
         batches = read(self.feed, first, memory_for(device), self.repaired)
-        for taken, batch in prefetch(batches):
-            self._ahead[taken.step] = taken, batch
-            if self.ledger is not None and taken.numbers is not None:
-                self.ledger.take(taken.step, taken.numbers)
+        for rows, batch in prefetch(batches):
+            self._ahead[rows.step] = rows, batch
+            if self.ledger is not None and rows.numbers is not None:
+                self.ledger.take(rows.step, rows.numbers)
             yield batch
 
     def ahead(self, step: int) -> Batch | None:
-        """The batch of a step, if it has been read."""
-        found = self._ahead.get(step)
-        return None if found is None else found[1]
+        """Return the batch of a step, if it has been read."""
+        pair = self._ahead.get(step)
+        return None if pair is None else pair[1]
 
     def begin(self, step: int) -> Batch:
-        """The batch of a step, on the host; those of older steps are forgotten."""
-        for old in [s for s in self._ahead if s < step]:
-            del self._ahead[old]
+        """Return the batch of a step, on the host, and forget those of older steps."""
+        for older in [s for s in self._ahead if s < step]:
+            del self._ahead[older]
         return self._ahead[step][1]
 
     def where(self, step: int) -> str:
-        """A step's rows on this rank: how many, and where the first one stands."""
-        taken, _ = self._ahead[step]
-        return (
-            f"{taken.count} rows, the first is {self.reader.split.locate(taken.first)}"
-        )
+        """Say which rows of a step this rank has: how many, and where the first is."""
+        rows, _ = self._ahead[step]
+        return f"{rows.count} rows, the first is {self.reader.split.locate(rows.first)}"

@@ -1,4 +1,4 @@
-"""Figures on the splits that training never reads."""
+"""Computes a model's figures on the splits that training never reads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.data import Bounds
+from torchrec_adrec.config.train import TrainConfig
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.metrics import Predictions, label_metrics
 from torchrec_adrec.evaluation.pictures import calibration_curve
@@ -19,39 +20,50 @@ class Evaluator:
     """Judges a sharded model of one task. Collective.
 
     Args:
+        task: `retrieval` or `ranking`.
         data: a prepared data set.
         folder: where the calibration's picture goes.
+        schema: of the data.
+        process: this rank.
+        train: how many rows of all ranks are predicted at a time.
+        bounds: what happens to values out of range.
     """
 
     task: str
     data: Path
     folder: Path
     schema: Schema
-    config: Config
     process: Process
+    train: TrainConfig
+    bounds: Bounds
 
     def has(self, split: str) -> bool:
         """Whether the split has rows."""
         return any((self.data / split).glob("*.parquet"))
 
     def figures(self, model: nn.Module, split: str) -> dict[str, dict[str, float]]:
-        """Figures per label over one split, the same on every rank."""
-        found = self._predicted(model, split)
+        """Return the figures of each label over one split, the same on every rank."""
+        predictions = self._predict(model, split)
         if self.process.is_first and split == "test":
-            self._draw_calibration(found)
-        return label_metrics(self.schema, found)
+            self._draw_calibration(predictions)
+        return label_metrics(self.schema, predictions)
 
     def held_out(self, model: nn.Module) -> dict[str, Any]:
-        """All splits that there are."""
+        """Return the figures of every split that has rows."""
         splits = [name for name in ("valid", "test") if self.has(name)]
         return {name: self.figures(model, name) for name in splits}
 
-    def _predicted(self, model: nn.Module, split: str) -> Predictions:
-        size, bounds = self.config.train.eval_batch_size, self.config.data.bounds
-        folder = self.data / split
-        return predict_split(model, folder, self.schema, self.process, size, bounds)
+    def _predict(self, model: nn.Module, split: str) -> Predictions:
+        return predict_split(
+            model,
+            self.data / split,
+            self.schema,
+            self.process,
+            self.train.eval_batch_size,
+            self.bounds,
+        )
 
-    def _draw_calibration(self, found: Predictions) -> None:
-        label, (probability, observed) = next(iter(found.items()))
+    def _draw_calibration(self, predictions: Predictions) -> None:
+        label, (probability, observed) = next(iter(predictions.items()))
         title = f"{self.task}: {label} on the test split"
         calibration_curve(probability, observed, title, self.folder / "calibration.png")

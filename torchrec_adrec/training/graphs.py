@@ -1,34 +1,43 @@
-"""The dense part of a step as one CUDA graph: forward, loss and backward in one launch.
+"""Runs the dense part of a step as one CUDA graph: forward, loss and backward.
 
-A launch costs the host 25 to 40 microseconds on a GPU machine, and heads, loss and
-their backward pass are some 150 of them, which at 8,192 rows the card finishes in half
-a millisecond. A captured graph is one launch. Its inputs have addresses of their own:
-looked-up vectors and the batch are copied there first.
+A launch costs the host 25 to 40 microseconds on a GPU machine. Heads, loss and their
+backward pass are some 150 launches, which at 8,192 rows the card finishes in half a
+millisecond; a captured graph is one launch. It reads its inputs at fixed addresses, so
+the looked-up vectors and the batch are copied there first.
 
-For one rank: collectives stay outside of graphs.
+This is for one rank alone: collectives stay outside of graphs.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.distributed.optimizer import StepOptimizer
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.after_lookup import AfterLookup, Outputs
 
-WARM = 3  # runs before a capture: libraries choose their kernels and make workspaces
+# Runs before a capture: in them libraries choose their kernels and make workspaces.
+WARM = 3
 
 
-def run_as_graphs(model: nn.Module, optimizer: StepOptimizer, schema: Schema) -> bool:
-    """Let a model's dense part run as graphs; False if its shapes change from step to
-    step: histories have as many ids as they have.
+def run_as_graphs(
+    after_lookup: AfterLookup, optimizer: StepOptimizer, schema: Schema
+) -> bool:
+    """Let a model's dense part run as graphs, if its shapes are those of every step.
+
+    Args:
+        after_lookup: the dense part.
+        optimizer: of the parameters whose gradients the graphs find.
+        schema: with histories a batch has as many ids as they happen to have.
+
+    Returns:
+        Whether it does.
     """
     if schema.sequences:
         return False
-    after_lookup = next(m for m in model.modules() if isinstance(m, AfterLookup))
     parameters = list(optimizer.dense.params.values())
     accumulates = optimizer.config.accumulate > 1
     after_lookup.run = _Graphs(after_lookup, parameters, accumulates)
@@ -36,7 +45,10 @@ def run_as_graphs(model: nn.Module, optimizer: StepOptimizer, schema: Schema) ->
 
 
 class _Graphs:
-    """A graph for each shape; the number of anchors, filled up, makes one or two."""
+    """Keeps a graph for each shape of a batch.
+
+    There are one or two: the number of anchors, filled up, is all that may change.
+    """
 
     def __init__(
         self, after_lookup: AfterLookup, parameters: list[Tensor], accumulates: bool
@@ -48,24 +60,24 @@ class _Graphs:
     def __call__(
         self, vectors: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Outputs]:
-        """As `AfterLookup.guarded`."""
+        """Do what `AfterLookup.run_eagerly` does."""
         if not self.after_lookup.training:
-            return self.after_lookup.guarded(vectors, batch)
+            return self.after_lookup.run_eagerly(vectors, batch)
         key = (tuple(v.shape for v in vectors), batch.layout)
         graph = self._captured.get(key)
         if graph is None:
             graph = _Graph(self.after_lookup, self.parameters, vectors, batch)
             self._captured[key] = graph
-        loss: Tensor = _Replay.apply(  # type: ignore[no-untyped-call]
-            graph, self.accumulates, batch, *vectors
-        )
-        out = graph.outputs
-        # The report is kept over steps; the rest is read before the next replay.
-        return loss, out._replace(report=out.report.clone(), labels=batch.labels)
+        loss: Tensor = _Replay.apply(graph, self.accumulates, batch, *vectors)  # type: ignore[no-untyped-call]
+        outputs = graph.outputs
+        # The report is read a step later, when the graph has written the next one into
+        # the same memory; all else is read before the next replay.
+        report = outputs.report.clone()
+        return loss, outputs._replace(report=report, labels=batch.labels)
 
 
 class _Graph:
-    """One captured shape, with the tensors it reads and writes."""
+    """The graph of one shape, with the tensors that it reads and writes."""
 
     def __init__(
         self,
@@ -78,7 +90,7 @@ class _Graph:
         self.vectors = [v.detach().clone().requires_grad_() for v in vectors]
         self.batch = Batch(batch.buffer.clone(), batch.layout)
         self.graph = torch.cuda.CUDAGraph()
-        drawn = torch.cuda.get_rng_state()
+        generator_state = torch.cuda.get_rng_state()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -89,17 +101,20 @@ class _Graph:
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self._run()
         # What the step draws must not depend on whether it was the one that captured.
-        torch.cuda.set_rng_state(drawn)
+        torch.cuda.set_rng_state(generator_state)
 
     def _run(self) -> None:
         device = self.vectors[0].device.type
-        low = torch.is_autocast_enabled(device)
-        # A cast that was cached outside of the graph would be read by it for ever.
+        use_bfloat16 = torch.is_autocast_enabled(device)
+        # Without a cache: a cast that was cached outside of the graph would be read by
+        # it for ever, and the weight behind it changes.
         with (
             torch.enable_grad(),
-            torch.autocast(device, torch.bfloat16, enabled=low, cache_enabled=False),
+            torch.autocast(
+                device, torch.bfloat16, enabled=use_bfloat16, cache_enabled=False
+            ),
         ):
-            loss, self.outputs = self.after_lookup.guarded(self.vectors, self.batch)
+            loss, self.outputs = self.after_lookup.run_eagerly(self.vectors, self.batch)
             grads = torch.autograd.grad(
                 loss, [*self.vectors, *self.parameters], allow_unused=True
             )
@@ -108,15 +123,17 @@ class _Graph:
         self.parameter_grads = grads[len(self.vectors) :]
 
     def replay(self, vectors: Sequence[Tensor], batch: Batch) -> None:
-        """Run it on other inputs."""
-        for room, value in zip(self.vectors, vectors, strict=True):
-            room.detach().copy_(value)
+        """Run the graph on other inputs."""
+        for static, value in zip(self.vectors, vectors, strict=True):
+            static.detach().copy_(value)
         self.batch.buffer.copy_(batch.buffer)
         self.graph.replay()
 
 
 class _Replay(torch.autograd.Function):
-    """Hangs a graph, which has already found the gradients, into backward."""
+    """Puts a graph into autograd: it runs in forward, and has found the gradients by
+    then, so backward only hands them out.
+    """
 
     @staticmethod
     def forward(
@@ -136,6 +153,7 @@ class _Replay(torch.autograd.Function):
             if gradient is None:
                 continue
             if not ctx.accumulates:
+                # Of the graph itself: the next replay overwrites it, after the step.
                 parameter.grad = gradient
             elif parameter.grad is None:
                 parameter.grad = gradient.clone()

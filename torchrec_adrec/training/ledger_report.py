@@ -1,4 +1,4 @@
-"""The audit of a finished run: its checkpoint's segments, its rows, its books."""
+"""Audits a finished run: do its ledger's rows make whole epochs?"""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from torchrec_adrec.tasks.sharded import CHECKPOINTS
 
 
 def audit_stage(folder: Path) -> list[Audit]:
-    """Compare what a finished stage (RUN/TASK) took with what its epochs hold.
+    """Compare what a finished stage (RUN/TASK) read with what its epochs hold.
 
     Raises:
         DataError: the run kept no ledger.
     """
-    last = latest(folder / CHECKPOINTS)  # the best one need not know all rows
+    last = latest(folder / CHECKPOINTS)  # the best one may be older than the last rows
     segments = last.state["ledger"] if last is not None else []
     if not segments:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")

@@ -1,4 +1,4 @@
-"""Signs of health for TensorBoard: norms, touched rows, the rank of the ad vectors."""
+"""Measures a model for TensorBoard: norms, touched rows, the rank of the ad vectors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,30 +7,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-Sums = dict[str, Tensor]  # scalars on the device: read all at once, at the end
+from torchrec_adrec.distributed.torchrec_internals import (
+    sharded_collections,
+    table_of_feature,
+)
+
+Sums = dict[str, Tensor]
+"""Scalars on the device by their names; all are read at once, at the end."""
 
 
 class ModelStatistics:
-    """What is measured in one step: wrap it in `watched`, then ask `figures`."""
+    """Measures one step: wrap the step in `watched`, then ask for `figures`."""
 
     def __init__(
         self, model: DistributedModelParallel, optimizer: CombinedOptimizer
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self._grads: Sums = {}
+        self._gradients: Sums = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Note the gradient of every table's looked-up vectors while a step runs."""
-        self._grads = {}
+        self._gradients = {}
         hooks = [
-            module.register_forward_hook(self._note)
-            for module in self.model.modules()
-            if isinstance(module, ShardedEmbeddingBagCollection)
+            collection.register_forward_hook(self._watch_gradient)
+            for collection in sharded_collections(self.model)
         ]
         try:
             yield
@@ -38,8 +42,10 @@ class ModelStatistics:
             for hook in hooks:
                 hook.remove()
 
-    def _note(self, module: Any, inputs: Any, output: Any) -> None:
-        tables = {t.feature_names[0]: t.name for t in module._embedding_bag_configs}
+    def _watch_gradient(self, collection: Any, inputs: Any, output: Any) -> None:
+        # A table's own gradient never exists: it is used up inside backward. That of
+        # the vectors that were looked up says as much.
+        tables = table_of_feature(collection)
         widths, values = output.length_per_key(), output.values()
         names = [tables[feature] for feature in output.keys()]  # noqa: SIM118
         if not values.requires_grad:
@@ -48,35 +54,35 @@ class ModelStatistics:
         def keep(gradient: Tensor) -> None:
             parts = torch.split(gradient, widths, dim=1)
             for name, part in zip(names, parts, strict=True):
-                self._grads[name] = _square(part)
+                self._gradients[name] = _sum_of_squares(part)
 
         values.register_hook(keep)
 
     def figures(self, ads: Tensor) -> dict[str, float]:
-        """Every figure by its name; the same on every rank. Collective.
+        """Return every figure by its name, the same on every rank. Collective.
 
         Args:
             ads: (N, D) ad vectors of this rank's step, or (0, 0).
         """
         # Backward's gradients are those of W times this rank's share of the loss.
         ranks = dist.get_world_size()
-        sums = {f"gradient/{n}": v / ranks**2 for n, v in self._grads.items()}
-        sums |= _weights(self.model) | _touched(self.optimizer)
-        whole = _dense(self.model)
+        sums = {f"gradient/{n}": v / ranks**2 for n, v in self._gradients.items()}
+        sums |= _table_weights(self.model) | _touched_rows(self.optimizer)
+        replicated = _dense_norms(self.model)
         if ads.numel():
-            whole["ads/effective_rank"] = effective_rank(ads)
-        return _finished(_add_up(_read(sums))) | _read(whole)
+            replicated["ads/effective_rank"] = effective_rank(ads)
+        return _norms_and_shares(_sum_over_ranks(_to_host(sums))) | _to_host(replicated)
 
 
-def _read(figures: Sums) -> dict[str, float]:
-    """To the host, in one copy."""
+def _to_host(figures: Sums) -> dict[str, float]:
+    """Read all figures in one copy: each copy waits for the device."""
     if not figures:
         return {}
     values = torch.stack([value.double() for value in figures.values()]).tolist()
     return dict(zip(figures, values, strict=True))
 
 
-def _finished(sums: dict[str, float]) -> dict[str, float]:
+def _norms_and_shares(sums: dict[str, float]) -> dict[str, float]:
     """Norms of sums of squares, and touched rows as a share of all rows."""
     figures = {
         name: value**0.5 if name.startswith(("gradient", "weight")) else value
@@ -89,8 +95,10 @@ def _finished(sums: dict[str, float]) -> dict[str, float]:
 
 
 def effective_rank(vectors: Tensor) -> Tensor:
-    """exp of the entropy of the singular values as shares: 1 when all vectors point one
-    way (a collapsed tower), D when they use every direction alike.
+    """Return how many directions vectors use: 1 when all point one way (a collapsed
+    tower), D when they use every direction alike.
+
+    It is exp of the entropy of the singular values, each as a share of their sum.
 
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007.
 
@@ -105,17 +113,17 @@ def effective_rank(vectors: Tensor) -> Tensor:
     return torch.xlogy(shares, shares).sum().neg().exp()
 
 
-def _weights(model: DistributedModelParallel) -> Sums:
+def _table_weights(model: DistributedModelParallel) -> Sums:
     """Squared norms of this rank's parts of the tables."""
     sums: Sums = {}
     for name, value in model.state_dict().items():
         if hasattr(value, "local_shards"):
             for shard in value.local_shards():
-                _add(sums, f"weight/{_table(name)}", _square(shard.tensor))
+                _add(sums, f"weight/{_table(name)}", _sum_of_squares(shard.tensor))
     return sums
 
 
-def _touched(optimizer: CombinedOptimizer) -> Sums:
+def _touched_rows(optimizer: CombinedOptimizer) -> Sums:
     """Rows whose Adagrad state has left 0: those that training has ever updated."""
     sums: Sums = {}
     for name, state in optimizer.state_dict()["state"].items():
@@ -128,7 +136,7 @@ def _touched(optimizer: CombinedOptimizer) -> Sums:
     return sums
 
 
-def _dense(model: DistributedModelParallel) -> Sums:
+def _dense_norms(model: DistributedModelParallel) -> Sums:
     """Norms of what every rank holds whole, by the module two levels down."""
     sums: Sums = {}
     for name, parameter in model.named_parameters():
@@ -137,7 +145,7 @@ def _dense(model: DistributedModelParallel) -> Sums:
         part = ".".join(name.split(".")[:2])
         for kind, value in (("weight", parameter), ("gradient", parameter.grad)):
             if value is not None:
-                _add(sums, f"{kind}/{part}", _square(value.detach()))
+                _add(sums, f"{kind}/{part}", _sum_of_squares(value.detach()))
     return {name: value.sqrt() for name, value in sums.items()}
 
 
@@ -145,12 +153,12 @@ def _add(sums: Sums, name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value
 
 
-def _add_up(sums: dict[str, float]) -> dict[str, float]:
-    """Ranks hold different tables, so they exchange names with the numbers."""
-    everyone: list[dict[str, float]] = [sums] * dist.get_world_size()
-    dist.all_gather_object(everyone, sums)
+def _sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
+    # Ranks hold different tables, so they exchange the names with the numbers.
+    by_rank: list[dict[str, float]] = [sums] * dist.get_world_size()
+    dist.all_gather_object(by_rank, sums)
     total: dict[str, float] = {}
-    for part in everyone:
+    for part in by_rank:
         for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
@@ -160,5 +168,5 @@ def _table(name: str) -> str:
     return name.split("embedding_bags.")[1].split(".")[0]
 
 
-def _square(values: Tensor) -> Tensor:
+def _sum_of_squares(values: Tensor) -> Tensor:
     return values.float().square().sum()

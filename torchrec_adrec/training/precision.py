@@ -1,8 +1,8 @@
-"""How the dense products are made here: choice out by making some.
+"""Chooses how the dense products are made, by making some and taking the time.
 
-A name promises nothing. On one CPU oneDNN's float32 product is twice as fast as MKL's,
-on the next the same setting rounds to bfloat16; bfloat16 is four times faster where the
-processor knows it and a hundred times slower where it does not.
+A setting's name promises nothing. On one CPU oneDNN's float32 product is twice as fast
+as MKL's, on the next the same setting rounds to bfloat16; bfloat16 is four times faster
+where the processor knows it and a hundred times slower where it does not.
 """
 
 import logging
@@ -20,16 +20,15 @@ from torchrec_adrec.errors import ConfigError
 SIZES = {"cpu": 512, "cuda": 4096}  # of a product that a device notices
 ROUNDS = 15  # of which the fastest counts: other work can only slow one down
 FASTER = 1.1  # what `medium` must be, so that the next run chooses the same
-EXACT = (
-    2e-5  # relative error of a float32 product; TF32 and bfloat16 have 1e-3 and more
-)
+# Relative error of a float32 product; those of TF32 and bfloat16 are 1e-3 and more.
+EXACT = 2e-5
 WORTH = 1.2  # how much faster bfloat16 must be: it costs conversions elsewhere
 
 log = logging.getLogger(__name__)
 
 
 class MatmulPrecision(NamedTuple):
-    """How products are made; kept in checkpoints, so that a resumed run goes on alike.
+    """How products are made; kept in checkpoints, so that a resumed run does the same.
 
     Attributes:
         setting: of `torch.set_float32_matmul_precision`.
@@ -40,30 +39,33 @@ class MatmulPrecision(NamedTuple):
     use_bfloat16: bool
 
 
-def choose_precision(wanted: str, device: torch.device) -> MatmulPrecision:
-    """Find out what is fastest here. Collective: the first rank measures for all, once
-    in a process: two runs in it make their products alike.
+def choose_precision(requested: str, device: torch.device) -> MatmulPrecision:
+    """Find out what is fastest on this device. Collective.
+
+    The first rank measures for all, and once in a process: two runs in one process make
+    their products in the same way.
 
     Args:
-        wanted: `auto`, `float32`, `tf32` or `bfloat16`.
+        requested: `auto`, `float32`, `tf32` or `bfloat16`.
+        device: of this rank.
 
     Raises:
         ConfigError: `tf32` on a device that has none.
     """
-    if wanted == "tf32" and device.type != "cuda":
+    if requested == "tf32" and device.type != "cuda":
         raise ConfigError(
             "train.precision=tf32 is for NVIDIA GPUs, this device is"
             f" {device.type}; set float32, bfloat16 or auto"
         )
     choice = [MatmulPrecision("highest", False)]
     if dist.get_rank() == 0:
-        choice = [_measure(wanted, device)]
+        choice = [_measure(requested, device)]
     dist.broadcast_object_list(choice, 0)
     return choice[0]
 
 
 @cache
-def _measure(wanted: str, device: torch.device) -> MatmulPrecision:
+def _measure(requested: str, device: torch.device) -> MatmulPrecision:
     generator = torch.Generator().manual_seed(0)
     size = SIZES.get(device.type, SIZES["cuda"])
     a, b = (torch.randn(size, size, generator=generator).to(device) for _ in range(2))
@@ -74,13 +76,13 @@ def _measure(wanted: str, device: torch.device) -> MatmulPrecision:
     best = "highest"
     if seconds.get("medium", float("inf")) * FASTER <= seconds["highest"]:
         best = "medium"
-    if wanted == "tf32":
+    if requested == "tf32":
         seconds["high"], best = _seconds(a, b, "high"), "high"
         faster = seconds["highest"] / seconds["high"]
         log.info("products in TF32; measured here, %.2g times float32's speed", faster)
         return MatmulPrecision("high", False)
     faster = seconds[best] / _seconds(a.bfloat16(), b.bfloat16(), best)
-    use_bfloat16 = wanted == "bfloat16" or (wanted == "auto" and faster >= WORTH)
+    use_bfloat16 = requested == "bfloat16" or (requested == "auto" and faster >= WORTH)
     log.info(
         "products in %s; measured here, bfloat16 is %.2g times as fast as float32 (%s)",
         "bfloat16" if use_bfloat16 else "float32",

@@ -1,4 +1,4 @@
-"""When to stop: the validation loss no longer falls."""
+"""Decides when to stop: once the validation loss no longer falls."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class EarlyStopping:
-    """Validation losses so far, kept in every checkpoint.
+    """The validation losses so far, kept in every checkpoint.
 
     Attributes:
         patience: evaluations without a better one after which to stop; None: never.
@@ -17,8 +17,8 @@ class EarlyStopping:
     history: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, step: int, loss: float) -> bool:
-        """Take an evaluation; whether it is the best so far."""
-        is_best = all(loss < before for _, before in self.history)
+        """Take an evaluation, and say whether it is the best so far."""
+        is_best = all(loss < earlier for _, earlier in self.history)
         self.history.append((step, loss))
         return is_best
 
@@ -33,13 +33,13 @@ class EarlyStopping:
         return None if self.best is None else self.best[0]
 
     @property
-    def stops(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether patience has run out."""
         if self.patience is None or self.best is None:
             return False
-        since = [step for step, _ in self.history if step > self.best[0]]
-        return len(since) >= self.patience
+        since_best = [step for step, _ in self.history if step > self.best[0]]
+        return len(since_best) >= self.patience
 
     def load(self, history: list[list[Any]]) -> None:
-        """Take what a checkpoint kept."""
+        """Go on with what a checkpoint kept."""
         self.history = [(int(step), float(loss)) for step, loss in history]

@@ -1,4 +1,4 @@
-"""TensorBoard of the first rank."""
+"""Writes scalars for TensorBoard, on the first rank."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ class TensorBoardLogger:
         self.task, self.writer = task, writer
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Scalars of a step by their names."""
+        """Write scalars of a step by their names."""
         if self.writer is not None:
             for name, value in figures.items():
                 self.writer.add_scalar(f"{self.task}/{name}", value, step)
@@ -22,11 +22,20 @@ class TensorBoardLogger:
 
 @contextmanager
 def tensorboard_logger(
-    task: str, folder: Path, is_first: bool, done: int
+    task: str, folder: Path, is_first: bool, last_step: int
 ) -> Iterator[TensorBoardLogger]:
-    """Open it; steps behind `done`, which a resumed run repeats, are purged."""
+    """Open the log of a run, to go on with it.
+
+    Args:
+        task: stands in front of every name.
+        folder: of the stage; the log is its `tensorboard`.
+        is_first: whether this rank writes.
+        last_step: the last step that counts. A resumed run takes the later ones again,
+            so what the log holds of them is purged.
+    """
     if not is_first:
         yield TensorBoardLogger(task, None)
         return
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1) as writer:
+    first_purged = last_step + 1
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=first_purged) as writer:
         yield TensorBoardLogger(task, writer)

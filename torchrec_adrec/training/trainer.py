@@ -7,7 +7,7 @@ run that was killed and resumed on as many ranks ends with the bits of one that 
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,20 @@ from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.runtime.files import Origin, vocabulary_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks.sharded import (
-    CHECKPOINTS,
-    METRICS,
-    build,
-    check_origin,
-    warm_start_names,
-)
+from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
 from torchrec_adrec.training.batch_source import BatchSource
 from torchrec_adrec.training.evaluator import Evaluator
-from torchrec_adrec.training.precision import MatmulPrecision, choose_precision
+from torchrec_adrec.training.precision import choose_precision
+from torchrec_adrec.training.schedule import Schedule
 from torchrec_adrec.training.step_runner import Step, StepRunner
 from torchrec_adrec.training.stopping import EarlyStopping
 from torchrec_adrec.training.tensorboard import TensorBoardLogger, tensorboard_logger
+from torchrec_adrec.training.training_state import TrainingState
+from torchrec_adrec.training.weights import (
+    load_best,
+    load_other_run,
+    load_tower_tables,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Trainer:
 
     Args:
         task: `retrieval` or `ranking`.
+        config: of the whole run.
+        process: this rank.
         data: a prepared data set.
         folder: where checkpoints, curves and metrics go; a run that finds checkpoints
             here goes on from the last one.
@@ -59,33 +62,33 @@ class Trainer:
     data: Path
     folder: Path
     warm_start: checkpoint.Checkpoint | None = None
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    initialised: list[str] = field(default_factory=list)
-    precision: MatmulPrecision | None = None
 
     def __post_init__(self) -> None:
+        config, train, bounds = self.config, self.config.train, self.config.data.bounds
         self.schema = Schema.load(self.data / "schema.json")
-        self.model, self.optimizer = build(
-            self.task, self.schema, self.config, self.process
-        )
+        self.sharded = build(self.task, self.schema, config, self.process)
+        self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
         self.source = BatchSource(
             self.data,
             self.schema,
-            self.config,
+            train,
+            config.seed,
             self.process,
             self.folder,
+            bounds,
             self._negatives(),
         )
-        self.stopping = EarlyStopping(self.config.train.patience)
+        accumulate = self.optimizer.config.accumulate
+        self.schedule = Schedule(self.source.steps, accumulate, train)
+        self.state = TrainingState(EarlyStopping(train.patience))
         self.evaluator = Evaluator(
-            self.task, self.data, self.folder, self.schema, self.config, self.process
+            self.task, self.data, self.folder, self.schema, self.process, train, bounds
         )
-        if self.config.train.evaluate_every and not self.evaluator.has("valid"):
+        if train.evaluate_every and not self.evaluator.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
                 " prepare with data.split.valid above 0"
             )
-        self._last_loss = float("nan")
 
     def _negatives(self) -> UniformNegatives | None:
         count = self.config.retrieval.uniform_negatives
@@ -107,31 +110,27 @@ class Trainer:
         restarts = restarts_of(self.folder) if self.process.is_first else 0
         if self.process.is_first:
             log.info(
-                "%s: steps %d to %d of %d global rows, %d rows an epoch left out (the"
-                " incomplete last step), seed %d",
-                self.task,
-                first,
-                self.source.steps,
-                self.config.train.batch_size,
-                self.source.dropped_rows,
-                self.config.seed,
+                f"{self.task}: steps {first} to {self.source.steps} of"
+                f" {self.config.train.batch_size} global rows,"
+                f" {self.source.dropped_rows} rows an epoch left out (the incomplete"
+                f" last step), seed {self.config.seed}"
             )
-        rate, step = self._train(first)
-        chosen = self._take_best()
+        samples_per_second, last = self._train(first)
+        chosen = load_best(self.model, self.folder, self.state.stopping, self.schema)
         metrics = {
             "task": self.task,
             "seed": self.config.seed,
             "world_size": self.process.world_size,
             "checkpoint": chosen.origin.model_dump(),
             "tables_from": self._tables_from(),
-            "initialised": self.initialised,
+            "initialised": self.state.initialised,
             "train": {
-                "steps": step,
+                "steps": last,
                 "dropped_rows_per_epoch": self.source.dropped_rows,
-                "last_step_loss": self._last_loss,
-                "samples_per_second": rate,
+                "last_step_loss": self.state.last_loss,
+                "samples_per_second": samples_per_second,
                 "resumed_at_step": first,
-                "validation": self.stopping.history,
+                "validation": self.state.stopping.history,
                 "restarts": restarts,
             },
             **self.evaluator.held_out(self.model),
@@ -139,172 +138,143 @@ class Trainer:
         if self.process.is_first:
             (self.folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
             title = f"{self.task}: training loss"
-            loss_curve(self.curve, title, self.folder / "loss.png")
+            loss_curve(self.state.curve, title, self.folder / "loss.png")
         return metrics
 
     def _restore(self) -> int:
-        """Load the last checkpoint, or the tables of a warm start, or nothing."""
-        found = checkpoint.latest(self.folder / CHECKPOINTS)
-        if found is not None:
-            checkpoint.load(found, self.model, self.schema, self.optimizer)
-            self.curve = [(step, loss) for step, loss in found.state["curve"]]
-            self._last_loss = float(found.state["last_step_loss"])
-            self.stopping.load(found.state["validation"])
-            if self.source.ledger is not None:
-                self.source.ledger.go_on(found.step, found.state["ledger"])
-            self.initialised = found.state["initialised"]
-            self.precision = MatmulPrecision(*found.state["precision"])
-            self._check_tables(found)
-            log.info("resumed from %s", found.path)
-            return found.step
-        if self.task == "retrieval" and self.config.retrieval.init_from:
-            self._start_from(Path(self.config.retrieval.init_from))
-        if self.warm_start is not None:
-            origin = warm_start_names(self.model)
-            checkpoint.load_tables(self.warm_start, self.model, self.schema, origin)
-            log.info(
-                "%d tables warm-started from %s", len(origin), self.warm_start.path
-            )
-        return 0
+        """Load the last checkpoint of this run, or the first weights of a new one.
 
-    def _tables_from(self) -> dict[str, Any] | None:
-        """Names the checkpoint whose tables a ranker starts with."""
-        return self.warm_start.origin.model_dump() if self.warm_start else None
-
-    def _check_tables(self, found: checkpoint.Checkpoint) -> None:
-        before = found.state["tables_from"]
-        if self.warm_start is not None and before is not None:
-            check_origin(found.path, Origin.model_validate(before), self.warm_start)
-
-    def _start_from(self, path: Path) -> None:
-        """Take the weights of another run's checkpoint."""
-        self.initialised = checkpoint.load_weights(
-            checkpoint.open_checkpoint(path),
-            self.model,
-            vocabulary_hashes(self.data),
-            self.config.retrieval.allow_new_tables,
-        )
-        for name in self.initialised:
-            log.warning("%s: initialised, not from %s", name, path)
-
-    def _train(self, first: int) -> tuple[float, int]:
-        """Run the steps that are left; samples/s and the last step."""
-        size, number = self.config.train.batch_size, first
-        wanted, device = self.config.train.precision, self.process.device
-        hang_seconds = self.config.train.hang_seconds
-        self.precision = self.precision or choose_precision(wanted, device)
-        steps = StepRunner(
-            self.model,
-            self.optimizer,
-            self.source,
-            self.process,
-            self.config,
-            self.precision,
-            first,
-        )
-        window: list[torch.Tensor] = []
-        done = self.curve[-1][0] if self.curve else 0
-        with (
-            Interrupt() as interrupt,
-            Watchdog(self.process, hang_seconds, name=self.task) as watchdog,
-            tensorboard_logger(
-                self.task, self.folder, self.process.is_first, done
-            ) as board,
-            Progress(
-                f"train {self.task}", (self.source.steps - first) * size, "samples"
-            ) as progress,
-        ):
-            while number < self.source.steps and not self.stopping.stops:
-                watchdog.heartbeat(number + 1, steps.batch_identity(number + 1))
-                step, note = steps.run_step(interrupt.requested), ""
-                number = step.number
-                window.append(step.loss)
-                board.write(number, step.figures)
-                last = number == self.source.steps
-                if last or number % self.config.train.log_every == 0:
-                    note = self._log(number, window, progress.rate, board)
-                    window = []
-                with watchdog.paused():
-                    stops = self._keep(step, steps, board)
-                if stops and not last:
-                    raise StoppedError(interrupt.agreed(self.process.device), number)
-                progress.advance(size, note)
-        steps.detach()
-        self.source.repaired.report()
-        return progress.rate, number
-
-    def _take_best(self) -> checkpoint.Checkpoint:
-        """Go back to the weights of the best evaluation, if there were any.
-
-        They are the model of this stage: what is judged, exported and served.
+        Returns:
+            The last step that was taken.
         """
         last = checkpoint.latest(self.folder / CHECKPOINTS)
-        assert last is not None, "training saves at its end"
-        step = self.stopping.best_step
-        if step is None or step == last.step:
-            return last
-        path = checkpoint.folder_of(self.folder / CHECKPOINTS, step)
-        best = checkpoint.open_checkpoint(path)
-        checkpoint.load(best, self.model, self.schema)
-        log.info("the best of %d evaluations is %s", len(self.stopping.history), path)
-        return best
+        if last is not None:
+            return self._resume(last)
+        if self.task == "retrieval" and self.config.retrieval.init_from:
+            self.state.initialised = load_other_run(
+                self.model, self.config.retrieval, self.data
+            )
+        if self.warm_start is not None:
+            load_tower_tables(self.model, self.warm_start, self.schema)
+        return 0
 
-    def _keep(self, step: Step, steps: StepRunner, board: TensorBoardLogger) -> bool:
-        """Evaluate and save, if it is time; whether training was asked to stop here."""
-        last = step.number == self.source.steps
-        stops = step.stop and self._is_whole(step.number)
-        if last or stops or self._is_due(step.number) or self._evaluates(step.number):
-            steps.flush()  # a loss that is not finite must stop us before, not after
-        is_best = self._validate(step.number, steps, board)
-        ends = last or self.stopping.stops
-        if ends or stops or is_best or self._is_due(step.number):
-            self._save(step.number, step.loss.item())
-        return stops
+    def _resume(self, last: checkpoint.Checkpoint) -> int:
+        checkpoint.load(last, self.model, self.schema, self.optimizer)
+        self.state.load(last.state)
+        if self.source.ledger is not None:
+            self.source.ledger.go_on(last.step, last.state["ledger"])
+        tables_from = last.state["tables_from"]
+        if self.warm_start is not None and tables_from is not None:
+            origin = Origin.model_validate(tables_from)
+            check_origin(last.path, origin, self.warm_start)
+        log.info("resumed from %s", last.path)
+        return last.step
 
-    def _is_whole(self, step: int) -> bool:
-        """Whether no dense gradient waits for further steps: it would not be saved."""
-        return step == self.source.steps or step % self.optimizer.config.accumulate == 0
+    def _tables_from(self) -> dict[str, Any] | None:
+        """Name the checkpoint whose tables a ranker started with."""
+        return self.warm_start.origin.model_dump() if self.warm_start else None
 
-    def _is_due(self, step: int) -> bool:
-        """The first whole step in every `checkpoint_every`."""
-        return self._is_first_of(self.config.train.checkpoint_every, step)
+    def _train(self, first: int) -> tuple[float, int]:
+        """Run the steps that are left.
 
-    def _is_first_of(self, every: int, step: int) -> bool:
-        within = step % every < self.optimizer.config.accumulate
-        return self._is_whole(step) and step >= every and within
-
-    def _evaluates(self, step: int) -> bool:
-        """Whether it is time to: at the end too, if it is ever."""
-        every = self.config.train.evaluate_every
-        last = step == self.source.steps
-        return bool(every) and (last or self._is_first_of(every, step))
-
-    def _validate(self, step: int, steps: StepRunner, board: TensorBoardLogger) -> bool:
-        """Evaluate, if it is time; whether the model is the best so far."""
-        if not self._evaluates(step):
-            return False
-        steps.detach()
-        figures = self.evaluator.figures(self.model, "valid")
-        self.model.train()
-        for label, found in figures.items():
-            names = {f"valid/{label}/{name}": v for name, v in found.items()}
-            board.write(step, names)
-        return self.stopping.add(step, figures[self.schema.labels[0].name]["log_loss"])
+        Returns:
+            Samples a second, and the last step.
+        """
+        train, state = self.config.train, self.state
+        # A resumed run makes its products as before: measured again, another way might
+        # be faster, and it rounds otherwise.
+        state.precision = state.precision or choose_precision(
+            train.precision, self.process.device
+        )
+        runner = StepRunner(
+            self.sharded,
+            self.source,
+            self.process,
+            train,
+            self.config.seed,
+            state.precision,
+            first,
+        )
+        last_logged = state.curve[-1][0] if state.curve else 0
+        samples_left = (self.source.steps - first) * train.batch_size
+        with (
+            Interrupt() as interrupt,
+            Watchdog(self.process, train.hang_seconds, name=self.task) as watchdog,
+            tensorboard_logger(
+                self.task, self.folder, self.process.is_first, last_logged
+            ) as board,
+            Progress(f"train {self.task}", samples_left, "samples") as progress,
+        ):
+            number = first
+            losses: list[torch.Tensor] = []
+            while number < self.source.steps and not state.stopping.should_stop:
+                number += 1
+                watchdog.heartbeat(number, runner.batch_identity(number))
+                step, note = runner.run_step(interrupt.requested), ""
+                # Kept as tensors until they are logged: reading one waits for the step.
+                losses.append(step.loss)
+                board.write(number, step.figures)
+                if self.schedule.logs_at(number):
+                    note = self._log(number, losses, progress.rate, board)
+                    losses = []
+                # Evaluation and saving take long without a step; that is no hang.
+                with watchdog.paused():
+                    stops = self._evaluate_and_save(step, runner, board)
+                if stops and not self.schedule.is_last(number):
+                    raise StoppedError(interrupt.agree(self.process.device), number)
+                progress.advance(train.batch_size, note)
+        runner.detach()
+        self.source.repaired.report()
+        return progress.rate, number
 
     def _log(
         self,
         step: int,
-        window: list[torch.Tensor],
-        rate: float,
+        losses: list[torch.Tensor],
+        samples_per_second: float,
         board: TensorBoardLogger,
     ) -> str:
-        mean = torch.stack(window).mean().item()
-        self.curve.append((step, mean))
-        board.write(step, {"loss": mean, "samples_per_second": rate})
+        """Add a point to the loss curve; return it in words."""
+        mean = torch.stack(losses).mean().item()
+        self.state.curve.append((step, mean))
+        board.write(step, {"loss": mean, "samples_per_second": samples_per_second})
         return f"loss {mean:.4f}"
 
+    def _evaluate_and_save(
+        self, step: Step, runner: StepRunner, board: TensorBoardLogger
+    ) -> bool:
+        """Evaluate and save, if it is time.
+
+        Returns:
+            Whether training was asked to stop, and has been saved for that.
+        """
+        number, schedule = step.number, self.schedule
+        # Between two whole steps a stop has to wait: dense gradients are not saved.
+        stops = step.stop and schedule.is_whole(number)
+        saves = schedule.is_last(number) or stops or schedule.saves_at(number)
+        evaluates = schedule.evaluates_at(number)
+        if saves or evaluates:
+            runner.flush()  # a loss that is not finite must stop us before, not after
+        is_best = evaluates and self._validate(number, runner, board)
+        if saves or is_best or self.state.stopping.should_stop:
+            self._save(number, step.loss.item())
+        return stops
+
+    def _validate(
+        self, step: int, runner: StepRunner, board: TensorBoardLogger
+    ) -> bool:
+        """Judge on the validation split; return whether this is the best so far."""
+        runner.detach()
+        metrics = self.evaluator.figures(self.model, "valid")
+        self.model.train()
+        for label, values in metrics.items():
+            names = {f"valid/{label}/{name}": v for name, v in values.items()}
+            board.write(step, names)
+        loss = metrics[self.schema.labels[0].name]["log_loss"]
+        return self.state.stopping.add(step, loss)
+
     def _save(self, step: int, loss: float) -> None:
-        self._last_loss = loss
+        self.state.last_loss = loss
         ledger = self.source.ledger
         checkpoint.save(
             self.folder / CHECKPOINTS,
@@ -316,17 +286,13 @@ class Trainer:
                 "task": self.task,
                 "step": step,
                 "seed": self.config.seed,
-                "last_step_loss": loss,
-                "curve": self.curve,
-                "validation": self.stopping.history,
+                **self.state.to_json(),
                 "ledger": ledger.keep(step) if ledger is not None else [],
-                "initialised": self.initialised,
                 "tables_from": self._tables_from(),
-                "precision": self.precision,
                 "steps_an_epoch": self.source.reader.steps,
                 "vocabulary": vocabulary_hashes(self.data),
                 "config": self.config.model_dump(mode="json"),
             },
             self.config.train.keep_checkpoints,
-            self.stopping.best_step,
+            self.state.stopping.best_step,
         )
