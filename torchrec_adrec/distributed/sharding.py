@@ -95,7 +95,10 @@ def _agreed_plan(
             topology = topology_of(process)
             allowed = constraints(tables_of(model), config, ids, topology)
             found = plan_tables(model, sharder, topology, allowed, batch_size)
-            for line in (*table_lines(found, config), *rank_lines(found)):
+            *tables, total = table_lines(found, config)
+            for line in tables:
+                log.debug("plan | %s", line)  # `-v` shows them
+            for line in (total, *rank_lines(found)):
                 log.info("plan | %s", line)
             agreed = [found.sharding]
         except ConfigError as error:

@@ -9,7 +9,6 @@ import polars as pl
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.prepare.data_report import dependency_table
 from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
@@ -132,13 +131,19 @@ def _shown(value: float | str | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
-def write_report(config: Config, metrics: Metrics, run: Path) -> None:
-    """Write `metrics.json` and `report.md` of the whole run."""
+def write_report(seed: int, metrics: Metrics, run: Path) -> None:
+    """Write `metrics.json` and `report.md` of the whole run.
+
+    Args:
+        seed: of the run.
+        metrics: stage -> what it measured, and `serve`.
+        run: the folder they are written to.
+    """
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     lines = [
         "# Run report",
         "",
-        f"Seed {config.seed}; every setting: `config.yaml`.",
+        f"Seed {seed}; every setting: `config.yaml`.",
         "",
     ]
     lines += ["| measured | value |", "|---|---|"]

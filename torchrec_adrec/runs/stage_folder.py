@@ -15,6 +15,7 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs.run_lock import STAGE_LOCK
 from torchrec_adrec.runs.stages import CONFIG, RECORD, Record, Stage, describe
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
+from torchrec_adrec.runtime.status import Status, send
 
 
 @contextmanager
@@ -37,6 +38,7 @@ def stage_workspace(
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(exist_ok=True)
         (run / STAGE_LOCK).write_text(record.input_fingerprint)
+        send(Status("begin", stage.name))
     ranks.barrier()
     _check_same(record, stage, run, ranks)
     yield partial
@@ -45,6 +47,7 @@ def stage_workspace(
         config.save(partial / CONFIG)
         (partial / RECORD).write_text(record.model_dump_json() + "\n")
         _publish(partial, run / stage.name)
+        send(Status("end", stage.name))
     ranks.barrier()
 
 
