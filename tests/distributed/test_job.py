@@ -32,7 +32,7 @@ from torchrec_adrec.pipeline.job import run_stages
 from torchrec_adrec.runs.stages import STAGES
 from torchrec_adrec.tasks import sharded
 from torchrec_adrec.training import trainer
-from torchrec_adrec.training.precision import Products
+from torchrec_adrec.training.precision import MatmulPrecision
 
 built = []
 build = sharded.build
@@ -45,7 +45,7 @@ def watched(*words):
 
 sharded.build = trainer.build = watched
 # Chosen by the clock, it could be another one in another launch.
-trainer.choose_precision = lambda wanted, device: Products("medium", False)
+trainer.choose_precision = lambda wanted, device: MatmulPrecision("medium", False)
 run = Path({run!r})
 words = ["train.batch_size=512", "train.epochs=1"]
 settings = load_config(run / "config.yaml", words)
@@ -199,7 +199,7 @@ def test_the_stage_of_a_job_that_failed_is_named(
     part.write_bytes(part.read_bytes()[:-9])
     done = adrec("run", "--out", run, "-j", "1x1")
     assert done.returncode == 2
-    assert "-- job index ranking --out" in done.stderr
+    assert "-- job index ranking --out" in (run / "run.log").read_text()
     assert "error: stage index failed with exit code 1" in done.stderr
     assert (done.stderr + done.stdout).count("expected sha256") == 1  # nothing retries
     assert not (run / "index").exists() and not (run / "ranking").exists()

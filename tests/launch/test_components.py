@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from torchrec_adrec.pipeline.display import RUN_LOG
 from torchrec_adrec.pipeline.pipeline import COMPONENTS
 
 
@@ -31,10 +32,10 @@ def test_restarts_and_grace_reach_torchrun(scheduler: str) -> None:
 
 def test_adrec_run_launches_by_it(finished_run: Path) -> None:
     """Stages that all ranks run share a job."""
-    printed = (finished_run / "printed.txt").read_text()
+    log = (finished_run / RUN_LOG).read_text()
     options = "launch/components.py:ddp -j 1x2 --max_restarts 3 -- "
-    assert options + "job retrieval embeddings index ranking --out" in printed
-    assert printed.count("components.py:ddp") == 1
+    assert options + "job retrieval export index ranking --out" in log
+    assert log.count("components.py:ddp") == 1
 
 
 @pytest.mark.parametrize("folder", ["bin", "the other's bin $HOME"])

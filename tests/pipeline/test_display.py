@@ -69,8 +69,8 @@ def test_a_stage_is_one_line_with_its_first_and_last_loss(
     sent(display, Status("end", "export"))
     display.finish("export")  # as the parent says once more at the end of the job
     assert capsys.readouterr().err.splitlines() == [
-        "retrieval      0 s loss 3.2100 -> 2.8700, figure of retrieval",
-        "export         0 s figure of export",
+        "retrieval      0 s  loss 3.2100 -> 2.8700, figure of retrieval",
+        "export         0 s  figure of export",
     ]
 
 
@@ -147,7 +147,7 @@ def test_progress_is_live_on_a_terminal(tmp_path: Path) -> None:
     assert done.wait(60) == 0
     text = shown.decode()
     assert "train retrieval" in text and "━" in text and "loss 3.2100" in text
-    assert "s loss 3.2100, a figure" in text
+    assert "s  loss 3.2100, a figure" in text
 
 
 def launched(

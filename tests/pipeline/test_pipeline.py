@@ -219,9 +219,9 @@ def test_parts_that_do_not_belong_together_are_refused(
     run = copy_run(finished_run, tmp_path / "run")
     record = record_of(run / "export")
     assert record is not None
-    other = record.model_copy(update={"made": "0" * 16})
+    other = record.model_copy(update={"build_id": "0" * 16})
     (run / "export/stage.json").write_text(other.model_dump_json())
-    with pytest.raises(ManifestError, match="index was made from embeddings"):
+    with pytest.raises(ManifestError, match="index was made from export"):
         Recommender.load(run)
     schema = Schema.load(run / "data/schema.json")
     start = checkpoint.latest(run / "retrieval/checkpoints")

@@ -272,13 +272,13 @@ def evaluate(
     stages.check(stages.STAGES[task], settings, out)
     schema = Schema.load(out / "data/schema.json")
     with process_group(settings.device) as process:
-        model, start = restore(task, out, schema, settings, process)
+        model, checkpoint = restore(task, out, schema, settings, process)
         size = settings.train.eval_batch_size
         test = evaluate_split(
             model, out / "data/test", schema, process, size, settings.data.bounds
         )
         if process.is_first:
-            metrics: dict[str, Any] = {"task": task} | start.origin.model_dump()
+            metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
             metrics |= {"world_size": process.world_size, "test": test}
             typer.echo(json.dumps(metrics))
 

@@ -117,7 +117,7 @@ class StageLines(VerboseDisplay):
 
     def skip(self, stage: str) -> None:
         """Say that nothing was done."""
-        self._print(f"{stage:<10}         skipped, its inputs have not changed")
+        self._print(f"{stage:<10}          skipped, its inputs have not changed")
 
     def finish(self, stage: str, figure: str | None = None) -> None:
         """Print the stage's line, once."""
@@ -129,7 +129,7 @@ class StageLines(VerboseDisplay):
         if self._losses:
             parts.insert(0, " -> ".join(self._losses))
         self.bar.update(self._task, visible=False, note="")
-        self._print(f"{stage:<10} {_duration(seconds):>7} {', '.join(parts)}")
+        self._print(f"{stage:<10} {_duration(seconds):>7}  {', '.join(parts)}")
         self._start("")
 
     def update(self) -> None:
