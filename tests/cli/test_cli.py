@@ -7,7 +7,7 @@ from conftest import adrec
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (("prepare", "--config", "no.yaml"), "cannot read the config no.yaml"),
         (("prepare", "data.raw=no.tsv"), "no such file: no.tsv"),
@@ -19,9 +19,9 @@ from conftest import adrec
     ],
 )
 def test_one_line_and_code_2(
-    words: tuple[str, ...], message: str, tmp_path: Path
+    args: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    done = adrec(*words, "--out", tmp_path / "run")
+    done = adrec(*args, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
@@ -35,18 +35,18 @@ def test_unwritable_output(tmp_path: Path) -> None:
 
 
 def test_synthesize_ends_with_what_can_be_reached(tmp_path: Path) -> None:
-    words = ("--rows", 2000, "--ads", 50, "--users", 40, "drift=0")
-    done = adrec("synthesize", tmp_path / "a.tsv", *words)
+    args = ("--rows", 2000, "--ads", 50, "--users", 40, "drift=0")
+    done = adrec("synthesize", tmp_path / "a.tsv", *args)
     assert done.returncode == 0, done.stderr
     assert "Bayes, expected: auc 0." in done.stdout
     assert "Bayes, drawn: auc 0." in done.stdout
     assert {p.name for p in tmp_path.iterdir()} == {"a.tsv", "a.tsv.truth"}
     assert '"drift": 0.0' in (tmp_path / "a.tsv.truth/world.json").read_text()
-    for path, word, message in (
+    for path, setting, message in (
         (tmp_path / "a.tsv", "drfit=0", "did you mean 'data.synthetic.drift'?"),
         (tmp_path / "no/a.tsv", "drift=0", f"cannot write {tmp_path / 'no/a.tsv'}"),
     ):
-        done = adrec("synthesize", path, "--rows", 10, word)
+        done = adrec("synthesize", path, "--rows", 10, setting)
         assert done.returncode == 2 and message in done.stderr
 
 

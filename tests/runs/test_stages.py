@@ -1,4 +1,4 @@
-"""When a stage may be skipped, and what may never stand beside what."""
+"""A stage is skipped only if nothing has changed, and a wrong input is refused."""
 
 import shutil
 from pathlib import Path
@@ -111,8 +111,8 @@ def test_commands_refuse_a_link_before_they_work(
     (run / "index").symlink_to(finished_run / "index")
     shutil.copytree(finished_run / "ranking", run / "ranking")
     assert adrec("recommend", "--out", run).returncode == 0
-    for words in (("run", "-j", "1x1"), ("index",)):
-        done = adrec(*words, "--out", run, "index.nlist=3")
+    for args in (("run", "-j", "1x1"), ("index",)):
+        done = adrec(*args, "--out", run, "index.nlist=3")
         assert done.returncode == 2
         assert f"{run}/index is a symbolic link" in done.stderr
     assert not list(run.glob("*.partial-*"))

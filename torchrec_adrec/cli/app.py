@@ -43,7 +43,7 @@ app = typer.Typer(
     All stages on this machine, on two processes, with rows that are made up:
       adrec run --config configs/synthetic_demo.yaml --out runs/demo -j 1x2
     One stage again, with another setting, on two processes:
-      torchx run -s local_cwd adrec.train --task ranking --out runs/demo -j 1x2
+      torchx run -s local_cwd adrec.train --task ranking --out runs/demo -j 1x2 \\
         -- ranking.layers=3
     Ten ads for a user:
       adrec recommend --out runs/demo
@@ -145,7 +145,7 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
 
     \b
       adrec prepare --config configs/criteo_kaggle.yaml data.raw=train.txt --out runs/x
-      torchx run -s local_cwd adrec.prepare --config configs/criteo_1tb.yaml
+      torchx run -s local_cwd adrec.prepare --config configs/criteo_1tb.yaml \\
         --out runs/x -j 1x4
     """
     from torchrec_adrec.data.adapters import open_data
@@ -165,10 +165,10 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
 @app.command()
 def synthesize(
     path: Annotated[Path, typer.Argument(help="TSV file to write.")],
-    rows: Annotated[int, typer.Option(min=1, help="Impressions.")] = 200_000,
-    ads: Annotated[int, typer.Option(min=1, help="Different ads.")] = 2_000,
-    users: Annotated[int, typer.Option(min=1, help="Different users.")] = 20_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 200_000,
+    ads: Annotated[int, typer.Option(min=1, help="Number of ads.")] = 2_000,
+    users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another one gives other rows.")] = 0,
     law: Annotated[
         list[str] | None,
         typer.Argument(
@@ -340,7 +340,7 @@ def main() -> None:
     setup_logging()
     keep_freed_memory()
     try:
-        app()
+        app(prog_name="adrec")
     except (AdRecError, OSError) as error:  # OSError: a full disk, a forbidden file
         typer.echo(f"error: {error}", err=True)
         # A rank that lost another one does not know why: that rank says so itself.

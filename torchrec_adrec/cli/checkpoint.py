@@ -53,8 +53,8 @@ def ledger(
     Exit code 1 if there are any.
 
     \b
-      adrec train retrieval --out runs/demo train.ledger=true
-      adrec checkpoint ledger runs/demo/retrieval
+      adrec run --config configs/synthetic_demo.yaml --out runs/x train.ledger=true
+      adrec checkpoint ledger runs/x/retrieval
     """
     from torchrec_adrec.training.ledger_report import audit_stage
 

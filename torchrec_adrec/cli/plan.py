@@ -68,7 +68,7 @@ def plan(
 
     \b
       adrec plan --gpus 8xH100-80GB --out runs/demo
-      adrec plan --gpus 16xA100-40GB --schema schema.json --config big.yaml
+      adrec plan --gpus 16xA100-40GB --schema schema.json --config big.yaml \\
         --compare 8xH100-80GB --price H100-80GB=2.50
     """
     from torchrec_adrec.planning.command import lines_of

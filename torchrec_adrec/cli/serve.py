@@ -74,7 +74,7 @@ def serve(
 
     \b
       adrec serve --out runs/demo --port 8000
-      curl localhost:8000/recommend -H 'Content-Type: application/json'
+      curl localhost:8000/recommend -H 'Content-Type: application/json' \\
         -d '{"user": {"I1": 3, "C1": "68fd1e64"}, "top": 10}'
     """
     try:
