@@ -1,9 +1,14 @@
 """What the user caused is one clear line and exit code 2, never a traceback."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import adrec
+from conftest import REPOSITORY, adrec
+
+from torchrec_adrec.runtime.status import STATUS_FILE, StatusReader
 
 
 @pytest.mark.parametrize(
@@ -25,6 +30,26 @@ def test_one_line_and_code_2(
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_an_error_is_sent_to_the_run_that_launched_the_stage(tmp_path: Path) -> None:
+    path = tmp_path / "status"
+    environment = {STATUS_FILE: str(path)}
+    args = ("export", "data.adapter=synthetic", "--out", tmp_path / "run")
+    done = adrec(*args, **environment)
+    (status,) = StatusReader(path).read()
+    assert status.kind == "error" and status.text == done.stderr.rstrip()
+    bug = "from torchrec_adrec.cli import app; app.app = lambda **_: 1 / 0; app.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", bug],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+    )
+    *_, status = StatusReader(path).read()
+    assert status.text.endswith("ZeroDivisionError: division by zero")
+    assert "ZeroDivisionError" in done.stderr and done.returncode == 1
 
 
 def test_unwritable_output(tmp_path: Path) -> None:
@@ -54,3 +79,6 @@ def test_help_teaches() -> None:
     text = adrec("run", "--help", COLUMNS="120").stdout
     assert "skipping those whose inputs have not changed" in text
     assert "train.batch_size=4096" in text
+    # Lines of an example stay lines.
+    assert "--out runs/mine -j 1x4 " in text and "adrec run --out runs/mine" in text
+    assert "Usage: adrec run" in text

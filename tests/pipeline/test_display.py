@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ for rank in range(2):
 
 
 @pytest.fixture
-def display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "StageLines":
+def display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageLines]:
     with stage_lines(tmp_path, lambda stage: f"figure of {stage}") as display:
         monkeypatch.setenv(STATUS_FILE, display.environment[STATUS_FILE])
         display.launched("retrieval")
@@ -175,6 +176,13 @@ def test_output_of_a_job_goes_to_the_log(
     log = (tmp_path / RUN_LOG).read_text()
     assert log.startswith("==== ") and "the plan of 39 tables" in log
     assert not (tmp_path / ".status").exists()
+
+
+def test_the_log_keeps_the_runs_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        with stage_lines(tmp_path, lambda stage: ""):
+            pass
+    assert (tmp_path / RUN_LOG).read_text().count("==== ") == 2
 
 
 def test_a_job_that_fails_says_why_once_and_names_the_log(
