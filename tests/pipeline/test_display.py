@@ -3,6 +3,7 @@
 import logging
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,6 +195,16 @@ def test_a_job_that_fails_says_why_once_and_names_the_log(
     with pytest.raises(StageError, match=rf"code 3;.*{tmp_path / RUN_LOG} has all"):
         launched(f"{actions}; sys.exit(3)", Config(), tmp_path, monkeypatch)
     assert capfd.readouterr().err.count("error: bad") == 1
+
+
+def test_an_error_while_waiting_ends_the_job() -> None:
+    def fail() -> None:
+        raise KeyError("a figure")
+
+    job = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with pytest.raises(KeyError):
+        pipeline._wait(job, fail)
+    assert job.poll() == -signal.SIGTERM
 
 
 def test_a_run_prints_a_line_a_stage_and_then_its_tables(finished_run: Path) -> None:

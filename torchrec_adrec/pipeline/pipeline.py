@@ -43,7 +43,7 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
     Args:
         config: the settings of the run.
         run: its folder, held by this command.
-        job: `NODESxRANKS` as torchx takes it, `1x2` for two ranks on this machine.
+        job: `1xRANKS`, as `1x2` for two ranks on this machine.
         verbose: show all that the stages print, in place of one line for each.
 
     Raises:
@@ -62,11 +62,8 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
     def figure_of(stage: str) -> str:
         return headline(stage, _metrics(run / stage))
 
-    with (
-        nullcontext(VerboseDisplay())
-        if verbose
-        else stage_lines(run, figure_of) as display
-    ):
+    details = nullcontext(VerboseDisplay())
+    with details if verbose else stage_lines(run, figure_of) as display:
         _run_stages(config, run, job, display)
         examples = _serve_examples(run, display)
         metrics = {name: _metrics(run / name) for name in STAGES}
@@ -191,6 +188,11 @@ def _wait(
             else:
                 update()  # what it sent at its end
                 return code
+    except BaseException:
+        # An error of our own may not leave a job behind that still holds the run.
+        job.terminate()
+        job.wait()
+        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
