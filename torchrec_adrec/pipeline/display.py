@@ -18,6 +18,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -90,13 +91,14 @@ class StageLines(VerboseDisplay):
         self._figure_of = figure_of
         self._shown_warnings: set[str] = set()
         self._finished: set[str] = set()
-        self._task = self.bar.add_task("", stage="", note="", visible=False)
+        self._task: TaskID | None = None
         self._start("")
 
     def _start(self, stage: str) -> None:
         """Begin to measure a stage, which has taken no time and found no errors yet."""
         self._stage, self._attempts = stage, 0
         self._started = time.monotonic()
+        self._note = ""
         self._losses: list[str] = []
         self._errors: list[str] = []
 
@@ -106,14 +108,24 @@ class StageLines(VerboseDisplay):
         assert self.output is not None
         self._log_start = self.output.seek(0, os.SEEK_END)
         self._start(stage)
-        self._show_bar("starting", None)
+        self._show_bar("starting")
 
-    def _show_bar(self, title: str, total: int | None) -> None:
-        if self.bar.tasks[0].description != title:
-            self.bar.reset(self._task, total=total)
-        self.bar.update(
-            self._task, description=title, stage=self._stage, total=total, visible=True
-        )
+    def _show_bar(self, title: str, total: int | None = None, done: int = 0) -> None:
+        task = self.bar.tasks[0] if self.bar.tasks else None
+        if task is None or task.description != title:
+            self._hide_bar()
+            # A bar of its own for each piece of work: it measures the speed anew.
+            self._task = self.bar.add_task(
+                title, total=total, stage=self._stage, note=""
+            )
+        assert self._task is not None
+        self.bar.update(self._task, completed=done, note=self._note)
+
+    def _hide_bar(self) -> None:
+        if self._task is not None:
+            self.bar.remove_task(self._task)
+            self.bar.refresh()  # else the next line would be followed by the old bar
+        self._task = None
 
     def skip(self, stage: str) -> None:
         """Say that nothing was done."""
@@ -128,7 +140,7 @@ class StageLines(VerboseDisplay):
         parts = [figure if figure is not None else self._figure_of(stage)]
         if self._losses:
             parts.insert(0, " -> ".join(self._losses))
-        self.bar.update(self._task, visible=False, note="")
+        self._hide_bar()
         self._print(f"{stage:<10} {_duration(seconds):>7}  {', '.join(parts)}")
         self._start("")
 
@@ -155,8 +167,8 @@ class StageLines(VerboseDisplay):
             self._print(f"warning: {stage}: its ranks were started again after a crash")
 
     def _advance(self, status: Status) -> None:
-        self._show_bar(status.text, status.total)
-        self.bar.update(self._task, completed=status.done, note=status.note)
+        self._note = status.note
+        self._show_bar(status.text, status.total, status.done)
         word, _, value = status.note.partition(" ")
         if word == "loss":  # the first of the stage stays, the last is replaced
             self._losses = [*self._losses[:1], value] if self._losses else [status.note]
