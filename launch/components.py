@@ -70,6 +70,7 @@ def ddp(
         j=j,
         max_retries=max_retries,
         rdzv_port=rdzv_port,
+        # A copy: torchx adds to the environment of each job.
         env=dict(NEW_STORE) if dist.parse_nnodes(j)[1] > 1 else None,
     )
     # torchx has made: bash -c "torchrun ...". Its first word is replaced by our agent.
@@ -272,6 +273,7 @@ def pipeline(
     job = utils.python(*args, m="torchrec_adrec", cpu=cpu, gpu=gpu, memMB=memory_mb)
     job.name = "adrec-pipeline"
     (role,) = job.roles
+    # Through a shell, as `ddp` does, so that PATH is set where the job runs.
     role.entrypoint = "bash"
     role.args = ["-c", ENVIRONMENT + shlex.join(["python", *role.args])]
     return _in_container(job, image, mounts)

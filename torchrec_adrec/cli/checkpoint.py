@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+# As in app.py, each command imports what it needs: torch takes seconds.
 app = typer.Typer(
     no_args_is_help=True,
     help="Look into checkpoints, and check which rows a run was trained on.",

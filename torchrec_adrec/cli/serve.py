@@ -34,7 +34,7 @@ def recommend(
     from torchrec_adrec.pipeline.report import ads_table, wide_console
     from torchrec_adrec.serve.recommender import Recommender
 
-    features = _user(user, out)
+    features = _user(user, out)  # before the models are loaded: a typo is told at once
     recommender = Recommender.load(out)
     recommender.recommend(features)  # the first call pays for allocations
     answer = recommender.recommend(features, top)
@@ -45,6 +45,7 @@ def recommend(
 
 
 def _user(user: str, out: Path) -> dict[str, Any]:
+    # isdigit() alone takes digits such as superscripts, of which int() makes nothing.
     is_example = user.isascii() and user.isdigit()
     path = out / "data/example_users.json" if is_example else Path(user)
     try:

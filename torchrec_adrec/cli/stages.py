@@ -78,6 +78,7 @@ def run(
     from torchrec_adrec.pipeline.pipeline import run_pipeline
 
     with command_in(out, config, overrides) as settings:
+        # Not before the folder is held: the log file would be another command's.
         if verbose:
             be_verbose()
         else:
@@ -100,6 +101,8 @@ def _run_stages(
 ) -> None:
     if verbose:
         be_verbose()
+    # The inputs of the first stage are checked before torchrec is imported, so that a
+    # refusal comes at once. Those of the others may not be made yet.
     with command_in(out, config, overrides, several[0]) as settings:
         from torchrec_adrec.pipeline.job import run_stages
 
@@ -121,6 +124,7 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
     from torchrec_adrec.data.prepare.prepare import prepare as prepare_data
 
     with command_in(out, config, overrides, stages.DATA) as settings:
+        # Before the ranks meet: each of them finds the same answer by itself.
         if not should_run(stages.DATA, settings, out):
             return
         with (
@@ -168,6 +172,7 @@ def train(
       torchx run -s local_cwd adrec.train --task retrieval --out runs/demo -j 1x2
     """
     keep_threads_awake()  # before anything imports torch
+    # Both options are settings, so that the stage's record holds them like the others.
     args = [*(overrides or [])]
     if origin is not None:
         if task != TaskName.RETRIEVAL:
@@ -195,6 +200,7 @@ def evaluate(
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.sharded import restore
 
+    # It only reads, so it need not hold the run; but what it reads must fit.
     settings = read_settings(config, overrides, out)
     stages.check(stages.STAGES[task], settings, out)
     schema = Schema.load(out / "data/schema.json")

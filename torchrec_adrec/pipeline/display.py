@@ -75,6 +75,7 @@ class StageLines(VerboseDisplay):
         self.log_path = run / RUN_LOG
         self.output = output
         self.status = StatusReader(run / ".status")
+        # Absolute: a launcher may start its ranks in another folder.
         self.environment = {STATUS_FILE: str(self.status.path.resolve())}
         self.console = Console(stderr=True)
         self.bar = Progress(
@@ -104,6 +105,7 @@ class StageLines(VerboseDisplay):
 
     def launched(self, stage: str) -> None:
         """Show a live line until the stage is finished."""
+        # The job before may have sent statuses after its last one was read.
         self.status.clear()
         assert self.output is not None
         self._log_start = self.output.seek(0, os.SEEK_END)
@@ -147,6 +149,7 @@ class StageLines(VerboseDisplay):
     def update(self) -> None:
         """Follow the stages by what they send; their long output is not read."""
         for status in self.status.read():
+            # A job says by itself where one of its stages ends and the next begins.
             if status.kind == "begin":
                 self._begin(status.text)
             elif status.kind == "end":
@@ -162,6 +165,7 @@ class StageLines(VerboseDisplay):
         if stage != self._stage:
             self._start(stage)
         self._attempts += 1
+        self._show_bar("starting")
         if self._attempts > 1:  # what ended the last attempt does not count any more
             self._errors = []
             self._print(f"warning: {stage}: its ranks were started again after a crash")
@@ -188,6 +192,7 @@ class StageLines(VerboseDisplay):
             self._print(text)
 
     def _last_lines(self) -> list[str]:
+        # A signal, or a crash in a library, ends a stage before it can send anything.
         assert self.log_path is not None
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)
@@ -195,6 +200,7 @@ class StageLines(VerboseDisplay):
         return lines[-LOG_LINES_SHOWN:]
 
     def _print(self, line: str) -> None:
+        # A message is not markup: `[I2]` would vanish. Nor is it cut at 80 columns.
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -26,7 +26,7 @@ def _baselines(metrics: Metrics) -> str:
 
 
 def _model(metrics: Metrics) -> str:
-    """Of the first label; a value that is no click has a rank correlation instead."""
+    """Return a figure of the first label: an AUC, or a value's rank correlation."""
     label, figures = next(iter(metrics["test"].items()))
     if "auc" in figures:
         return f"test AUC {figures['auc']:.4f} of {label}"

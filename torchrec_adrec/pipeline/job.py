@@ -32,6 +32,8 @@ from torchrec_adrec.runs.stages import (
 )
 
 log = logging.getLogger(__name__)
+# What a stage does, with its settings, the run's folder, its ranks and its own folder.
+# Each imports what it needs, so that a job of one stage loads nothing else.
 Work = Callable[[Config, Path, Process, Path], None]
 
 
@@ -73,6 +75,7 @@ def _train(
     is_warm = task == RANKING.name and settings.ranking.tables != "scratch"
     origin = final_checkpoint(out / "retrieval") if is_warm else None
     metrics = Trainer(task, settings, process, out / "data", folder, origin).fit()
+    # Baselines of other data would be no comparison; without any, nothing is compared.
     if process.is_first and is_done(BASELINES, settings, out):
         baselines = json.loads((out / "baselines/metrics.json").read_text())
         warn_below({"baselines": baselines, task: metrics})

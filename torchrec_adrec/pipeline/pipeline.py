@@ -140,6 +140,8 @@ def launch(
     log.info("%s: %s", names, " ".join(args))
     ranks = int(job.rpartition("x")[2]) if stages[0].ranks == "all" else 1
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    # Ranks that each took all cores would wait for one another. What the user has set
+    # stays.
     environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
     # By this name the stages know that the run's lock is held for them.
     environment |= {JOB: holder(run), **display.environment}
@@ -151,6 +153,7 @@ def launch(
     code = _wait(process, display.update)
     if code:
         display.fail()
+        # The job says only that it failed: the stage is the first that is not whole.
         failed = next((s for s in stages if not is_done(s, config, run)), stages[-1])
         details = f", {display.log_path} has all of them" if display.log_path else ""
         raise StageError(

@@ -44,6 +44,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", _checkpoint(metrics[name])
     yield from _recalls(metrics["export"]["test"])
+    # In the table too: whoever reads only the end must not miss that a model is bad.
     yield from (("WARNING", line) for line in below_baselines(metrics))
     gate = metrics["index"]
     yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
@@ -105,7 +106,7 @@ def _retrieval(test: Metrics) -> Iterator[str]:
 
 
 def _with_interval(figures: Metrics, name: str) -> str:
-    low, high = figures["intervals"][name]
+    low, high = figures["intervals"][name]  # of 95%
     return f"{figures[name]:.4f} ({low:.4f} to {high:.4f})"
 
 
@@ -119,11 +120,13 @@ def summary_table(metrics: Metrics) -> Table:
 
 def wide_console() -> Console:
     """Return a console that is wide enough for the tables, even if it is a file."""
+    # rich takes a file for 80 columns wide, and would break every row of the tables.
     return Console(width=max(Console().width, 120))
 
 
 def ads_table(ads: pl.DataFrame, title: str) -> Table:
     """Return the ranked ads for a terminal, best first, with their first columns."""
+    # More columns would squeeze each of them until no value can be read.
     names = [name for name in ads.columns if name != AD_ID][:SHOWN_COLUMNS]
     table = Table("rank", Column(AD_ID, no_wrap=True), *names, title=title)
     for rank, ad in enumerate(ads.iter_rows(named=True), start=1):

@@ -80,7 +80,7 @@ STAGES = {s.name: s for s in (DATA, BASELINES, RETRIEVAL, EXPORT, INDEX, RANKING
 
 
 class Record(BaseModel):
-    """The content of `stage.json`, which tells what a finished stage was made from.
+    """Tells, in `stage.json`, what a finished stage was made from.
 
     Attributes:
         build_id: random, new for each build. The same inputs need not give the same
@@ -116,6 +116,8 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
         ConfigError: a raw file is missing and was never prepared.
         ManifestError: a stage that it needs is missing.
     """
+    # The builds that were read, and not their settings: the same settings on another
+    # number of ranks give a model whose vectors differ from those of the old one.
     needs = {name: load_record(run, name).build_id for name in stage.needs}
     raw = _raw_files(config, record_of(run / DATA.name)) if stage is DATA else {}
     settings = _settings(stage, config)
@@ -185,6 +187,7 @@ def check(stage: Stage, config: Config, run: Path) -> None:
     """
     require(stage, config, run)
     record = load_record(run, stage.name)
+    # Settings before inputs: whoever gave another setting is told of that one first.
     if record.settings != _settings(stage, config):
         raise ManifestError(
             f"{run / stage.name} was made with other settings; run {_how(stage)} first,"
@@ -230,4 +233,5 @@ def _how(stage: Stage) -> str:
 
 
 def _digest(content: Any) -> str:
+    # 64 bits: enough for the few stages of a run, and short in a folder's name.
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

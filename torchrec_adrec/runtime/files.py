@@ -35,6 +35,7 @@ def matching(pattern: str) -> list[Path]:
     path = Path(pattern)
     if not any(sign in pattern for sign in "*?["):
         return [path] if path.exists() else []
+    # Path.glob takes only relative patterns, so an absolute one starts at the root.
     return list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
@@ -89,6 +90,7 @@ def check_hashes(folder: Path, prefix: str = "") -> None:
 
 def vocabulary_hashes(data: Path) -> dict[str, str]:
     """Return feature -> hash of its vocabulary, of a prepared data set."""
+    # A vocabulary that was fitted on other rows gives the same ids other meanings.
     hashes = load_hashes(data)
     names = (name for name in hashes if name.startswith("vocabulary/"))
     return {Path(name).stem: hashes[name] for name in names}

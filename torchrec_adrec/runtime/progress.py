@@ -50,6 +50,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
+        # On stderr: what a command prints to stdout may be read by a program.
         console = Console(stderr=True)
         if self._is_first_rank:
             self._send()
@@ -87,6 +88,7 @@ class Progress:
     @property
     def rate(self) -> float:
         """Units a second since the start."""
+        # The clock need not have moved since the start.
         return self.done / max(time.monotonic() - self._started, 1e-9)
 
     def _send(self) -> None:

@@ -57,7 +57,7 @@ class StatusHandler(logging.Handler):
 
 
 class StatusReader:
-    """The parent's end of the file."""
+    """Reads, in the parent, what the stages have sent."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
