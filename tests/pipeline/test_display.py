@@ -159,6 +159,8 @@ def launched(
     code = JOB.format(actions=actions)
     monkeypatch.setattr(pipeline, "command", lambda *_: [sys.executable, "-c", code])
     monkeypatch.setattr(pipeline, "holder", lambda run: "a job")
+    # All that it sends is read at its end: none of it may be lost then.
+    monkeypatch.setattr(pipeline, "UPDATE_EVERY_S", 600)
     with stage_lines(run, lambda stage: "a figure") as display:
         pipeline.launch([RETRIEVAL, EXPORT], config, run, "1x2", display)
 

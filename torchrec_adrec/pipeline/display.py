@@ -32,7 +32,7 @@ LOG_LINES_SHOWN = 15  # of a stage that ended without a word
 
 
 class VerboseDisplay:
-    """Leaves the terminal to the stages: all that they print is seen, and kept nowhere.
+    """Leaves the terminal to the stages: all that they print is shown, and not kept.
 
     Attributes:
         output: where the stages' output goes; None: where ours does.
@@ -96,7 +96,7 @@ class StageLines(VerboseDisplay):
         self._start("")
 
     def _start(self, stage: str) -> None:
-        """Begin to measure a stage, which has taken no time and found no errors yet."""
+        """Begin to measure a stage."""
         self._stage, self._attempts = stage, 0
         self._started = time.monotonic()
         self._note = ""
