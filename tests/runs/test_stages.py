@@ -11,6 +11,7 @@ from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.stage_folder import check_place, make_run, stage_workspace
 from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
+from torchrec_adrec.runtime.status import STATUS_FILE, Status, StatusReader
 
 
 @pytest.fixture
@@ -134,6 +135,22 @@ def test_ranks_with_other_settings_are_refused(config: Config, run: Path) -> Non
             stage_workspace(DATA, other, run, Second()),
         ):
             pass
+
+
+def test_a_stage_says_when_it_begins_and_when_it_is_whole(
+    config: Config, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = StatusReader(tmp_path / "status")
+    reader.clear()
+    monkeypatch.setenv(STATUS_FILE, str(reader.path))
+    before = stages.load_record(run, "data").build_id
+    with stage_workspace(DATA, config, run):
+        assert list(reader.read()) == [Status("begin", "data")]
+    assert list(reader.read()) == [Status("end", "data")]
+    assert stages.load_record(run, "data").build_id != before
+    with pytest.raises(KeyError), stage_workspace(DATA, config, run):
+        raise KeyError
+    assert [status.kind for status in reader.read()] == ["begin"]
 
 
 def test_baselines_are_not_for_the_launcher(tmp_path: Path) -> None:
