@@ -1,1 +1,1 @@
-"""How stages are launched on many processes."""
+"""Launching of stages on many processes, by torchx and torchrun."""

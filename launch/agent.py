@@ -1,8 +1,9 @@
-"""`torchrun` that starts ranks again after a crash, but not after a refusal.
+"""`torchrun`, except that it starts ranks again only after a crash.
 
-What the user caused ends with exit code 2 (`errors.py`): settings that do not fit, a
-full disk, another command in the run. Tried again it would be refused again, or worse:
-go on once the other command has ended.
+A refusal ends with exit code 2 (`errors.py`): the user has to change settings that do
+not fit, free a full disk, or wait for another command in the run. If the ranks were
+started again they would be refused again or, worse, go on as soon as the other command
+has ended.
 """
 
 import sys
@@ -19,10 +20,11 @@ REFUSED = 2
 
 
 class Agent(LocalElasticAgent):
-    """Torch's agent, without restarts once a rank was refused."""
+    """Watches the ranks as torch's agent does, without restarts after a refusal."""
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
+        # Torch reads this number right after, to choose between restart and end.
         if _is_refusal(result.failures):
             self._remaining_restarts = 0
         return result
@@ -33,7 +35,8 @@ def _is_refusal(failures: dict[int, Any]) -> bool:
 
 
 def main() -> None:
-    """Take torchrun's words; a refusal has said its line, and needs no traceback."""
+    """Take torchrun's arguments; a refusal has printed its line, without traceback."""
+    # torchrun has no option for another agent: it takes the class of this name.
     api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
     try:
         run.main()

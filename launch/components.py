@@ -1,9 +1,10 @@
-"""torchx components: one for each stage of a run, `pipeline` for all, `ddp` for any.
+"""Components of torchx: one for each stage, `pipeline` for all, `ddp` for any command.
 
     torchx run -s local_cwd adrec.train --task retrieval --out runs/x -j 1x2
 
-Installed they are `adrec.NAME`, else `launch/components.py:NAME`. torchx runs this file
-by its path, so it imports nothing of the package, and types here must be plain ones.
+Once the package is installed they are called `adrec.NAME`, in a checkout
+`launch/components.py:NAME`. torchx loads this file by its path, without the package, so
+it imports nothing of it; and torchx makes options only of plain types.
 """
 
 import shlex
@@ -17,18 +18,18 @@ from torchx import specs
 from torchx.components import dist, utils
 
 LAUNCHER = "torchrun "
-# Takes torchrun's words, and starts nothing again that was refused.
+# Takes torchrun's arguments, and starts nothing again that was refused.
 AGENT = "python -m torchrec_adrec.launch.agent "
-# The environment of this torchx need not be the activated one; where the job runs
-# elsewhere and there is no such folder, PATH says the same without it.
+# The job needs the Python that runs this torchx, which need not be the activated one.
+# On another machine there may be no such folder; then the rest of PATH decides.
 ENVIRONMENT = f'PATH={quote(str(Path(sys.executable).parent))}:"$PATH" '
-# After a restart the ranks of several nodes would find the addresses of dead ones in a
-# store that the agents keep; of one node `distributed/process.py` knows the attempt.
+# The agents of several nodes keep a store in which restarted ranks would find the
+# addresses of dead ones. On one node `distributed/process.py` avoids that by itself.
 NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def ddp(
-    *words: str,
+    *args: str,
     j: str = "1x2",
     max_restarts: int = 3,
     grace_seconds: int = 120,
@@ -40,13 +41,13 @@ def ddp(
     max_retries: int = 0,
     rdzv_port: int = 29500,
 ) -> specs.AppDef:
-    """A command of adrec on many ranks, started again by itself when one dies.
+    """Run a command of adrec on many ranks, which start again when one dies.
 
-    torchx's own `dist.ddp` with what it cannot pass on: its `max_retries` is the
-    scheduler's, and a killed rank ends a local job.
+    This is torchx's own `dist.ddp` with two options that it does not have. Its
+    `max_retries` only reaches a scheduler, and a local job ends with a killed rank.
 
     Args:
-        words: the command, as: train retrieval --out runs/x
+        args: the command, as: train retrieval --out runs/x
         j: NODESxRANKS, or MIN:MAXxRANKS
         max_restarts: times that all ranks are started again after one died
         grace_seconds: from SIGTERM to SIGKILL: training saves in this time
@@ -59,7 +60,7 @@ def ddp(
         rdzv_port: port of the first node where the nodes meet
     """
     job = dist.ddp(
-        *words,
+        *args,
         m="torchrec_adrec",
         name=name,
         h=h or None,
@@ -69,10 +70,12 @@ def ddp(
         j=j,
         max_retries=max_retries,
         rdzv_port=rdzv_port,
+        # A copy: torchx adds to the environment of each job.
         env=dict(NEW_STORE) if dist.parse_nnodes(j)[1] > 1 else None,
     )
+    # torchx has made: bash -c "torchrun ...". Its first word is replaced by our agent.
     (role,) = job.roles
-    shell, line = role.args  # bash -c "torchrun ..."
+    shell, line = role.args
     assert line.startswith(LAUNCHER), f"torchx launches by {line.split()[0]}"
     options = f"--max_restarts {max_restarts} --shutdown_timeout {grace_seconds} "
     line = AGENT + options + line.removeprefix(LAUNCHER)
@@ -90,7 +93,7 @@ def prepare(
     image: str = torchx.IMAGE,
     mounts: str = "",
 ) -> specs.AppDef:
-    """Raw files to Parquet, catalog, schema, report; ranks share several files.
+    """Turn raw files into Parquet, catalog, schema, report; ranks share the files.
 
     Args:
         overrides: settings, as data.min_count=2
@@ -102,9 +105,9 @@ def prepare(
         image: container image, for schedulers that run one
         mounts: what the container sees, as type=volume,src=CLAIM,dst=/runs
     """
-    words = _command(["prepare"], out, config, overrides)
+    args = _command(["prepare"], out, config, overrides)
     job = ddp(
-        *words, j=j, cpu=cpu, memory_mb=memory_mb, name="adrec-prepare", max_restarts=0
+        *args, j=j, cpu=cpu, memory_mb=memory_mb, name="adrec-prepare", max_restarts=0
     )
     return _in_container(job, image, mounts)
 
@@ -123,7 +126,7 @@ def train(
     max_restarts: int = 3,
     max_retries: int = 0,
 ) -> specs.AppDef:
-    """Train the towers or the ranker on all ranks; resumes from its last checkpoint.
+    """Train the towers or the ranker on all ranks, from the last checkpoint if any.
 
     Args:
         overrides: settings, as train.epochs=2
@@ -139,9 +142,9 @@ def train(
         max_restarts: times that all ranks are started again after one died
         max_retries: times that the scheduler starts the whole job again
     """
-    words = _command(["train", _known(task)], out, config, overrides)
+    args = _command(["train", _checked(task)], out, config, overrides)
     job = ddp(
-        *words,
+        *args,
         j=j,
         cpu=cpu,
         gpu=gpu,
@@ -177,8 +180,8 @@ def export(
         image: container image, for schedulers that run one
         mounts: what the container sees, as type=volume,src=CLAIM,dst=/runs
     """
-    words = _command(["export"], out, config, overrides)
-    job = ddp(*words, j=j, cpu=cpu, gpu=gpu, memory_mb=memory_mb, name="adrec-export")
+    args = _command(["export"], out, config, overrides)
+    job = ddp(*args, j=j, cpu=cpu, gpu=gpu, memory_mb=memory_mb, name="adrec-export")
     return _in_container(job, image, mounts)
 
 
@@ -206,8 +209,8 @@ def index(
         image: container image, for schedulers that run one
         mounts: what the container sees, as type=volume,src=CLAIM,dst=/runs
     """
-    words = _command(["index"], out, config, overrides)
-    job = ddp(*words, j=j, cpu=cpu, gpu=gpu, memory_mb=memory_mb, name="adrec-index")
+    args = _command(["index"], out, config, overrides)
+    job = ddp(*args, j=j, cpu=cpu, gpu=gpu, memory_mb=memory_mb, name="adrec-index")
     return _in_container(job, image, mounts)
 
 
@@ -223,7 +226,7 @@ def evaluate(
     image: str = torchx.IMAGE,
     mounts: str = "",
 ) -> specs.AppDef:
-    """Test figures of a trained model on any number of ranks, as JSON.
+    """Print the test figures of a trained model as JSON, on any number of ranks.
 
     Args:
         overrides: settings, as train.eval_batch_size=8192
@@ -237,8 +240,8 @@ def evaluate(
         image: container image, for schedulers that run one
         mounts: what the container sees, as type=volume,src=CLAIM,dst=/runs
     """
-    words = _command(["evaluate", _known(task)], out, config, overrides)
-    job = ddp(*words, j=j, cpu=cpu, gpu=gpu, memory_mb=memory_mb, name="adrec-evaluate")
+    args = _command(["evaluate", _checked(task)], out, config, overrides)
+    job = ddp(*args, j=j, cpu=cpu, gpu=gpu, memory_mb=memory_mb, name="adrec-evaluate")
     return _in_container(job, image, mounts)
 
 
@@ -253,7 +256,7 @@ def pipeline(
     image: str = torchx.IMAGE,
     mounts: str = "",
 ) -> specs.AppDef:
-    """All stages of a run on one node, skipping those whose inputs have not changed.
+    """Run all stages on one node, skipping those whose inputs have not changed.
 
     Args:
         overrides: settings, as train.epochs=2
@@ -266,26 +269,28 @@ def pipeline(
         image: container image, for schedulers that run one
         mounts: what the container sees, as type=volume,src=CLAIM,dst=/runs
     """
-    words = _command(["run", "-j", f"1x{ranks}"], out, config, overrides)
-    job = utils.python(*words, m="torchrec_adrec", cpu=cpu, gpu=gpu, memMB=memory_mb)
+    args = _command(["run", "-j", f"1x{ranks}"], out, config, overrides)
+    job = utils.python(*args, m="torchrec_adrec", cpu=cpu, gpu=gpu, memMB=memory_mb)
     job.name = "adrec-pipeline"
     (role,) = job.roles
+    # Through a shell, as `ddp` does, so that PATH is set where the job runs.
     role.entrypoint = "bash"
     role.args = ["-c", ENVIRONMENT + shlex.join(["python", *role.args])]
     return _in_container(job, image, mounts)
 
 
-def _known(task: str) -> str:
-    """Refuse a misspelt task here, not on the cluster an hour later."""
+def _checked(task: str) -> str:
+    """Refuse a misspelt task now and not on the cluster an hour later."""
     if task not in ("retrieval", "ranking"):
         raise ValueError(f"--task {task}: expected retrieval or ranking")
     return task
 
 
 def _command(
-    words: Sequence[str], out: str, config: str, overrides: Sequence[str]
+    command: Sequence[str], out: str, config: str, overrides: Sequence[str]
 ) -> Sequence[str]:
-    return [*words, "--out", out, *(["--config", config] if config else []), *overrides]
+    settings = ["--config", config] if config else []
+    return [*command, "--out", out, *settings, *overrides]
 
 
 def _in_container(job: specs.AppDef, image: str, mounts: str) -> specs.AppDef:

@@ -1,4 +1,4 @@
-"""`python -m torchrec_adrec COMMAND`, the form that torchx launches on every rank."""
+"""`python -m torchrec_adrec COMMAND` is what torchx launches on every rank."""
 
 from torchrec_adrec.cli.app import main
 

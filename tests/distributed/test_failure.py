@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.distributed.watchdog import Watchdog
-from torchrec_adrec.runtime.progress import setup_logging
+from torchrec_adrec.runtime.logs import setup_logging
 
 # The launcher would wait 30 s for a stopped rank.
 CLEAR = "while kill -0 {other}; do sleep 0.1; done; kill -KILL {me}"

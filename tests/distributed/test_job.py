@@ -199,7 +199,7 @@ def test_the_stage_of_a_job_that_failed_is_named(
     part.write_bytes(part.read_bytes()[:-9])
     done = adrec("run", "--out", run, "-j", "1x1")
     assert done.returncode == 2
-    assert "-- job index ranking --out" in done.stderr
+    assert "-- job index ranking --out" in (run / "run.log").read_text()
     assert "error: stage index failed with exit code 1" in done.stderr
     assert (done.stderr + done.stdout).count("expected sha256") == 1  # nothing retries
     assert not (run / "index").exists() and not (run / "ranking").exists()

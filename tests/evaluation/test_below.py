@@ -86,7 +86,7 @@ def test_table_and_report_say_it(
     console = wide_console()
     with console.capture() as printed:
         console.print(summary_table(metrics))
-    write_report(small_config, metrics, tmp_path)
+    write_report(small_config.seed, metrics, tmp_path)
     line = "the test AUC of the ranker, 0.3900, is below"
     for text in (printed.get(), (tmp_path / "report.md").read_text()):
         assert "WARNING" in text and line in text

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from torchrec_adrec.pipeline.display import RUN_LOG
 from torchrec_adrec.pipeline.pipeline import COMPONENTS
 
 
@@ -14,27 +15,27 @@ from torchrec_adrec.pipeline.pipeline import COMPONENTS
 def test_restarts_and_grace_reach_torchrun(scheduler: str) -> None:
     torchx = Path(sys.executable).with_name("torchx")
     options = ["-j", "2x8", "--max_restarts", "5", "--grace_seconds", "77"]
-    words = [torchx, "run", "--dryrun", "-s", scheduler, f"{COMPONENTS}:ddp", *options]
-    words += ["--", "train", "retrieval", "--out", "runs/x", "train.epochs=2"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
+    args = [torchx, "run", "--dryrun", "-s", scheduler, f"{COMPONENTS}:ddp", *options]
+    args += ["--", "train", "retrieval", "--out", "runs/x", "train.epochs=2"]
+    done = subprocess.run(args, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     line = " ".join(done.stdout.replace("'", "").replace('"', "").split())
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in line
-    for words in (
+    for part in (
         f"PATH={Path(sys.executable).parent}:",
         "torchrec_adrec.launch.agent --max_restarts 5 --shutdown_timeout 77",
         "--nnodes 2 --nproc_per_node 8",
         "-m torchrec_adrec train retrieval --out runs/x train.epochs=2",
     ):
-        assert words in line, done.stdout
+        assert part in line, done.stdout
 
 
 def test_adrec_run_launches_by_it(finished_run: Path) -> None:
     """Stages that all ranks run share a job."""
-    printed = (finished_run / "printed.txt").read_text()
+    log = (finished_run / RUN_LOG).read_text()
     options = "launch/components.py:ddp -j 1x2 --max_restarts 3 -- "
-    assert options + "job retrieval embeddings index ranking --out" in printed
-    assert printed.count("components.py:ddp") == 1
+    assert options + "job retrieval export index ranking --out" in log
+    assert log.count("components.py:ddp") == 1
 
 
 @pytest.mark.parametrize("folder", ["bin", "the other's bin $HOME"])
@@ -56,9 +57,9 @@ def test_torchrun_is_that_of_this_torchx(tmp_path: Path, folder: str) -> None:
         f"import sys; sys.executable = {str(tmp_path / folder / 'python')!r}\n"
         "from torchx.cli.main import main; main()\n"
     )
-    words = [sys.executable, script, "run", "-s", "local_cwd", f"{COMPONENTS}:ddp"]
+    args = [sys.executable, script, "run", "-s", "local_cwd", f"{COMPONENTS}:ddp"]
     done = subprocess.run(
-        [*words, "-j", "1x1", "--", "train", "retrieval"],
+        [*args, "-j", "1x1", "--", "train", "retrieval"],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -66,5 +67,5 @@ def test_torchrun_is_that_of_this_torchx(tmp_path: Path, folder: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     # Of a job this short torchx may print nothing: hence a file.
-    said = (tmp_path / "said").read_text()
-    assert said.startswith("right ") and "--max_restarts 3 " in said
+    printed = (tmp_path / "said").read_text()
+    assert printed.startswith("right ") and "--max_restarts 3 " in printed

@@ -18,7 +18,7 @@ from torchrec_adrec.pipeline.pipeline import COMPONENTS
 
 TORCHX = Path(sys.executable).with_name("torchx")
 TO_X = ["--out", "runs/x"]
-# What is typed for a component -> the words after `-m torchrec_adrec` on every rank.
+# What is typed for a component -> what every rank gets after `-m torchrec_adrec`.
 COMMANDS = {
     "prepare": ([], "prepare"),
     "train": (["--task", "ranking"], "train ranking"),
@@ -33,8 +33,8 @@ def test_a_stage_is_launched_as_it_was_typed(name: str) -> None:
     typed, command = COMMANDS[name]
     machine = ["-j", "2x4", "--cpu", "3", "--memory_mb", "5", "--image", "some:1"]
     machine += ["--mounts", "type=volume,src=claim,dst=/runs"]
-    words = [*typed, *TO_X, "--config", "c.yaml", *machine, "--", "seed=1", "a.b=2"]
-    (role,) = materialize_appdef(getattr(components, name), words).roles
+    args = [*typed, *TO_X, "--config", "c.yaml", *machine, "--", "seed=1", "a.b=2"]
+    (role,) = materialize_appdef(getattr(components, name), args).roles
     line = role.args[1]
     assert "--nnodes 2 --nproc_per_node 4" in line
     assert line.endswith(
@@ -45,8 +45,8 @@ def test_a_stage_is_launched_as_it_was_typed(name: str) -> None:
 
 
 def test_a_pipeline_is_one_process_that_launches_the_stages() -> None:
-    words = [*TO_X, "--ranks", "8", "--gpu", "8", "--", "seed=1"]
-    (role,) = materialize_appdef(components.pipeline, words).roles
+    args = [*TO_X, "--ranks", "8", "--gpu", "8", "--", "seed=1"]
+    (role,) = materialize_appdef(components.pipeline, args).roles
     assert (role.entrypoint, role.args[0]) == ("bash", "-c")
     assert role.args[1].endswith(
         " python -m torchrec_adrec run -j 1x8 --out runs/x seed=1"

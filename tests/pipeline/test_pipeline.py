@@ -1,4 +1,4 @@
-"""The whole path on two gloo ranks, through torchx, and what may not differ in it."""
+"""The whole path runs on two gloo ranks, through torchx, and its parts agree."""
 
 import json
 import shutil
@@ -37,8 +37,8 @@ def copy_run(run: Path, out: Path, *without: str) -> Path:
 
 def test_it_ends_with_figures_and_ten_ads(finished_run: Path) -> None:
     printed = (finished_run / "printed.txt").read_text()
-    for word in ("ranker, click", "recall@50 against", "ms a request"):
-        assert word in printed
+    for title in ("ranker, click", "recall@50 against", "ms a request"):
+        assert title in printed
     assert "ads: towers / context / popularity" in printed
     ads = printed[printed.index("Ten ads") :]
     assert sum(line.startswith("│") for line in ads.splitlines()) == 10
@@ -53,33 +53,35 @@ def test_the_models_have_learned(finished_run: Path) -> None:
     """Better than chance, and never better than the rule that made the rows."""
     truth = metrics(finished_run, "baselines")["truth"]["test"]
     for stage in ("retrieval", "ranking"):
-        found = metrics(finished_run, stage)["test"]["click"]
-        assert 0.6 < found["auc"] < truth["auc"], stage
-        assert truth["log_loss"] < found["log_loss"]
-        assert found["normalized_entropy"] < 1
-        assert 0.8 < found["calibration"] < 1.25
-        assert found["rows"] == 2400
+        click = metrics(finished_run, stage)["test"]["click"]
+        assert 0.6 < click["auc"] < truth["auc"], stage
+        assert truth["log_loss"] < click["log_loss"]
+        assert click["normalized_entropy"] < 1
+        assert 0.8 < click["calibration"] < 1.25
+        assert click["rows"] == 2400
     recall = metrics(finished_run, "export")["test"]["all"]
     assert recall["towers"]["recall@100"] > recall["popularity"]["recall@100"]
 
 
-def test_figures_of_retrieval_stand_beside_their_protocol(finished_run: Path) -> None:
-    judged = metrics(finished_run, "export")["test"]
-    protocol, report = judged["protocol"], (finished_run / "report.md").read_text()
+def test_figures_of_retrieval_are_reported_with_their_protocol(
+    finished_run: Path,
+) -> None:
+    test = metrics(finished_run, "export")["test"]
+    protocol, report = test["protocol"], (finished_run / "report.md").read_text()
     clicks = pl.read_parquet(finished_run / "data/test/*.parquet")["click"].sum()
     assert protocol["queries"] == protocol["clicks"] == clicks
     assert protocol["catalog"] == len(load_catalog(finished_run / "data"))
     assert protocol["context"]["clicks"] > 0
     assert f"- queries: {protocol['queries']}" in report
     for group in ("all", "seen_ads", "unseen_ads"):
-        for way in ("towers", "context", "popularity"):
-            found = judged[group][way]
-            low, high = found["intervals"]["recall@100"]
-            assert low <= found["recall@100"] <= high
-            shown = f"{found['recall@100']:.4f} ({low:.4f} to {high:.4f})"
-            assert f"| {group} | {way} | {found['clicks']:,} |" in report
+        for retriever in ("towers", "context", "popularity"):
+            figures = test[group][retriever]
+            low, high = figures["intervals"]["recall@100"]
+            assert low <= figures["recall@100"] <= high
+            shown = f"{figures['recall@100']:.4f} ({low:.4f} to {high:.4f})"
+            assert f"| {group} | {retriever} | {figures['clicks']:,} |" in report
             assert shown in report
-    split = [judged[g]["towers"]["clicks"] for g in ("seen_ads", "unseen_ads")]
+    split = [test[g]["towers"]["clicks"] for g in ("seen_ads", "unseen_ads")]
     assert sum(split) == clicks
 
 
@@ -107,7 +109,7 @@ def test_nothing_is_done_twice(finished_run: Path) -> None:
 @pytest.fixture(scope="module")
 def on_one_and_two(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The test figures and the exported vectors from 1 and from 2 ranks."""
-    found = []
+    results = []
     for ranks in (1, 2):
         out = tmp_path_factory.mktemp("ranks") / "run"
         copy_run(finished_run, out, "export", "index", "ranking")
@@ -117,8 +119,8 @@ def on_one_and_two(finished_run: Path, tmp_path_factory: pytest.TempPathFactory)
         done = on_ranks(ranks, "export", "--out", out)
         assert done.returncode == 0, done.stderr
         assert len(list((out / "export").glob("part-*"))) == ranks
-        found.append((json.loads(line), load_vectors(out / "export")))
-    return found
+        results.append((json.loads(line), load_vectors(out / "export")))
+    return results
 
 
 def test_one_checkpoint_is_the_same_on_any_number_of_ranks(on_one_and_two: Any) -> None:
@@ -156,12 +158,12 @@ def test_trained_score_is_exported_score_is_index_score(
         trained = (user * ad).sum(1).numpy()
         served = recommender.retriever.tower(batch.user).numpy()
     np.testing.assert_allclose(served, user.numpy(), atol=1e-6)
-    at = np.searchsorted(ids, batch.ad_ids.numpy())
-    exported = (user.numpy() * vectors[at]).sum(1)
+    positions = np.searchsorted(ids, batch.ad_ids.numpy())
+    exported = (user.numpy() * vectors[positions]).sum(1)
     np.testing.assert_allclose(exported, trained, atol=1e-5)
-    found, scores = index.search(user.numpy(), len(ids))
-    place = (found == batch.ad_ids.numpy()[:, None]).argmax(axis=1)
-    searched = np.take_along_axis(scores, place[:, None], axis=1)[:, 0]
+    searched_ids, scores = index.search(user.numpy(), len(ids))
+    columns = (searched_ids == batch.ad_ids.numpy()[:, None]).argmax(axis=1)
+    searched = np.take_along_axis(scores, columns[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(searched, trained, atol=1e-5)
 
 
@@ -219,9 +221,9 @@ def test_parts_that_do_not_belong_together_are_refused(
     run = copy_run(finished_run, tmp_path / "run")
     record = record_of(run / "export")
     assert record is not None
-    other = record.model_copy(update={"made": "0" * 16})
+    other = record.model_copy(update={"build_id": "0" * 16})
     (run / "export/stage.json").write_text(other.model_dump_json())
-    with pytest.raises(ManifestError, match="index was made from embeddings"):
+    with pytest.raises(ManifestError, match="index was made from export"):
         Recommender.load(run)
     schema = Schema.load(run / "data/schema.json")
     start = checkpoint.latest(run / "retrieval/checkpoints")

@@ -29,9 +29,9 @@ RESTARTED = {"TORCHELASTIC_RUN_ID": "job-1", "TORCHELASTIC_RESTART_COUNT": "1"}
 
 
 @contextmanager
-def launched(run: Path, *words: str) -> Iterator[Config]:
+def launched(run: Path, *args: str) -> Iterator[Config]:
     """The command of a stage that needs no other."""
-    with command_in(run, None, ["data.adapter=synthetic", *words], DATA) as settings:
+    with command_in(run, None, ["data.adapter=synthetic", *args], DATA) as settings:
         yield settings
 
 
@@ -40,10 +40,8 @@ def contents(run: Path) -> dict[str, str]:
 
 
 @contextmanager
-def another_process(
-    run: Path, holds: str = "hold"
-) -> Iterator["subprocess.Popen[str]"]:
-    code = HOLD.format(hold=holds)
+def another_process(run: Path, lock: str = "hold") -> Iterator["subprocess.Popen[str]"]:
+    code = HOLD.format(hold=lock)
     command = [sys.executable, "-c", code, str(run)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
@@ -56,11 +54,11 @@ def another_process(
         process.wait()
 
 
-@pytest.mark.parametrize("holds", ["hold", "hold_for_stages"])
-def test_the_second_command_writes_nothing(tmp_path: Path, holds: str) -> None:
+@pytest.mark.parametrize("lock", ["hold", "hold_for_stages"])
+def test_the_second_command_writes_nothing(tmp_path: Path, lock: str) -> None:
     with launched(tmp_path, "seed=1"):
         pass
-    with another_process(tmp_path, holds) as process:
+    with another_process(tmp_path, lock) as process:
         before = contents(tmp_path)
         for command in (launched(tmp_path, "seed=2"), command_in(tmp_path, None, [])):
             with pytest.raises(ConfigError, match="another command"), command:
@@ -118,10 +116,10 @@ def test_a_stage_that_outlived_its_run_keeps_others_out(
         monkeypatch.setenv(JOB, holder(tmp_path))
     with command_in(tmp_path, None, None, DATA):  # the lock of the run is free
         monkeypatch.delenv(JOB)
-        for holds in (hold, hold_for_stages):
+        for lock in (hold, hold_for_stages):
             with (
                 pytest.raises(ConfigError, match="another command is at work"),
-                holds(tmp_path, Job.new()),
+                lock(tmp_path, Job.new()),
             ):
                 pass
 
@@ -168,11 +166,11 @@ def test_a_refusal_makes_no_folder(tmp_path: Path) -> None:
 def test_a_launcher_does_not_retry_a_refusal(tmp_path: Path) -> None:
     agent = ("torchrec_adrec.launch.agent", "--standalone", "--nproc-per-node", "2")
     options = ("--max-restarts", "3", "-m", "torchrec_adrec")
-    words = ("prepare", "--out", str(tmp_path), "data.adapter=synthetic", "seed=2")
+    args = ("prepare", "--out", str(tmp_path), "data.adapter=synthetic", "seed=2")
     with another_process(tmp_path):
         before = contents(tmp_path)
         done = subprocess.run(
-            [sys.executable, "-m", *agent, *options, *words],
+            [sys.executable, "-m", *agent, *options, *args],
             capture_output=True,
             text=True,
             cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""When a stage may be skipped, and what may never stand beside what."""
+"""A stage is skipped only if nothing has changed, and a wrong input is refused."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,7 @@ from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.stage_folder import check_place, make_run, stage_workspace
 from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
+from torchrec_adrec.runtime.status import STATUS_FILE, Status, StatusReader
 
 
 @pytest.fixture
@@ -111,8 +112,8 @@ def test_commands_refuse_a_link_before_they_work(
     (run / "index").symlink_to(finished_run / "index")
     shutil.copytree(finished_run / "ranking", run / "ranking")
     assert adrec("recommend", "--out", run).returncode == 0
-    for words in (("run", "-j", "1x1"), ("index",)):
-        done = adrec(*words, "--out", run, "index.nlist=3")
+    for args in (("run", "-j", "1x1"), ("index",)):
+        done = adrec(*args, "--out", run, "index.nlist=3")
         assert done.returncode == 2
         assert f"{run}/index is a symbolic link" in done.stderr
     assert not list(run.glob("*.partial-*"))
@@ -134,6 +135,22 @@ def test_ranks_with_other_settings_are_refused(config: Config, run: Path) -> Non
             stage_workspace(DATA, other, run, Second()),
         ):
             pass
+
+
+def test_a_stage_says_when_it_begins_and_when_it_is_whole(
+    config: Config, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = StatusReader(tmp_path / "status")
+    reader.clear()
+    monkeypatch.setenv(STATUS_FILE, str(reader.path))
+    before = stages.load_record(run, "data").build_id
+    with stage_workspace(DATA, config, run):
+        assert list(reader.read()) == [Status("begin", "data")]
+    assert list(reader.read()) == [Status("end", "data")]
+    assert stages.load_record(run, "data").build_id != before
+    with pytest.raises(KeyError), stage_workspace(DATA, config, run):
+        raise KeyError
+    assert [status.kind for status in reader.read()] == ["begin"]
 
 
 def test_baselines_are_not_for_the_launcher(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ def of_another_rank(error: BaseException) -> CheckpointException:
 )
 def test_every_form_of_a_full_disk(error: BaseException, tmp_path: Path) -> None:
     message = f"^{tmp_path}: No space left on device; free some space"
-    with pytest.raises(DiskError, match=message) as found, disk_errors(tmp_path):
+    with pytest.raises(DiskError, match=message) as raised, disk_errors(tmp_path):
         raise error
-    assert found.value.code == 2
+    assert raised.value.code == 2
 
 
 def test_it_is_found_behind_other_errors(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_what_torch_keeps_to_itself(tmp_path: Path) -> None:
     [FileNotFoundError(errno.ENOENT, ""), RuntimeError("a bug"), DataError("rows")],
 )
 def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
-    with pytest.raises(type(error)) as found, disk_errors(tmp_path):
+    with pytest.raises(type(error)) as raised, disk_errors(tmp_path):
         raise error
-    assert found.value is error
+    assert raised.value is error
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
@@ -90,9 +90,9 @@ def test_a_stage_that_cannot_write(
     (run / stage).unlink(missing_ok=True)
     files = [path for path in (finished_run / stage).rglob("*") if path.is_file()]
     largest = max(path.stat().st_size for path in files)
-    words = (*COMMANDS[stage].split(), "--out", str(run))
+    args = (*COMMANDS[stage].split(), "--out", str(run))
     done = subprocess.run(
-        [sys.executable, "-m", "torchrec_adrec", *words],
+        [sys.executable, "-m", "torchrec_adrec", *args],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -101,7 +101,7 @@ def test_a_stage_that_cannot_write(
             resource.RLIMIT_FSIZE, (largest // 2,) * 2
         ),
     )
-    said = [line for line in done.stderr.splitlines() if " INFO " not in line]
+    errors = [line for line in done.stderr.splitlines() if " INFO " not in line]
     assert done.returncode == 2, done.stderr
-    assert len(said) == 1 and said[0].startswith(f"error: {run}"), said
+    assert len(errors) == 1 and errors[0].startswith(f"error: {run}"), errors
     assert not (run / stage).exists()

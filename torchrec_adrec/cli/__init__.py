@@ -1,1 +1,1 @@
-"""The commands: each is short and calls its stage."""
+"""Commands of `adrec`: each is short and calls its stage."""

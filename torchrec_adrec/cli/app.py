@@ -1,129 +1,47 @@
-"""`adrec COMMAND`. Each command is short and calls its stage.
+"""`adrec COMMAND`: the commands, and how each of them ends."""
 
-Nothing heavy is imported up here: importing torchrec takes seconds.
-"""
-
-import json
 import sys
-from enum import StrEnum
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from torchrec_adrec.cli import checkpoint as cli_checkpoint
-from torchrec_adrec.cli import plan as cli_plan
-from torchrec_adrec.cli import serve as cli_serve
-from torchrec_adrec.cli.options import ConfigFile, Out, Overrides
-from torchrec_adrec.errors import AdRecError, ConfigError
-from torchrec_adrec.runs import stages
-from torchrec_adrec.runs.run_folder import (
-    command_in,
-    ranks_of_launcher,
-    read_settings,
-    should_run,
-)
-from torchrec_adrec.runs.stage_folder import stage_workspace
+from torchrec_adrec.cli import checkpoint, plan, serve, stages
+from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
+from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.runtime.memory import keep_freed_memory
-from torchrec_adrec.runtime.progress import setup_logging
-from torchrec_adrec.runtime.threads import keep_threads_awake
+from torchrec_adrec.runtime.status import Status, send
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="""Ad recommendation on sharded TorchRec embeddings, end to end.
+    help="""Ad recommendation on sharded TorchRec embeddings, from raw logs to ten ads.
 
-    The whole path on this machine: adrec run --config configs/synthetic_demo.yaml --out
-    runs/demo. One stage on two ranks: torchx run -s local_cwd dist.ddp -j 1x2 -m
-    torchrec_adrec -- train retrieval --out runs/demo""",
+    A run is a folder. Each stage reads the folders of the stages before it and makes
+    its own: data, baselines, retrieval, export, index, ranking. Its settings come from
+    a YAML file and from KEY=VALUE on the command line, and are kept in the folder.
+
+    \b
+    All stages on this machine, on two processes, with rows that are made up:
+      adrec run --config configs/synthetic_demo.yaml --out runs/demo -j 1x2
+    One stage again, with another setting, on two processes:
+      torchx run -s local_cwd adrec.train --task ranking --out runs/demo -j 1x2 \\
+        -- ranking.layers=3
+    Ten ads for a user:
+      adrec recommend --out runs/demo
+    """,
 )
 
-app.add_typer(cli_checkpoint.app, name="checkpoint")
 
-
-class TaskName(StrEnum):
-    """What can be trained."""
-
-    RETRIEVAL = "retrieval"
-    RANKING = "ranking"
-
-
-class TaskStage(StrEnum):
-    """The stages that all ranks run."""
-
-    RETRIEVAL = "retrieval"
-    EXPORT = "export"
-    INDEX = "index"
-    RANKING = "ranking"
-
-
-@app.command()
-def run(
-    out: Out,
-    config: ConfigFile = None,
-    job: Annotated[
-        str, typer.Option("-j", help="NODESxRANKS, as torchx takes it.")
-    ] = "1x2",
-    overrides: Overrides = None,
-) -> None:
-    """All stages on this machine, skipping those whose inputs have not changed.
-
-    Ends with a table of what was measured and ten ads for one user.
-    """
-    from torchrec_adrec.pipeline.pipeline import run_pipeline
-
-    with command_in(out, config, overrides) as settings:
-        run_pipeline(settings, out, job)
-
-
-@app.command(hidden=True)
-def job(stage: list[TaskStage], out: Out) -> None:
-    """Several stages in a row in the same processes, as `adrec run` launches them."""
-    keep_threads_awake()  # before anything imports torch
-    _run_stages([stages.STAGES[name] for name in stage], out)
-
-
-def _run_stages(
-    several: list[stages.Stage],
-    out: Path,
-    config: Path | None = None,
-    overrides: list[str] | None = None,
-) -> None:
-    with command_in(out, config, overrides, several[0]) as settings:
-        from torchrec_adrec.pipeline.job import run_stages
-
-        run_stages(several, settings, out)
-
-
-@app.command()
-def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Raw files to Parquet, catalog, schema, report; fitted on training rows only.
-
-    Several raw files: any number of ranks shares them, started as `torchx run ... --
-    prepare`; what is written does not depend on how many they are.
-    """
-    from torchrec_adrec.data.adapters import open_data
-    from torchrec_adrec.data.prepare.prepare import prepare as prepare_data
-
-    with command_in(out, config, overrides, stages.DATA) as settings:
-        if not should_run(stages.DATA, settings, out):
-            return
-        with (
-            ranks_of_launcher() as ranks,
-            stage_workspace(stages.DATA, settings, out, ranks) as folder,
-        ):
-            data = open_data(settings.data, settings.seed, folder, ranks)
-            prepare_data(settings.data, data, folder, settings.seed, ranks)
-
-
-@app.command()
 def synthesize(
     path: Annotated[Path, typer.Argument(help="TSV file to write.")],
-    rows: Annotated[int, typer.Option(min=1)] = 200_000,
-    ads: Annotated[int, typer.Option(min=1)] = 2_000,
-    users: Annotated[int, typer.Option(min=1)] = 20_000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 200_000,
+    ads: Annotated[int, typer.Option(min=1, help="Number of ads.")] = 2_000,
+    users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another one gives other rows.")] = 0,
     law: Annotated[
         list[str] | None,
         typer.Argument(
@@ -131,109 +49,36 @@ def synthesize(
         ),
     ] = None,
 ) -> None:
-    """Criteo-format rows of a known world, their truth and what can be reached."""
+    """Write rows in Criteo's format whose true click probabilities are known.
+
+    The truth is written to the folder PATH.truth, and the best figures that any model
+    can reach on these rows are printed.
+
+    \b
+      adrec synthesize rows.tsv --rows 50000 drift=0
+    """
     from torchrec_adrec.config.run import load_config
     from torchrec_adrec.data.adapters import synthetic
     from torchrec_adrec.evaluation.known_world import judge_rows
 
-    words = [f"rows={rows}", f"ads={ads}", f"users={users}", *(law or [])]
-    config = load_config(None, [f"data.synthetic.{word}" for word in words])
+    sizes = [f"rows={rows}", f"ads={ads}", f"users={users}"]
+    args = [f"data.synthetic.{setting}" for setting in (*sizes, *(law or []))]
+    config = load_config(None, args)
     try:
         truth = synthetic.write_beside(config.data.synthetic, seed, path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
     typer.echo(f"{rows:,} rows, seed {seed}: {path}; their truth: {truth}")
-    for name, found in judge_rows(truth / synthetic.ROWS).items():
-        figures = ", ".join(f"{k} {v:.4f}" for k, v in found.items() if k != "rows")
+    for name, metrics in judge_rows(truth / synthetic.ROWS).items():
+        figures = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k != "rows")
         typer.echo(f"Bayes, {name}: {figures}")
 
 
-@app.command()
-def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """The constant and a logistic regression on the test split: what to beat."""
-    from torchrec_adrec.evaluation.baselines import baselines as judge
-
-    with command_in(out, config, overrides, stages.BASELINES) as settings:
-        if should_run(stages.BASELINES, settings, out):
-            with stage_workspace(stages.BASELINES, settings, out) as folder:
-                judge(out / "data", folder)
-
-
-@app.command()
-def train(
-    task: TaskName,
-    out: Out,
-    config: ConfigFile = None,
-    origin: Annotated[
-        Path | None,
-        typer.Option("--from", help="Checkpoint of another run to start towers with."),
-    ] = None,
-    allow_new_tables: Annotated[
-        bool, typer.Option(help="What does not fit it stays as initialised.")
-    ] = False,
-    overrides: Overrides = None,
-) -> None:
-    """Train the towers or the ranker on all ranks; resumes from its last checkpoint."""
-    keep_threads_awake()  # before anything imports torch
-    words = [*(overrides or [])]
-    if origin is not None:
-        if task != TaskName.RETRIEVAL:
-            raise ConfigError(
-                "--from is for retrieval: a ranker starts with its tables"
-            )
-        allowed = str(allow_new_tables).lower()
-        words += [
-            f"retrieval.init_from={origin}",
-            f"retrieval.allow_new_tables={allowed}",
-        ]
-    _run_stages([stages.STAGES[task]], out, config, words)
-
-
-@app.command()
-def evaluate(
-    task: TaskName, out: Out, config: ConfigFile = None, overrides: Overrides = None
-) -> None:
-    """Test figures of the model that is served, on any number of ranks, as JSON."""
-    from torchrec_adrec.distributed.process import process_group
-    from torchrec_adrec.evaluation.predict import evaluate_split
-    from torchrec_adrec.schema import Schema
-    from torchrec_adrec.tasks.sharded import restore
-
-    settings = read_settings(config, overrides, out)
-    stages.check(stages.STAGES[task], settings, out)
-    schema = Schema.load(out / "data/schema.json")
-    with process_group(settings.device) as process:
-        model, start = restore(task, out, schema, settings, process)
-        size = settings.train.eval_batch_size
-        test = evaluate_split(
-            model, out / "data/test", schema, process, size, settings.data.bounds
-        )
-        if process.is_first:
-            found: dict[str, Any] = {"task": task} | start.origin.model_dump()
-            found |= {"world_size": process.world_size, "test": test}
-            typer.echo(json.dumps(found))
-
-
-@app.command()
-def export(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Encode every ad on all ranks; measure full-catalog recall of held-out clicks."""
-    _run_stages([stages.EXPORT], out, config, overrides)
-
-
-@app.command()
-def index(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Build the FAISS shards on all ranks; publish only past the recall gate."""
-    _run_stages([stages.INDEX], out, config, overrides)
-
-
-app.command()(cli_serve.recommend)
-app.command()(cli_serve.serve)
-app.command()(cli_plan.plan)
-
-
-@app.command()
 def doctor() -> None:
-    """Versions found, whether they fit together, and the command that fixes them."""
+    """Check the installed versions; print the command that repairs what does not fit.
+
+    Exit code 1 if anything is wrong.
+    """
     from torchrec_adrec.runtime.doctor import examine
 
     findings = examine()
@@ -245,12 +90,38 @@ def doctor() -> None:
     raise typer.Exit(1 if fixes else 0)
 
 
+COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
+    stages.run,
+    stages.prepare,
+    synthesize,
+    stages.baselines,
+    stages.train,
+    stages.evaluate,
+    stages.export,
+    stages.index,
+    serve.recommend,
+    serve.serve,
+    plan.plan,
+    doctor,
+)
+for command in COMMANDS:
+    app.command()(command)
+app.command(hidden=True)(stages.job)
+app.add_typer(checkpoint.app, name="checkpoint")
+
+
 def main() -> None:
-    """Entry point: what the user caused is one line and exit code 2, no traceback."""
+    """Run a command; what the user caused is one line and exit code 2, no traceback."""
     setup_logging()
     keep_freed_memory()
     try:
-        app()
+        app(prog_name="adrec")
     except (AdRecError, OSError) as error:  # OSError: a full disk, a forbidden file
         typer.echo(f"error: {error}", err=True)
+        # A rank that lost another one does not know why: that rank says so itself.
+        if not isinstance(error, LostRankError):
+            send(Status("error", f"error: {error}"))
         sys.exit(getattr(error, "code", 2))
+    except Exception:  # a bug: an `adrec run` above shows where, and Python prints it
+        send(Status("error", traceback.format_exc().rstrip()))
+        raise

@@ -1,4 +1,4 @@
-"""`adrec recommend` and `adrec serve`: answers of a finished run."""
+"""`adrec recommend` and `adrec serve` answer requests from a finished run."""
 
 import json
 from pathlib import Path
@@ -15,56 +15,68 @@ def recommend(
     user: Annotated[
         str,
         typer.Option(
-            help="JSON file of raw user columns, or the number of an example."
+            help="JSON file of raw user columns, or the number of an example user."
         ),
     ] = "0",
     top: Annotated[
-        int | None, typer.Option(min=1, help="Default: recommend.top.")
+        int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
     ] = None,
 ) -> None:
-    """Ranked ads for one user, with milliseconds per stage.
+    """Print the best ads for one user, with the milliseconds that each part took.
 
-    The file holds raw columns, as {"I1": 3, "C1": "68fd1e64"}; absent ones are missing.
+    A file of a user holds raw columns, as {"I1": 3, "C1": "68fd1e64"}; those that it
+    leaves out count as missing.
+
+    \b
+      adrec recommend --out runs/demo --user 7
+      adrec recommend --out runs/demo --user user.json --top 3
     """
     from torchrec_adrec.pipeline.report import ads_table, wide_console
     from torchrec_adrec.serve.recommender import Recommender
 
-    features = _user(user, out)
+    features = _user(user, out)  # before the models are loaded: a typo is told at once
     recommender = Recommender.load(out)
     recommender.recommend(features)  # the first call pays for allocations
     answer = recommender.recommend(features, top)
     console = wide_console()
     console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
-    spent = answer.milliseconds.items()
-    console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in spent))
+    parts = answer.milliseconds.items()
+    console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in parts))
 
 
 def _user(user: str, out: Path) -> dict[str, Any]:
+    # isdigit() alone takes digits such as superscripts, of which int() makes nothing.
     is_example = user.isascii() and user.isdigit()
     path = out / "data/example_users.json" if is_example else Path(user)
     try:
-        found = json.loads(path.read_text())
+        features = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"--user: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"{path} is no JSON: {error}") from None
     if is_example:
-        if int(user) >= len(found):
-            raise ConfigError(f"--user {user}: there are {len(found)} examples, from 0")
-        found = found[int(user)]
-    if not isinstance(found, dict):
+        count = len(features)
+        if int(user) >= count:
+            raise ConfigError(f"--user {user}: there are {count} examples, from 0")
+        features = features[int(user)]
+    if not isinstance(features, dict):
         raise DataError(f"{path}: expected one object of raw columns")
-    return found
+    return features
 
 
 def serve(
     out: Out,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
 ) -> None:
     """Answer POST /recommend over HTTP; needs the extra `serve`.
 
-    The body is one user, as {"user": {"I1": 3, "C1": "68fd1e64"}, "top": 10}.
+    The body of a request is one user and the number of ads.
+
+    \b
+      adrec serve --out runs/demo --port 8000
+      curl localhost:8000/recommend -H 'Content-Type: application/json' \\
+        -d '{"user": {"I1": 3, "C1": "68fd1e64"}, "top": 10}'
     """
     try:
         import uvicorn

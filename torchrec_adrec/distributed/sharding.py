@@ -102,7 +102,10 @@ def _common_plan(
             topology = topology_of(process)
             allowed = constraints(tables_of(model), config, ids, topology)
             plan = plan_tables(model, sharder, topology, allowed, batch_size)
-            for line in (*table_lines(plan, config), *rank_lines(plan)):
+            *tables, total = table_lines(plan, config)
+            for line in tables:
+                log.debug("plan | %s", line)  # `-v` shows them
+            for line in (total, *rank_lines(plan)):
                 log.info("plan | %s", line)
             result = [plan.sharding]
         except ConfigError as error:

@@ -1,1 +1,1 @@
-"""A whole run on one machine, and what it says of itself at the end."""
+"""`adrec run`: all stages on one machine, what it shows, and the report at its end."""

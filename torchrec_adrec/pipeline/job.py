@@ -1,8 +1,8 @@
-"""Stages that all ranks run, one after the other in the same processes.
+"""All ranks run several stages one after the other, in the same processes.
 
-A launcher, an interpreter and torchrec take longer to start than some stages take. What
-a stage leaves in its process does not reach the next one (`unchanged_process`): its
-files are those that a launch of its own writes, bit for bit.
+To start a launcher, an interpreter and torchrec takes longer than some stages take.
+What a stage sets in its process does not reach the next one (`unchanged_process`), so
+its files are, bit for bit, those that a launch of its own would write.
 """
 
 import json
@@ -32,16 +32,26 @@ from torchrec_adrec.runs.stages import (
 )
 
 log = logging.getLogger(__name__)
+# What a stage does, with its settings, the run's folder, its ranks and its own folder.
+# Each imports what it needs, so that a job of one stage loads nothing else.
 Work = Callable[[Config, Path, Process, Path], None]
 
 
 def run_stages(stages: Sequence[Stage], settings: Config, out: Path) -> None:
-    """Run those whose inputs have changed. Collective; an error ends all of them."""
+    """Run the stages whose inputs have changed. Collective; an error ends all of them.
+
+    Args:
+        stages: in the order in which they read one another.
+        settings: of the run.
+        out: the run's folder, held by this command.
+    """
     with ExitStack() as closing:
         process: Process | None = None
         for stage in stages:
             if not should_run(stage, settings, out):
                 continue
+            # Not before a stage has work: to join the group and import torchrec takes
+            # seconds that a finished run need not spend.
             if process is None:
                 process = closing.enter_context(process_group(settings.device))
             began = time.monotonic()
@@ -51,42 +61,45 @@ def run_stages(stages: Sequence[Stage], settings: Config, out: Path) -> None:
             ):
                 WORK[stage.name](settings, out, process, folder)
             if process.is_first:
-                took = time.monotonic() - began
-                log.info("%s: finished in %.0f s", stage.name, took)
+                seconds = time.monotonic() - began
+                log.info("%s: finished in %.0f s", stage.name, seconds)
 
 
-def _train(task: str, settings: Config, out: Path, process: Process, to: Path) -> None:
+def _train(
+    task: str, settings: Config, out: Path, process: Process, folder: Path
+) -> None:
     from torchrec_adrec.evaluation.below import warn_below
     from torchrec_adrec.tasks.ranking import warm_starts
     from torchrec_adrec.tasks.sharded import final_checkpoint
     from torchrec_adrec.training.trainer import Trainer
 
-    warm = task == RANKING.name and warm_starts(settings.ranking)
-    start = final_checkpoint(out / "retrieval") if warm else None
-    metrics = Trainer(task, settings, process, out / "data", to, start).fit()
+    is_warm = task == RANKING.name and warm_starts(settings.ranking)
+    origin = final_checkpoint(out / "retrieval") if is_warm else None
+    metrics = Trainer(task, settings, process, out / "data", folder, origin).fit()
+    # Baselines of other data would be no comparison; without any, nothing is compared.
     if process.is_first and is_done(BASELINES, settings, out):
         baselines = json.loads((out / "baselines/metrics.json").read_text())
         warn_below({"baselines": baselines, task: metrics})
 
 
-def _export(settings: Config, out: Path, process: Process, to: Path) -> None:
+def _export(settings: Config, out: Path, process: Process, folder: Path) -> None:
     from torchrec_adrec.export.encode import export
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.sharded import restore
 
     schema = Schema.load(out / "data/schema.json")
-    model, start = restore("retrieval", out, schema, settings, process)
-    export(model, start, out / "data", settings, process, to)
+    model, checkpoint = restore("retrieval", out, schema, settings, process)
+    export(model, checkpoint, out / "data", settings, process, folder)
 
 
-def _index(settings: Config, out: Path, process: Process, to: Path) -> None:
+def _index(settings: Config, out: Path, process: Process, folder: Path) -> None:
     from torchrec_adrec.export.build_index import build_index
 
     build_index(
         out / "export",
         settings.index,
         process,
-        to,
+        folder,
         k=settings.recommend.candidates,
         seed=settings.seed,
     )

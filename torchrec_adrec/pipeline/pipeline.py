@@ -1,4 +1,4 @@
-"""All stages of a run on one machine, each launched as a user would launch it."""
+"""`adrec run` launches all stages on one machine, each as a user would launch it."""
 
 import json
 import logging
@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,8 @@ from typing import Any
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.errors import ConfigError, StageError
 from torchrec_adrec.evaluation.below import warn_below
+from torchrec_adrec.pipeline.display import VerboseDisplay, stage_lines
+from torchrec_adrec.pipeline.headline import headline
 from torchrec_adrec.pipeline.report import (
     ads_table,
     summary_table,
@@ -29,15 +32,19 @@ from torchrec_adrec.runs.stage_folder import check_place
 from torchrec_adrec.runs.stages import STAGES, Stage, is_done
 
 COMPONENTS = Path(__file__).parents[1] / "launch/components.py"
+UPDATE_EVERY_S = 0.2  # of the lines that show the stages
 
 log = logging.getLogger(__name__)
 
 
-def run_pipeline(config: Config, run: Path, job: str) -> None:
+def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> None:
     """Run every stage whose inputs have changed, then judge and show the result.
 
     Args:
-        job: `NODESxRANKS` as torchx takes it, `1x2` for two ranks here.
+        config: the settings of the run.
+        run: its folder, held by this command.
+        job: `1xRANKS`, as `1x2` for two ranks on this machine.
+        verbose: show all that the stages print, in place of one line for each.
 
     Raises:
         ConfigError: more than one machine.
@@ -51,41 +58,67 @@ def run_pipeline(config: Config, run: Path, job: str) -> None:
     for stage in STAGES.values():
         if not is_done(stage, config, run):
             check_place(stage, run)  # before the work, not after it
-    # Stages that all ranks run share a job; each of the others has one of its own.
+
+    def figure_of(stage: str) -> str:
+        return headline(stage, _metrics(run / stage))
+
+    details = nullcontext(VerboseDisplay())
+    with details if verbose else stage_lines(run, figure_of) as display:
+        _run_stages(config, run, job, display)
+        examples = _serve_examples(run, display)
+        metrics = {name: _metrics(run / name) for name in STAGES}
+        metrics["serve"] = examples["speed"]
+        warn_below(metrics)
+    write_report(config.seed, metrics, run)
+    console = wide_console()
+    console.print(summary_table(metrics))
+    console.print(ads_table(examples["ads"], "Ten ads for the first example user"))
+    for title, path in (("Report", run / "report.md"), ("Log", display.log_path)):
+        if path is not None:
+            console.print(f"{title}: {path}", highlight=False, soft_wrap=True)
+
+
+def _run_stages(config: Config, run: Path, job: str, display: VerboseDisplay) -> None:
+    # Stages that all ranks run share a job: starting a launcher, Python and torchrec
+    # takes longer than a small stage. Each of the others has a process of its own.
     for _, group in groupby(STAGES.values(), lambda s: s.ranks == "all" or s.name):
-        todo = []
+        pending = []
         for stage in group:
             if is_done(stage, config, run):
                 log.info("%s: skipped, its inputs have not changed", stage.name)
+                display.skip(stage.name)
             else:
-                todo.append(stage)
-        if todo:
-            launch(todo, config, run, job)
-    served = _serve_examples(run)
-    metrics = {name: _metrics(run / name) for name in STAGES} | {
-        "serve": served["speed"]
-    }
-    warn_below(metrics)
-    write_report(config, metrics, run)
-    console = wide_console()
-    console.print(summary_table(metrics))
-    console.print(ads_table(served["ads"], "Ten ads for the first example user"))
-    console.print(f"Everything of this run: {run}/report.md")
+                pending.append(stage)
+        if pending:
+            launch(pending, config, run, job, display)
 
 
 def command(stages: Sequence[Stage], run: Path, job: str, restarts: int) -> list[str]:
-    """The command line of some stages; that of one is what a user types."""
+    """Return the command line of some stages; that of one is what a user types.
+
+    Args:
+        stages: one, or several that all ranks run.
+        run: the run's folder.
+        job: `1xRANKS`.
+        restarts: how often the launcher starts all ranks again after one died.
+    """
     names = [stage.name for stage in stages]
     several = len(stages) > 1
-    words = [*(("job", *names) if several else stages[0].command), "--out", str(run)]
+    args = [*(("job", *names) if several else stages[0].command), "--out", str(run)]
     if stages[0].ranks != "all":
-        return [sys.executable, "-m", "torchrec_adrec", *words]
+        return [sys.executable, "-m", "torchrec_adrec", *args]
     torchx = [str(Path(sys.executable).with_name("torchx")), "run", "-s", "local_cwd"]
     options = ["-j", job, "--max_restarts", str(restarts)]
-    return [*torchx, f"{COMPONENTS}:ddp", *options, "--", *words]
+    return [*torchx, f"{COMPONENTS}:ddp", *options, "--", *args]
 
 
-def launch(stages: Sequence[Stage], config: Config, run: Path, job: str) -> None:
+def launch(
+    stages: Sequence[Stage],
+    config: Config,
+    run: Path,
+    job: str,
+    display: VerboseDisplay | None = None,
+) -> None:
     """Run stages in one job, on the ranks that `job` asks for or on one.
 
     All ranks start again after one died, `train.restarts` times. For the command that
@@ -93,30 +126,54 @@ def launch(stages: Sequence[Stage], config: Config, run: Path, job: str) -> None
 
     Args:
         stages: one, or several that all ranks run.
+        config: the settings of the run.
+        run: its folder.
+        job: `1xRANKS`.
+        display: shows how far they are; by default they print for themselves.
 
     Raises:
         StageError: one of them ended with an error.
     """
+    display = display or VerboseDisplay()
     names = ", ".join(stage.name for stage in stages)
-    words = command(stages, run, job, config.train.restarts)
-    log.info("%s: %s", names, " ".join(words))
+    args = command(stages, run, job, config.train.restarts)
+    log.info("%s: %s", names, " ".join(args))
     ranks = int(job.rpartition("x")[2]) if stages[0].ranks == "all" else 1
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    # Ranks that each took all cores would wait for one another. What the user has set
+    # stays.
     environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
+    # By this name the stages know that the run's lock is held for them.
+    environment |= {JOB: holder(run), **display.environment}
+    display.launched(stages[0].name)
     began = time.monotonic()
-    code = _wait(subprocess.Popen(words, env=environment | {JOB: holder(run)}))
+    process = subprocess.Popen(
+        args, env=environment, stdout=display.output, stderr=display.output
+    )
+    code = _wait(process, display.update)
     if code:
+        display.fail()
+        # The job says only that it failed: the stage is the first that is not whole.
         failed = next((s for s in stages if not is_done(s, config, run)), stages[-1])
+        details = f", {display.log_path} has all of them" if display.log_path else ""
         raise StageError(
             f"stage {failed.name} failed with exit code {code}; its last lines above"
-            " say why. The same command goes on from what is finished"
+            f" say why{details}. The same command goes on from what is finished"
         )
+    for stage in stages:
+        display.finish(stage.name)
     log.info("%s: finished in %.0f s", names, time.monotonic() - began)
 
 
-def _wait(job: subprocess.Popen[bytes]) -> int:
-    """Wait for a stage. SIGTERM is passed on, so that it saves first; SIGINT reaches it
-    from the terminal as it does us.
+def _wait(
+    job: subprocess.Popen[bytes], update: Callable[[], None] = lambda: None
+) -> int:
+    """Wait for a job, calling `update` meanwhile, and return its exit code.
+
+    A stage that is stopped saves first, so this process must outlive the signal and
+    wait. SIGTERM comes to us alone, so it is passed on. SIGINT, from Ctrl-C, comes from
+    the terminal to every process of the group: the stage has it already, and a second
+    one would end it before it has saved.
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -124,11 +181,23 @@ def _wait(job: subprocess.Popen[bytes]) -> int:
             job.terminate()
 
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    handlers = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        return job.wait()
+        while True:
+            try:
+                code = job.wait(UPDATE_EVERY_S)
+            except subprocess.TimeoutExpired:
+                update()
+            else:
+                update()  # what it sent at its end
+                return code
+    except BaseException:
+        # An error of our own may not leave a job behind that still holds the run.
+        job.terminate()
+        job.wait()
+        raise
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -137,21 +206,23 @@ def _metrics(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / name).read_text()))
 
 
-def _serve_examples(run: Path) -> dict[str, Any]:
-    """Ask for every example user once; milliseconds as medians over them."""
+def _serve_examples(run: Path, display: VerboseDisplay) -> dict[str, Any]:
+    """Ask for every example user once; milliseconds are medians over them."""
     from torchrec_adrec.serve.recommender import Recommender
 
+    display.launched("serve")
     recommender = Recommender.load(run)
     users = json.loads((run / "data/example_users.json").read_text())
     recommender.recommend(users[0])  # the first call pays for allocations
     answers = [recommender.recommend(user) for user in users]
-    stages = answers[0].milliseconds
-    speed = {name: median(a.milliseconds[name] for a in answers) for name in stages}
-    return {
-        "ads": answers[0].ads,
-        "speed": {
-            "requests": len(users),
-            "candidates": answers[0].candidates,
-            "milliseconds": speed,
+    parts = answers[0].milliseconds
+    speed = {
+        "requests": len(users),
+        "candidates": answers[0].candidates,
+        "milliseconds": {
+            name: median(answer.milliseconds[name] for answer in answers)
+            for name in parts
         },
     }
+    display.finish("serve", headline("serve", speed))
+    return {"ads": answers[0].ads, "speed": speed}

@@ -1,4 +1,4 @@
-"""What a run says of itself: one table on the screen, `report.md`, `metrics.json`."""
+"""A run reports its figures: a table on the screen, `report.md`, `metrics.json`."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ import polars as pl
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.prepare.data_report import dependency_table
 from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
@@ -18,7 +17,7 @@ from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
 SHOWN_COLUMNS = 9  # of an ad on a terminal: predictions first, then raw columns
-WAYS = ("towers", "context", "popularity")
+RETRIEVERS = ("towers", "context", "popularity")
 BASELINES = {
     "constant": "constant",
     "logistic_regression": "logistic regression",
@@ -27,7 +26,7 @@ BASELINES = {
 
 
 def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
-    """Every line of the summary: what, and how much."""
+    """Yield every line of the summary: what was measured, and its value."""
     data, baselines = metrics["data"], metrics["baselines"]
     splits = data["splits"]
     sizes = " / ".join(f"{splits[name]['rows']:,}" for name in splits)
@@ -45,6 +44,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", _checkpoint(metrics[name])
     yield from _recalls(metrics["export"]["test"])
+    # In the table too: whoever reads only the end must not miss that a model is bad.
     yield from (("WARNING", line) for line in below_baselines(metrics))
     gate = metrics["index"]
     yield f"index recall@{gate['k']} against brute force", f"{gate['recall']:.4f}"
@@ -57,55 +57,61 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
 
 
 def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
-    """A binary label has an AUC, a value has not."""
+    """Return a line for one label: a click has an AUC, a value a rank correlation."""
     names = ("auc", "log_loss") if "auc" in figures else ("spearman", "calibration")
     shown = {"auc": "AUC", "log_loss": "log loss"}
-    what = " / ".join(shown.get(name, name) for name in names)
-    return f"{title}: test {what}", " / ".join(f"{figures[n]:.4f}" for n in names)
+    titles = " / ".join(shown.get(name, name) for name in names)
+    return f"{title}: test {titles}", " / ".join(f"{figures[n]:.4f}" for n in names)
 
 
 def _checkpoint(metrics: Metrics) -> str:
-    """Which of the checkpoints, and why it is not the last one, if it is not."""
+    """Return which checkpoint is served, and why if it is not the last one."""
     train = metrics["train"]
-    origin, looks = Origin.model_validate(metrics["checkpoint"]), train["validation"]
-    best = f", the best of {len(looks)} evaluations" if looks else ""
+    origin = Origin.model_validate(metrics["checkpoint"])
+    evaluations = len(train["validation"])
+    best = f", the best of {evaluations} evaluations" if evaluations else ""
     return f"{origin} of {train['steps']}{best}"
 
 
-def _recalls(judged: Metrics) -> Iterator[tuple[str, str]]:
-    ways = [judged["all"][name] for name in WAYS]
-    for name in (key for key in ways[0] if key.startswith("recall@")):
+def _recalls(test: Metrics) -> Iterator[tuple[str, str]]:
+    metrics = [test["all"][retriever] for retriever in RETRIEVERS]
+    for name in (key for key in metrics[0] if key.startswith("recall@")):
         yield (
-            f"{name} of {judged['catalog']:,} ads: {' / '.join(WAYS)}",
-            " / ".join(f"{way[name]:.4f}" for way in ways),
+            f"{name} of {test['catalog']:,} ads: {' / '.join(RETRIEVERS)}",
+            " / ".join(f"{figures[name]:.4f}" for figures in metrics),
         )
 
 
-def _retrieval(judged: Metrics) -> Iterator[str]:
-    """Recall with intervals, seen and unseen ads apart; the picture; the protocol."""
+def _retrieval(test: Metrics) -> Iterator[str]:
+    """Yield the report on retrieval: recall with intervals, a picture, the protocol.
+
+    Ads that training has seen and those that it has not are apart: towers know the
+    latter by their features alone.
+    """
     yield from ("## Retrieval", "")
-    cuts = [k for k in judged["all"]["towers"] if k.startswith("recall@")]
+    cuts = [k for k in test["all"]["towers"] if k.startswith("recall@")]
     yield f"| queries | way | clicks | {' | '.join(cuts)} | MRR |"
     yield "|---" * (len(cuts) + 4) + "|"
     for group in ("all", "seen_ads", "unseen_ads"):
-        for way in WAYS if group in judged else ():
-            figures = judged[group][way]
+        for retriever in RETRIEVERS if group in test else ():
+            figures = test[group][retriever]
             cells = [_with_interval(figures, name) for name in (*cuts, "mrr")]
-            yield f"| {group} | {way} | {figures['clicks']:,} | {' | '.join(cells)} |"
+            head = f"| {group} | {retriever} | {figures['clicks']:,} |"
+            yield f"{head} {' | '.join(cells)} |"
     if cuts:
         yield from ("", "![by popularity](export/recall_by_popularity.png)")
     yield from ("", "How they were measured (docs/evaluation.md):", "")
-    yield from (f"- {key}: {value}" for key, value in judged["protocol"].items())
+    yield from (f"- {key}: {value}" for key, value in test["protocol"].items())
     yield ""
 
 
 def _with_interval(figures: Metrics, name: str) -> str:
-    low, high = figures["intervals"][name]
+    low, high = figures["intervals"][name]  # of 95%
     return f"{figures[name]:.4f} ({low:.4f} to {high:.4f})"
 
 
 def summary_table(metrics: Metrics) -> Table:
-    """The summary for a terminal."""
+    """Return the summary for a terminal."""
     table = Table("measured", "value", title="torchrec_adrec")
     for row in _rows(metrics):
         table.add_row(*row)
@@ -113,12 +119,14 @@ def summary_table(metrics: Metrics) -> Table:
 
 
 def wide_console() -> Console:
-    """A console wide enough for the tables, also where the output is a file."""
+    """Return a console that is wide enough for the tables, even if it is a file."""
+    # rich takes a file for 80 columns wide, and would break every row of the tables.
     return Console(width=max(Console().width, 120))
 
 
 def ads_table(ads: pl.DataFrame, title: str) -> Table:
-    """Ranked ads for a terminal, best first; of many columns the first ones."""
+    """Return the ranked ads for a terminal, best first, with their first columns."""
+    # More columns would squeeze each of them until no value can be read.
     names = [name for name in ads.columns if name != AD_ID][:SHOWN_COLUMNS]
     table = Table("rank", Column(AD_ID, no_wrap=True), *names, title=title)
     for rank, ad in enumerate(ads.iter_rows(named=True), start=1):
@@ -132,17 +140,23 @@ def _shown(value: float | str | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
-def write_report(config: Config, metrics: Metrics, run: Path) -> None:
-    """Write `metrics.json` and `report.md` of the whole run."""
+def write_report(seed: int, metrics: Metrics, run: Path) -> None:
+    """Write `metrics.json` and `report.md` of the whole run.
+
+    Args:
+        seed: of the run.
+        metrics: stage -> what it measured, and `serve`.
+        run: the folder they are written to.
+    """
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     lines = [
         "# Run report",
         "",
-        f"Seed {config.seed}; every setting: `config.yaml`.",
+        f"Seed {seed}; every setting: `config.yaml`.",
         "",
     ]
     lines += ["| measured | value |", "|---|---|"]
-    lines += [f"| {what} | {value} |" for what, value in _rows(metrics)]
+    lines += [f"| {name} | {value} |" for name, value in _rows(metrics)]
     lines += ["", *_retrieval(metrics["export"]["test"])]
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]

@@ -1,1 +1,1 @@
-"""The stages of a run and their folders: what was made from what."""
+"""Stages of a run and their folders: each records what it was made from."""

@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, and whether a stage has anything to do in it."""
+"""A command opens the folder of a run, with its settings, and asks what is to do."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,16 @@ from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 def read_settings(
     config: Path | None, overrides: list[str] | None, out: Path
 ) -> Config:
-    """Read the settings: the named file, else what the run already has."""
+    """Read the settings from the named file, or else those that the run already has.
+
+    Args:
+        config: YAML file, if one was named.
+        overrides: `KEY=VALUE` of the command line.
+        out: the run's folder.
+
+    Raises:
+        ConfigError: they cannot be read or used.
+    """
     saved = out / stages.CONFIG
     if config is None and saved.exists():
         config = saved
@@ -45,12 +54,15 @@ def command_in(
     overrides: list[str] | None,
     stage: stages.Stage | None = None,
 ) -> Iterator[Config]:
-    """Hold the run's folder; give the settings that the command was launched with.
+    """Hold the run's folder and yield the settings that the command was launched with.
 
-    Of several ranks the first holds it. Nothing is written before it is held, and no
-    folder is made for settings or inputs that are refused.
+    Of several ranks the first holds it for all. Nothing is written before it is held,
+    and no folder is made for settings or inputs that are refused.
 
     Args:
+        out: the run's folder.
+        config: YAML file of settings, if one was named.
+        overrides: `KEY=VALUE` of the command line.
         stage: the first that the command works on; None: it launches the stages.
 
     Raises:
@@ -58,15 +70,17 @@ def command_in(
         ManifestError: an input is missing or was made with other settings.
         DiskError: the disk is full, or may not be written.
     """
-    job = Job.here() if stage is not None else Job.new()
+    job = Job.of_process() if stage is not None else Job.new()
     is_first = os.environ.get("RANK", "0") == "0"
     if not out.exists():
+        # Read once before there is a folder: a misspelt setting leaves none behind.
         _settings(job, config, overrides, out, stage)
     with disk_errors(out):
         if is_first:
             make_run(out)
         holder = hold if stage is not None else hold_for_stages
         with holder(out, job) if is_first else nullcontext():
+            # Read under the lock: until it was ours, config.yaml could change.
             settings = _settings(job, config, overrides, out, stage)
             if is_first and not job.goes_on:
                 write_settings(out, job, settings)
@@ -94,14 +108,19 @@ def _settings(
 
 
 def _save_config(settings: Config, out: Path) -> None:
-    """Write the run's settings."""
+    # By renaming, so that a reader finds the old file or the new one and never half.
     partial = out / f"{stages.CONFIG}.partial"
     settings.save(partial)
     partial.rename(out / stages.CONFIG)
 
 
 def should_run(stage: stages.Stage, settings: Config, out: Path) -> bool:
-    """Check the inputs and the stage's place; False if there is nothing to do."""
+    """Return whether the stage has to be made; check its inputs and its place.
+
+    Raises:
+        ManifestError: an input is missing or was made with other settings.
+        ConfigError: something is in the way of the stage's folder.
+    """
     stages.require(stage, settings, out)
     if stages.is_done(stage, settings, out):
         typer.echo(
@@ -115,12 +134,12 @@ def should_run(stage: stages.Stage, settings: Config, out: Path) -> bool:
 
 @contextmanager
 def ranks_of_launcher() -> Iterator[Ranks]:
-    """The ranks that a launcher started, or this process alone, without torch."""
+    """Yield the ranks that a launcher started, or this process alone, without torch."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SingleProcess()
         return
     from torchrec_adrec.distributed.process import process_group
 
-    # Ranks wait for the one with the most rows: hours, of a terabyte.
+    # Ranks wait for the one with the most rows, which takes hours for a terabyte.
     with process_group("cpu", timeout=timedelta(days=7)) as process:
         yield process

@@ -1,8 +1,8 @@
-"""How the folder of a stage becomes whole.
+"""The folder of a stage appears only once it is whole.
 
 A stage works in `RUN/NAME.partial-<fingerprint of all that goes in>`, which is renamed
-when it is done: a folder without `.partial` was written whole, a restarted stage finds
-its own work again, and other settings can never resume it.
+when it is done. So a folder without `.partial` was written whole, a stage that was
+started again finds its own work, and a stage with other settings never resumes it.
 """
 
 import shutil
@@ -15,16 +15,23 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs.run_lock import STAGE_LOCK
 from torchrec_adrec.runs.stages import CONFIG, RECORD, Record, Stage, describe
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
+from torchrec_adrec.runtime.status import Status, send
 
 
 @contextmanager
 def stage_workspace(
     stage: Stage, config: Config, run: Path, ranks: Ranks | None = None
 ) -> Iterator[Path]:
-    """Give the stage its partial folder; on success record and rename it.
+    """Yield the stage's partial folder; on success record what it is, and rename it.
 
-    What an interrupted stage left in the folder is still there if the stage resumes,
-    otherwise it is removed first. For the command that holds the run (`run_lock.py`).
+    What an interrupted stage has left in the folder stays if the stage resumes, and is
+    removed first otherwise. For the command that holds the run (`run_lock.py`).
+
+    Args:
+        stage: the stage.
+        config: its settings.
+        run: the run's folder.
+        ranks: the processes that share the stage; by default this one alone.
 
     Raises:
         ConfigError: this rank has other settings or inputs than the first one.
@@ -37,32 +44,37 @@ def stage_workspace(
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(exist_ok=True)
         (run / STAGE_LOCK).write_text(record.input_fingerprint)
+        send(Status("begin", stage.name))
+    # No rank may look for the folder, or for the fingerprint, before it is written.
     ranks.barrier()
     _check_same(record, stage, run, ranks)
     yield partial
+    # No rank may rename the folder while another one still writes into it.
     ranks.barrier()
     if ranks.is_first:
         config.save(partial / CONFIG)
         (partial / RECORD).write_text(record.model_dump_json() + "\n")
         _publish(partial, run / stage.name)
+        send(Status("end", stage.name))
+    # The next stage reads this one under its final name.
     ranks.barrier()
 
 
 def _check_same(record: Record, stage: Stage, run: Path, ranks: Ranks) -> None:
-    first = (run / STAGE_LOCK).read_text()
-    if record.input_fingerprint != first:
+    expected = (run / STAGE_LOCK).read_text()
+    if record.input_fingerprint != expected:
         raise ConfigError(
             f"rank {ranks.rank} would make {stage.name} from other settings or inputs"
-            f" ({record.input_fingerprint}) than rank 0 ({first}). Launch all"
-            " ranks with the same words, and change nothing meanwhile"
+            f" ({record.input_fingerprint}) than rank 0 ({expected}). Launch"
+            " all ranks with the same command, and change nothing meanwhile"
         )
 
 
 def check_place(stage: Stage, run: Path) -> None:
-    """Refuse before the work a place where the stage's folder could not be put.
+    """Refuse, before the work, a place where the stage's folder could not be put.
 
     Raises:
-        ConfigError: what is in the way, and what to do.
+        ConfigError: names what is in the way, and what to do.
     """
     final = run / stage.name
     for path in (final, _old(final), *run.glob(f"{stage.name}.partial-*")):
@@ -81,7 +93,12 @@ def _old(final: Path) -> Path:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Put the new folder in the old one's place."""
+    """Put the new folder in the old one's place.
+
+    A folder cannot be renamed over another one, so the old one steps aside first. If
+    this process is killed between the two renames there is no folder of that name, and
+    readers say so; there is never one of which half is old.
+    """
     old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -93,10 +110,10 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def make_run(run: Path) -> None:
-    """Make the folder of a run.
+    """Make the folder of a run, and try whether it can be written to.
 
     Raises:
-        ConfigError: it cannot be written to.
+        ConfigError: it cannot.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The stages of a run: what each is made from, and when it may be skipped or used.
+"""Stages of a run: what each is made from, and when it may be skipped or used.
 
 RUN/
   config.yaml                       the settings, kept in every stage's folder too
@@ -21,7 +21,8 @@ from torchrec_adrec.runtime.files import HASHES
 
 RECORD = "stage.json"
 CONFIG = "config.yaml"
-# Settings of training that change how it is watched, not what it makes.
+# Settings of training that change how it is watched and not what it makes: a run whose
+# log_every was changed must not be trained again.
 SETTINGS_WITHOUT_EFFECT = {
     "eval_batch_size",
     "checkpoint_every",
@@ -37,11 +38,11 @@ SETTINGS_WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """One stage of a run.
 
     Attributes:
-        name: its folder.
-        command: the words after `adrec` that run it.
+        name: of the stage and of its folder.
+        command: what is typed after `adrec` to run it.
         settings: the sections of the config that change what it makes.
         needs: the stages it reads.
         ranks: how many processes may run it: `one`, `all` that there are, or `any`
@@ -79,12 +80,12 @@ STAGES = {s.name: s for s in (DATA, BASELINES, RETRIEVAL, EXPORT, INDEX, RANKING
 
 
 class Record(BaseModel):
-    """What `stage.json` says of a finished stage.
+    """Tells, in `stage.json`, what a finished stage was made from.
 
     Attributes:
-        build_id: drawn anew each time: the same inputs need not give the same bits
-            (another number of ranks sums in another order), so readers hold on to
-            this one.
+        build_id: random, new for each build. The same inputs need not give the same
+            bits (another number of ranks sums in another order), so the stages that
+            read this one remember this very build.
         input_fingerprint: fingerprint of all that went in.
         settings: fingerprint of its settings alone.
         needs: `build_id` of each stage that it read.
@@ -101,7 +102,7 @@ class Record(BaseModel):
 
 
 def record_of(folder: Path) -> Record | None:
-    """The record of a finished stage, or None where there is none."""
+    """Read the record of a finished stage; None where there is none."""
     try:
         return Record.model_validate_json((folder / RECORD).read_text())
     except (OSError, ValueError):
@@ -109,12 +110,14 @@ def record_of(folder: Path) -> Record | None:
 
 
 def describe(stage: Stage, config: Config, run: Path) -> Record:
-    """The record that the stage would have if it were made now.
+    """Return the record that the stage would have if it were made now.
 
     Raises:
         ConfigError: a raw file is missing and was never prepared.
         ManifestError: a stage that it needs is missing.
     """
+    # The builds that were read, and not their settings: the same settings on another
+    # number of ranks give a model whose vectors differ from those of the old one.
     needs = {name: load_record(run, name).build_id for name in stage.needs}
     raw = _raw_files(config, record_of(run / DATA.name)) if stage is DATA else {}
     settings = _settings(stage, config)
@@ -130,7 +133,7 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
 def _settings(stage: Stage, config: Config) -> str:
     dump = config.model_dump(mode="json", exclude={"train": SETTINGS_WITHOUT_EFFECT})
     if "retrieval" in stage.settings and config.retrieval.init_from:
-        # The same path may hold another checkpoint by now.
+        # The path is no identity: by now it may hold another checkpoint.
         hashes = Path(config.retrieval.init_from) / HASHES
         dump["retrieval"]["init_from"] = (
             hashes.read_text() if hashes.exists() else "missing"
@@ -139,9 +142,10 @@ def _settings(stage: Stage, config: Config) -> str:
 
 
 def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, int]]:
-    """Size and time of change: reading 1 TB to hash it would take longer.
+    """Return path -> size and time of change; to hash 1 TB would take too long.
 
-    Where a file is gone, all count as they were when they were prepared.
+    If a file is gone, all of them count as they were when they were prepared: a machine
+    that trains need not hold the raw data.
     """
     from torchrec_adrec.data.adapters import files_read
 
@@ -156,13 +160,13 @@ def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, in
 
 
 def is_done(stage: Stage, config: Config, run: Path) -> bool:
-    """Whether the stage's folder is whole and was made from just these inputs."""
-    found = record_of(run / stage.name)
-    if found is None or not all(
+    """Return whether the stage's folder is whole and was made from these inputs."""
+    record = record_of(run / stage.name)
+    if record is None or not all(
         is_done(STAGES[name], config, run) for name in stage.needs
     ):
         return False
-    return found.input_fingerprint == describe(stage, config, run).input_fingerprint
+    return record.input_fingerprint == describe(stage, config, run).input_fingerprint
 
 
 def require(stage: Stage, config: Config, run: Path) -> None:
@@ -182,13 +186,14 @@ def check(stage: Stage, config: Config, run: Path) -> None:
         ManifestError: names the command to run.
     """
     require(stage, config, run)
-    found = load_record(run, stage.name)
-    if found.settings != _settings(stage, config):
+    record = load_record(run, stage.name)
+    # Settings before inputs: whoever gave another setting is told of that one first.
+    if record.settings != _settings(stage, config):
         raise ManifestError(
             f"{run / stage.name} was made with other settings; run {_how(stage)} first,"
             " or give the settings it was made with"
         )
-    if stage is DATA and found.raw != _raw_files(config, found):
+    if stage is DATA and record.raw != _raw_files(config, record):
         raise ManifestError(
             f"the raw files have changed since {run / stage.name} was made;"
             f" run {_how(stage)} first"
@@ -197,30 +202,30 @@ def check(stage: Stage, config: Config, run: Path) -> None:
 
 
 def check_inputs(stage: Stage, run: Path) -> None:
-    """Refuse a stage that was made from others than the ones that stand beside it.
+    """Refuse a stage whose inputs were built again since it was made.
 
     Raises:
-        ManifestError: names both.
+        ManifestError: names both builds.
     """
-    for name, made in load_record(run, stage.name).needs.items():
-        beside = load_record(run, name).build_id
-        if beside != made:
+    for name, expected in load_record(run, stage.name).needs.items():
+        actual = load_record(run, name).build_id
+        if actual != expected:
             raise ManifestError(
-                f"{run / stage.name} was made from {name} {made}, beside it is"
-                f" {name} {beside}; run {_how(stage)} again"
+                f"{run / stage.name} was made from {name} {expected}, but the run now"
+                f" holds {name} {actual}; run {_how(stage)} again"
             )
 
 
 def load_record(run: Path, name: str) -> Record:
-    """The record of a stage that must be there.
+    """Read the record of a stage that is needed.
 
     Raises:
-        ManifestError: it is not.
+        ManifestError: there is none; names the command that makes it.
     """
-    found = record_of(run / name)
-    if found is None:
+    record = record_of(run / name)
+    if record is None:
         raise ManifestError(f"{run / name} is missing; run {_how(STAGES[name])} first")
-    return found
+    return record
 
 
 def _how(stage: Stage) -> str:
@@ -228,4 +233,5 @@ def _how(stage: Stage) -> str:
 
 
 def _digest(content: Any) -> str:
+    # 64 bits: enough for the few stages of a run, and short in a folder's name.
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

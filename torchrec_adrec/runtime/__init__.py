@@ -1,1 +1,1 @@
-"""The process and its files: memory, threads, ranks, logging, versions."""
+"""What every stage needs of its process: memory, threads, ranks, logs, files."""

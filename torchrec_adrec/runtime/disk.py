@@ -1,4 +1,4 @@
-"""What a disk refuses, in one line, whichever library was writing."""
+"""A full or forbidden disk becomes one line, whichever library was writing."""
 
 import errno
 import os
@@ -13,16 +13,16 @@ from torchrec_adrec.errors import AdRecError, DiskError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EIO)
-# torch.save hides what the system said behind complaints of its own.
-UNSAID = re.compile(r"unexpected pos \d+ vs|PytorchStreamWriter failed")
-ADVICE = "what was written whole has stayed, and the same command goes on from there"
+# torch.save hides the system's error behind complaints of its own.
+WRITER_FAILED = re.compile(r"unexpected pos \d+ vs|PytorchStreamWriter failed")
+ADVICE = "what was written whole is kept, and the same command goes on from there"
 
 
 class Refusal(NamedTuple):
-    """What the system said.
+    """An error of the system, as far as a library passes it on.
 
     Attributes:
-        code: an errno, 0 where the library keeps it to itself.
+        code: an errno; 0 where the library does not tell it.
         path: of the file, where the error names it.
     """
 
@@ -32,13 +32,13 @@ class Refusal(NamedTuple):
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what comes of a full or forbidden disk into a `DiskError`.
+    """Turn the errors that follow from a full or forbidden disk into a `DiskError`.
 
-    Libraries wrap it: a checkpoint's writer gathers the errors of all ranks, FAISS and
-    polars keep its text alone, torch not even that.
+    Libraries hide the system's error: the writer of a checkpoint wraps the errors of
+    all ranks, FAISS and polars keep only its text, and torch not even that.
 
     Args:
-        folder: named where the error names no file.
+        folder: the one that is written to, for errors that name no file.
 
     Raises:
         DiskError: in place of any error that a disk's refusal led to.
@@ -48,35 +48,36 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except AdRecError:
         raise
     except BaseException as error:
-        refusals = [found for part in _led_to(error) if (found := _refusal(part))]
+        refusals = [r for cause in _causes(error) if (r := _refusal(cause))]
         if not refusals:
             raise
-        told = max(refusals, key=lambda refusal: bool(refusal.code))
-        raise DiskError(_line(told, folder)) from None
+        # One of them may be torch's own complaint, without a code: prefer the system's.
+        refusal = max(refusals, key=lambda refusal: bool(refusal.code))
+        raise DiskError(_line(refusal, folder)) from None
 
 
 def _line(refusal: Refusal, folder: Path) -> str:
-    where = refusal.path or str(folder)
+    path = refusal.path or str(folder)
     if refusal.code == 0:
         free = shutil.disk_usage(folder).free >> 20
         return (
-            f"{where}: a file could not be written whole; {free:,} MiB are free there,"
+            f"{path}: a file could not be written whole; {free:,} MiB are free there,"
             f" look at quotas and limits too: {ADVICE}"
         )
     fix = "make it readable and writable"
     if refusal.code in FULL:
         fix = "free some space"
-    return f"{where}: {os.strerror(refusal.code)}; {fix}: {ADVICE}"
+    return f"{path}: {os.strerror(refusal.code)}; {fix}: {ADVICE}"
 
 
-def _led_to(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it was made of, on any rank."""
-    # torch's CheckpointException: rank -> (error, its place).
-    of_ranks = getattr(error, "failures", None)
-    inner = [pair[0] for pair in of_ranks.values()] if of_ranks else []
-    for part in (*inner, error.__cause__, error.__context__):
-        if part is not None:
-            yield from _led_to(part)
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors that led to one, on any rank, and then the error itself."""
+    # torch's CheckpointException: rank -> (error, its traceback).
+    failures = getattr(error, "failures", None)
+    of_ranks = [pair[0] for pair in failures.values()] if failures else []
+    for cause in (*of_ranks, error.__cause__, error.__context__):
+        if cause is not None:
+            yield from _causes(cause)
     yield error
 
 
@@ -90,6 +91,6 @@ def _refusal(error: BaseException) -> Refusal | None:
         return None
     text = str(error)
     code = next((code for code in codes if os.strerror(code) in text), None)
-    if code is None and UNSAID.search(text):
+    if code is None and WRITER_FAILED.search(text):
         code = 0
     return None if code is None else Refusal(code)

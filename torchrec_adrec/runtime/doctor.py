@@ -1,4 +1,4 @@
-"""What is installed, whether it fits together, and the command that fixes it."""
+"""Check what is installed, whether it fits together, and how to repair it."""
 
 import importlib.metadata
 import platform
@@ -6,7 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-# The one combination that was run. No wheel names the torch it was built for.
+# The one combination that was run. No wheel names the torch that it was built for, so
+# pip cannot see that two of them do not fit.
 PINNED = {
     "torch": "2.13.0",
     "torchrec": "1.8.0",
@@ -34,7 +35,7 @@ print(f"devices: {gpus} GPUs, {torch.get_num_threads()} CPU threads;"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `fix` is empty where nothing is wrong."""
+    """A line of the report; `fix` is the command, empty where nothing is wrong."""
 
     text: str
     fix: str = ""
@@ -43,7 +44,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Check versions first, then run the libraries in a process that may crash."""
     findings = [Finding(f"python {platform.python_version()} on {platform.machine()}")]
-    findings += [_version(name, wanted) for name, wanted in PINNED.items()]
+    findings += [_version(name, expected) for name, expected in PINNED.items()]
     findings += [_fbgemm(), _faiss()]
     findings.append(_probe())
     return findings
@@ -56,18 +57,18 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _version(name: str, wanted: str) -> Finding:
-    found = _installed(name)
-    if found is not None and found.split("+")[0] == wanted:
-        return Finding(f"{name} {found}")
+def _version(name: str, expected: str) -> Finding:
+    actual = _installed(name)
+    if actual is not None and actual.split("+")[0] == expected:
+        return Finding(f"{name} {actual}")
     return Finding(
-        f"{name}: found {found or 'nothing'}, expected {wanted}",
-        f"pip install {name}=={wanted}",
+        f"{name}: found {actual or 'nothing'}, expected {expected}",
+        f"pip install {name}=={expected}",
     )
 
 
 def _fbgemm() -> Finding:
-    """Either the CPU build behind our stub, or the CUDA build; both at one version."""
+    """Expect the CPU build behind our stub, or the CUDA build, at the one version."""
     gpu, cpu = _installed("fbgemm-gpu"), _installed("fbgemm-gpu-cpu")
     if (gpu, cpu) == (f"{FBGEMM}+cpu", FBGEMM) or (gpu, cpu) == (FBGEMM, None):
         return Finding(f"fbgemm-gpu {gpu}, fbgemm-gpu-cpu {cpu or 'not installed'}")
@@ -76,11 +77,15 @@ def _fbgemm() -> Finding:
         f" {cpu or 'nothing'}, expected {FBGEMM}+cpu (the stub in {STUB}) and {FBGEMM};"
         " another build over it crashes or fails to import"
     )
-    return Finding(text, mend_cpu())
+    return Finding(text, cpu_repair())
 
 
-def mend_cpu() -> str:
-    """Remove whatever lies there: two wheels share the folder `fbgemm_gpu`."""
+def cpu_repair() -> str:
+    """Return the command that installs the CPU build anew.
+
+    It removes both wheels first: they share the folder `fbgemm_gpu`, so one installed
+    over the other leaves a mixture.
+    """
     return (
         "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu &&"
         f" pip install ./{STUB} fbgemm-gpu-cpu=={FBGEMM}   # in the repository"
@@ -89,9 +94,9 @@ def mend_cpu() -> str:
 
 def _faiss() -> Finding:
     builds = {n: _installed(n) for n in ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")}
-    found = {name: version for name, version in builds.items() if version}
-    text = ", ".join(f"{n} {v}" for n, v in found.items()) or "nothing"
-    if len(found) == 1 and FAISS in found.values():
+    installed = {name: version for name, version in builds.items() if version}
+    text = ", ".join(f"{n} {v}" for n, v in installed.items()) or "nothing"
+    if len(installed) == 1 and FAISS in installed.values():
         return Finding(text)
     return Finding(
         f"faiss: found {text}, expected one build of {FAISS} (all import as faiss)",
@@ -100,10 +105,11 @@ def _faiss() -> Finding:
 
 
 def _probe() -> Finding:
+    # In a process of its own: libraries that do not fit may end it by a signal.
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROBE], capture_output=True, text=True
     )
     if run.returncode == 0:
         return Finding(run.stdout.strip())
     lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
-    return Finding(f"the libraries do not run together: {lines[-1]}", mend_cpu())
+    return Finding(f"the libraries do not run together: {lines[-1]}", cpu_repair())

@@ -1,4 +1,4 @@
-"""Hashes of files: what was written whole must be what is read; what came from what."""
+"""Hashes of files: what is read must be what was written, down to the last byte."""
 
 import hashlib
 import json
@@ -26,26 +26,27 @@ class Origin(BaseModel):
     weights: str
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """Return how messages name it."""
         return f"step {self.step} (weights {self.weights})"
 
 
 def matching(pattern: str) -> list[Path]:
-    """The paths that a pattern stands for; one without signs stands for itself."""
+    """Return the paths that a pattern matches; one without `*?[` is a plain path."""
     path = Path(pattern)
     if not any(sign in pattern for sign in "*?["):
         return [path] if path.exists() else []
+    # Path.glob takes only relative patterns, so an absolute one starts at the root.
     return list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes."""
+    """Return the sha256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Compare every file with its hash.
+    """Compare every file of a folder with its hash.
 
     Raises:
         ManifestError: a file is missing, cut short or changed.
@@ -57,12 +58,12 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
 
 
 def changed(path: Path, expected: str) -> str:
-    """How a file differs from the one that was hashed, or nothing if it is that one."""
-    found = sha256(path) if path.exists() else "no file"
-    if found == expected:
+    """Return how a file differs from the one that was hashed; empty if it does not."""
+    actual = sha256(path) if path.exists() else "no file"
+    if actual == expected:
         return ""
     return (
-        f"{path}: expected sha256 {expected[:12]}, found {found[:12]}; it was damaged"
+        f"{path}: expected sha256 {expected[:12]}, found {actual[:12]}; it was damaged"
         " or changed"
     )
 
@@ -88,10 +89,11 @@ def check_hashes(folder: Path, prefix: str = "") -> None:
 
 
 def vocabulary_hashes(data: Path) -> dict[str, str]:
-    """Feature -> hash of its vocabulary, of a prepared data set."""
-    found = load_hashes(data)
-    names = (name for name in found if name.startswith("vocabulary/"))
-    return {Path(name).stem: found[name] for name in names}
+    """Return feature -> hash of its vocabulary, of a prepared data set."""
+    # A vocabulary that was fitted on other rows gives the same ids other meanings.
+    hashes = load_hashes(data)
+    names = (name for name in hashes if name.startswith("vocabulary/"))
+    return {Path(name).stem: hashes[name] for name in names}
 
 
 def load_hashes(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Work ahead of the consumer, in a thread."""
+"""An iterator works ahead of its consumer, in a thread."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -13,7 +13,11 @@ def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
     """Run an iterator in a background thread, never more than `depth` items ahead.
 
     An error of the thread is raised where the item would have come. A consumer that
-    stops early (`close`, or the last reference goes) ends the thread and the iterator.
+    stops early (by `close`, or because the last reference to the generator goes) ends
+    the thread and the iterator.
+
+        for batch in prefetch(read_batches(), depth=2):
+            train_on(batch)  # while the next two are being read
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
@@ -23,5 +27,7 @@ def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
             yield item  # type: ignore[misc]
     finally:
         thread.shutdown(cancel_futures=True)
-        if isinstance(items, Generator):  # it may run a thread of its own
+        # After the thread has ended: a generator that runs cannot be closed. It may run
+        # a thread of its own, which would otherwise live as long as this process.
+        if isinstance(items, Generator):
             items.close()

@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-import warnings
 from types import TracebackType
 from typing import Self
 
@@ -16,36 +15,28 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from torchrec_adrec.runtime.status import Status, send
+
 LINE_EVERY_S = 5.0
+STATUS_EVERY_S = 0.5
 
 log = logging.getLogger(__name__)
 
 
-def setup_logging() -> None:
-    """One line format for every stage; under a launcher the rank is named."""
-    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    who = f"rank {rank}/{size} | " if rank is not None else ""
-    logging.basicConfig(
-        level=logging.WARNING,  # fbgemm describes every table of every rank at INFO
-        format=f"%(asctime)s {who}%(levelname)s %(name)s | %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    logging.getLogger("torchrec_adrec").setLevel(logging.INFO)
-    for chatty in ("torch.fx", "torchrec.distributed.planner"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    # Deprecations inside the libraries' own calls; nothing here can fix them.
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="(torch|torchrec)[.]"
-    )
-    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-    # TorchRec's tables are ShardedTensors; asking one for its size warns.
-    warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
-
-
 class Progress:
-    """Counts `unit`s of one stage, with rate and time left.
+    """Counts finished units of one piece of work, with rate and time left.
 
-    Only rank 0 speaks: all ranks take the same steps.
+    Only rank 0 shows them: all ranks take the same steps. Used as::
+
+        with Progress("encoding ads", total=len(ads), unit="rows") as progress:
+            for batch in batches:
+                encode(batch)
+                progress.advance(len(batch))
+
+    Args:
+        title: what is being done.
+        total: how many units there are, None where nobody knows yet.
+        unit: what is counted.
     """
 
     def __init__(
@@ -54,13 +45,16 @@ class Progress:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self._note = ""
-        self._started = self._spoken = time.monotonic()
-        self._speaks = int(os.environ.get("RANK", "0")) == 0
+        self._started = self._logged = self._sent = time.monotonic()
+        self._is_first_rank = int(os.environ.get("RANK", "0")) == 0
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
+        # On stderr: what a command prints to stdout may be read by a program.
         console = Console(stderr=True)
-        if self._speaks and console.is_terminal:
+        if self._is_first_rank:
+            self._send()
+        if self._is_first_rank and console.is_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -74,20 +68,32 @@ class Progress:
         return self
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count finished units; the last `note` stands behind them (a loss, say)."""
+        """Count finished units; the last `note` is shown behind them (a loss, say)."""
+        is_first_note = bool(note) and not self._note
         self.done += count
         self._note = note or self._note
+        if not self._is_first_rank:
+            return
+        now = time.monotonic()
+        # The first loss is kept by whoever shows "from -> to": it may not be skipped.
+        if is_first_note or now - self._sent >= STATUS_EVERY_S:
+            self._send()
         if self._bar is not None:
             text = f"{self.rate:,.0f}/s {self._note}"
             self._bar.update(self._task, advance=count, note=text)
-        elif self._speaks and time.monotonic() - self._spoken >= LINE_EVERY_S:
-            self._spoken = time.monotonic()
+        elif now - self._logged >= LINE_EVERY_S:
+            self._logged = now
             log.info("%s", self._line())
 
     @property
     def rate(self) -> float:
         """Units a second since the start."""
+        # The clock need not have moved since the start.
         return self.done / max(time.monotonic() - self._started, 1e-9)
+
+    def _send(self) -> None:
+        self._sent = time.monotonic()
+        send(Status("progress", self.title, self.done, self.total, self._note))
 
     def _line(self) -> str:
         of = f" of {self.total:,}" if self.total else ""
@@ -106,12 +112,13 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._speaks and kind is None:
-            took = time.monotonic() - self._started
+        if self._is_first_rank and kind is None:
+            self._send()
+            seconds = time.monotonic() - self._started
             log.info(
                 "%s: done, %s %s in %.1f s",
                 self.title,
                 f"{self.done:,}",
                 self.unit,
-                took,
+                seconds,
             )

@@ -1,33 +1,33 @@
-"""What a stage must know of the processes that it runs on."""
+"""Ranks: what a stage must know of the processes that it runs on."""
 
 from typing import Protocol
 
 
 class Ranks(Protocol):
-    """Some processes that work on one thing; files are how they share it."""
+    """The processes that work on one stage together; they share it through files."""
 
     @property
     def rank(self) -> int:
-        """This process, from 0."""
+        """Number of this process, from 0."""
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank merges, renames and records."""
+        """Whether this rank merges, renames and records for all."""
 
     def barrier(self) -> None:
         """Wait for all ranks."""
 
 
 class SingleProcess:
-    """One process."""
+    """A process that works alone."""
 
     rank = 0
     world_size = 1
     is_first = True
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """Return at once: there is nobody to wait for."""

@@ -1,0 +1,244 @@
+"""Commands that make the stages of a run: all of them by `adrec run`, or one.
+
+Nothing heavy is imported at the top: importing torchrec takes seconds, and `--help`
+should not wait for it.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from torchrec_adrec.cli.options import ConfigFile, Out, Overrides, Verbose
+from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.runs import stages
+from torchrec_adrec.runs.run_folder import (
+    command_in,
+    ranks_of_launcher,
+    read_settings,
+    should_run,
+)
+from torchrec_adrec.runs.stage_folder import stage_workspace
+from torchrec_adrec.runtime.logs import be_verbose, log_to_file
+from torchrec_adrec.runtime.threads import keep_threads_awake
+
+
+class TaskName(StrEnum):
+    """The models that can be trained."""
+
+    RETRIEVAL = "retrieval"
+    RANKING = "ranking"
+
+
+class TaskStage(StrEnum):
+    """The stages that all ranks run."""
+
+    RETRIEVAL = "retrieval"
+    EXPORT = "export"
+    INDEX = "index"
+    RANKING = "ranking"
+
+
+Task = Annotated[TaskName, typer.Argument(help="The two towers, or the ranker.")]
+
+
+def run(
+    out: Out,
+    config: ConfigFile = None,
+    job: Annotated[
+        str, typer.Option("-j", help="1xRANKS: how many processes share a stage.")
+    ] = "1x2",
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Print all that the stages print, in place of a line for each.",
+        ),
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Run all stages on this machine, skipping those whose inputs have not changed.
+
+    It ends with a table of what was measured and ten ads for one user; report.md in the
+    folder of the run has more. Details of the stages go to run.log beside it. After an
+    interruption the same command goes on from what is finished.
+
+    \b
+    Rows that are made up, a few minutes on two cores:
+      adrec run --config configs/synthetic_demo.yaml --out runs/demo
+    Your own rows:
+      adrec run --config my.yaml data.raw=clicks.csv --out runs/mine -j 1x4
+    The same run with another ranker (the stages before it are kept):
+      adrec run --out runs/mine ranking.layers=3
+    """
+    from torchrec_adrec.pipeline.display import RUN_LOG
+    from torchrec_adrec.pipeline.pipeline import run_pipeline
+
+    with command_in(out, config, overrides) as settings:
+        # Not before the folder is held: the log file would be another command's.
+        if verbose:
+            be_verbose()
+        else:
+            log_to_file(out / RUN_LOG)
+        run_pipeline(settings, out, job, verbose)
+
+
+def job(stage: list[TaskStage], out: Out) -> None:
+    """Run several stages in the same processes, as `adrec run` launches them."""
+    keep_threads_awake()  # before anything imports torch
+    _run_stages([stages.STAGES[name] for name in stage], out)
+
+
+def _run_stages(
+    several: list[stages.Stage],
+    out: Path,
+    config: Path | None = None,
+    overrides: list[str] | None = None,
+    verbose: bool = False,
+) -> None:
+    if verbose:
+        be_verbose()
+    # The inputs of the first stage are checked before torchrec is imported, so that a
+    # refusal comes at once. Those of the others may not be made yet.
+    with command_in(out, config, overrides, several[0]) as settings:
+        from torchrec_adrec.pipeline.job import run_stages
+
+        run_stages(several, settings, out)
+
+
+def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Turn raw files into Parquet, a catalog of the ads, a schema and a report.
+
+    Vocabularies and statistics are fitted on the training rows only. Several raw files
+    can be shared by any number of processes, which does not change what is written.
+
+    \b
+      adrec prepare --config configs/criteo_kaggle.yaml data.raw=train.txt --out runs/x
+      torchx run -s local_cwd adrec.prepare --config configs/criteo_1tb.yaml \\
+        --out runs/x -j 1x4
+    """
+    from torchrec_adrec.data.adapters import open_data
+    from torchrec_adrec.data.prepare.prepare import prepare as prepare_data
+
+    with command_in(out, config, overrides, stages.DATA) as settings:
+        # Before the ranks meet: each of them finds the same answer by itself.
+        if not should_run(stages.DATA, settings, out):
+            return
+        with (
+            ranks_of_launcher() as ranks,
+            stage_workspace(stages.DATA, settings, out, ranks) as folder,
+        ):
+            data = open_data(settings.data, settings.seed, folder, ranks)
+            prepare_data(settings.data, data, folder, settings.seed, ranks)
+
+
+def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Judge a constant and a logistic regression on the test rows: what to beat.
+
+    \b
+      adrec baselines --out runs/demo
+    """
+    from torchrec_adrec.evaluation.baselines import baselines as judge
+
+    with command_in(out, config, overrides, stages.BASELINES) as settings:
+        if should_run(stages.BASELINES, settings, out):
+            with stage_workspace(stages.BASELINES, settings, out) as folder:
+                judge(out / "data", folder)
+
+
+def train(
+    task: Task,
+    out: Out,
+    config: ConfigFile = None,
+    origin: Annotated[
+        Path | None,
+        typer.Option("--from", help="Checkpoint of another run to start towers with."),
+    ] = None,
+    allow_new_tables: Annotated[
+        bool,
+        typer.Option(help="What does not fit that checkpoint stays as initialised."),
+    ] = False,
+    verbose: Verbose = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train the towers or the ranker on all ranks, from the last checkpoint if any.
+
+    \b
+      adrec train retrieval --out runs/demo
+      adrec train ranking --out runs/demo ranking.layers=3
+      torchx run -s local_cwd adrec.train --task retrieval --out runs/demo -j 1x2
+    """
+    keep_threads_awake()  # before anything imports torch
+    # Both options are settings, so that the stage's record holds them like the others.
+    args = [*(overrides or [])]
+    if origin is not None:
+        if task != TaskName.RETRIEVAL:
+            raise ConfigError(
+                "--from is for retrieval: a ranker starts with its tables"
+            )
+        allowed = str(allow_new_tables).lower()
+        args += [
+            f"retrieval.init_from={origin}",
+            f"retrieval.allow_new_tables={allowed}",
+        ]
+    _run_stages([stages.STAGES[task]], out, config, args, verbose)
+
+
+def evaluate(
+    task: Task, out: Out, config: ConfigFile = None, overrides: Overrides = None
+) -> None:
+    """Print the test figures of the model that is served, as one line of JSON.
+
+    \b
+      adrec evaluate ranking --out runs/demo
+    """
+    from torchrec_adrec.distributed.process import process_group
+    from torchrec_adrec.evaluation.predict import evaluate_split
+    from torchrec_adrec.schema import Schema
+    from torchrec_adrec.tasks.sharded import restore
+
+    # It only reads, so it need not hold the run; but what it reads must fit.
+    settings = read_settings(config, overrides, out)
+    stages.check(stages.STAGES[task], settings, out)
+    schema = Schema.load(out / "data/schema.json")
+    with process_group(settings.device) as process:
+        model, checkpoint = restore(task, out, schema, settings, process)
+        size = settings.train.eval_batch_size
+        test = evaluate_split(
+            model, out / "data/test", schema, process, size, settings.data.bounds
+        )
+        if process.is_first:
+            metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
+            metrics |= {"world_size": process.world_size, "test": test}
+            typer.echo(json.dumps(metrics))
+
+
+def export(
+    out: Out,
+    config: ConfigFile = None,
+    verbose: Verbose = False,
+    overrides: Overrides = None,
+) -> None:
+    """Encode every ad on all ranks; measure the recall of clicks that were held out.
+
+    \b
+      torchx run -s local_cwd adrec.export --out runs/demo -j 1x2
+    """
+    _run_stages([stages.EXPORT], out, config, overrides, verbose)
+
+
+def index(
+    out: Out,
+    config: ConfigFile = None,
+    verbose: Verbose = False,
+    overrides: Overrides = None,
+) -> None:
+    """Build the FAISS shards on all ranks; publish them only past the recall gate.
+
+    \b
+      torchx run -s local_cwd adrec.index --out runs/demo -j 1x2 -- index.shards=4
+    """
+    _run_stages([stages.INDEX], out, config, overrides, verbose)

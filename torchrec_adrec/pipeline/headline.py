@@ -1,0 +1,62 @@
+"""The main figure of each stage, for its line on the terminal."""
+
+from collections.abc import Callable
+from typing import Any
+
+Metrics = dict[str, Any]
+
+
+def headline(stage: str, metrics: Metrics) -> str:
+    """Return the figure that says best how a stage went.
+
+    >>> headline("serve", {"milliseconds": {"rank": 19.9, "total": 34.99}})
+    '35.0 ms a request'
+    """
+    return HEADLINES[stage](metrics)
+
+
+def _data(metrics: Metrics) -> str:
+    bad, ads = metrics["bad_rows"]["count"], metrics["ads"]["all"]
+    return f"{metrics['rows_in']:,} rows ({bad:,} bad), {ads:,} ads"
+
+
+def _baselines(metrics: Metrics) -> str:
+    figures = metrics["logistic_regression"]["test"]
+    return f"test AUC {figures['auc']:.4f} of a logistic regression"
+
+
+def _model(metrics: Metrics) -> str:
+    """Return a figure of the first label: an AUC, or a value's rank correlation."""
+    label, figures = next(iter(metrics["test"].items()))
+    if "auc" in figures:
+        return f"test AUC {figures['auc']:.4f} of {label}"
+    return f"test Spearman correlation {figures['spearman']:.4f} of {label}"
+
+
+def _export(metrics: Metrics) -> str:
+    test = metrics["test"]
+    towers = test["all"]["towers"]
+    recalls = [name for name in towers if name.startswith("recall@")]
+    if not recalls:  # no click was held out
+        return f"{test['catalog']:,} ads"
+    name = "recall@100" if "recall@100" in recalls else recalls[-1]
+    return f"{name} {towers[name]:.4f} of {test['catalog']:,} ads"
+
+
+def _index(metrics: Metrics) -> str:
+    return f"recall@{metrics['k']} {metrics['recall']:.4f} against brute force"
+
+
+def _serve(metrics: Metrics) -> str:
+    return f"{metrics['milliseconds']['total']:.1f} ms a request"
+
+
+HEADLINES: dict[str, Callable[[Metrics], str]] = {
+    "data": _data,
+    "baselines": _baselines,
+    "retrieval": _model,
+    "export": _export,
+    "index": _index,
+    "ranking": _model,
+    "serve": _serve,
+}
