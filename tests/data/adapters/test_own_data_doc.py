@@ -18,14 +18,15 @@ from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Side
 
+README = (REPOSITORY / "README.md").read_text()
 DOC = (REPOSITORY / "docs/own_data.md").read_text()
 USERS, ITEMS, ROWS = 40, 15, 600
 
 
-def block(language: str, word: str) -> str:
+def block(language: str, word: str, page: str = DOC) -> str:
     """The first block of a language that holds a word."""
-    found = re.findall(rf"```{language}\n(.*?)```", DOC, re.DOTALL)
-    return next(text for text in found if word in text)
+    texts = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    return next(text for text in texts if word in text)
 
 
 def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +46,7 @@ def log(**more: Any) -> pl.DataFrame:
 
 @pytest.fixture
 def five_rows(tmp_path: Path) -> list[str]:
-    """The words that prepare the five rows of the first example."""
+    """The arguments that prepare the five rows of the first example."""
     (tmp_path / "2024-05.csv").write_text(block("csv", "session"))
     config = REPOSITORY / "configs/table_example.yaml"
     return ["prepare", "--config", str(config), f"data.raw={tmp_path}/*.csv"]
@@ -59,16 +60,34 @@ def test_the_five_rows_are_prepared_and_their_user_is_a_request(
     data = tmp_path / "run/data"
     encoder = Encoder.load(data)
     request = json.loads(block("json", "history"))
-    found = encoder.encode(raw_user(request, encoder.schema), Side.USER)
+    encoded = encoder.encode(raw_user(request, encoder.schema), Side.USER)
     # The third row of the file, but for its age.
     row = pl.read_parquet(data / "train/*.parquet").row(2, named=True)
-    same = [name for name in found if not name.startswith("age")]
-    assert len(same) > 20 and {n: found[n][0] for n in same} == {
-        n: row[n] for n in same
-    }
+    names = [name for name in encoded if not name.startswith("age")]
+    assert len(names) > 20
+    assert {n: encoded[n][0] for n in names} == {n: row[n] for n in names}
     examples = json.loads((data / "example_users.json").read_text())
     assert all(list(user) == list(examples[0]) for user in examples)
     assert set(request) == set(examples[0])
+
+
+def test_the_shortest_configuration_of_the_readme_prepares_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header, *lines = block("csv", "category", README).splitlines()
+    first, second = (line.split(",", 1)[1] for line in lines)
+    times = [f"2024-05-01T{i // 60:02}:{i % 60:02}:00" for i in range(ROWS)]
+    rows = [f"{time},{(first, second)[i % 2]}" for i, time in enumerate(times)]
+    (tmp_path / "clicks.csv").write_text("\n".join([header, *rows]) + "\n")
+    (tmp_path / "my.yaml").write_text(block("yaml", "category", README))
+    monkeypatch.chdir(tmp_path)
+    config = load_config(tmp_path / "my.yaml", ["data.allow_leaky_sides=true"]).data
+    out = tmp_path / "run"
+    out.mkdir()
+    prepare(config, table.open_data(config), out)
+    report = json.loads((out / "report.json").read_text())
+    tables = {"user": 4, "country": 3, "item": 4, "category": 4}
+    assert report["num_embeddings"] == tables
 
 
 def test_a_request_has_the_types_of_the_table(five_rows: list[str]) -> None:
@@ -90,8 +109,8 @@ def test_a_smaller_min_count_keeps_more_values(
     (tmp_path / "config.yaml").write_text(block("yaml", "liked"))
     known = {}
     for count in (2, 13):
-        words = [f"data.min_count={count}"]
-        config = load_config(tmp_path / "config.yaml", words).data
+        overrides = [f"data.min_count={count}"]
+        config = load_config(tmp_path / "config.yaml", overrides).data
         out = tmp_path / str(count)
         out.mkdir()
         prepare(config, table.open_data(config), out)
@@ -138,8 +157,8 @@ def test_negatives_are_drawn_of_what_the_user_never_took(
     clicks.write_csv(tmp_path / "clicks.csv")
     run(block("python", "drawn"), tmp_path, monkeypatch)
     rows = pl.read_parquet(tmp_path / "clicks.parquet")
-    taken = rows.filter(click=1).select(clicks.columns)
-    assert taken.sort(clicks.columns).equals(clicks.sort(clicks.columns))
+    clicked = rows.filter(click=1).select(clicks.columns)
+    assert clicked.sort(clicks.columns).equals(clicks.sort(clicks.columns))
     never = rows.filter(click=0)
     assert 0 < len(never) <= 3 * ROWS
     assert len(never.join(clicks, on=["user", "item"])) == 0
