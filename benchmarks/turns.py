@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.runtime.threads import AWAKE
+from torchrec_adrec.runtime.threads import STAY_AWAKE
 
 
 class Worker:
@@ -28,7 +28,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | (AWAKE if is_awake(args[0]) else {}),
+            env=os.environ | (STAY_AWAKE if is_awake(args[0]) else {}),
             start_new_session=True,
         )
         self._read()
