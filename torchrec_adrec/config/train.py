@@ -77,7 +77,9 @@ class RetrievalConfig(Settings):
 class RankingConfig(Settings):
     """The model that orders the candidates."""
 
-    model: Literal["transformer", "lr"] = "transformer"
+    model: Literal[
+        "transformer", "lr", "dnn", "deepfm", "dcnv2", "dlrm", "finalmlp"
+    ] = "transformer"
     """lr: logistic regression on all ids and numbers, a baseline. It has no sizes, and
     tables of its own, which always start at 0."""
     layers: Count = 1
@@ -85,6 +87,12 @@ class RankingConfig(Settings):
     model_dim: Count = 16
     feedforward_dim: Count = 32
     head_dim: Count = 64
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128)
+    """Hidden layers of dnn, deepfm, dcnv2, dlrm and finalmlp."""
+    cross_layers: Count = 2
+    """Cross layers of dcnv2."""
+    cross_rank: Count = 32
+    """Rank of their matrices."""
     dropout: Dropout = 0.1
     tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
     """The source of the tables: the retrieval checkpoint, or new random values."""
@@ -97,6 +105,11 @@ class RankingConfig(Settings):
         if self.model_dim % self.heads:
             raise ValueError(
                 f"model_dim {self.model_dim} must be a multiple of heads {self.heads}"
+            )
+        if self.model == "finalmlp" and self.hidden[-1] % self.heads:
+            raise ValueError(
+                f"finalmlp: the last of hidden {self.hidden} must be a multiple of"
+                f" heads {self.heads}"
             )
         return self
 

@@ -6,6 +6,11 @@ import torch
 
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.models.rankers.base import Ranker
+from torchrec_adrec.models.rankers.dcnv2 import DCNv2Ranker
+from torchrec_adrec.models.rankers.deepfm import DeepFMRanker
+from torchrec_adrec.models.rankers.dlrm import DLRMRanker
+from torchrec_adrec.models.rankers.dnn import DnnRanker
+from torchrec_adrec.models.rankers.finalmlp import FinalMLPRanker
 from torchrec_adrec.models.rankers.logistic import LogisticRanker
 from torchrec_adrec.models.rankers.transformer import TransformerRanker
 from torchrec_adrec.schema import Schema
@@ -29,4 +34,9 @@ class RankerModel(Protocol):
 RANKERS: dict[str, RankerModel] = {
     "transformer": TransformerRanker,
     "lr": LogisticRanker,
+    "dnn": DnnRanker,
+    "deepfm": DeepFMRanker,
+    "dcnv2": DCNv2Ranker,
+    "dlrm": DLRMRanker,
+    "finalmlp": FinalMLPRanker,
 }
