@@ -84,7 +84,7 @@ def test_the_users_part_is_computed_once_per_request(ranker: Ranker) -> None:
     """Each further ad costs the ad's part alone, however many there are."""
     few, many = (operations(ranker, 1, ads) for ads in (10, 20))
     users_part = operations(ranker, 20, 20) - many
-    assert users_part > 0 and users_part % 19 == 0
+    assert ranker.shares_user == (users_part > 0) and users_part % 19 == 0
     # What is left of ten ads without the user's part is ten times one ad's part.
     assert 2 * (few - users_part // 19) == many - users_part // 19
 
@@ -102,8 +102,8 @@ def test_every_input_counts_and_every_weight_has_a_gradient(ranker: Ranker) -> N
         for name in columns_of(side, ADS):
             inputs = {s: columns_of(s, ADS) for s in Side}
             inputs[side][name] = columns_of(side, ADS, seed=1)[name]
-            made = [tower_input(inputs[s], SCHEMA, s) for s in Side]
-            assert not torch.allclose(ranker(*made), before, atol=1e-4), name
+            batch = [tower_input(inputs[s], SCHEMA, s) for s in Side]
+            assert not torch.allclose(ranker(*batch), before, atol=1e-4), name
     ranker(user(1), tower_input(ads, SCHEMA, Side.AD)).sum().backward()
     still = [n for n, w in ranker.named_parameters() if w.grad is None]
     assert not still

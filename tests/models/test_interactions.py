@@ -73,9 +73,7 @@ def test_pairwise_is_the_sum_over_all_pairs() -> None:
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"hidden \[8, 6\] must be a multiple of heads 4"
-    ):
+    with pytest.raises(ConfigError, match="must be a multiple of heads 4"):
         load_config(
             None, ["ranking={model: finalmlp, hidden: [8, 6], heads: 4, model_dim: 8}"]
         )

@@ -65,7 +65,7 @@ class RetrievalProtocol(BaseModel):
     recall: str = "hits / min(K, relevant ads)"
     popularity: str = "mean share of the training impressions of the ads in the lists"
     deciles: str = "of the training impressions' mass, 1: the most shown ads"
-    seen: str = "an ad with at least one impression in training"
+    seen_ads: str = "an ad with at least one impression in training"
     bootstrap: str = f"percentiles of {RESAMPLES} draws of the queries, not of users"
     level: float = LEVEL
     context: dict[str, float | int | None]
@@ -106,8 +106,8 @@ def retrieval_metrics(
     # Ads that training never showed are judged apart: a mean over all would hide that
     # a model knows nothing of them.
     decile = popularity_deciles(impressions)[clicked]
-    seen = impressions[clicked] > 0
-    groups = {"all": np.ones_like(seen), "seen_ads": seen, "unseen_ads": ~seen}
+    is_seen = impressions[clicked] > 0
+    groups = {"all": np.ones_like(is_seen), "seen_ads": is_seen, "unseen_ads": ~is_seen}
     metrics: dict[str, Any] = {
         name: _group(judged, kept, cuts, len(impressions), seed)
         for name, kept in groups.items()

@@ -62,10 +62,13 @@ class Ranker(nn.Module, ABC):
         head: the dense part.
         warm_starts: whether the tables are those of the towers in shape and meaning,
             so that `ranking.tables` may take them from the retrieval checkpoint.
+        shares_user: whether a request computes its user's part once for all ads. A
+            model that mixes the sides in its first layer cannot.
     """
 
     head: RankerHead
     warm_starts: ClassVar[bool] = True
+    shares_user: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ from torchrec_adrec.schema import Schema
 class DCNv2Ranker(Ranker):
     """Tables of both sides under a `DCNv2Head`."""
 
+    shares_user = False
+
     def __init__(
         self,
         schema: Schema,
@@ -28,7 +30,7 @@ class DCNv2Ranker(Ranker):
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(schema, embedding_dim, device)
+        super().__init__(schema, config, embedding_dim, device)
         self.head = DCNv2Head(schema, config, embedding_dim)
 
 
@@ -38,7 +40,7 @@ class DCNv2Head(JoinedHead):
     def __init__(
         self, schema: Schema, config: RankingConfig, embedding_dim: int
     ) -> None:
-        super().__init__(schema, config, embedding_dim)
+        super().__init__(schema, embedding_dim)
         self.cross = LowRankCrossNet(
             self.width, config.cross_layers, min(config.cross_rank, self.width)
         )

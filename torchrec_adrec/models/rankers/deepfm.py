@@ -19,6 +19,8 @@ from torchrec_adrec.schema import Schema
 class DeepFMRanker(Ranker):
     """Tables of both sides under a `DeepFMHead`."""
 
+    shares_user = False
+
     def __init__(
         self,
         schema: Schema,
@@ -26,7 +28,7 @@ class DeepFMRanker(Ranker):
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(schema, embedding_dim, device)
+        super().__init__(schema, config, embedding_dim, device)
         self.head = DeepFMHead(schema, config, embedding_dim)
 
 
@@ -41,7 +43,7 @@ class DeepFMHead(JoinedHead):
     def __init__(
         self, schema: Schema, config: RankingConfig, embedding_dim: int
     ) -> None:
-        super().__init__(schema, config, embedding_dim)
+        super().__init__(schema, embedding_dim)
         self.linear = nn.Linear(self.width, self.labels)
         # A number takes part in products as its value times a vector of its own.
         self.number = nn.Parameter(torch.randn(self.numbers, self.dim) * 0.01)

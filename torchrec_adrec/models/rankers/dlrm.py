@@ -20,6 +20,8 @@ from torchrec_adrec.schema import Schema
 class DLRMRanker(Ranker):
     """Tables of both sides under a `DLRMHead`."""
 
+    shares_user = False
+
     def __init__(
         self,
         schema: Schema,
@@ -27,7 +29,7 @@ class DLRMRanker(Ranker):
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(schema, embedding_dim, device)
+        super().__init__(schema, config, embedding_dim, device)
         self.head = DLRMHead(schema, config, embedding_dim)
 
 
@@ -37,7 +39,7 @@ class DLRMHead(JoinedHead):
     def __init__(
         self, schema: Schema, config: RankingConfig, embedding_dim: int
     ) -> None:
-        super().__init__(schema, config, embedding_dim)
+        super().__init__(schema, embedding_dim)
         self.bottom = mlp((self.numbers, config.hidden[-1], self.dim), config.dropout)
         self.interaction = InteractionArch(self.fields)
         pairs = (self.fields + 1) * self.fields // 2

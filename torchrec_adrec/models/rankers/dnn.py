@@ -23,7 +23,7 @@ class DnnRanker(Ranker):
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(schema, embedding_dim, device)
+        super().__init__(schema, config, embedding_dim, device)
         self.head = DnnHead(schema, config, embedding_dim)
 
 
@@ -38,7 +38,6 @@ class DnnHead(RankerHead):
             len(schema.bags_of(side)) * embedding_dim + len(schema.dense_of(side))
             for side in Side
         )
-        self.frozen = config.tables == "frozen"
         self.first = SplitLinear(user, ad, config.hidden[0])
         self.rest = nn.Sequential(
             nn.ReLU(),
@@ -50,9 +49,6 @@ class DnnHead(RankerHead):
         self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """See `RankerHead`."""
-        if self.frozen:
-            # requires_grad=False does not freeze a sharded table; this does.
-            user, ad = user.detach(), ad.detach()
         hidden = self.first(
             torch.cat([user, user_dense], dim=1), torch.cat([ad, ad_dense], dim=1)
         )

@@ -21,6 +21,8 @@ from torchrec_adrec.schema import Schema, Side
 class FinalMLPRanker(Ranker):
     """Tables of both sides under a `FinalMLPHead`."""
 
+    shares_user = False
+
     def __init__(
         self,
         schema: Schema,
@@ -28,7 +30,7 @@ class FinalMLPRanker(Ranker):
         embedding_dim: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(schema, embedding_dim, device)
+        super().__init__(schema, config, embedding_dim, device)
         self.head = FinalMLPHead(schema, config, embedding_dim)
 
 
@@ -38,7 +40,7 @@ class FinalMLPHead(JoinedHead):
     def __init__(
         self, schema: Schema, config: RankingConfig, embedding_dim: int
     ) -> None:
-        super().__init__(schema, config, embedding_dim)
+        super().__init__(schema, embedding_dim)
         # The user's vectors and numbers stand first in their parts of the row.
         self.user_fields = len(schema.bags_of(Side.USER))
         self.user_numbers = len(schema.dense_of(Side.USER))

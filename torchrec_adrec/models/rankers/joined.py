@@ -9,7 +9,6 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.schema import Schema, Side
 
@@ -24,14 +23,11 @@ class JoinedHead(RankerHead):
         labels: T.
     """
 
-    def __init__(
-        self, schema: Schema, config: RankingConfig, embedding_dim: int
-    ) -> None:
+    def __init__(self, schema: Schema, embedding_dim: int) -> None:
         super().__init__()
         self.fields = sum(len(schema.bags_of(side)) for side in Side)
         self.numbers = sum(len(schema.dense_of(side)) for side in Side)
         self.dim, self.labels = embedding_dim, len(schema.labels)
-        self.frozen = config.tables == "frozen"
 
     @property
     def width(self) -> int:
@@ -43,9 +39,6 @@ class JoinedHead(RankerHead):
     ) -> Tensor:
         """See `RankerHead`."""
         vectors = _side_by_side(user, ad)
-        if self.frozen:
-            # requires_grad=False does not freeze a sharded table; this does.
-            vectors = vectors.detach()
         numbers = _side_by_side(user_dense, ad_dense)
         return self.mix(vectors.view(-1, self.fields, self.dim), numbers).float()
 
