@@ -160,6 +160,24 @@ def test_a_column_that_the_test_does_not_know_is_named(tmp_path: Path) -> None:
     assert line in warnings_in(tmp_path / "out")
 
 
+def test_new_items_of_a_history_are_unknown_in_the_test_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    is_late = pl.col("ts") >= 540
+    seen = pl.when(is_late).then(pl.lit(["new"])).otherwise("seen")
+    rows().with_columns(seen=seen).write_parquet(path)
+    splits = prepared(config_of(path), tmp_path / "out")["splits"]
+    shares = [splits[name]["unknown"]["seen"] for name in ("train", "valid", "test")]
+    assert shares == [0, 0, 1]
+
+
+def test_the_catalog_writes_hashes_as_the_raw_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows().write_parquet(path)
+    prepared(config_of(path), tmp_path / "out")
+    catalog = pl.read_parquet(tmp_path / "out/catalog.parquet")
+    assert set(catalog["raw_hash"]) == set(rows()["hash"])
+
+
 @pytest.mark.parametrize("name", ["uid", "age", "seen", "item", "hash"])
 def test_a_column_that_is_null_in_one_file_is_missing_there(
     tmp_path: Path, name: str

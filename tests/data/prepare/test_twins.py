@@ -70,7 +70,8 @@ def test_two_files_are_one_column(tmp_path: Path) -> None:
     pointed = rows().tail(150).with_columns(item=pl.col("item") + ".0")
     pointed.write_parquet(tmp_path / "b.parquet")
     raw = [str(tmp_path / name) for name in ("a.csv", "b.parquet")]
-    with pytest.raises(DataError, match=r"a\.csv, .*b\.parquet, .*20 numbers"):
+    named = r"'0' \(.*a\.csv, good row 1\) and '0\.0' \(.*b\.parquet, good row 11\)"
+    with pytest.raises(DataError, match=rf"{named}.*20 numbers"):
         prepare_table(tmp_path / "c", rows(), TABLE, raw=raw)
 
 

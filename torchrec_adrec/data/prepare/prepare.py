@@ -103,8 +103,6 @@ def prepare(
         if varying:
             log.warning("%s", varying.line)
         check_sizes(config.split, tally.sizes())
-        # The means are known only now, and the schema must hold them before its
-        # fingerprint goes into the report.
         encoder = _with_label_means(encoder, tally)
         joined = joined_ids(_training_rows(store, split), data.schema)
         findings = Findings(pairs, held, joined, varying, repeats)
@@ -211,7 +209,10 @@ def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
 
 
 def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
-    """Fill in the training mean of every label that is a value."""
+    """Fill in the training mean of every label that is a value.
+
+    The schema must hold the means before its fingerprint goes into the report.
+    """
     labels = []
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
