@@ -48,6 +48,7 @@ def test_what_is_read_is_what_the_loader_allows(kind: LabelKind) -> None:
     read_values = np.array(values, dtype=np.float32)
     assert not label_limit(label).wrong(read_values).any()
     assert bad.count == len(NUMBERS) - len(rows) > 0
+    assert label_limit(label).wrong(np.array([MAX_VALUE + 1.0])).all()
     # A number above `max_value` is cut to it when it is read; the loader refuses it.
     raw = np.array([np.nan if n is None else n for n in NUMBERS], dtype=np.float32)
     refused = label_limit(label).wrong(np.minimum(raw, np.float32(MAX_VALUE)))
