@@ -79,7 +79,13 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Remove all but the last `keep` checkpoints and that of the step `best`."""
+    """Remove all but the last `keep` checkpoints and that of the best step.
+
+    Args:
+        folder: of all checkpoints of a run.
+        keep: how many of the last ones stay.
+        best: the best step; None: there was no evaluation.
+    """
     best_path = None if best is None else folder_of(folder, best)
     for path in _step_folders(folder)[:-keep]:
         if path != best_path:
@@ -144,6 +150,7 @@ def read(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
 
 
 def _fill(checkpoint: Checkpoint, tensors: dict[str, Any], alone: bool) -> None:
+    # The last line of torch's error is the reason; no line names the checkpoint.
     try:
         state_dict_loader.load(tensors, checkpoint_id=checkpoint.path, no_dist=alone)
     except (OSError, RuntimeError, ValueError, CheckpointException) as error:

@@ -44,6 +44,7 @@ class Interrupt:
             self._handlers[number] = signal.signal(number, self._note)
         return self
 
+    # A signal may come between any two lines: it is noted here, and nothing else done.
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
 

@@ -116,6 +116,7 @@ def plan_tables(
     Raises:
         PlanError: the tables do not fit, with the bytes needed and there.
     """
+    # The planner shows the options that it chose to its statistics alone.
     choice, idle = _PlanRecorder(), _Idle()
     for device in topology.devices:
         device.perf = idle
@@ -258,6 +259,7 @@ def _plan_error(
 def _needed_bytes(options: Sequence[ShardingOption], topology: Topology) -> int:
     """Bytes of all tables, their optimizer state and buffers, each at its smallest."""
     smallest: dict[str, int] = {}
+    # An option of each type is listed for a table: only the smallest one is needed.
     for option in options:
         size = _bytes(option.total_storage, topology)
         smallest[option.name] = min(smallest.get(option.name, size), size)

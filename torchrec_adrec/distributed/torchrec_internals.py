@@ -102,6 +102,7 @@ def sharder_data(enumerator: EmbeddingEnumerator) -> Any:
 
 
 def _read(owner: Any, name: str) -> Any:
+    # nn.Module's own error says neither which version is installed nor what to do.
     try:
         return getattr(owner, name)
     except AttributeError:

@@ -64,6 +64,7 @@ class Evaluator:
         )
 
     def _draw_calibration(self, predictions: Predictions) -> None:
+        # Of the first label alone, the click: it is the one that decides.
         label, (probability, observed) = next(iter(predictions.items()))
         title = f"{self.task}: {label} on the test split"
         calibration_curve(probability, observed, title, self.folder / "calibration.png")

@@ -43,4 +43,6 @@ class Schedule:
         return bool(every) and (self.is_last(step) or self._is_first_whole(every, step))
 
     def _is_first_whole(self, every: int, step: int) -> bool:
+        # A multiple of `every` need not be whole. The next whole step is less than
+        # `accumulate` steps later, and there is but one in that span.
         return self.is_whole(step) and step >= every and step % every < self.accumulate

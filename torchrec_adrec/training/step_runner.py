@@ -197,7 +197,13 @@ class StepRunner:
 
 
 def seed_generators(seed: int, step: int, process: Process) -> None:
-    """Let what is drawn in a step depend on seed, step and rank alone."""
+    """Let what is drawn in a step depend on seed, step and rank alone.
+
+    Args:
+        seed: of the run.
+        step: its number.
+        process: this rank; dropout draws other masks on every rank.
+    """
     # Mixed: a CPU's generator takes the low 32 bits of a seed and drops the rest.
     mixed = np.random.SeedSequence((seed, step, process.rank)).generate_state(1)
     value = int(mixed[0])

@@ -18,6 +18,7 @@ class EarlyStopping:
 
     def add(self, step: int, loss: float) -> bool:
         """Take an evaluation, and say whether it is the best so far."""
+        # Strictly below, so of equal ones the first stays the best, as in `best`.
         is_best = all(loss < earlier for _, earlier in self.history)
         self.history.append((step, loss))
         return is_best

@@ -33,6 +33,7 @@ def tensorboard_logger(
         last_step: the last step that counts. A resumed run takes the later ones again,
             so what the log holds of them is purged.
     """
+    # Figures are the same on every rank: one rank writes them for all.
     if not is_first:
         yield TensorBoardLogger(task, None)
         return

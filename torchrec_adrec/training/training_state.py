@@ -42,4 +42,5 @@ class TrainingState:
         self.last_loss = float(state["last_step_loss"])
         self.stopping.load(state["validation"])
         self.initialised = state["initialised"]
+        # JSON knows no named tuples: it comes back as a list.
         self.precision = MatmulPrecision(*state["precision"])

@@ -80,6 +80,7 @@ def load_best(
     """
     last = checkpoint.latest(folder / CHECKPOINTS)
     assert last is not None, "training saves at its end"
+    # The model is that of the last checkpoint already: nothing has to be loaded.
     if stopping.best_step is None or stopping.best_step == last.step:
         return last
     path = checkpoint.folder_of(folder / CHECKPOINTS, stopping.best_step)
