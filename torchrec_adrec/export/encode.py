@@ -12,7 +12,7 @@ export/
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
@@ -92,7 +93,8 @@ def export(
     if process.is_first:
         (out / EXAMPLES).write_text(json.dumps(examples) + "\n")
         _join_queries(out)
-        _write_manifest(checkpoint, catalog, schema, config, out)
+        lookups = config.sharding.qcomm
+        _write_manifest(checkpoint, catalog, schema, config.retrieval, lookups, out)
     process.barrier()
     # Read back from the files: what is judged is what is searched and served.
     _, ads = load_vectors(out, part)
@@ -225,16 +227,17 @@ def _write_manifest(
     checkpoint: Checkpoint,
     catalog: pl.DataFrame,
     schema: Schema,
-    config: Config,
+    retrieval: RetrievalConfig,
+    lookups: Literal["fp32", "fp16"],
     out: Path,
 ) -> None:
     written = [*sorted(out.glob("part-*.parquet")), out / QUERIES, out / EXAMPLES]
     EmbeddingManifest(
         checkpoint=checkpoint.origin,
-        lookups=config.sharding.qcomm,
+        lookups=lookups,
         schema_fingerprint=schema.fingerprint,
-        similarity=config.retrieval.similarity,
-        dim=config.retrieval.vector_dim,
+        similarity=retrieval.similarity,
+        dim=retrieval.vector_dim,
         count=len(catalog),
         files={path.name: sha256(path) for path in written},
     ).save(out)
