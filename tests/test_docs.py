@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from torchrec_adrec.cli.app import app
 from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.schema import Schema
 
 PAGES = [
     REPOSITORY / "README.md",
@@ -118,6 +119,8 @@ def test_adrec_commands_parse(page: Path) -> None:
         params = command.make_context(" ".join(words), left).params
         law = [f"data.synthetic.{word}" for word in params.get("law") or []]
         check_settings(params.get("config"), [*(params.get("overrides") or []), *law])
+        if params.get("schema") is not None:
+            Schema.load(REPOSITORY / params["schema"])
 
 
 def test_adrec_commands_in_the_text_exist(page: Path) -> None:
