@@ -3,6 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
+# Tests that start no process and prepare no data.
+QUICK := tests/config tests/contracts tests/index tests/modules \
+	tests/losses/test_pointwise.py tests/losses/test_pairwise.py \
+	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
+	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
 .PHONY: setup gpu-check demo test quick test-processors check bench fuzz clean
 
@@ -26,7 +31,7 @@ test: $(STAMP)
 quick: $(STAMP)  ## under a minute: style, types, and the tests without processes
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -x -m 'not slow and not four_ranks' $(QUICK)
+	$(BIN)/python -m pytest -x $(QUICK)
 
 test-processors: $(STAMP)  ## parity, losses and sharding as on older processors, other threads
 	$(BIN)/python tests/processors.py

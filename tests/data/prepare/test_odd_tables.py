@@ -163,8 +163,8 @@ def test_a_column_that_the_test_does_not_know_is_named(tmp_path: Path) -> None:
 def test_new_items_of_a_history_are_unknown_in_the_test_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     is_late = pl.col("ts") >= 540
-    seen = pl.when(is_late).then(pl.lit(["new"])).otherwise("seen")
-    rows().with_columns(seen=seen).write_parquet(path)
+    history = pl.when(is_late).then(pl.lit(["new"])).otherwise("seen")
+    rows().with_columns(seen=history).write_parquet(path)
     splits = prepared(config_of(path), tmp_path / "out")["splits"]
     shares = [splits[name]["unknown"]["seen"] for name in ("train", "valid", "test")]
     assert shares == [0, 0, 1]
