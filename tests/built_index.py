@@ -57,7 +57,7 @@ def built(
     name: str, shards: int, folder: Path, data: Corpus, nlist: int = 30
 ) -> ShardedIndex:
     """Build an index of a kind; it searches as thoroughly as it can."""
-    kind = derive_kind(IndexConfig(kind=name, nlist=nlist), N)  # type: ignore[arg-type]
+    kind = derive_kind(IndexConfig(kind=name, nlist=nlist), N)
     folder.mkdir(exist_ok=True)
     train_empty(kind, data.ids, data.vectors, 0, folder)
     for number in range(shards):

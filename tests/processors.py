@@ -70,7 +70,8 @@ def environment(processor: Mapping[str, str], folder: Path) -> dict[str, str]:
 
 def margins(printed: str) -> str:
     """The right result farthest from the reference, the planted fault nearest to it."""
-    right, wrong = [0.0], []
+    right: list[float] = [0.0]
+    wrong: list[float] = []
     for line in printed.splitlines():
         times = [float(number.replace(",", "")) for number in TIMES.findall(line)]
         if times:

@@ -15,7 +15,8 @@ import polars as pl
 from conftest import criteo_line
 
 from torchrec_adrec.config.data import DataConfig, SyntheticConfig
-from torchrec_adrec.data.adapters import kuairand, open_data, table
+from torchrec_adrec.data.adapters import kuairand_lookups as lookups
+from torchrec_adrec.data.adapters import open_data, table
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.runtime.ranks import SingleProcess
@@ -96,7 +97,7 @@ def write_kuairand(folder: Path, rows: int = ROWS, late_user: int = -1) -> Raw:
 def write_lookups(folder: Path, late_user: int = -1) -> None:
     """Users 0..48 (49 is unknown), videos 0..39, histories of all users but 2."""
     users = ["user_id,user_active_degree,is_live_streamer,is_video_author"]
-    users[0] += "".join(f",{n},{n}_range" for n in kuairand.lookups.USER_NUMBERS)
+    users[0] += "".join(f",{n},{n}_range" for n in lookups.USER_NUMBERS)
     users[0] += "".join(f",onehot_feat{i}" for i in range(18))
     # A count and its range for each number; the last one-hot column is always missing.
     users += [
@@ -108,8 +109,8 @@ def write_lookups(folder: Path, late_user: int = -1) -> None:
     videos += [
         f'{v},{v % 9},NORMAL,2022-04-10,Web,{v}000.0,77,9.0,"20,43"' for v in range(40)
     ]
-    _gzip(folder / kuairand.lookups.USERS, users)
-    _gzip(folder / kuairand.lookups.VIDEOS, videos)
+    _gzip(folder / lookups.USERS, users)
+    _gzip(folder / lookups.VIDEOS, videos)
     with_history = [u for u in range(50) if u != 2]
     pl.DataFrame(
         {
@@ -120,7 +121,7 @@ def write_lookups(folder: Path, late_user: int = -1) -> None:
             ],
             "watch_seq": [list(range(u + 5)) for u in with_history],
         }
-    ).write_parquet(folder / kuairand.lookups.SEQUENCES)
+    ).write_parquet(folder / lookups.SEQUENCES)
 
 
 def _gzip(path: Path, lines: list[str]) -> None:

@@ -176,12 +176,13 @@ def test_any_ranker_is_trained_judged_and_served(
     reported = metrics(again, "ranking")["test"]
     for model in (whole, sharded):
         restored = evaluate_split(model, again / "data/test", schema, process, 512)
-        for label, figures in restored.items():
-            assert figures == pytest.approx(reported[label], abs=1e-6, nan_ok=True)
+        for label_name, figures in restored.items():
+            assert figures == pytest.approx(reported[label_name], abs=1e-6, nan_ok=True)
     tables_from = checkpoint_of.state["tables_from"]
     assert (tables_from is not None) == RANKERS[name].warm_starts
     served = Recommender.load(again)
-    assert type(served.scorer.ranker) is RANKERS[name]
+    ranker_class: Any = RANKERS[name]
+    assert type(served.scorer.ranker) is ranker_class
     ads = served.recommend({}).ads
     user = served.user_input({})
     for ad in ads.to_dicts():

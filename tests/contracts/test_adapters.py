@@ -85,6 +85,7 @@ def test_a_bad_row_is_named_with_file_and_line(raw_file: Raw) -> None:
     for megabytes in (1, 64):
         bad = BadRows()
         frames(raw_file, bad, megabytes)
+        assert raw_file.bad is not None
         assert bad.first[0].startswith(raw_file.bad)
 
 
@@ -121,7 +122,7 @@ def test_time_and_user_are_columns_of_every_frame(raw: Raw) -> None:
 
 def test_no_label_is_a_feature(raw: Raw) -> None:
     schema = raw.open_data().schema
-    sources = {f.source for f in (*schema.dense, *schema.sparse, *schema.sequences)}
+    sources = {f.source for f in (*schema.dense, *schema.bags)}
     assert not sources & set(schema.label_names)
 
 

@@ -110,7 +110,7 @@ def test_the_order_of_the_exported_files_does_not_matter(
 ) -> None:
     data = corpus()
     shuffled = np.random.default_rng(1).permutation(N)
-    recipe = derive_kind(IndexConfig(kind=kind, nlist=30), N)  # type: ignore[arg-type]
+    recipe = derive_kind(IndexConfig(kind=kind, nlist=30), N)
     hashes = []
     for order in (np.arange(N), shuffled):
         ids, vectors = data.ids[order], data.vectors[order]

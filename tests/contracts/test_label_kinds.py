@@ -56,7 +56,7 @@ def test_the_best_constant_predicts_the_mean_in_the_labels_unit(label: Label) ->
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     mean = observed[:-1].mean().item()
     assert prediction(label, logit.detach()).item() == pytest.approx(mean, rel=1e-3)
 
@@ -70,7 +70,7 @@ def test_a_row_that_was_not_observed_has_no_gradient(label: Label) -> None:
 
 def test_metrics_are_those_of_the_kind(label: Label) -> None:
     """A perfect prediction has no error, whatever figure says so."""
-    schema = Schema.model_construct(labels=(label,))
+    schema = Schema.model_construct(dense=(), sparse=(), labels=(label,))
     observed = torch.tensor(OBSERVED[label.kind], dtype=torch.float64).numpy()
     metrics = label_metrics(schema, {"label": (observed, observed)})["label"]
     assert metrics == LABEL_METRICS[label.kind](observed, observed)

@@ -21,8 +21,12 @@ from torchrec_adrec.training.trainer import Trainer
 TASKS = ("retrieval", "ranking")
 STEPS, HALF = 100, 50
 ROWS = {"rows": 16_000, "ads": 600, "users": 400}
-OVERRIDES = ("train.log_every=1", "retrieval.dropout=0", "ranking.dropout=0")
-OVERRIDES += ("ranking.tables=frozen",)
+OVERRIDES = (
+    "train.log_every=1",
+    "retrieval.dropout=0",
+    "ranking.dropout=0",
+    "ranking.tables=frozen",
+)
 
 
 def first_run(task: str, folder: Path, process: Process) -> Results:

@@ -82,7 +82,9 @@ def test_a_fused_optimizer_that_is_never_stepped(sound: Sound) -> None:
 def test_tables_that_got_no_optimizer_before_they_were_sharded() -> None:
     """The kernel would train them by a plain SGD of its own."""
     model = build_task("retrieval", SCHEMA, SETTINGS, meta_device())
-    fuse_table_optimizer(model.model.user_tower, OPTIMIZER)
+    user_tower = model.model.user_tower
+    assert isinstance(user_tower, nn.Module)
+    fuse_table_optimizer(user_tower, OPTIMIZER)
     with pytest.raises(AssertionError, match=r"ad_c\.weight: 0 optimizers inside"):
         collections_of(model)
     fuse_table_optimizer(model, OPTIMIZER)

@@ -162,8 +162,8 @@ def test_a_warm_start_from_more_columns_is_refused(
 def test_train_from_another_run(trainer: Trainer, tmp_path: Path) -> None:
     other_data(tmp_path, "raw", ["0000000a", "0000000b"])
     settings = (f"data.raw={tmp_path / 'raw.tsv'}", "train.batch_size=32")
-    small = ("retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",)
-    small += ("retrieval.click_bias=false",)
+    small = ["retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}"]
+    small += ["retrieval.click_bias=false"]
     run, start = tmp_path / "run", last(trainer).path
     assert adrec("prepare", "--out", run, *settings, *small).returncode == 0
     args = ("--out", run, "--from", start, "--allow-new-tables")

@@ -92,12 +92,11 @@ def test_one_job_writes_what_separate_jobs_write(
         assert first.keys() == second.keys()
         for name, tensor in first.items():
             assert torch.equal(tensor, second[name]), name
-    for first, second in zip(
-        load_vectors(one / "export"),
-        load_vectors(apart / "export"),
-        strict=True,
-    ):
-        assert np.array_equal(first, second)
+    (ids, vectors), (expected_ids, expected) = (
+        load_vectors(run / "export") for run in (one, apart)
+    )
+    assert np.array_equal(ids, expected_ids)
+    assert np.array_equal(vectors, expected)
     for shard in (one / "index").glob("shard-*"):
         assert sha256(shard) == sha256(apart / "index" / shard.name)
 
@@ -132,7 +131,8 @@ def test_restarts_are_those_of_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir(), second.mkdir()
+    first.mkdir()
+    second.mkdir()
 
     def attempt(job: str, number: int, folder: Path) -> int:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)

@@ -167,8 +167,8 @@ def test_looking_at_the_validation_split_changes_nothing(
 
 
 def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) -> None:
-    overrides = ("train.evaluate_every=2", "train.patience=2", "train.epochs=4")
-    overrides += ("train.ledger=true",)
+    overrides = ["train.evaluate_every=2", "train.patience=2", "train.epochs=4"]
+    overrides += ["train.ledger=true"]
     rates = ("retrieval.optimizer={tables_lr: 3, dense_lr: 0.3}",)  # to get worse soon
     with process_group("cpu") as process:
         trainer = trainer_for(

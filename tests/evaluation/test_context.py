@@ -57,9 +57,9 @@ def test_scores_are_those_of_the_formula(data: Path) -> None:
                     evidence = -log(len(rows) / a + 1)
                 score += weight * evidence
             assert block[q, place - 10] == pytest.approx(score)
-    q, ad = np.array([0, 3, 3]), np.array([0, 2, 30])
-    pairs = context.pairs(q, ad).numpy()
-    assert pairs == pytest.approx(block[q, ad], rel=1e-12)
+    queries, ads = np.array([0, 3, 3]), np.array([0, 2, 30])
+    pairs = context.pairs(queries, ads).numpy()
+    assert pairs == pytest.approx(block[queries, ads], rel=1e-12)
 
 
 def test_it_is_chosen_on_valid_and_beats_popularity(

@@ -13,7 +13,7 @@ from torchrec_adrec.pipeline.pipeline import COMPONENTS
 
 @pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])
 def test_restarts_and_grace_reach_torchrun(scheduler: str) -> None:
-    torchx = Path(sys.executable).with_name("torchx")
+    torchx = str(Path(sys.executable).with_name("torchx"))
     options = ["-j", "2x8", "--max_restarts", "5", "--grace_seconds", "77"]
     args = [torchx, "run", "--dryrun", "-s", scheduler, f"{COMPONENTS}:ddp", *options]
     args += ["--", "train", "retrieval", "--out", "runs/x", "train.epochs=2"]
@@ -57,7 +57,7 @@ def test_torchrun_is_that_of_this_torchx(tmp_path: Path, folder: str) -> None:
         f"import sys; sys.executable = {str(tmp_path / folder / 'python')!r}\n"
         "from torchx.cli.main import main; main()\n"
     )
-    args = [sys.executable, script, "run", "-s", "local_cwd", f"{COMPONENTS}:ddp"]
+    args = [sys.executable, str(script), "run", "-s", "local_cwd", f"{COMPONENTS}:ddp"]
     done = subprocess.run(
         [*args, "-j", "1x1", "--", "train", "retrieval"],
         capture_output=True,

@@ -74,8 +74,10 @@ def test_the_package_has_no_copy_of_the_folder() -> None:
 
 
 def test_installed_they_have_names_and_hide_none_of_torchx(tmp_path: Path) -> None:
-    metadata = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
-    subprocess.run(metadata, check=True, capture_output=True, cwd=REPOSITORY)
+    metadata = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base"]
+    subprocess.run(
+        [*metadata, tmp_path], check=True, capture_output=True, cwd=REPOSITORY
+    )
     # What is installed comes after it: the same package counts once.
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     environment = dict(os.environ) | {"PYTHONPATH": path}

@@ -57,9 +57,9 @@ class Problem:
         a, b = (x.clone().requires_grad_() for x in (self.rows, self.vectors))
         candidates = Candidates(b, self.correction, self.ids)
         if in_blocks:
-            pairs = self.excluded.nonzero(as_tuple=True)
+            row, candidate = self.excluded.nonzero(as_tuple=True)
             loss = chunked_cross_entropy(
-                a, candidates, self.target, self.weights, pairs
+                a, candidates, self.target, self.weights, (row, candidate)
             )
         else:
             loss = plain_cross_entropy(

@@ -42,7 +42,7 @@ class Case:
         self.weights = torch.rand(ANCHORS, generator=generator, dtype=torch.float64)
         self.history = torch.randint(-1, ADS, (ANCHORS, 4), generator=generator)
 
-    def plain(self) -> tuple[Tensor, Tensor, Tensor]:
+    def plain(self) -> tuple[Tensor, ...]:
         rows, vectors = (x.clone().requires_grad_() for x in (self.rows, self.vectors))
         logits = rows @ vectors.T
         target_logits = logits.gather(1, self.target[:, None])
@@ -53,7 +53,7 @@ class Case:
         loss = F.cross_entropy(logits, self.target, reduction="none") @ self.weights
         return (loss.detach(), *torch.autograd.grad(loss, (rows, vectors)))
 
-    def blocks(self) -> tuple[Tensor, Tensor, Tensor]:
+    def blocks(self) -> tuple[Tensor, ...]:
         rows, vectors = (x.float().requires_grad_() for x in (self.rows, self.vectors))
         candidates = Candidates(vectors, self.correction.float(), self.ids)
         excluded = ExcludedCandidates(self.history, self.ids)

@@ -74,7 +74,7 @@ def test_it_learns_what_scikit_learn_learns() -> None:
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     predicted = torch.sigmoid(model(*inputs)[:, 0]).detach().numpy()
     expected = theirs.predict_proba(features)[:, 1]
     np.testing.assert_allclose(predicted, expected, atol=0.01)

@@ -16,7 +16,7 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.errors import StageError
 from torchrec_adrec.pipeline import pipeline
 from torchrec_adrec.pipeline.display import RUN_LOG, StageLines, stage_lines
-from torchrec_adrec.runs.stages import EXPORT, RETRIEVAL
+from torchrec_adrec.runs.stages import EXPORT, RETRIEVAL, STAGES
 from torchrec_adrec.runtime.status import STATUS_FILE, Status, StatusReader, send
 
 ON_A_TERMINAL = """
@@ -211,7 +211,7 @@ def test_an_error_while_waiting_ends_the_job() -> None:
 
 def test_a_run_prints_a_line_a_stage_and_then_its_tables(finished_run: Path) -> None:
     printed = (finished_run / "printed.txt").read_text()
-    stages = (*pipeline.STAGES, "serve")
+    stages = (*STAGES, "serve")
     for stage in stages:
         lines = [x for x in printed.splitlines() if x.startswith(f"{stage} ")]
         assert len(lines) == 1 and " s " in lines[0], printed

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fastapi.testclient import TestClient
 
@@ -24,6 +25,8 @@ def test_a_wrong_request_is_explained(finished_run: Path) -> None:
     client = TestClient(build_app(Recommender.load(finished_run)))
     wrong = client.post("/recommend", json={"user": {"C1": "x"}})
     assert wrong.status_code == 422 and "C1 is 'x'" in wrong.json()["detail"]
-    for body in ({"usr": {}}, {"user": {"I1": True}}, {"user": {"I1": 10**30}}):
+    bodies: list[dict[str, Any]] = [{"usr": {}}]
+    bodies += [{"user": {"I1": True}}, {"user": {"I1": 10**30}}]
+    for body in bodies:
         assert client.post("/recommend", json=body).status_code == 422
     assert client.post("/recommend", json={"user": {}, "top": 99}).status_code == 422

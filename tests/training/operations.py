@@ -29,7 +29,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.part = "rest"
         self.counts: Counter[str] = Counter()
         self.waits: list[str] = []
@@ -65,7 +65,7 @@ class Operations(TorchDispatchMode):
 
     def watch(self, module: nn.Module, part: str) -> None:
         """Let a module's forward pass count as a part."""
-        module.forward = self.during(part, module.forward)  # type: ignore[method-assign]
+        module.forward = self.during(part, module.forward)
 
 
 def _is_view(func: Any) -> bool:

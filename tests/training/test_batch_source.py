@@ -18,7 +18,6 @@ import pytest
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import load_config
-from torchrec_adrec.data.loader import reader_process
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
@@ -75,12 +74,12 @@ def test_a_process_reads_what_a_thread_reads(
 ) -> None:
     feed = feed_of(histories, rank, ranks)
     kept = []
-    for mine, other in zip(
+    for by_thread, by_process in zip(
         feed.read(first, heap, RepairCounts()),
         read_in_process(feed, first, heap, RepairCounts()),
         strict=True,
     ):
-        kept.append((mine, other))
+        kept.append((by_thread, by_process))
     assert [mine.step for (mine, _), _ in kept] == list(range(first + 1, 21))
     for (mine, batch), (other, same) in kept:  # all outlive the ring's few slots
         assert parts(same) == parts(batch)
@@ -187,13 +186,15 @@ def test_a_child_ends_with_a_trainer_that_is_killed(
 def test_the_setting_chooses_and_a_source_says_where(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schema, started = Schema.load(prepared / "schema.json"), []
+    schema = Schema.load(prepared / "schema.json")
+    started: list[tuple[Any, ...]] = []
     popen = subprocess.Popen
-    monkeypatch.setattr(
-        reader_process.subprocess,
-        "Popen",
-        lambda *args, **kwargs: started.append(args) or popen(*args, **kwargs),
-    )
+
+    def counted(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        started.append(args)
+        return popen(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", counted)
     results: list[Any] = []
     for way in ("auto", "thread", "process"):
         overrides = ["train.batch_size=32", f"train.reader={way}", "train.ledger=true"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import StepsWith
 
+from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.catalog import load_catalog
@@ -219,9 +220,12 @@ def test_windows_of_the_alarm_stand_apart_though_steps_are_read_late(
     """Fails when the step after a window's last one begins the next window."""
     dead_model_alarm = DeadModelAlarm(Schema.load(prepared / "schema.json"), "raise")
     judged: list[int] = []
-    monkeypatch.setattr(
-        dead_model_alarm, "_fault", lambda logit, _: judged.append(len(logit)) or ""
-    )
+
+    def no_fault(logit: Float64s, label: Float64s) -> str:
+        judged.append(len(logit))
+        return ""
+
+    monkeypatch.setattr(dead_model_alarm, "_fault", no_fault)
     batch, late = a_batch(prepared), 0
     for number in range(1, 2 * alarm.EVERY + 3):
         rows = dead_model_alarm.rows_to_watch(number)

@@ -119,9 +119,9 @@ def test_a_changed_lookup_is_a_changed_data_set(tmp_path: Path) -> None:
 
 def test_the_ad_is_the_video() -> None:
     schema = kuairand.schema()
-    ad = ("author_id", "video_type", "upload_dt", "upload_type", "music_id")
-    ad = ("video_id", *ad, "music_type", "tag", "video_duration")
-    assert set(schema.sources_of(Side.AD)) == set(ad)
+    ad = {"video_id", "author_id", "video_type", "upload_dt", "upload_type"}
+    ad |= {"music_id", "music_type", "tag", "video_duration"}
+    assert set(schema.sources_of(Side.AD)) == ad
     assert [f.name for f in schema.sequences_of(Side.USER)] == ["history"]
     assert {"user_id", "tab", "hour", "fans_user_num"} < set(
         schema.sources_of(Side.USER)

@@ -25,7 +25,7 @@ USERS, ITEMS, ROWS = 40, 15, 600
 
 def block(language: str, word: str, page: str = DOC) -> str:
     """The first block of a language that holds a word."""
-    texts = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    texts: list[str] = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
     return next(text for text in texts if word in text)
 
 
@@ -96,7 +96,8 @@ def test_a_request_has_the_types_of_the_table(five_rows: list[str]) -> None:
     schema = table.schema(config)
     good = json.loads(block("json", "history"))
     raw_user(good | {"age": "34"}, schema)
-    for wrong in ({"uid": 7}, {"history": "a2 a1"}, {"history": [7]}, {"seen": []}):
+    faults: list[dict[str, Any]] = [{"uid": 7}, {"history": "a2 a1"}]
+    for wrong in (*faults, {"history": [7]}, {"seen": []}):
         with pytest.raises(DataError, match=r"expected|unknown user columns"):
             raw_user(good | wrong, schema)
 

@@ -38,7 +38,7 @@ def test_a_move_is_one_copy_and_asks_the_device_for_nothing(rows: StepRows) -> N
     """`meta` stands for a device: it has no values that could be read."""
     batch, device = collate(rows, SCHEMA), torch.device("meta")
     batch.to(device)
-    with Copies() as copies:
+    with Copies() as copies:  # type: ignore[no-untyped-call]
         moved = batch.to(device, non_blocking=True)
     assert copies.count == 1
     for before, after in zip(tensors_of(batch), tensors_of(moved), strict=True):
@@ -70,4 +70,4 @@ def test_no_tensor_of_a_batch_can_be_replaced(rows: StepRows) -> None:
     with pytest.raises(FrozenInstanceError):
         batch.log_q = batch.log_q + 1  # type: ignore[misc]
     with pytest.raises(ValueError, match="init=False"):
-        replace(batch, weights=batch.weights * 2)  # type: ignore[call-arg]
+        replace(batch, weights=batch.weights * 2)

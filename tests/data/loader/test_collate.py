@@ -1,7 +1,6 @@
 """A batch holds its columns, each under its own key, and the clicked rows."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,6 +21,8 @@ from torchrec_adrec.schema import (
     Side,
     SparseFeature,
 )
+
+NO_SPLIT = Split(groups=(), firsts=(), num_rows=0, types={})
 
 
 def test_keys_stand_in_schema_order_with_their_own_ids(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_anchors_are_the_clicked_rows_that_count(clicks: list[float]) -> None:
     values = {name: np.resize(column, count) for name, column in columns().items()}
     values["click"] = np.array(clicks, np.float32)
     weights = np.where(np.arange(count) % 5 == 4, 0, 0.5 + np.arange(count))
-    batch = collate(StepRows(values, weights.astype(np.float32), Any, ()), SCHEMA)
+    batch = collate(StepRows(values, weights.astype(np.float32), NO_SPLIT, ()), SCHEMA)
     clicked = [r for r in range(count) if clicks[r] == 1 and weights[r] > 0]
     padding = len(batch.anchors) - len(clicked)
     assert batch.anchors.tolist() == clicked + [0] * padding

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.prepare.row_buffer import RowBuffer
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.runtime.prefetch import prefetch
 
@@ -132,11 +133,12 @@ def test_windows_that_are_skipped_are_not_decoded(
     split = write(tmp_path, [100], 10)
     decoded: list[int] = []
     decode = Reader._decode
-    monkeypatch.setattr(
-        Reader,
-        "_decode",
-        lambda r, g, buffer: (decoded.extend(g), decode(r, g, buffer)),
-    )
+
+    def counted(reader: Reader, groups: list[int], buffer: RowBuffer) -> None:
+        decoded.extend(groups)
+        decode(reader, groups, buffer)
+
+    monkeypatch.setattr(Reader, "_decode", counted)
     list(Reader(split, COLUMNS, 10, seed=0, shuffle_window=20).epoch(0, 7))
     assert len(decoded) == 4  # of ten groups in five windows, the last two windows'
 

@@ -29,7 +29,8 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
         monkeypatch.setattr(splits, "time_of", lambda store: pl.Series(times))
         splitter = ByTime.fit(config, ChunkStore((), len(times), BadRows()))
         assigned = splitter.assign(Chunk({}, {}, times), ChunkRef(0, 0, 0, 0, Path()))
-        return np.bincount(assigned, minlength=3).tolist()
+        sizes: list[int] = np.bincount(assigned, minlength=3).tolist()
+        return sizes
 
     return rows
 

@@ -1,5 +1,6 @@
 """Leaks are measured: dependent sides, columns of the future, repeated rows."""
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Label, Schema, Side, SparseFeature
 
+Columns = Mapping[str, Sequence[int | None]]
 SCHEMA = Schema(
     dense=(),
     sparse=(
@@ -38,23 +40,22 @@ SCHEMA = Schema(
 )
 
 
-def chunk(
-    columns: dict[str, list[int | None]], click: list[int] | None = None
-) -> Chunk:
+def chunk(columns: Columns, click: list[int] | None = None) -> Chunk:
     rows = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.UInt32))
     label = pl.Series("click", click or [0] * len(rows), dtype=pl.Float32)
     data = DataSet(SCHEMA, (), lambda path, bad: iter(()))
     return Chunk.of(rows.with_columns(label), data, ThreadPoolExecutor(1))
 
 
-def measure(columns: dict[str, list[int | None]]) -> list[Dependency]:
+def measure(columns: Columns) -> list[Dependency]:
     rows = chunk(columns)
     return dependencies([(rows, np.ones(rows.num_rows, dtype=bool))], SCHEMA)
 
 
 def test_by_hand() -> None:
     # u = 1: a is 7 in six of eight rows; u = 2 has too few rows; one u is missing.
-    rows = {"u": [1] * 8 + [2] * 4 + [None], "a": [7] * 6 + [8] * 2 + [9] * 5}
+    u, a = [*[1] * 8, *[2] * 4, None], [7] * 6 + [8] * 2 + [9] * 5
+    rows: Columns = {"u": u, "a": a}
     (pair,) = measure(rows)
     assert (pair.determined, pair.base_rate, pair.rows) == (0.75, 0.75, 8)
     assert not pair.leaks

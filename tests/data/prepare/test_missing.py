@@ -40,6 +40,7 @@ def test_shares_are_those_of_the_raw_rows(tmp_path: Path, side: str) -> None:
     else:
         kinds, allowed = KINDS, {}
     table_rows = rows(dict.fromkeys(kinds, 0.3))
+    table: dict[str, dict[str, Any]]
     table = {"labels": {"click": {}}, "user": {"uid": "text"}, "ad": {"item": "text"}}
     table[side] |= kinds
     report = prepare_table(tmp_path / "a", table_rows, table, **allowed)

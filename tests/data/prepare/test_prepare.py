@@ -184,7 +184,7 @@ def test_a_drifting_column_is_named(tmp_path: Path) -> None:
 def test_serving_encodes_as_prepare_did(prepared: Path, raw_file: Path) -> None:
     encoder = Encoder.load(prepared)
     parts = raw_file.read_text().splitlines()[3].split("\t")
-    user = {f"I{i}": int(parts[i]) for i in range(1, 14)}
+    user: dict[str, int | str] = {f"I{i}": int(parts[i]) for i in range(1, 14)}
     ads = [f.source for f in encoder.schema.sparse_of(Side.AD)]
     user |= {f"C{i}": parts[13 + i] for i in range(1, 27) if f"C{i}" not in ads}
     encoded = encoder.encode(raw_user(user, encoder.schema), Side.USER)
