@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.config.data import StatisticsConfig
@@ -26,7 +26,6 @@ from torchrec_adrec.data.prepare.spill import ChunkRef, map_chunks
 from torchrec_adrec.data.prepare.statistics import Folds, Statistics, ValueCounts
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
 from torchrec_adrec.data.prepare.value_keys import Sources, ValueKeys
-from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
 from torchrec_adrec.schema import DenseFeature, Schema, Side, Statistic
@@ -54,9 +53,6 @@ def add_statistics(
 
     Returns:
         The encoder with statistics, and the chosen pairs.
-
-    Raises:
-        ConfigError: a statistic would have the name of another column.
     """
     path = rows.store.chunks[0].path.parent / "pairs.json"
     # One rank chooses for all: the others would only do the same work once more.
@@ -109,18 +105,10 @@ def _with_counted(
     frames = load_counts(sorted(raw.glob("statistics-*")), names, CELL)
     by_sources = dict(zip(columns, frames.values(), strict=True))
     fitted = fit(keys, labels, by_sources, features, config.min_count, rows.folds)
-    schema = _extended(encoder.schema, features)
-    return replace(encoder, schema=schema, statistics=fitted)
-
-
-def _extended(schema: Schema, features: tuple[DenseFeature, ...]) -> Schema:
-    # `model_copy` would check nothing, and a user's column may have such a name.
-    fields = {name: getattr(schema, name) for name in Schema.model_fields}
-    try:
-        return Schema(**fields | {"dense": (*schema.dense, *features)})
-    except ValidationError as error:
-        reason = "; ".join(fault["msg"] for fault in error.errors())
-        raise ConfigError(f"data.statistics: {reason}") from None
+    # Made anew, because `model_copy` would check nothing.
+    fields = {name: getattr(encoder.schema, name) for name in Schema.model_fields}
+    fields["dense"] = (*encoder.schema.dense, *features)
+    return replace(encoder, schema=Schema(**fields), statistics=fitted)
 
 
 def binary_labels(schema: Schema) -> tuple[str, ...]:
@@ -133,7 +121,8 @@ def statistic_features(
 ) -> tuple[DenseFeature, ...]:
     """Return the features to make: of each side all columns, then its pairs.
 
-    A feature is named after what it is made of, as `C1.click.10`, a pair as
+    Names of columns hold no dots, so none can have the name of a statistic. A feature
+    is named after what it is made of, as `C1.click.10`, a pair as
     `C1.C2.click.count`.
     """
 
