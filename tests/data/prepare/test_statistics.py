@@ -243,6 +243,12 @@ def test_a_pair_that_decides_together_is_chosen_first(tmp_path: Path) -> None:
     assert f"| {pair['first']} x {pair['second']} | {pair['gain']:.5f} |" in text
 
 
+def test_pairs_of_random_columns_gain_nothing(tmp_path: Path) -> None:
+    """Fails when a row's own click counts in the choice: `city` then wins."""
+    report = prepare_rows(tmp_path / "a", raw_rows(), pairs=9)
+    assert report["statistics"]["pairs"] == []
+
+
 def test_pairs_are_of_one_side(prepared_rows: Path) -> None:
     schema = Schema.load(prepared_rows / "schema.json")
     pairs = {f.sources for f in schema.dense if len(f.sources) == 2}
@@ -302,7 +308,7 @@ def test_a_number_that_is_not_finite_is_a_missing_one(tmp_path: Path) -> None:
         "I1": raw["I1"].__class__.of(pl.Series([None], dtype=pl.Float64))
     }
     keys = encoder.statistics.keys
-    (a, b) = (keys.of(columns, ("I1",)) for columns in (endless, missing))
+    a, b = (keys.of(columns, [("I1",)])[("I1",)] for columns in (endless, missing))
     assert a.keys[a.codes].tolist() == b.keys[b.codes].tolist() == [-1]
 
 

@@ -25,7 +25,7 @@ from torchrec_adrec.data.prepare.pairs import (
 from torchrec_adrec.data.prepare.spill import ChunkRef, map_chunks
 from torchrec_adrec.data.prepare.statistics import Folds, Statistics, ValueCounts
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
-from torchrec_adrec.data.prepare.value_keys import Sources, ValueKeys
+from torchrec_adrec.data.prepare.value_keys import KeyedColumn, Sources, ValueKeys
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
 from torchrec_adrec.schema import DenseFeature, Schema, Side, Statistic
@@ -87,8 +87,9 @@ def _with_counted(
 
     def count_chunk(ref: ChunkRef) -> tuple[Counts, int]:
         chunk, train, folds = rows.load(ref)
+        keyed = keys.of(chunk.columns, columns)
         counts = {
-            str(number): _count(chunk, keys, sources, train, folds, labels)
+            str(number): _count(chunk, keyed[sources], train, folds, labels)
             for number, sources in enumerate(columns)
         }
         return counts, chunk.num_rows
@@ -153,8 +154,7 @@ def statistic_features(
 
 def _count(
     chunk: Chunk,
-    keys: ValueKeys,
-    sources: Sources,
+    column: KeyedColumn,
     train: Bools,
     folds: Int64s,
     labels: tuple[str, ...],
@@ -165,7 +165,6 @@ def _count(
         `key`, `fold`, `rows`, and for each label the rows in which it was observed and
         the positive ones.
     """
-    column = keys.of(chunk.columns, sources)
     counted = {"key": column.keys[column.codes[train]], "fold": folds[train]}
     counted["rows"] = np.ones(len(counted["key"]), dtype=np.int64)
     for label in labels:

@@ -80,8 +80,8 @@ def sample_rows(
         hashed = salted_hash(numbers, salt(f"sample {rows.folds.seed}"))
         is_drawn = hashed.astype(np.float64) < share * 2.0**64
         drawn = np.flatnonzero(train & is_drawn & ~np.isnan(click))
-        for name in names:
-            column = keys.of(chunk.columns, (name,))
+        columns = keys.of(chunk.columns, [(name,) for name in names])
+        for (name,), column in columns.items():
             parts[name].append(column.keys[column.codes[drawn]])
         row_folds.append(folds[drawn])
         clicks.append(click[drawn].astype(np.float64))

@@ -10,7 +10,7 @@ columns, or a row's label would come back through another column's fold.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -78,22 +78,24 @@ class ValueCounts:
     parts: Int64s | None = None
     folds: int = 1
 
-    def of(self, value_keys: Int64s, folds: Int64s | None) -> Int64s:
+    def positions(self, value_keys: Int64s) -> Int64s:
+        """Return where some keys stand in `totals`, (V,); K for an unseen one."""
+        positions, known = _find(self.keys, value_keys)
+        return np.where(known, positions, len(self.keys))
+
+    def of(self, value_keys: Int64s, folds: Int64s) -> Int64s:
         """Return the counts of some keys, (V, 2 * labels); 0 of unseen ones.
 
         Args:
             value_keys: (V,).
-            folds: (V,) the fold whose counts are left out, or `NO_FOLD`; None leaves
-                out nothing.
+            folds: (V,) the fold whose counts are left out, or `NO_FOLD`.
         """
+        assert self.cells is not None and self.parts is not None, "only in prepare"
         positions, known = _find(self.keys, value_keys)
         counts = _rows(self.totals, positions, known)
-        if folds is not None:
-            assert self.cells is not None and self.parts is not None, "not in prepare"
-            has_fold = known & (folds != NO_FOLD)
-            cells, occurs = _find(self.cells, positions * self.folds + folds)
-            counts = counts - _rows(self.parts, cells, occurs & has_fold)
-        return counts
+        has_fold = known & (folds != NO_FOLD)
+        cells, occurs = _find(self.cells, positions * self.folds + folds)
+        return counts - _rows(self.parts, cells, occurs & has_fold)
 
 
 def _find(ordered: Int64s, values: Int64s) -> tuple[Int64s, Bools]:
@@ -152,6 +154,7 @@ class Statistics:
     counts: Mapping[Sources, ValueCounts]
     scales: Mapping[str, tuple[float, float]]
     fold_of: Folds | None = None
+    _tables: dict[Sources, Float32s] = field(default_factory=dict, compare=False)
 
     def encode(
         self,
@@ -167,17 +170,43 @@ class Statistics:
             folds: (B,) of `Folds`, for training rows, which must not see their own
                 labels; None for rows that see all counts.
         """
+        grouped = {
+            sources: list(group)
+            for sources, group in groupby(features, lambda feature: feature.sources)
+        }
         encoded: dict[str, Float32s] = {}
-        for sources, group in groupby(features, lambda feature: feature.sources):
-            distinct, rows = _cells(self.keys.of(raw, sources), folds)
-            counts = self.counts[sources].of(*distinct)
-            for feature in group:
-                values = self.raw(feature, counts)
-                mean, deviation = self.scales[feature.name]
-                scaled = ((values - mean) / deviation).astype(np.float32)
-                clipped = scaled.clip(-MOST_DEVIATIONS, MOST_DEVIATIONS)
-                encoded[feature.name] = clipped[rows]
+        for sources, column in self.keys.of(raw, grouped).items():
+            group = grouped[sources]
+            if folds is None:
+                table = self._all_values(sources, group)
+                rows = self.counts[sources].positions(column.keys)[column.codes]
+            else:
+                keys, distinct, rows = _cells(column, folds)
+                table = self._values(group, self.counts[sources].of(keys, distinct))
+            for feature, values in zip(group, table, strict=True):
+                encoded[feature.name] = values[rows]
         return encoded
+
+    def _all_values(self, sources: Sources, group: list[DenseFeature]) -> Float32s:
+        """Return the values of every known key, and then those of an unseen one.
+
+        Computed once: a request would spend more time on its few logarithms than on
+        everything else that is done to encode it.
+        """
+        if sources not in self._tables:
+            totals = self.counts[sources].totals
+            unseen = np.zeros((1, totals.shape[1]), dtype=np.int64)
+            counts = np.concatenate([totals, unseen])
+            self._tables[sources] = self._values(group, counts)
+        return self._tables[sources]
+
+    def _values(self, group: list[DenseFeature], counts: Int64s) -> Float32s:
+        """Standardise the statistics of counts (V, 2 * labels): (features, V)."""
+        values = np.empty((len(group), len(counts)), dtype=np.float32)
+        for row, feature in zip(values, group, strict=True):
+            mean, deviation = self.scales[feature.name]
+            row[:] = (self.raw(feature, counts) - mean) / deviation
+        return values.clip(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
     def raw(self, feature: DenseFeature, counts: Int64s) -> Float64s:
         """Compute a feature of counts (V, 2 * labels), before it is standardised."""
@@ -234,16 +263,12 @@ def _file(sources: Sources) -> str:
     return f"{'+'.join(sources)}.parquet"  # a column's name holds no plus
 
 
-def _cells(
-    column: KeyedColumn, folds: Int64s | None
-) -> tuple[tuple[Int64s, Int64s | None], Int64s]:
+def _cells(column: KeyedColumn, folds: Int64s) -> tuple[Int64s, Int64s, Int64s]:
     """Return the distinct keys and folds of some rows, and the position of each row.
 
     A chunk has far fewer of them than rows, and each is looked up once.
     """
-    if folds is None:
-        return (column.keys, None), column.codes
     width = int(folds.max(initial=NO_FOLD)) + 2
     cells, rows = np.unique(column.codes * width + folds + 1, return_inverse=True)
     codes, shifted = np.divmod(cells, width)
-    return (column.keys[codes], shifted - 1), rows
+    return column.keys[codes], shifted - 1, rows

@@ -4,7 +4,7 @@ An id has the key of `data.keys`, a number that of its quantile bucket, and a mi
 value a key of its own: that a value is missing says something too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,9 @@ class KeyedColumn:
     codes: Int64s
 
 
+KeyedColumns = dict[Sources, KeyedColumn]
+
+
 @dataclass(frozen=True)
 class ValueKeys:
     """Gives keys to the values of raw columns.
@@ -62,12 +65,21 @@ class ValueKeys:
             quantiles[name] = Quantiles.fit(name, values[finite], rows[finite], buckets)
         return cls(quantiles)
 
-    def of(self, raw: RawColumns, sources: Sources) -> KeyedColumn:
-        """Return the keys of one column, or of the pairs of two columns."""
-        first, *others = (self._column(raw, name) for name in sources)
-        for second in others:
-            first = _paired(first, second)
-        return first
+    def of(self, raw: RawColumns, columns: Iterable[Sources]) -> KeyedColumns:
+        """Return the keys of some columns and pairs, by what was asked for.
+
+        A column that stands in several pairs is hashed once.
+        """
+        columns = list(columns)
+        names = dict.fromkeys(name for sources in columns for name in sources)
+        singles = {name: self._column(raw, name) for name in names}
+        keyed = {}
+        for first, *second in columns:
+            column = singles[first]
+            for name in second:
+                column = _paired(column, singles[name])
+            keyed[(first, *second)] = column
+        return keyed
 
     def _column(self, raw: RawColumns, name: str) -> KeyedColumn:
         column = scalar_column(raw, name)
