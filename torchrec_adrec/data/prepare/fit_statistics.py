@@ -54,7 +54,7 @@ def add_statistics(
     Returns:
         The encoder with statistics, and the chosen pairs.
     """
-    path = rows.store.chunks[0].path.parent / "pairs.json"
+    path = rows.store.chunks[0].path.parent / "pairs"
     # One rank chooses for all: the others would only do the same work once more.
     if ranks.is_first:
         chosen: list[PairGain] = []

@@ -46,12 +46,7 @@ from torchrec_adrec.data.prepare.pairs import PairGain
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
-from torchrec_adrec.data.prepare.splits import (
-    TRAIN,
-    Splitter,
-    check_sizes,
-    splitter,
-)
+from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes, splitter
 from torchrec_adrec.data.prepare.statistics import FOLDER, Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
