@@ -73,14 +73,44 @@ class _Feature(_Frozen):
     side: Side
 
 
+class Statistic(_Frozen):
+    """What the training rows tell about a value, or about a pair of values.
+
+    It is `logit((s + a * p0) / (c + a))`, or `log1p(c)`: c is the number of training
+    rows that have the value and whose label was observed, s the number of positive ones
+    among them, and p0 the label's rate in all training rows.
+
+    Attributes:
+        label: the name of a binary label.
+        strength: a, the number of rows by which a rate is drawn towards p0; None stands
+            for `log1p(c)`.
+        paired_with: the second raw column of a pair, of the same side.
+    """
+
+    label: str
+    strength: float | None = None
+    paired_with: str | None = None
+
+
 class DenseFeature(_Feature):
     """A number per row, float32 and finite, made from the raw column `source`.
 
-    The transforms are those of `data.prepare.numeric`.
+    The transforms are those of `data.prepare.numeric`. A feature with a `statistic` is
+    not the column's number: it is what `data.prepare.statistics` counted of the
+    column's value, and then the column may also hold ids.
     """
 
     source: str
     transform: Literal["log_standard", "standard", "log"] = "log_standard"
+    # Left out of the JSON where it is None: data without statistics keep the
+    # fingerprint that they had before there were any.
+    statistic: Statistic | None = Field(default=None, exclude_if=lambda x: x is None)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The raw columns that it is made of: one, or the two of a pair."""
+        second = self.statistic and self.statistic.paired_with
+        return (self.source, second) if second else (self.source,)
 
 
 class SparseFeature(_Feature):
@@ -226,9 +256,33 @@ class Schema(_Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _statistics_have_columns_and_labels(self) -> Self:
+        # They add no raw column of their own, so requests and ads need none either.
+        binary = {label.name for label in self.labels if label.kind == "binary"}
+        for feature in self.dense:
+            if feature.statistic is not None:
+                columns = set(self.scalar_sources_of(feature.side))
+                lost = {feature.statistic.label} - binary
+                lost |= set(feature.sources) - columns
+                if lost:
+                    raise ValueError(
+                        f"{feature.name}: {sorted(lost)} are neither scalar columns of"
+                        f" the {feature.side}'s side nor binary labels"
+                    )
+        return self
+
     def dense_of(self, side: Side) -> tuple[DenseFeature, ...]:
         """The dense features of one side, in order."""
         return tuple(f for f in self.dense if f.side == side)
+
+    def numbers_of(self, side: Side) -> tuple[DenseFeature, ...]:
+        """The dense features of one side that are its raw numbers, in order."""
+        return tuple(f for f in self.dense_of(side) if f.statistic is None)
+
+    def statistics_of(self, side: Side) -> tuple[DenseFeature, ...]:
+        """The dense features of one side that are statistics, in order."""
+        return tuple(f for f in self.dense_of(side) if f.statistic is not None)
 
     def sparse_of(self, side: Side) -> tuple[SparseFeature, ...]:
         """The sparse features of one side, in key order."""
@@ -240,9 +294,10 @@ class Schema(_Frozen):
 
     @property
     def dense_alone(self) -> tuple[DenseFeature, ...]:
-        """The dense features whose source is not the source of a sparse one too."""
+        """The raw numbers whose source is not the source of a sparse feature too."""
         with_ids = {f.source for f in self.sparse}
-        return tuple(f for f in self.dense if f.source not in with_ids)
+        numbers = (f for f in self.dense if f.statistic is None)
+        return tuple(f for f in numbers if f.source not in with_ids)
 
     @property
     def bags(self) -> tuple[Bag, ...]:
@@ -255,9 +310,17 @@ class Schema(_Frozen):
 
     def sources_of(self, side: Side) -> tuple[str, ...]:
         """The raw columns that a side is made from, each once."""
-        # A number may be read twice: as it is, and in buckets as an id.
-        features = (*self.dense_of(side), *self.bags_of(side))
+        # A number may be read twice: as it is, and in buckets as an id. Statistics are
+        # made of columns that are here already, and must not change their order: ad
+        # ids depend on it.
+        features = (*self.numbers_of(side), *self.bags_of(side))
         return tuple(dict.fromkeys(f.source for f in features))
+
+    def scalar_sources_of(self, side: Side) -> tuple[str, ...]:
+        """The raw columns of a side that hold one value per row, each once."""
+        sources = [f.source for f in self.numbers_of(side)]
+        sources += [f.source for f in self.sparse_of(side)]
+        return tuple(dict.fromkeys(sources))
 
     def columns_of(self, side: Side) -> tuple[str, ...]:
         """The Parquet columns of a side, without labels and ad ids."""

@@ -57,6 +57,34 @@ class NumbersConfig(Settings):
     """Each number is also an id, made discrete like this; null: a number only."""
 
 
+Strength = Annotated[float, Field(gt=0, le=10_000)]
+
+
+class StatisticsConfig(Settings):
+    """Out-of-fold statistics of values, as dense features of their side."""
+
+    folds: Annotated[int, Field(ge=2, le=100)] = 10
+    """Parts of the training rows. A row sees the counts of all parts but its own."""
+    strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] = (10, 100)
+    """Numbers of rows by which a value's rate is drawn towards the rate of all rows,
+    with a feature for each."""
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Pairs of columns of one side that get statistics too: those with the largest gain
+    of log loss on a sample of the training rows."""
+    pair_strength: Strength = 30
+    """The same as `strengths`, of a pair."""
+    buckets: Annotated[int, Field(ge=2)] = 32
+    """Quantile buckets of a number, whose statistics are those of its bucket."""
+    min_count: Count = 2
+    """A value with fewer training rows counts as one that was never seen."""
+
+    @model_validator(mode="after")
+    def _strengths_differ(self) -> Self:
+        if len({f"{strength:g}" for strength in self.strengths}) < len(self.strengths):
+            raise ValueError(f"strengths must differ, found {self.strengths}")
+        return self
+
+
 class DataConfig(Settings):
     """Raw files and how they become ids and floats."""
 
@@ -83,6 +111,9 @@ class DataConfig(Settings):
     unknown value, and some values share a row of the table."""
     min_count: Count = 5
     """Values seen less often in training become `unknown` (id 1)."""
+    statistics: StatisticsConfig | None = None
+    """Click rates and counts of values and pairs as dense features (docs/data.md);
+    null: none."""
     # At least 3: the rows 0 and 1 are those of missing and unknown values.
     hash_size: Annotated[int, Field(ge=3, le=MOST_ROWS)] = 100_000
     """Rows of every table with `ids: hash`."""

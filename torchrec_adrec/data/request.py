@@ -29,7 +29,7 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         DataError: a column that no user feature is made of, or a value of the wrong
             kind.
     """
-    kinds = {f.source: "number" for f in schema.dense_of(Side.USER)}
+    kinds = {f.source: "number" for f in schema.numbers_of(Side.USER)}
     kinds |= {f.source: f.kind for f in schema.sparse_of(Side.USER)}
     lists = {f.source: f for f in schema.sequences_of(Side.USER)}
     unknown = sorted(set(user) - set(kinds) - set(lists))

@@ -127,10 +127,10 @@ def test_log_square(value: float, bucket: int) -> None:
 
 def test_quantiles_hold_equally_many_rows() -> None:
     raw = np.random.default_rng(0).exponential(size=6400)
-    fitted = Quantiles.fit(BUCKETS, raw, np.ones(6400, dtype=np.int64))
+    fitted = Quantiles.fit(BUCKETS.name, raw, np.ones(6400, dtype=np.int64))
     rows = np.bincount(fitted.bucket(raw))
     assert len(rows) == 64 and abs(rows - 100).max() <= 1
-    skewed = Quantiles.fit(BUCKETS, np.array([0.0, 1.0]), np.array([999, 1]))
+    skewed = Quantiles.fit(BUCKETS.name, np.array([0.0, 1.0]), np.array([999, 1]))
     assert skewed.bucket(np.array([0.0, 1.0])).tolist() == [0, 1]
 
 

@@ -15,13 +15,20 @@ from torchrec_adrec.data.column import Column, RawColumns
 
 # By raw column: a frame of `value` and `count`, in order of the value.
 Counts = dict[str, pl.DataFrame]
+VALUE = ("value",)
 KEPT = 2_000_000  # entries of one column that wait before equal values are joined
 
 
 class Counter:
-    """Adds up the counts of many chunks."""
+    """Adds up the counts of many chunks.
 
-    def __init__(self, columns: Iterable[str]) -> None:
+    Args:
+        columns: their names; each has frames of its own.
+        by: the columns of a frame that say what was counted. All others are counts.
+    """
+
+    def __init__(self, columns: Iterable[str], by: tuple[str, ...] = VALUE) -> None:
+        self._by = by
         self._parts: dict[str, list[pl.DataFrame]] = {name: [] for name in columns}
         self._waiting = dict.fromkeys(self._parts, 0)
 
@@ -31,7 +38,7 @@ class Counter:
             self._parts[name].append(frame)
             self._waiting[name] += len(frame)
             if self._waiting[name] > KEPT:
-                joined = join(self._parts[name])
+                joined = join(self._parts[name], self._by)
                 self._parts[name] = [joined]
                 # A joined frame counts as half its size. Otherwise a column with over
                 # KEPT distinct values would be joined anew with every chunk.
@@ -42,7 +49,7 @@ class Counter:
         folder.mkdir()
         for number, parts in enumerate(self._parts.values()):
             if parts:
-                join(parts).write_ipc(folder / f"{number:04d}.arrow")
+                join(parts, self._by).write_ipc(folder / f"{number:04d}.arrow")
 
 
 def count(columns: RawColumns, names: Iterable[str], rows: Bools | None) -> Counts:
@@ -65,15 +72,18 @@ def count(columns: RawColumns, names: Iterable[str], rows: Bools | None) -> Coun
     return counts
 
 
-def load_counts(folders: list[Path], columns: Iterable[str]) -> Counts:
+def load_counts(
+    folders: list[Path], columns: Iterable[str], by: tuple[str, ...] = VALUE
+) -> Counts:
     """Read the counts of all ranks and add them up."""
     counts: Counts = {}
     for number, name in enumerate(columns):
         paths = [folder / f"{number:04d}.arrow" for folder in folders]
-        counts[name] = join([pl.read_ipc(path) for path in paths if path.exists()])
+        parts = [pl.read_ipc(path) for path in paths if path.exists()]
+        counts[name] = join(parts, by)
     return counts
 
 
-def join(parts: list[pl.DataFrame]) -> pl.DataFrame:
+def join(parts: list[pl.DataFrame], by: tuple[str, ...] = VALUE) -> pl.DataFrame:
     """Add up the counts of equal values."""
-    return pl.concat(parts).group_by("value").agg(pl.col("count").sum()).sort("value")
+    return pl.concat(parts).group_by(by).agg(pl.all().sum()).sort(by)

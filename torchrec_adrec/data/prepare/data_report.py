@@ -10,6 +10,7 @@ import numpy as np
 from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.data.prepare.odd_columns import odd_lines
 from torchrec_adrec.data.prepare.splits import SPLITS
+from torchrec_adrec.data.prepare.statistics_report import statistics_lines
 
 MOSTLY = 0.5  # share of rows
 DRIFTS = 0.25  # a stability index above this is commonly called a shift
@@ -45,6 +46,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from ("", "![the data](report.png)", "")
     yield from _warnings(report)
     yield from _columns(report)
+    yield from statistics_lines(report.get("statistics"))
     yield from dependency_table(report["side_dependencies"])
     yield from held_table(report["held_ads"])
     if bad["first"]:

@@ -20,6 +20,7 @@ from torchrec_adrec.data.column import Column, RawColumns, jagged_column, scalar
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.counts import Counts
 from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
+from torchrec_adrec.data.prepare.statistics import Statistics
 from torchrec_adrec.data.prepare.vocabulary import (
     MISSING,
     UNKNOWN,
@@ -29,13 +30,7 @@ from torchrec_adrec.data.prepare.vocabulary import (
 )
 from torchrec_adrec.errors import DataError, SchemaError
 from torchrec_adrec.runtime.files import check_hashes
-from torchrec_adrec.schema import (
-    Bag,
-    DenseFeature,
-    Schema,
-    SequenceFeature,
-    Side,
-)
+from torchrec_adrec.schema import Bag, DenseFeature, Schema, SequenceFeature, Side
 
 PAD = -1  # fills a sequence up behind its last id
 
@@ -66,6 +61,7 @@ class Encoder:
             transform.
         repaired: by feature, the number of rows in which such a number became 0 or
             unknown, as `bounds` allowed.
+        statistics: what the training rows tell about values; None: the data have none.
 
     Fitted on counts of the training rows, then applied to any rows:
 
@@ -99,6 +95,7 @@ class Encoder:
     quantiles: Mapping[str, Quantiles]
     bounds: Bounds = "raise"
     repaired: dict[str, int] = field(default_factory=dict)
+    statistics: Statistics | None = None
 
     @classmethod
     def fit(cls, schema: Schema, counts: Counts, config: DataConfig) -> "Encoder":
@@ -113,7 +110,7 @@ class Encoder:
             f.name: Transform.fit(f, *_numbers(counts[f.source])) for f in schema.dense
         }
         quantiles = {
-            f.name: Quantiles.fit(f, *_numbers(counts[f.source]))
+            f.name: Quantiles.fit(f.name, *_numbers(counts[f.source]))
             for f in schema.sparse
             if f.buckets == "quantile"
         }
@@ -134,8 +131,16 @@ class Encoder:
         sized = _with_sizes(schema, vocabularies)
         return cls(sized, vocabularies, transforms, quantiles, config.bounds)
 
-    def encode(self, raw: RawColumns, side: Side) -> dict[str, NDArray[Any]]:
+    def encode(
+        self, raw: RawColumns, side: Side, folds: Int64s | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Encode the columns of one side, as they stand in the Parquet files.
+
+        Args:
+            raw: at least the raw columns of this side.
+            side: whose features.
+            folds: (B,) the folds of training rows (`Statistics.encode`); only `prepare`
+                gives them, and None means that no row was trained on.
 
         Returns:
             By feature, (B,) int32 ids or (B,) float32 numbers. A sequence becomes one
@@ -153,7 +158,7 @@ class Encoder:
             )
         # All work is done once per distinct value and then spread over the rows.
         encoded: dict[str, NDArray[Any]] = {}
-        for dense in self.schema.dense_of(side):
+        for dense in self.schema.numbers_of(side):
             encoded[dense.name] = self._number(dense, scalar_column(raw, dense.source))
         for sparse in self.schema.sparse_of(side):
             column = scalar_column(raw, sparse.source)
@@ -163,6 +168,10 @@ class Encoder:
             ids = bags.items.spread(self._ids(sequence, bags.items), MISSING)
             padded = bags.last(ids, sequence.max_length, PAD)
             encoded |= dict(zip(sequence.columns, padded.T, strict=True))
+        features = self.schema.statistics_of(side)
+        if features:
+            assert self.statistics is not None, "the schema has statistics"
+            encoded |= self.statistics.encode(features, raw, folds)
         return encoded
 
     def _ids(self, feature: Bag, column: Column) -> Int32s:
@@ -204,7 +213,7 @@ class Encoder:
         return True
 
     def save(self, folder: Path) -> None:
-        """Write `schema.json`, `transforms.json` and `vocabulary/*.parquet`."""
+        """Write `schema.json`, `transforms.json`, `vocabulary/` and `statistics/`."""
         (folder / "vocabulary").mkdir()
         for name, vocabulary in self.vocabularies.items():
             if isinstance(vocabulary, Frequent):
@@ -215,6 +224,8 @@ class Encoder:
             "quantiles": [q.model_dump() for q in self.quantiles.values()],
         }
         (folder / "transforms.json").write_text(json.dumps(fitted, indent=1) + "\n")
+        if self.statistics is not None:
+            self.statistics.save(folder)
         self.schema.save(folder / "schema.json")
 
     @classmethod
@@ -235,6 +246,7 @@ class Encoder:
             vocabularies,
             {t.name: t for t in transforms},
             {q.name: q for q in quantiles},
+            statistics=Statistics.load(folder),
         )
 
 

@@ -214,16 +214,27 @@ def _held_out(tally: SplitCounts, name: str) -> tuple[Any, Any]:
 
 
 def _auc(rows: Any, clicks: Any, held_rows: Any, held_clicks: Any) -> float:
-    """Return the AUC of the values' click rates, where ties count half.
+    """Return the AUC of the values' click rates.
 
     Rates are drawn towards the mean by 20 rows, so that a value that occurs once does
     not score like a certainty.
     """
     mean = clicks.sum() / max(rows.sum(), 1)
     scores = (clicks + 20 * mean) / (rows + 20)
+    return grouped_auc(scores, held_rows, held_clicks)
+
+
+def grouped_auc(scores: Any, rows: Any, clicks: Any) -> float:
+    """Return the AUC of groups of rows that share a score; equal scores count half.
+
+    Args:
+        scores: (G,) by group.
+        rows: (G,) the rows of each group.
+        clicks: (G,) those with a click.
+    """
     _, group = np.unique(scores, return_inverse=True)
-    positive = np.bincount(group, weights=held_clicks)
-    negative = np.bincount(group, weights=held_rows - held_clicks)
+    positive = np.bincount(group, weights=clicks)
+    negative = np.bincount(group, weights=rows - clicks)
     below = np.cumsum(negative) - negative / 2
     pairs = positive.sum() * negative.sum()
     return float((positive * below).sum() / pairs) if pairs else float("nan")

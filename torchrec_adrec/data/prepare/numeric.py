@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Float32s, Float64s, Int64s
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.schema import DenseFeature, SparseFeature
+from torchrec_adrec.schema import DenseFeature
 
 QUANTILES = 64
 CONSTANT = 1e-9  # a deviation below this share of the mean is rounding
@@ -113,23 +113,24 @@ class Quantiles(_Fitted):
 
     @classmethod
     def fit(
-        cls, feature: SparseFeature, values: Float64s, counts: Int64s
+        cls, name: str, values: Float64s, counts: Int64s, buckets: int = QUANTILES
     ) -> "Quantiles":
-        """Cut the training rows into at most `QUANTILES` buckets.
+        """Cut the training rows into buckets.
 
         Args:
-            feature: the feature.
+            name: of the feature or column.
             values: (V,) distinct raw values.
             counts: (V,) number of training rows with each value.
+            buckets: the largest number of buckets.
         """
         if not len(values):
-            return cls(name=feature.name, edges=())
+            return cls(name=name, edges=())
         order = np.argsort(values)
         shares = np.cumsum(counts[order]) / max(counts.sum(), 1)
-        positions = np.searchsorted(shares, np.arange(1, QUANTILES) / QUANTILES)
+        positions = np.searchsorted(shares, np.arange(1, buckets) / buckets)
         # A value that fills several quantiles is an edge of only one bucket.
         edges: list[float] = np.unique(values[order][positions]).tolist()
-        return cls(name=feature.name, edges=tuple(edges))
+        return cls(name=name, edges=tuple(edges))
 
     def bucket(self, values: Float64s) -> Int64s:
         """Return the number of each value's bucket, (V,), from 0."""

@@ -3,13 +3,15 @@
 data/
   train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q
   catalog.parquet         every distinct ad
-  schema.json transforms.json vocabulary/   with these, serving encodes a request
+  schema.json transforms.json vocabulary/ statistics/
+                          with these, serving encodes a request
   example_users.json      raw requests to try `adrec recommend` with
   hashes.json             of the fitted files and the catalog, checked at every reading
   report.json report.md report.png    what came in, what went out, what to look at
 
 There are three passes: parse the text once (`spill`), count the training rows
-(`counts`), encode and write (`write`). All that is fitted is fitted on the training
+(`counts`), encode and write (`write`). Statistics of values, where they are asked for,
+take one pass more (`fit_statistics`). All that is fitted is fitted on the training
 rows alone. Each rank takes whole files, and between the passes the ranks exchange their
 counts as files in the folder, so the output does not depend on the number of ranks.
 """
@@ -25,13 +27,14 @@ import polars as pl
 
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.catalog import AdCounter, load_ads
+from torchrec_adrec.data.catalog import COUNTED, AdCounter, load_ads
 from torchrec_adrec.data.column import Chunk, Column, RawColumns, hex_text
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
+from torchrec_adrec.data.prepare.fit_statistics import add_statistics
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
 from torchrec_adrec.data.prepare.leaks import (
     Dependency,
@@ -39,16 +42,16 @@ from torchrec_adrec.data.prepare.leaks import (
     refuse_leaky_sides,
 )
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
+from torchrec_adrec.data.prepare.pairs import PairGain
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
-from torchrec_adrec.data.prepare.splits import (
-    TRAIN,
-    Splitter,
-    check_sizes,
-    splitter,
-)
+from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes, splitter
+from torchrec_adrec.data.prepare.statistics import FOLDER, Folds
+from torchrec_adrec.data.prepare.statistics_report import statistics_figures
+from torchrec_adrec.data.prepare.training_rows import TrainingRows
 from torchrec_adrec.data.prepare.twins import refuse_twins
+from torchrec_adrec.data.prepare.value_keys import ValueKeys, number_sources
 from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.prepare.write import SplitWriter, merge_counts
 from torchrec_adrec.errors import DataError
@@ -92,7 +95,14 @@ def prepare(
     refuse_twins(store, data)
     split = splitter(config.split, data, store, seed)
     pairs, held = _leaks(config, data, store, split)
-    encoder, combinations = _fit(config, data, store, split, ranks)
+    encoder, keys, combinations = _fit(config, data, store, split, ranks)
+    chosen: list[PairGain] = []
+    if config.statistics is not None and keys is not None:
+        rows = TrainingRows(store, split, Folds(config.statistics.folds, seed))
+        train_rows = int(combinations[COUNTED[0]].sum())
+        encoder, chosen = add_statistics(
+            encoder, keys, config.statistics, rows, train_rows, ranks
+        )
     ads, varying = _catalog(combinations, data, config)
     not_compared = data.not_compared(config.split.by)
     writer = SplitWriter(data, encoder, ads, store, split, out, not_compared)
@@ -106,11 +116,13 @@ def prepare(
         encoder = _with_label_means(encoder, tally)
         joined = joined_ids(_training_rows(store, split), data.schema)
         findings = Findings(pairs, held, joined, varying, repeats)
-        report = {
+        report: dict[str, Any] = {
             "raw": [str(path) for path in data.files],
             "split_by": config.split.by,
             "seed": seed,
         } | report_figures(store, encoder, ads, tally, findings)
+        if encoder.statistics is not None:
+            report["statistics"] = statistics_figures(encoder.schema, out, chosen)
         _check_learnable(report, data.schema)
         for line in odd_lines(report):
             log.warning("%s", line)
@@ -165,14 +177,15 @@ def _catalog(
 
 def _fit(
     config: DataConfig, data: DataSet, store: ChunkStore, split: Splitter, ranks: Ranks
-) -> tuple[Encoder, pl.DataFrame]:
+) -> tuple[Encoder, ValueKeys | None, pl.DataFrame]:
     """Count this rank's rows, then fit on the counts of all ranks.
 
     Every rank fits, rather than one that sends the result to the others: the fit takes
     little time, and all get the same encoder from the same counts.
 
     Returns:
-        The encoder, and every combination of the ad's raw values (see `load_ads`).
+        The encoder, the keys that statistics need, and every combination of the ad's
+        raw values (see `load_ads`).
     """
     schema, raw = data.schema, store.chunks[0].path.parent
     names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
@@ -195,14 +208,19 @@ def _fit(
     ranks.barrier()
     folders = sorted(raw.glob("counts-*"))
     # Sums of whole numbers, so the order of the ranks' files does not matter.
-    encoder = Encoder.fit(schema, load_counts(folders, names), config)
-    return encoder, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
+    values = load_counts(folders, names)
+    encoder, keys = Encoder.fit(schema, values, config), None
+    if config.statistics is not None:
+        keys = ValueKeys.fit(schema, values, config.statistics.buckets)
+    return encoder, keys, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
 
 
 def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
     """Return the raw columns that must be counted; hashed ids need no counts."""
     names = {f.source for f in schema.dense}
     names |= {f.source for f in schema.sparse if f.buckets == "quantile"}
+    if config.statistics is not None:
+        names |= set(number_sources(schema))
     if config.ids == "frequency":
         names |= {f.source for side in Side for f in schema.bags_of(side)}
     return sorted(names)
@@ -277,4 +295,5 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
     catalog = ads.drop(list(raw)).with_columns(**encoded, **texts)
     catalog.write_parquet(out / "catalog.parquet")
     fitted = [out / "schema.json", out / "transforms.json", *out.glob("vocabulary/*")]
+    fitted += sorted(out.glob(f"{FOLDER}/*"))
     write_hashes(out, [*fitted, out / "catalog.parquet"])

@@ -21,7 +21,7 @@ from torchrec_adrec.data.prepare.row_hashes import (
 )
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, time_of
 from torchrec_adrec.data.prepare.split_counts import PERIODS, SplitCounts
-from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splitter
+from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splits, Splitter
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
@@ -90,7 +90,7 @@ class SplitWriter:
         hashes, to_compare = full_and_compared_hashes(chunk, self.not_compared)
         # Chunks are encoded in parallel, so each needs a count of repairs of its own.
         encoder = replace(self.encoder, repaired={})
-        columns = self._columns(encoder, chunk, ref)
+        columns = self._columns(encoder, chunk, ref, splits)
         missing = _missing(encoder.schema, chunk)
         tally.add_repaired(encoder.repaired)
         periods, compared = self._periods(chunk, ref), []
@@ -106,17 +106,28 @@ class SplitWriter:
             write_rows(self.out / SPLITS[split] / part, split_columns)
         return tally, compared, chunk.num_rows
 
-    def _columns(self, encoder: Encoder, chunk: Chunk, ref: ChunkRef) -> Columns:
+    def _columns(
+        self, encoder: Encoder, chunk: Chunk, ref: ChunkRef, splits: Splits
+    ) -> Columns:
         columns: Columns = dict(chunk.labels)
+        folds = self._folds(ref, splits)
         try:
             for side in Side:
-                columns |= encoder.encode(chunk.columns, side)
+                columns |= encoder.encode(chunk.columns, side, folds)
         except NotFiniteError as error:
             file = self.data.files[ref.file]
             row = ref.row_in_file + error.row + 1
             raise DataError(f"{file}, good row {row}: {error}") from None
         ids = ad_ids(chunk.columns, self.data.ad_key)
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
+
+    def _folds(self, ref: ChunkRef, splits: Splits) -> Int64s | None:
+        """Return the folds of a chunk's training rows; None without statistics."""
+        statistics = self.encoder.statistics
+        if statistics is None:
+            return None
+        assert statistics.fold_of is not None, "fitted in this stage"
+        return statistics.fold_of.of(ref.row, splits == TRAIN)
 
     def _periods(self, chunk: Chunk, ref: ChunkRef) -> Int64s:
         """Return the period of each row, by its time or else by its number.

@@ -1,0 +1,274 @@
+"""Statistics of values: how often training rows clicked, as numbers that a model reads.
+
+A training row must not see its own label in its own features: a value that occurs in no
+other row would give the label away, and the model would learn to believe such numbers.
+So the training rows are divided into folds, and each sees the counts of all rows
+without those of its own fold. Every other row (validation, test, catalog, request) sees
+the counts of all training rows. One fold is drawn for a row, not one for each of its
+columns, or a row's label would come back through another column's fold.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int64s
+from torchrec_adrec.data.column import RawColumns
+from torchrec_adrec.data.keys import salt, salted_hash
+from torchrec_adrec.data.prepare.numeric import Quantiles
+from torchrec_adrec.data.prepare.value_keys import KeyedColumn, Sources, ValueKeys
+from torchrec_adrec.schema import DenseFeature, Statistic
+
+FOLDER = "statistics"
+FITTED = "fitted.json"
+NO_FOLD = -1  # of a row that sees all counts
+LOWEST = 1e-4  # probability; a rate of 0 or 1 would have an infinite logit
+MOST_DEVIATIONS = 5.0
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Draws the fold of every row by a hash of its number.
+
+    So a fold depends neither on the ranks nor on how rows were cut into chunks.
+
+    Attributes:
+        count: the number of folds.
+        seed: of the run.
+    """
+
+    count: int
+    seed: int
+
+    def of(self, first_row: int, train: Bools) -> Int64s:
+        """Return the folds of consecutive rows, (B,); `NO_FOLD` outside of training.
+
+        Args:
+            first_row: the number of the first row among the good rows of all files.
+            train: (B,) which rows are trained on.
+        """
+        rows = np.arange(first_row, first_row + len(train), dtype=np.uint64)
+        hashed = salted_hash(rows, salt(f"fold {self.seed}"))
+        folds = (hashed % np.uint64(self.count)).astype(np.int64)
+        return np.where(train, folds, NO_FOLD)
+
+
+@dataclass(frozen=True)
+class ValueCounts:
+    """The counts of one column's values, or of one pair's.
+
+    Attributes:
+        keys: (K,) the keys that training saw often enough, in rising order.
+        totals: (K, 2 * labels) rows of each key in which a label was observed, and the
+            positive ones among them, label after label.
+        cells: (E,) position of a key * folds + fold, in rising order; only `prepare`
+            has them.
+        parts: (E, 2 * labels) the part of `totals` that is of this fold.
+        folds: the number of folds.
+    """
+
+    keys: Int64s
+    totals: Int64s
+    cells: Int64s | None = None
+    parts: Int64s | None = None
+    folds: int = 1
+
+    def positions(self, value_keys: Int64s) -> Int64s:
+        """Return where some keys stand in `totals`, (V,); K for an unseen one."""
+        positions, known = _find(self.keys, value_keys)
+        return np.where(known, positions, len(self.keys))
+
+    def of(self, value_keys: Int64s, folds: Int64s) -> Int64s:
+        """Return the counts of some keys, (V, 2 * labels); 0 of unseen ones.
+
+        Args:
+            value_keys: (V,).
+            folds: (V,) the fold whose counts are left out, or `NO_FOLD`.
+        """
+        assert self.cells is not None and self.parts is not None, "only in prepare"
+        positions, known = _find(self.keys, value_keys)
+        counts = _rows(self.totals, positions, known)
+        has_fold = known & (folds != NO_FOLD)
+        cells, occurs = _find(self.cells, positions * self.folds + folds)
+        return counts - _rows(self.parts, cells, occurs & has_fold)
+
+
+def _find(ordered: Int64s, values: Int64s) -> tuple[Int64s, Bools]:
+    """Return the position of each value, and whether it is there at all."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
+    positions = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    return positions, ordered[positions] == values
+
+
+def _rows(table: Int64s, positions: Int64s, is_there: Bools) -> Int64s:
+    rows = np.zeros((len(positions), table.shape[1]), dtype=np.int64)
+    rows[is_there] = table[positions[is_there]]
+    return rows
+
+
+def raw_statistic(
+    statistic: Statistic, observed: Int64s, positives: Int64s, rate: float
+) -> Float64s:
+    """Compute a statistic from counts, before it is standardised.
+
+    Args:
+        statistic: which one.
+        observed: (V,) c, the rows in which the label was observed.
+        positives: (V,) s, the positive ones among them.
+        rate: p0, the label's rate in all training rows.
+    """
+    if statistic.strength is None:
+        return np.log1p(observed.astype(np.float64))
+    smoothed = positives + statistic.strength * rate
+    return logit(smoothed / (observed + statistic.strength))
+
+
+def logit(probability: Float64s) -> Float64s:
+    """Return log(p / (1 - p)) of probabilities, clipped so that it stays finite."""
+    p = probability.clip(LOWEST, 1 - LOWEST)
+    return np.asarray(np.log(p / (1 - p)))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The fitted statistics of a data set, applied alike in `prepare` and in serving.
+
+    Attributes:
+        keys: gives values their keys.
+        labels: the binary labels, in the order of the counts' columns.
+        rates: (labels,) p0, the rate of each in the training rows.
+        counts: by raw column or pair.
+        scales: by feature, mean and deviation of the training rows' own values.
+        fold_of: only in `prepare`: draws the folds of the training rows.
+    """
+
+    keys: ValueKeys
+    labels: tuple[str, ...]
+    rates: tuple[float, ...]
+    counts: Mapping[Sources, ValueCounts]
+    scales: Mapping[str, tuple[float, float]]
+    fold_of: Folds | None = None
+    _tables: dict[Sources, Float32s] = field(default_factory=dict, compare=False)
+
+    def encode(
+        self,
+        features: tuple[DenseFeature, ...],
+        raw: RawColumns,
+        folds: Int64s | None = None,
+    ) -> dict[str, Float32s]:
+        """Encode rows as standardised statistics, (B,) float32 by feature.
+
+        Args:
+            features: those to make; features of equal sources stand together.
+            raw: the raw columns.
+            folds: (B,) of `Folds`, for training rows, which must not see their own
+                labels; None for rows that see all counts.
+        """
+        grouped = {
+            sources: list(group)
+            for sources, group in groupby(features, lambda feature: feature.sources)
+        }
+        encoded: dict[str, Float32s] = {}
+        for sources, column in self.keys.of(raw, grouped).items():
+            group = grouped[sources]
+            if folds is None:
+                table = self._all_values(sources, group)
+                rows = self.counts[sources].positions(column.keys)[column.codes]
+            else:
+                keys, distinct, rows = _cells(column, folds)
+                table = self._values(group, self.counts[sources].of(keys, distinct))
+            for feature, values in zip(group, table, strict=True):
+                encoded[feature.name] = values[rows]
+        return encoded
+
+    def _all_values(self, sources: Sources, group: list[DenseFeature]) -> Float32s:
+        """Return the values of every known key, and then those of an unseen one.
+
+        Computed once: a request would spend more time on its few logarithms than on
+        everything else that is done to encode it.
+        """
+        if sources not in self._tables:
+            totals = self.counts[sources].totals
+            unseen = np.zeros((1, totals.shape[1]), dtype=np.int64)
+            counts = np.concatenate([totals, unseen])
+            self._tables[sources] = self._values(group, counts)
+        return self._tables[sources]
+
+    def _values(self, group: list[DenseFeature], counts: Int64s) -> Float32s:
+        """Standardise the statistics of counts (V, 2 * labels): (features, V)."""
+        values = np.empty((len(group), len(counts)), dtype=np.float32)
+        for row, feature in zip(values, group, strict=True):
+            mean, deviation = self.scales[feature.name]
+            row[:] = (self.raw(feature, counts) - mean) / deviation
+        return values.clip(-MOST_DEVIATIONS, MOST_DEVIATIONS)
+
+    def raw(self, feature: DenseFeature, counts: Int64s) -> Float64s:
+        """Compute a feature of counts (V, 2 * labels), before it is standardised."""
+        assert feature.statistic is not None
+        label = self.labels.index(feature.statistic.label)
+        observed, positives = counts[:, 2 * label], counts[:, 2 * label + 1]
+        rate = self.rates[label]
+        return raw_statistic(feature.statistic, observed, positives, rate)
+
+    def save(self, folder: Path) -> None:
+        """Write `statistics/*.parquet`, which hold the totals, and `fitted.json`."""
+        out = folder / FOLDER
+        out.mkdir()
+        columns = [f"{n}:{kind}" for n in self.labels for kind in ("observed", "sum")]
+        for sources, counts in self.counts.items():
+            totals = dict(zip(columns, counts.totals.T, strict=True))
+            frame = pl.DataFrame({"key": counts.keys} | totals)
+            frame.write_parquet(out / _file(sources))
+        fitted = {
+            "labels": dict(zip(self.labels, self.rates, strict=True)),
+            "columns": list(self.counts),
+            "quantiles": [q.model_dump() for q in self.keys.quantiles.values()],
+            "scales": self.scales,
+        }
+        (out / FITTED).write_text(json.dumps(fitted, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Statistics | None":
+        """Read what `save` wrote; None if the data have no statistics.
+
+        A lost file cannot be mistaken for data without: `hashes.json` names all files,
+        and the schema names the features.
+        """
+        path = folder / FOLDER / FITTED
+        if not path.exists():
+            return None
+        fitted = json.loads(path.read_text())
+        quantiles = [Quantiles.model_validate(q) for q in fitted["quantiles"]]
+        counts = {}
+        for sources in map(tuple, fitted["columns"]):
+            frame = pl.read_parquet(folder / FOLDER / _file(sources))
+            totals = frame.drop("key").to_numpy()
+            counts[sources] = ValueCounts(frame["key"].to_numpy(), totals)
+        return cls(
+            ValueKeys({q.name: q for q in quantiles}),
+            tuple(fitted["labels"]),
+            tuple(fitted["labels"].values()),
+            counts,
+            {name: (mean, std) for name, (mean, std) in fitted["scales"].items()},
+        )
+
+
+def _file(sources: Sources) -> str:
+    return f"{'+'.join(sources)}.parquet"  # a column's name holds no plus
+
+
+def _cells(column: KeyedColumn, folds: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Return the distinct keys and folds of some rows, and the position of each row.
+
+    A chunk has far fewer of them than rows, and each is looked up once.
+    """
+    width = int(folds.max(initial=NO_FOLD)) + 2
+    cells, rows = np.unique(column.codes * width + folds + 1, return_inverse=True)
+    codes, shifted = np.divmod(cells, width)
+    return column.keys[codes], shifted - 1, rows
