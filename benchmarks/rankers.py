@@ -31,7 +31,7 @@ from torchrec_adrec.training.trainer import Trainer
 
 SETTINGS = (
     "ranking.tables=scratch",
-    "ranking.optimizer={tables_lr: 0.02, dense_lr: 0.001, warmup_steps: 50,"
+    "ranking.optimizer={tables_lr: 0.005, dense_lr: 0.001, warmup_steps: 50,"
     " decay: cosine}",
     "ranking.dropout=0.3",
     "retrieval.embedding_dim=8",
