@@ -36,8 +36,8 @@ def state_of(steps):
 
     for name, value in steps.model.state_dict().items():
         keep(name, value)
-    for name, state in steps.optimizer.state_dict()["state"].items():
-        for key, value in state.items():
+    for name, momenta in steps.optimizer.state_dict()["state"].items():
+        for key, value in momenta.items():
             keep(f"{{name}} {{key}}", value)
     return state
 

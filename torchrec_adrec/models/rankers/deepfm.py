@@ -47,7 +47,12 @@ class DeepFMHead(JoinedHead):
         self.linear = nn.Linear(self.width, self.labels)
         # A number takes part in products as its value times a vector of its own.
         self.number = nn.Parameter(torch.randn(self.numbers, self.dim) * 0.01)
-        self.weight = nn.Parameter(torch.ones(self.dim, self.labels))
+        # The mean over all pairs at first. Their sum grows with the square of the
+        # vectors' lengths: of tables that come from the towers it was so large that a
+        # value's exp(logit) was infinite at the first step.
+        fields = self.fields + self.numbers
+        pairs = max(1, fields * (fields - 1) // 2)
+        self.weight = nn.Parameter(torch.full((self.dim, self.labels), 1 / pairs))
         self.deep = mlp((self.width, *config.hidden, self.labels), config.dropout)
 
     def mix(self, vectors: Tensor, numbers: Tensor) -> Tensor:
