@@ -56,6 +56,16 @@ class RankingScorer:
         Raises:
             ManifestError: an ad that the catalog does not hold.
         """
+        rows = self.rows(ad_ids)
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return tower_input(columns, self.schema, Side.AD)
+
+    def rows(self, ad_ids: Int64s) -> Int64s:
+        """Find the catalog's rows of some ads, (n,).
+
+        Raises:
+            ManifestError: an ad that the catalog does not hold.
+        """
         # An id that is not in the catalog gets the row of a neighbour here, so every
         # row must be compared before it is used.
         rows = np.searchsorted(self.ids, ad_ids).clip(max=len(self.ids) - 1)
@@ -65,5 +75,4 @@ class RankingScorer:
                 f"ad {ad_ids[unknown][0]} of the index is not in the catalog;"
                 " export and index again"
             )
-        columns = {name: column[rows] for name, column in self.columns.items()}
-        return tower_input(columns, self.schema, Side.AD)
+        return np.asarray(rows, dtype=np.int64)
