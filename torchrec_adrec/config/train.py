@@ -144,6 +144,9 @@ class TrainConfig(Settings):
     """The answer to a model that learns nothing (constant logits, or an AUC of 0.5)."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two evaluations on the validation split; 0: only at the end."""
+    segment: str | None = None
+    """The id column for each of whose values calibration is reported. Default: of the
+    columns with 2 to 20 values, the one that is known in most rows."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many evaluations without a better validation log loss, and go back
     to the best checkpoint. Needs `evaluate_every`."""
