@@ -197,6 +197,7 @@ def evaluate(
     """
     from torchrec_adrec.distributed.process import process_group
     from torchrec_adrec.schema import Schema
+    from torchrec_adrec.tasks.calibration import load_calibrations
     from torchrec_adrec.tasks.sharded import restore
     from torchrec_adrec.training.evaluator import Evaluator
 
@@ -215,7 +216,7 @@ def evaluate(
             settings.train,
             settings.data.bounds,
         )
-        test = evaluator.test(model)
+        test = evaluator.test(model, load_calibrations(checkpoint))
         if process.is_first:
             metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
             metrics |= {"world_size": process.world_size} | test

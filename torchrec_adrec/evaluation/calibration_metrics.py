@@ -104,14 +104,32 @@ def recalibration(probability: Float64s, label: Float64s) -> tuple[float, float]
         Slope and intercept; NaN where no best ones exist: one class alone, one
         prediction for all rows, or two classes that do not overlap.
     """
-    x, clicked = logits_of(probability), label == 1
+    return fit_line(logits_of(probability), label)
+
+
+def fit_line(
+    logits: Float64s, label: Float64s, with_intercept: bool = True
+) -> tuple[float, float]:
+    """Fit label ~ sigmoid(slope * logit + intercept) by maximum likelihood.
+
+    Args:
+        logits: (B,).
+        label: (B,) 0 or 1.
+        with_intercept: without one it stays 0.
+
+    Returns:
+        Slope and intercept; NaN where no best ones exist.
+    """
+    clicked = label == 1
     nan = (float("nan"), float("nan"))
-    if clicked.all() or not clicked.any() or not np.ptp(x):
+    if clicked.all() or not clicked.any() or not np.ptp(logits):
         return nan
-    ones, zeros = x[clicked], x[~clicked]
+    ones, zeros = logits[clicked], logits[~clicked]
     if ones.min() >= zeros.max() or zeros.min() >= ones.max():
         return nan
     # C = infinity: no penalty, which would pull the slope towards 0.
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10)
-    model.fit(x[:, None], clicked)
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+    model = LogisticRegression(
+        C=np.inf, solver="newton-cholesky", tol=1e-10, fit_intercept=with_intercept
+    )
+    model.fit(logits[:, None], clicked)
+    return float(model.coef_[0, 0]), float(np.ravel(model.intercept_)[0])

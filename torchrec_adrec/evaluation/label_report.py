@@ -29,6 +29,7 @@ from torchrec_adrec.evaluation.predict import SplitLogits
 from torchrec_adrec.evaluation.row_keys import RowKeys
 from torchrec_adrec.evaluation.user_lists import UserLists, user_lists
 from torchrec_adrec.schema import LabelKind, Schema
+from torchrec_adrec.tasks.calibration import Calibrations
 
 MOST_DRAWN = 200_000_000  # clusters over all resamples: some seconds
 Report = dict[str, Any]
@@ -74,16 +75,22 @@ def _finite_interval(draws: Float64s) -> list[float]:
     return [float(end) for end in interval(finite)]
 
 
-def judge_labels(schema: Schema, logits: SplitLogits, keys: RowKeys) -> Report:
+def judge_labels(
+    schema: Schema,
+    logits: SplitLogits,
+    keys: RowKeys,
+    calibrations: Calibrations | None = None,
+) -> Report:
     """Judge every label over the rows of a split that observe it, by its name.
 
     Args:
         schema: the labels.
         logits: of the split.
         keys: of its rows.
+        calibrations: of the checkpoint; None: the model's own predictions.
     """
-    reports = {}
-    for t, (name, pair) in enumerate(logits.predictions(schema).items()):
+    predictions, reports = logits.predictions(schema, calibrations), {}
+    for t, (name, pair) in enumerate(predictions.items()):
         observed = keys.select(logits.observed(t))
         reports[name] = judge_label(schema.labels[t].kind, *pair, observed)
     return reports

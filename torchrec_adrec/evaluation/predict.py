@@ -23,6 +23,7 @@ from torchrec_adrec.evaluation.metrics import Predictions, label_metrics
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks.calibration import Calibrations
 from torchrec_adrec.tasks.label_heads import prediction
 
 
@@ -44,8 +45,14 @@ class SplitLogits:
         """Whether each row observes a label, (N,)."""
         return ~np.isnan(self.labels[:, label])
 
-    def predictions(self, schema: Schema) -> Predictions:
+    def predictions(
+        self, schema: Schema, calibrations: Calibrations | None = None
+    ) -> Predictions:
         """Predict each label of the rows that observe it.
+
+        Args:
+            schema: the labels.
+            calibrations: of the checkpoint; None: the model's own predictions.
 
         Raises:
             PredictionError: one is not finite.
@@ -55,7 +62,7 @@ class SplitLogits:
         for t, label in enumerate(schema.labels[: self.logits.shape[1]]):
             observed = self.observed(t)
             logits = torch.from_numpy(self.logits[observed, t])
-            predicted = prediction(label, logits).numpy()
+            predicted = prediction(label, logits, calibrations).numpy()
             result[label.name] = (predicted, self.labels[observed, t])
         return result
 
@@ -93,6 +100,7 @@ def evaluate_split(
     process: Process,
     batch_size: int,
     bounds: Bounds = "raise",
+    calibrations: Calibrations | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compute the metrics of each label over one split. Collective.
 
@@ -103,12 +111,13 @@ def evaluate_split(
         process: this rank.
         batch_size: rows of a step over all ranks.
         bounds: what happens to an id that no table has.
+        calibrations: of the checkpoint; None: the model's own predictions.
 
     Returns:
         Label -> metric -> value, the same on every rank.
     """
-    predictions = predict_split(model, folder, schema, process, batch_size, bounds)
-    return label_metrics(schema, predictions)
+    logits = split_logits(model, folder, schema, process, batch_size, bounds)
+    return label_metrics(schema, logits.predictions(schema, calibrations))
 
 
 def predict_split(
@@ -119,7 +128,7 @@ def predict_split(
     batch_size: int,
     bounds: Bounds = "raise",
 ) -> Predictions:
-    """Predict every row of a split. Collective.
+    """Predict every row of a split, without calibration. Collective.
 
     Args:
         model: a task, sharded or in one piece.

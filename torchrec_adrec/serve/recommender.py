@@ -35,6 +35,7 @@ from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
+from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import restore_whole
 
 
@@ -124,7 +125,12 @@ class Recommender:
         recommender = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
-            RankingScorer(ranker.model, schema, load_catalog(run / "data")),
+            RankingScorer(
+                ranker.model,
+                schema,
+                load_catalog(run / "data"),
+                load_calibrations(ranker_checkpoint),
+            ),
             config.recommend,
         )
         Proof(

@@ -16,6 +16,7 @@ from torchrec_adrec.evaluation.pictures import reliability_picture
 from torchrec_adrec.evaluation.predict import SplitLogits, split_logits
 from torchrec_adrec.evaluation.row_keys import check_segment, read_row_keys
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks.calibration import Calibrations, to_json
 
 
 @dataclass(frozen=True)
@@ -50,35 +51,48 @@ class Evaluator:
 
     def figures(self, model: nn.Module, split: str) -> dict[str, dict[str, float]]:
         """Return the figures of each label over one split, the same on every rank."""
-        predictions = self._logits(model, split).predictions(self.schema)
+        predictions = self.logits(model, split).predictions(self.schema)
         return label_metrics(self.schema, predictions)
 
-    def held_out(self, model: nn.Module) -> dict[str, Any]:
-        """Return the figures of every split that has rows, and the test's `details`."""
-        metrics: dict[str, Any] = {}
+    def held_out(
+        self, model: nn.Module, calibrations: Calibrations | None = None
+    ) -> dict[str, Any]:
+        """Return the calibration, the figures of every split, the test's `details`.
+
+        Args:
+            model: the model that is served.
+            calibrations: of its checkpoint. Those of the validation rows were fitted on
+                these very rows.
+        """
+        metrics: dict[str, Any] = {"calibration": to_json(calibrations or {})}
         if self.has("valid"):
-            metrics["valid"] = self.figures(model, "valid")
-        metrics |= self.test(model)
+            logits = self.logits(model, "valid")
+            predictions = logits.predictions(self.schema, calibrations)
+            metrics["valid"] = label_metrics(self.schema, predictions)
+        metrics |= self.test(model, calibrations)
         if self.process.is_first:
             self._draw_calibration(metrics["details"])
         return metrics
 
-    def test(self, model: nn.Module) -> dict[str, Any]:
+    def test(
+        self, model: nn.Module, calibrations: Calibrations | None = None
+    ) -> dict[str, Any]:
         """Return the figures of the test split as `test`, all others as `details`.
 
         The details are computed by the first rank alone: on any other there are none.
         """
-        logits = self._logits(model, "test")
-        predictions = logits.predictions(self.schema)
+        logits = self.logits(model, "test")
+        predictions = logits.predictions(self.schema, calibrations)
         metrics: dict[str, Any] = {"test": label_metrics(self.schema, predictions)}
         if self.process.is_first:
             keys = read_row_keys(
                 self.data, "test", logits.rows, self.schema, self.train.segment
             )
-            metrics["details"] = judge_labels(self.schema, logits, keys)
+            metrics["details"] = judge_labels(self.schema, logits, keys, calibrations)
         return metrics
 
-    def _logits(self, model: nn.Module, split: str) -> SplitLogits:
+    def logits(self, model: nn.Module, split: str) -> SplitLogits:
+        """Compute the logits of one split, the same on every rank."""
         return split_logits(
             model,
             self.data / split,
