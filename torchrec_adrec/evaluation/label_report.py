@@ -88,11 +88,20 @@ def judge_labels(
         logits: of the split.
         keys: of its rows.
         calibrations: of the checkpoint; None: the model's own predictions.
+
+    Returns:
+        By label what `judge_label` returns, and `uncalibrated` figures where a
+        calibration was applied.
     """
     predictions, reports = logits.predictions(schema, calibrations), {}
+    raw = logits.predictions(schema) if calibrations else {}
     for t, (name, pair) in enumerate(predictions.items()):
-        observed = keys.select(logits.observed(t))
-        reports[name] = judge_label(schema.labels[t].kind, *pair, observed)
+        kind, observed = schema.labels[t].kind, keys.select(logits.observed(t))
+        reports[name] = judge_label(kind, *pair, observed)
+        # What the calibration changed, in the figures that do not depend on users.
+        if name in raw:
+            figures, _ = (_click if kind == "binary" else _value)(*raw[name])
+            reports[name]["uncalibrated"] = figures
     return reports
 
 

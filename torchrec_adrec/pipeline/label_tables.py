@@ -18,13 +18,19 @@ def label_tables(labels: Mapping[str, Details]) -> Iterator[str]:
 
 def _figures(details: Details) -> Iterator[str]:
     """Yield the figures with their intervals, and whose lists were judged."""
-    yield from ("| figure | test | 95% interval |", "|---|---|---|")
+    raw = details.get("uncalibrated")
+    head = "| figure | test | 95% interval |"
+    yield from (
+        head + (" uncalibrated |" if raw else ""),
+        "|---" * (3 + bool(raw)) + "|",
+    )
     for name, value in details["figures"].items():
         low, high = details["intervals"].get(name, (float("nan"),) * 2)
         # The calibration error has none: it is never below 0, so that resamples of it
         # lie above it.
         spread = "" if low != low else f"{low:.4f} to {high:.4f}"
-        yield f"| {name} | {value:.4f} | {spread} |"
+        before = f" {raw[name]:.4f} |" if raw and name in raw else " |" if raw else ""
+        yield f"| {name} | {value:.4f} | {spread} |{before}"
     yield ""
     users = details["users"]
     if users:
