@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-EXAMPLES = ("data.loader.parquet", "schema")
+EXAMPLES = ("config.formula", "data.loader.parquet", "schema")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

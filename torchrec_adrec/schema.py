@@ -19,8 +19,12 @@ from torchrec_adrec.errors import SchemaError
 AD_ID = "ad_id"
 LOG_Q = "log_q"
 SCORE = "score"
+RANK_SCORE = "rank_score"
+USER_KEY = "user_key"  # of a row's user, where the data names one
+NO_USER = -1  # the key of a row whose user is missing
 MOST_ROWS = 2**31 - 1  # of a table: ids are 32 bits wide
-RESERVED = (AD_ID, LOG_Q, SCORE, "impressions", "clicks")  # columns of our own files
+# Columns of our own files and answers.
+RESERVED = (AD_ID, USER_KEY, LOG_Q, SCORE, RANK_SCORE, "impressions", "clicks")
 # Feature names are file names and parts of column names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 

@@ -9,6 +9,13 @@ import typer
 from torchrec_adrec.cli.options import Out
 from torchrec_adrec.errors import ConfigError, DataError
 
+RankBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Order by this formula, as 'click * value'. Default: recommend.rank_by."
+    ),
+]
+
 
 def recommend(
     out: Out,
@@ -21,6 +28,7 @@ def recommend(
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
     ] = None,
+    rank_by: RankBy = None,
 ) -> None:
     """Print the best ads for one user, with the milliseconds that each part took.
 
@@ -30,12 +38,13 @@ def recommend(
     \b
       adrec recommend --out runs/demo --user 7
       adrec recommend --out runs/demo --user user.json --top 3
+      adrec recommend --out runs/demo --rank-by 'click * value'
     """
     from torchrec_adrec.pipeline.report import ads_table, wide_console
     from torchrec_adrec.serve.recommender import Recommender
 
     features = _user(user, out)  # before the models are loaded: a typo is told at once
-    recommender = Recommender.load(out)
+    recommender = Recommender.load(out, rank_by=rank_by)
     recommender.recommend(features)  # the first call pays for allocations
     answer = recommender.recommend(features, top)
     console = wide_console()
@@ -68,6 +77,7 @@ def serve(
     out: Out,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
+    rank_by: RankBy = None,
 ) -> None:
     """Answer POST /recommend over HTTP; needs the extra `serve`.
 
@@ -86,4 +96,5 @@ def serve(
         raise ConfigError(f"{error}; pip install 'torchrec-adrec[serve]'") from None
     from torchrec_adrec.serve.recommender import Recommender
 
-    uvicorn.run(build_app(Recommender.load(out)), host=host, port=port)
+    recommender = Recommender.load(out, rank_by=rank_by)
+    uvicorn.run(build_app(recommender), host=host, port=port)

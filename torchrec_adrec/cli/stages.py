@@ -196,9 +196,10 @@ def evaluate(
       adrec evaluate ranking --out runs/demo
     """
     from torchrec_adrec.distributed.process import process_group
-    from torchrec_adrec.evaluation.predict import evaluate_split
     from torchrec_adrec.schema import Schema
+    from torchrec_adrec.tasks.calibration import load_calibrations
     from torchrec_adrec.tasks.sharded import restore
+    from torchrec_adrec.training.evaluator import Evaluator
 
     # It only reads, so it need not hold the run; but what it reads must fit.
     settings = read_settings(config, overrides, out)
@@ -206,13 +207,19 @@ def evaluate(
     schema = Schema.load(out / "data/schema.json")
     with process_group(settings.device) as process:
         model, checkpoint = restore(task, out, schema, settings, process)
-        size = settings.train.eval_batch_size
-        test = evaluate_split(
-            model, out / "data/test", schema, process, size, settings.data.bounds
+        evaluator = Evaluator(
+            task,
+            out / "data",
+            out / task,
+            schema,
+            process,
+            settings.train,
+            settings.data.bounds,
         )
+        test = evaluator.test(model, load_calibrations(checkpoint))
         if process.is_first:
             metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
-            metrics |= {"world_size": process.world_size, "test": test}
+            metrics |= {"world_size": process.world_size} | test
             typer.echo(json.dumps(metrics))
 
 

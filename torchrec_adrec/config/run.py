@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from torchrec_adrec.config.base import Count, Fraction, Settings
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
+from torchrec_adrec.config.formula import Formula
 from torchrec_adrec.config.train import (
     RankingConfig,
     RetrievalConfig,
@@ -39,16 +40,30 @@ class IndexConfig(Settings):
 
 
 class RecommendConfig(Settings):
-    """How many ads retrieval hands to the ranker, and how many are shown."""
+    """How many ads the ranker gets, how many are shown, and in which order."""
 
     candidates: Count = 500
     top: Count = 10
+    rank_by: str | None = None
+    """The number by which ads are ordered, the highest first: a formula of names,
+    numbers, + - * / and parentheses, as `click * value` or `click * bid`. Names are
+    the labels, which mean their predictions, and the numbers of the ad's side as they
+    are in the raw data. Default: the first label, the click. Ads of the same number are
+    in the order of their ids."""
 
     @model_validator(mode="after")
     def _top_of_candidates(self) -> Self:
         if self.top > self.candidates:
             raise ValueError(f"top {self.top} exceeds the {self.candidates} candidates")
         return self
+
+    @field_validator("rank_by")
+    @classmethod
+    def _is_a_formula(cls, rank_by: str | None) -> str | None:
+        # Its names are checked by the recommender, which knows labels and catalog.
+        if rank_by is not None:
+            Formula.parse(rank_by)
+        return rank_by
 
 
 class Config(Settings):

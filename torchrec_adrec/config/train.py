@@ -74,6 +74,9 @@ class RetrievalConfig(Settings):
         return 2 if self.similarity == "additive" else self.output_dim
 
 
+CalibrationKind = Literal["none", "temperature", "platt", "isotonic"]
+
+
 class RankingConfig(Settings):
     """The model that orders the candidates."""
 
@@ -96,6 +99,11 @@ class RankingConfig(Settings):
     dropout: Dropout = 0.1
     tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
     """The source of the tables: the retrieval checkpoint, or new random values."""
+    calibration: CalibrationKind = "none"
+    """What is fitted on the validation rows after training and applied to every
+    prediction: temperature (a slope of the logit), platt (slope and intercept) or
+    isotonic (steps). A label that is a value gets a factor. It needs 100 validation
+    rows of each class."""
     optimizer: OptimizerConfig = OptimizerConfig(tables_lr=0.05, dense_lr=0.002)
     """A table that is warm-started and then hardly moves ranks worse than a fresh one:
     the learning rate of the tables stays high."""
@@ -144,6 +152,9 @@ class TrainConfig(Settings):
     """The answer to a model that learns nothing (constant logits, or an AUC of 0.5)."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two evaluations on the validation split; 0: only at the end."""
+    segment: str | None = None
+    """The id column for each of whose values calibration is reported. Default: of the
+    columns with 2 to 20 values, the one that is known in most rows."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many evaluations without a better validation log loss, and go back
     to the best checkpoint. Needs `evaluate_every`."""

@@ -30,7 +30,8 @@ class DataSet:
             other row is counted in `BadRows` with file and line. The same file gives
             the same rows, however they are cut into frames.
         time: Int64 column to split by; None: rows are in time order.
-        user: String column that names the user, for a split by user; None: unknown.
+        user: column that names the user, for a split by user and for metrics of each
+            user's list: a String column, or the source of a feature; None: unknown.
         sides: the settings that move a column to the other side, for messages; empty:
             the adapter has decided.
         ad: the ad's column that names it; the catalog holds its latest values. None: an
@@ -86,7 +87,7 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     if data.time is not None:
         types[data.time] = {pl.Int64()}
     if data.user is not None:
-        types[data.user] = {pl.String()}
+        types.setdefault(data.user, {pl.String()})
     return types
 
 

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from torchrec_adrec.distributed.checkpoint_hashes import check_file, check_files
 from torchrec_adrec.errors import CheckpointError, ManifestError
-from torchrec_adrec.runtime.files import HASHES, Origin, load_hashes
+from torchrec_adrec.runtime.files import HASHES, Origin, load_hashes, sha256
 
 STATE = "state.json"
 METADATA = ".metadata"  # which tensor lies where
@@ -110,6 +110,41 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, json.loads((path / STATE).read_text()), hashes)
     except (OSError, ValueError, ManifestError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint: {error}") from None
+
+
+def attach(checkpoint: Checkpoint, name: str, content: Any) -> None:
+    """Add a JSON file to a checkpoint that is whole, hashed like all of its files.
+
+    Args:
+        checkpoint: to add to.
+        name: of the file; one of that name is replaced.
+        content: JSON.
+    """
+    path = checkpoint.path / name
+    others = {n: h for n, h in checkpoint.hashes.items() if n != name}
+    # Whoever is stopped in between leaves a checkpoint without the file, and never one
+    # whose hash is that of another file.
+    _replace(checkpoint.path / HASHES, others)
+    _replace(path, content)
+    _replace(checkpoint.path / HASHES, others | {name: sha256(path)})
+
+
+def _replace(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.rename(path)
+
+
+def attachment(checkpoint: Checkpoint, name: str) -> Any:
+    """Read a file that `attach` added; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if name not in checkpoint.hashes:
+        return None
+    check_file(checkpoint.path / name, checkpoint.hashes)
+    return json.loads((checkpoint.path / name).read_text())
 
 
 def _step_folders(folder: Path) -> list[Path]:

@@ -6,7 +6,8 @@ from sklearn.metrics import roc_auc_score
 from torchrec_adrec.arrays import Float64s
 
 RESAMPLES, LEVEL = 1000, 0.95
-DRAWN_AT_ONCE = 50  # resamples: 50 x 20,000 counts are 8 MB
+DRAWN_AT_ONCE = 50  # resamples
+MOST_COUNTS = 1_000_000  # held at once: 8 MB
 
 
 def auc_difference(
@@ -60,9 +61,10 @@ def resampled_means(
     """
     # A product with counts is much faster than gathering the drawn rows of each draw.
     rows, rng = len(values), np.random.default_rng(seed)
+    at_once = min(DRAWN_AT_ONCE, max(MOST_COUNTS // rows, 1))
     means = []
-    for first in range(0, resamples, DRAWN_AT_ONCE):
-        size = min(DRAWN_AT_ONCE, resamples - first)
+    for first in range(0, resamples, at_once):
+        size = min(at_once, resamples - first)
         drawn = rng.integers(rows, size=(size, rows))
         counts = np.stack([np.bincount(d, minlength=rows) for d in drawn])
         means.append(counts.astype(np.float64) @ values / rows)

@@ -8,10 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from torchrec_adrec.arrays import Float64s
-
 matplotlib.use("Agg")
-BINS = 20
 
 
 def loss_curve(curve: Sequence[tuple[int, float]], title: str, path: Path) -> None:
@@ -24,30 +21,33 @@ def loss_curve(curve: Sequence[tuple[int, float]], title: str, path: Path) -> No
     figure.savefig(path, dpi=120)
 
 
-def calibration_curve(
-    probability: Float64s, label: Float64s, title: str, path: Path
+def reliability_picture(
+    labels: Mapping[str, Sequence[Mapping[str, Any]]], title: str, path: Path
 ) -> None:
-    """Draw the observed click rate over the predicted one, in bins of equal size.
+    """Draw what was observed over what was predicted, one panel for each label.
+
+    On the dashed line predictions mean what they say; below it they are too high. Bars
+    are two standard errors.
 
     Args:
-        probability: (N,) predicted.
-        label: (N,) 0 or 1.
+        labels: the bins of each, as `calibration_metrics.Bin.to_json` gives them.
         title: of the picture.
         path: of the file.
     """
-    order = np.argsort(probability)
-    # Bins of equal size, not width: most predictions are small, and a bin of three rows
-    # would draw its noise.
-    bins = [b for b in np.array_split(order, BINS) if len(b)]
-    predicted = [probability[b].mean() for b in bins]
-    observed = [label[b].mean() for b in bins]
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.subplots()
-    top = max(*predicted, *observed)
-    axes.plot([0, top], [0, top], "--", color="grey", label="perfect")
-    axes.plot(predicted, observed, "o-", label=f"{len(label):,} rows, {BINS} bins")
-    axes.set(xlabel="predicted", ylabel="observed", title=title)
-    axes.legend()
+    figure = Figure(figsize=(5 * len(labels), 5), layout="constrained")
+    panels = figure.subplots(1, len(labels), squeeze=False)[0]
+    for axes, (label, bins) in zip(panels, labels.items(), strict=True):
+        names = ("predicted", "observed", "error", "rows")
+        predicted, observed, error, rows = (
+            np.array([b[name] for b in bins]) for name in names
+        )
+        top = max(predicted.max(), observed.max())
+        axes.plot([0, top], [0, top], "--", color="grey", label="perfect")
+        axes.errorbar(predicted, observed, 2 * error, fmt="none", color="lightgrey")
+        axes.plot(predicted, observed, "o-", label=f"{rows.sum():,} rows")
+        axes.set(xlabel="predicted", ylabel="observed", title=label)
+        axes.legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from torchrec_adrec.data.prepare.data_report import dependency_table
 from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
+from torchrec_adrec.pipeline.label_tables import label_tables
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
 
@@ -161,6 +162,8 @@ def write_report(seed: int, metrics: Metrics, run: Path) -> None:
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
+        # A stage that an older version made has none.
+        lines += label_tables(metrics[name].get("details", {}))
     lines += ["The data: [report](data/report.md)", ""]
     lines += dependency_table(metrics["data"]["side_dependencies"])
     lines += held_table(metrics["data"]["held_ads"])

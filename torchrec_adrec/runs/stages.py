@@ -30,6 +30,7 @@ SETTINGS_WITHOUT_EFFECT = {
     "log_every",
     "health_every",
     "dead_model",
+    "segment",
     "restarts",
     "hang_seconds",
     "ledger",

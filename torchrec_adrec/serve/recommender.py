@@ -3,6 +3,7 @@
 encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer)
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,12 @@ from torchrec_adrec.runs.stages import (
     RETRIEVAL,
     check_inputs,
 )
-from torchrec_adrec.schema import AD_ID, SCORE, Side
+from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
 from torchrec_adrec.serve.proof import Proof, check_names
+from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
+from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import restore_whole
 
 
@@ -41,8 +44,10 @@ class Recommendation:
     """The answer to one request.
 
     Attributes:
-        ads: highest click probability first: `ad_id`, the ranker's prediction of each
-            label, `score` (the towers' inner product) and the ad's raw columns.
+        ads: in the order of `recommend.rank_by`, by default the highest click
+            probability first: `ad_id`, the ranker's prediction of each label, `score`
+            (the towers' inner product), `rank_score` (the value of the formula, where
+            it is more than the name of a label) and the ad's raw columns.
         candidates: number of ads that the ranker scored.
         milliseconds: per stage, and `total`.
     """
@@ -67,7 +72,11 @@ class Recommender:
         encoder: fitted by `adrec prepare`.
         retriever: the user tower and the index.
         scorer: the ranker and the catalog.
-        settings: how many ads are retrieved and returned.
+        settings: how many ads are retrieved and returned, and in which order.
+
+    Raises:
+        ConfigError: `recommend.rank_by` names what is neither predicted nor a number of
+            the catalog.
     """
 
     def __init__(
@@ -79,17 +88,22 @@ class Recommender:
     ) -> None:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
         self.settings = settings
+        self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
 
     @classmethod
-    def load(cls, run: Path, threads: int = 1) -> "Recommender":
+    def load(
+        cls, run: Path, threads: int = 1, rank_by: str | None = None
+    ) -> "Recommender":
         """Open a finished run and prove that its parts belong together.
 
         Args:
             run: its folder.
             threads: of this process. One is best for single requests: on two, waiting
                 for a busy core made ranking 15 times slower.
+            rank_by: a formula in the place of `recommend.rank_by`.
 
         Raises:
+            ConfigError: `rank_by` is no formula of names that there are.
             ManifestError, CheckpointError: a part is missing, damaged, was made from
                 another part than the ones in the run, or gives other vectors or scores
                 than were exported.
@@ -99,7 +113,8 @@ class Recommender:
         for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
             check_inputs(stage, run)
         # The index was measured at as many candidates as its own settings name.
-        config = load_config(run / "index" / CONFIG)
+        overrides = [f"recommend.rank_by={json.dumps(rank_by)}"] if rank_by else []
+        config = load_config(run / "index" / CONFIG, overrides)
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
         towers, towers_checkpoint = restore_whole("retrieval", run, schema)
@@ -110,7 +125,12 @@ class Recommender:
         recommender = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
-            RankingScorer(ranker.model, schema, load_catalog(run / "data")),
+            RankingScorer(
+                ranker.model,
+                schema,
+                load_catalog(run / "data"),
+                load_calibrations(ranker_checkpoint),
+            ),
             config.recommend,
         )
         Proof(
@@ -134,7 +154,7 @@ class Recommender:
         Raises:
             DataError: a column that no user feature is made of, a value of the wrong
                 kind, or a `top` below 1 or above the number of candidates.
-            PredictionError: a vector or a prediction is not finite.
+            PredictionError: a vector, a prediction or the formula is not finite.
         """
         candidates = self._candidates()
         if top is None:
@@ -151,10 +171,20 @@ class Recommender:
         with _timed("rank", milliseconds):
             predictions = self.scorer.score(user_input, ids)
         milliseconds["total"] = sum(milliseconds.values())
-        ranked = pl.DataFrame({AD_ID: ids} | predictions | {SCORE: scores})
-        # The first label is the click; the join must keep the order by it.
-        click = self.encoder.schema.labels[0].name
-        best = ranked.sort(click, descending=True).head(top)
+        ranked = pl.DataFrame(
+            {AD_ID: ids} | predictions | {SCORE: scores}
+        ).with_columns(
+            pl.Series(
+                RANK_SCORE, self.rank_by.score(predictions, self.scorer.rows(ids))
+            )
+        )
+        # By id where numbers are equal: the order in which an index returns its ads is
+        # its own affair, and the same request must have the same answer.
+        order = ranked.sort(RANK_SCORE, AD_ID, descending=[True, False])
+        best = order.head(top)
+        if self.rank_by.is_label:
+            best = best.drop(RANK_SCORE)
+        # The join must keep that order.
         ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), milliseconds)
 

@@ -10,6 +10,7 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.tasks.calibration import Calibrations
 from torchrec_adrec.tasks.label_heads import prediction
 
 Scores = dict[str, Float64s]
@@ -18,6 +19,12 @@ Scores = dict[str, Float64s]
 class RankingScorer:
     """The ranker and the features of every ad.
 
+    Args:
+        ranker: scores a user's candidates.
+        schema: of the data.
+        catalog: every ad, encoded and raw.
+        calibrations: of the ranker's checkpoint.
+
     Attributes:
         ids: (N,), of the catalog, rising.
         columns: the encoded features, (N,) each.
@@ -25,9 +32,13 @@ class RankingScorer:
     """
 
     def __init__(
-        self, ranker: nn.Module, schema: Schema, catalog: pl.DataFrame
+        self,
+        ranker: nn.Module,
+        schema: Schema,
+        catalog: pl.DataFrame,
+        calibrations: Calibrations | None = None,
     ) -> None:
-        self.ranker, self.schema = ranker, schema
+        self.ranker, self.schema, self.calibrations = ranker, schema, calibrations
         self.ids = catalog[AD_ID].to_numpy()
         names = schema.columns_of(Side.AD)
         self.columns = {name: catalog[name].to_numpy() for name in names}
@@ -46,12 +57,24 @@ class RankingScorer:
         """
         logits = self.ranker(user, self.features(ad_ids))
         return {
-            label.name: prediction(label, logits[:, column].double()).numpy()
+            label.name: prediction(
+                label, logits[:, column].double(), self.calibrations
+            ).numpy()
             for column, label in enumerate(self.schema.labels)
         }
 
     def features(self, ad_ids: Int64s) -> TowerInput:
         """Gather the catalog's features of some ads, one row each.
+
+        Raises:
+            ManifestError: an ad that the catalog does not hold.
+        """
+        rows = self.rows(ad_ids)
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return tower_input(columns, self.schema, Side.AD)
+
+    def rows(self, ad_ids: Int64s) -> Int64s:
+        """Find the catalog's rows of some ads, (n,).
 
         Raises:
             ManifestError: an ad that the catalog does not hold.
@@ -65,5 +88,4 @@ class RankingScorer:
                 f"ad {ad_ids[unknown][0]} of the index is not in the catalog;"
                 " export and index again"
             )
-        columns = {name: column[rows] for name, column in self.columns.items()}
-        return tower_input(columns, self.schema, Side.AD)
+        return np.asarray(rows, dtype=np.int64)

@@ -14,6 +14,7 @@ from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.losses.mean import Share
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.schema import Label
+from torchrec_adrec.tasks.calibration import Calibrations
 
 
 class LabelHead(Protocol):
@@ -71,8 +72,15 @@ class ValueHead:
 LABEL_HEADS: dict[str, LabelHead] = {"binary": BinaryHead(), "value": ValueHead()}
 
 
-def prediction(label: Label, logits: Tensor) -> Tensor:
+def prediction(
+    label: Label, logits: Tensor, calibrations: Calibrations | None = None
+) -> Tensor:
     """Predict a label from its logits, (B,) -> (B,).
+
+    Args:
+        label: the label.
+        logits: (B,) of the model.
+        calibrations: of the checkpoint; None: the model's own predictions.
 
     Raises:
         PredictionError: one is not finite.
@@ -87,4 +95,5 @@ def prediction(label: Label, logits: Tensor) -> Tensor:
             f" {logits[wrong][0]:g}): `adrec checkpoint inspect` shows whether the"
             " weights are; train again"
         )
-    return predicted
+    calibration = (calibrations or {}).get(label.name)
+    return predicted if calibration is None else calibration.apply(logits, predicted)

@@ -1,5 +1,6 @@
 """Computes a model's figures on the splits that training never reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from torch import nn
 from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.config.train import TrainConfig
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.metrics import Predictions, label_metrics
-from torchrec_adrec.evaluation.pictures import calibration_curve
-from torchrec_adrec.evaluation.predict import predict_split
+from torchrec_adrec.evaluation.label_report import judge_labels
+from torchrec_adrec.evaluation.metrics import label_metrics
+from torchrec_adrec.evaluation.pictures import reliability_picture
+from torchrec_adrec.evaluation.predict import SplitLogits, split_logits
+from torchrec_adrec.evaluation.row_keys import check_segment, read_row_keys
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks.calibration import Calibrations, to_json
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Evaluator:
     Args:
         task: `retrieval` or `ranking`.
         data: a prepared data set.
-        folder: where the calibration's picture goes.
+        folder: where the picture of calibration goes.
         schema: of the data.
         process: this rank.
         train: how many rows of all ranks are predicted at a time.
@@ -37,24 +41,59 @@ class Evaluator:
     train: TrainConfig
     bounds: Bounds
 
+    def __post_init__(self) -> None:
+        # Now, and not after hours of training.
+        check_segment(self.train.segment, self.schema)
+
     def has(self, split: str) -> bool:
         """Whether the split has rows."""
         return any((self.data / split).glob("*.parquet"))
 
     def figures(self, model: nn.Module, split: str) -> dict[str, dict[str, float]]:
         """Return the figures of each label over one split, the same on every rank."""
-        predictions = self._predict(model, split)
-        if self.process.is_first and split == "test":
-            self._draw_calibration(predictions)
+        predictions = self.logits(model, split).predictions(self.schema)
         return label_metrics(self.schema, predictions)
 
-    def held_out(self, model: nn.Module) -> dict[str, Any]:
-        """Return the figures of every split that has rows."""
-        splits = [name for name in ("valid", "test") if self.has(name)]
-        return {name: self.figures(model, name) for name in splits}
+    def held_out(
+        self, model: nn.Module, calibrations: Calibrations | None = None
+    ) -> dict[str, Any]:
+        """Return the calibration, the figures of every split, the test's `details`.
 
-    def _predict(self, model: nn.Module, split: str) -> Predictions:
-        return predict_split(
+        Args:
+            model: the model that is served.
+            calibrations: of its checkpoint. Those of the validation rows were fitted on
+                these very rows.
+        """
+        metrics: dict[str, Any] = {"calibration": to_json(calibrations or {})}
+        if self.has("valid"):
+            logits = self.logits(model, "valid")
+            predictions = logits.predictions(self.schema, calibrations)
+            metrics["valid"] = label_metrics(self.schema, predictions)
+        metrics |= self.test(model, calibrations)
+        if self.process.is_first:
+            self._draw_calibration(metrics["details"])
+        return metrics
+
+    def test(
+        self, model: nn.Module, calibrations: Calibrations | None = None
+    ) -> dict[str, Any]:
+        """Return the figures of the test split as `test`, all others as `details`.
+
+        The details are computed by the first rank alone: on any other there are none.
+        """
+        logits = self.logits(model, "test")
+        predictions = logits.predictions(self.schema, calibrations)
+        metrics: dict[str, Any] = {"test": label_metrics(self.schema, predictions)}
+        if self.process.is_first:
+            keys = read_row_keys(
+                self.data, "test", logits.rows, self.schema, self.train.segment
+            )
+            metrics["details"] = judge_labels(self.schema, logits, keys, calibrations)
+        return metrics
+
+    def logits(self, model: nn.Module, split: str) -> SplitLogits:
+        """Compute the logits of one split, the same on every rank."""
+        return split_logits(
             model,
             self.data / split,
             self.schema,
@@ -63,8 +102,7 @@ class Evaluator:
             self.bounds,
         )
 
-    def _draw_calibration(self, predictions: Predictions) -> None:
-        # Of the first label alone, the click: it is the one that decides.
-        label, (probability, observed) = next(iter(predictions.items()))
-        title = f"{self.task}: {label} on the test split"
-        calibration_curve(probability, observed, title, self.folder / "calibration.png")
+    def _draw_calibration(self, details: Mapping[str, Any]) -> None:
+        labels = {name: d["bins"] for name, d in details.items() if d["bins"]}
+        title = f"{self.task}: test split"
+        reliability_picture(labels, title, self.folder / "calibration.png")

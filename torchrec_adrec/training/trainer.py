@@ -26,6 +26,7 @@ from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
 from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.calibrate import calibrate, check_enough_rows
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.schedule import Schedule
@@ -84,6 +85,7 @@ class Trainer:
         self.evaluator = Evaluator(
             self.task, self.data, self.folder, self.schema, self.process, train, bounds
         )
+        check_enough_rows(self.task, config.ranking, self.data, self.schema)
         if train.evaluate_every and not self.evaluator.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
@@ -116,12 +118,13 @@ class Trainer:
                 f" last step), seed {self.config.seed}"
             )
         samples_per_second, last = self._train(first)
-        chosen = load_best(self.model, self.folder, self.state.stopping, self.schema)
+        best = load_best(self.model, self.folder, self.state.stopping, self.schema)
+        calibrations = calibrate(self.config.ranking, best, self.evaluator, self.model)
         metrics = {
             "task": self.task,
             "seed": self.config.seed,
             "world_size": self.process.world_size,
-            "checkpoint": chosen.origin.model_dump(),
+            "checkpoint": best.origin.model_dump(),
             "tables_from": self._tables_from(),
             "initialised": self.state.initialised,
             "train": {
@@ -133,7 +136,7 @@ class Trainer:
                 "validation": self.state.stopping.history,
                 "restarts": restarts,
             },
-            **self.evaluator.held_out(self.model),
+            **self.evaluator.held_out(self.model, calibrations),
         }
         if self.process.is_first:
             (self.folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
@@ -165,8 +168,7 @@ class Trainer:
             self.source.ledger.go_on(last.step, last.state["ledger"])
         tables_from = last.state["tables_from"]
         if self.warm_start is not None and tables_from is not None:
-            origin = Origin.model_validate(tables_from)
-            check_origin(last.path, origin, self.warm_start)
+            check_origin(last.path, Origin.model_validate(tables_from), self.warm_start)
         log.info("resumed from %s", last.path)
         return last.step
 

@@ -39,6 +39,7 @@ from torchrec_adrec.schema import Label
 TSV, TRUTH = "synthetic.tsv", "truth"
 ROWS, USERS, ADS, WORLD = "rows.parquet", "users.parquet", "ads.parquet", "world.json"
 ADVERTISERS, CATEGORIES = 12, 5
+USER = "C3"  # the number of the user, missing in some rows
 I2_BELOW = 2
 QUARTERS = (-0.24, 0.0, 0.24)  # of an axis of a unit vector in R^8
 # Columns that tell nothing of the click: how many values each has.
@@ -154,7 +155,7 @@ def open_data(config: DataConfig, folder: Path) -> DataSet:
             yield frame.hstack(outcomes.slice(first, len(frame)).collect())
             first += len(frame)
 
-    return DataSet(schema, (tsv,), read)
+    return DataSet(schema, (tsv,), read, user=USER)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The stage `prepare`: from raw files to Parquet, catalog, schema and report.
 
 data/
-  train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q
+  train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q, and
+                          user_key where the data names a user
   catalog.parquet         every distinct ad
   schema.json transforms.json vocabulary/ statistics/
                           with these, serving encodes a request

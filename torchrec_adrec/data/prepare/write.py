@@ -13,6 +13,7 @@ from torchrec_adrec.arrays import Bools, Columns, Int64s, UInt64s
 from torchrec_adrec.data.catalog import ad_ids, log_q
 from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
 from torchrec_adrec.data.prepare.row_hashes import (
     count_repeated,
@@ -25,7 +26,7 @@ from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splits, Splitter
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
-from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
+from torchrec_adrec.schema import AD_ID, LOG_Q, NO_USER, USER_KEY, Schema, Side
 
 ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by group
 
@@ -118,6 +119,10 @@ class SplitWriter:
             file = self.data.files[ref.file]
             row = ref.row_in_file + error.row + 1
             raise DataError(f"{file}, good row {row}: {error}") from None
+        if self.data.user is not None:
+            # No model reads it; lists are judged, and rows resampled, by user.
+            user = scalar_column(chunk.columns, self.data.user)
+            columns[USER_KEY] = user.spread(keys(user.values), NO_USER)
         ids = ad_ids(chunk.columns, self.data.ad_key)
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
 
