@@ -242,8 +242,9 @@ def test_a_calibrated_prediction_is_reported_and_served(
     restored = evaluate_split(
         model, test, schema, process, 512, calibrations=load_calibrations(final)
     )
-    for label, figures in restored.items():
-        assert figures == pytest.approx(reported["test"][label], abs=1e-6, nan_ok=True)
+    for label_name, figures in restored.items():
+        expected = pytest.approx(reported["test"][label_name], abs=1e-6, nan_ok=True)
+        assert figures == expected
     raw = evaluate_split(model, test, schema, process, 512)
     assert raw["click"]["auc"] == pytest.approx(restored["click"]["auc"], abs=1e-9)
     assert raw["click"]["log_loss"] != pytest.approx(restored["click"]["log_loss"])
