@@ -178,3 +178,17 @@ def test_a_row_without_a_user_is_drawn_alone() -> None:
     clusters = keys.clusters(4)
     assert clusters[0] == clusters[2]
     assert len(set(clusters.tolist())) == 3 and clusters.max() == 2
+
+
+def test_many_rows_are_drawn_in_groups_with_the_same_spread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predicted, label, _ = rows()
+    widths = []
+    for most in (100_000, 200):
+        monkeypatch.setattr("torchrec_adrec.evaluation.row_keys.MOST_CLUSTERS", most)
+        assert RowKeys().clusters(len(label)).max() + 1 == min(len(label), most)
+        report = judge_label("binary", predicted, label, RowKeys())
+        low, high = report["intervals"]["auc"]
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.2)

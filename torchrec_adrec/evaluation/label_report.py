@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit
 
 from torchrec_adrec.arrays import Float64s, Int64s
-from torchrec_adrec.evaluation.bootstrap import RESAMPLES, interval, resampled_means
+from torchrec_adrec.evaluation.bootstrap import interval, resampled_means
 from torchrec_adrec.evaluation.calibration_metrics import (
     BINS,
     CLIP,
@@ -31,7 +31,6 @@ from torchrec_adrec.evaluation.user_lists import UserLists, user_lists
 from torchrec_adrec.schema import LabelKind, Schema
 from torchrec_adrec.tasks.calibration import Calibrations
 
-MOST_DRAWN = 200_000_000  # clusters over all resamples: some seconds
 Report = dict[str, Any]
 # Sums of terms over some rows -> a metric. Arrays: one entry for each resample.
 Statistic = Callable[[Mapping[str, Float64s]], Float64s]
@@ -58,8 +57,7 @@ class Terms:
         """
         sums = np.stack([np.bincount(clusters, weights=x) for x in self.rows.values()])
         count = sums.shape[1]
-        resamples = int(np.clip(MOST_DRAWN // count, 100, RESAMPLES))
-        means = resampled_means(sums.T.astype(np.float64), seed, resamples)
+        means = resampled_means(sums.T.astype(np.float64), seed)
         columns = dict(zip(self.rows, means.T * count, strict=True))
         with np.errstate(all="ignore"):
             draws = {name: of(columns) for name, of in self.statistics.items()}

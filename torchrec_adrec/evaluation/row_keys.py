@@ -22,6 +22,7 @@ from torchrec_adrec.schema import NO_USER, USER_KEY, Schema, Side, SparseFeature
 FEW_VALUES = range(2, 21)  # of a column that may be the segment unasked
 SHOWN_VALUES = 20
 OTHERS = "others"
+MOST_CLUSTERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ class RowKeys:
         Args:
             count: B.
         """
+        # More than so many are drawn in groups, which are independent of one another
+        # too: the spread is the same, and the time bounded.
         rows = np.arange(count)
         if self.user is None:
-            return rows
+            return rows % MOST_CLUSTERS
         # Keys of users are never negative.
         keys = np.where(self.user == NO_USER, -2 - rows, self.user)
-        return np.asarray(np.unique(keys, return_inverse=True)[1], dtype=np.int64)
+        codes = np.unique(keys, return_inverse=True)[1]
+        return np.asarray(codes % MOST_CLUSTERS, dtype=np.int64)
 
 
 def check_segment(segment: str | None, schema: Schema) -> None:
