@@ -43,6 +43,7 @@ setup(
         "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "uvicorn"],
+        "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
         "dev": [
             *(
                 "codespell",

@@ -107,8 +107,9 @@ def boosting(data: Path, seed: int) -> Figures:
     }
     sets = {
         split: lightgbm.Dataset(
-            frame.select(names).to_pandas(),
+            frame.select(names).to_numpy(),
             frame[click].to_numpy(),
+            feature_name=names,
             categorical_feature=ids,
             free_raw_data=False,
         )
