@@ -120,7 +120,7 @@ def test_too_few_validation_rows_are_refused_before_training(tmp_path: Path) -> 
         check("platt")
     write(tmp_path, 100, 100)
     check("platt")
-    # Another folder: a file that is replaced within one tick of the clock looks the same.
+    # Another folder: a file replaced within a tick of the clock looks the same.
     few = tmp_path / "few"
     few.mkdir()
     write(few, 101, 99)
