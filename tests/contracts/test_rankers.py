@@ -13,7 +13,7 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.models.rankers.base import Ranker
-from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.schema import Side
 
 ADS, DIM = 6, 8
@@ -24,7 +24,7 @@ def ranker(request: pytest.FixtureRequest) -> Ranker:
     """A new model whose weights are all random, in evaluation mode."""
     torch.manual_seed(0)
     config = RankingConfig(model=request.param, model_dim=8, heads=2)
-    model = RANKERS[request.param](SCHEMA, config, DIM)
+    model = build_ranker(SCHEMA, config, DIM)
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0, 0.3)
@@ -84,7 +84,7 @@ def test_the_users_part_is_computed_once_per_request(ranker: Ranker) -> None:
     """Each further ad costs the ad's part alone, however many there are."""
     few, many = (operations(ranker, 1, ads) for ads in (10, 20))
     users_part = operations(ranker, 20, 20) - many
-    assert ranker.shares_user == (users_part > 0) and users_part % 19 == 0
+    assert ranker.head.shares_user == (users_part > 0) and users_part % 19 == 0
     # What is left of ten ads without the user's part is ten times one ad's part.
     assert 2 * (few - users_part // 19) == many - users_part // 19
 

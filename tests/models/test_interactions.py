@@ -13,7 +13,7 @@ from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.models.rankers.base import Ranker
 from torchrec_adrec.models.rankers.deepfm import pairwise
-from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.schema import DenseFeature, Label, Schema, Side, SparseFeature
 
 SCHEMA = Schema(
@@ -58,7 +58,7 @@ def train(model: Ranker) -> float:
 def test_only_a_sum_over_features_cannot_learn_a_pair(name: str) -> None:
     torch.manual_seed(0)
     config = RankingConfig(model=name, hidden=(32, 16), dropout=0)
-    auc = train(RANKERS[name](SCHEMA, config, 8))
+    auc = train(build_ranker(SCHEMA, config, 8))
     if name == "lr":
         assert 0.4 < auc < 0.6
     else:

@@ -10,15 +10,16 @@ from sklearn.linear_model import LogisticRegression
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.models.rankers.logistic import LogisticRanker
+from torchrec_adrec.models.rankers.base import Ranker
+from torchrec_adrec.models.rankers.registry import build_ranker
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
 ROWS = 5
 
 
-def new(schema: Schema = SCHEMA, **settings: str) -> LogisticRanker:
+def new(schema: Schema = SCHEMA, **settings: str) -> Ranker:
     config = RankingConfig.model_validate({"model": "lr", **settings})
-    return LogisticRanker(schema, config, 16)
+    return build_ranker(schema, config, 16)
 
 
 def test_logits_are_the_sum_of_the_weights() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.losses.mean import global_means
-from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.schema import Label, Schema
 from torchrec_adrec.tasks.after_lookup import AfterLookup, Computed, Outputs
 from torchrec_adrec.tasks.guard import Guard
@@ -31,7 +31,7 @@ class RankingTask(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.model = RANKERS[config.model](schema, config, embedding_dim, device)
+        self.model = build_ranker(schema, config, embedding_dim, device)
         self.loss = RankingLoss(schema.labels)
         self.guard = Guard()
         self.after_lookup = AfterLookup(self.model, self._compute, self.guard)

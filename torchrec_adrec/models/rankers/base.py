@@ -26,8 +26,44 @@ class RankerHead(nn.Module, ABC):
     """The dense part of a ranker: everything between its tables and its logits.
 
     It is a module of its own because the training pipeline traces a model down to its
-    sharded tables and takes what follows as one leaf, in which Python may branch.
+    sharded tables and takes what follows as one leaf, in which Python may branch. A
+    ranker model is a head in a file of its own, and a name in `registry`:
+
+        class MeanHead(RankerHead):
+            def __init__(self, schema, config, width):
+                super().__init__()
+                self.out = nn.Linear(2 * width, len(schema.labels))
+
+    Attributes:
+        warm_starts: whether the tables are those of the towers in shape and meaning,
+            so that `ranking.tables` may take them from the retrieval checkpoint.
+        shares_user: whether a request computes its user's part once for all ads. A
+            model that mixes the sides in its first layer cannot.
     """
+
+    warm_starts: ClassVar[bool] = True
+    shares_user: ClassVar[bool] = True
+
+    @abstractmethod
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        """Make the layers.
+
+        Args:
+            schema: features and labels.
+            config: sizes.
+            width: columns of each table.
+        """
+        super().__init__()
+
+    @staticmethod
+    def table_width(schema: Schema, embedding_dim: int) -> int:
+        """Columns of each table; by default those of the towers' tables."""
+        return embedding_dim
+
+    @staticmethod
+    def table_init() -> Init | None:
+        """What fills a new table; None: TorchRec's uniform numbers."""
+        return None
 
     @abstractmethod
     def forward(
@@ -47,51 +83,36 @@ class RankerHead(nn.Module, ABC):
         """
 
 
-class Ranker(nn.Module, ABC):
-    """(user, ad) -> (B, T) logits, one per label.
+class Ranker(nn.Module):
+    """(user, ad) -> (B, T) logits, one per label: tables of both sides under a head.
 
-    The user's input has as many rows as the ad's, or one row that all ads share. A
-    model is a subclass in a file of its own that sets `head`, and a name in `registry`:
-
-        class Mean(Ranker):
-            def __init__(self, schema, config, embedding_dim, device=None):
-                super().__init__(schema, config, embedding_dim, device)
-                self.head = MeanHead(len(schema.labels))
-
-    Attributes:
-        head: the dense part.
-        warm_starts: whether the tables are those of the towers in shape and meaning,
-            so that `ranking.tables` may take them from the retrieval checkpoint.
-        shares_user: whether a request computes its user's part once for all ads. A
-            model that mixes the sides in its first layer cannot.
+    The user's input has as many rows as the ad's, or one row that all ads share.
     """
-
-    head: RankerHead
-    warm_starts: ClassVar[bool] = True
-    shares_user: ClassVar[bool] = True
 
     def __init__(
         self,
+        head: type[RankerHead],
         schema: Schema,
         config: RankingConfig,
-        width: int,
-        device: torch.device | None,
-        init: Init | None = None,
+        embedding_dim: int,
+        device: torch.device | None = None,
     ) -> None:
-        """Make the tables of both sides.
+        """Make the tables, then the head.
 
         Args:
+            head: the model, as `registry.RANKERS` names it.
             schema: names the features, whose order is that of every looked-up vector.
-            config: says whether the tables are frozen.
-            width: columns of each table.
+            config: the head's sizes, and whether the tables are frozen.
+            embedding_dim: columns of the towers' tables.
             device: where the tables are; meta for tables that are going to be sharded.
-            init: fills a new table; TorchRec's uniform numbers by default.
         """
         super().__init__()
+        width, init = head.table_width(schema, embedding_dim), head.table_init()
         self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
         self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
         self.frozen = config.tables == "frozen"
         self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
+        self.head = head(schema, config, width)
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
         """Score B ads, each for its user or all for one user."""

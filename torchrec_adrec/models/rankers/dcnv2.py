@@ -12,35 +12,16 @@ from torch import Tensor, nn
 from torchrec.modules.crossnet import LowRankCrossNet
 
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.base import Ranker
 from torchrec_adrec.models.rankers.joined import JoinedHead
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema
 
 
-class DCNv2Ranker(Ranker):
-    """Tables of both sides under a `DCNv2Head`."""
-
-    shares_user = False
-
-    def __init__(
-        self,
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(schema, config, embedding_dim, device)
-        self.head = DCNv2Head(schema, config, embedding_dim)
-
-
 class DCNv2Head(JoinedHead):
     """Cross layers and hidden layers, read together by one linear layer."""
 
-    def __init__(
-        self, schema: Schema, config: RankingConfig, embedding_dim: int
-    ) -> None:
-        super().__init__(schema, embedding_dim)
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__(schema, config, width)
         self.cross = LowRankCrossNet(
             self.width, config.cross_layers, min(config.cross_rank, self.width)
         )

@@ -10,26 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.base import Ranker
 from torchrec_adrec.models.rankers.joined import JoinedHead
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema
-
-
-class DeepFMRanker(Ranker):
-    """Tables of both sides under a `DeepFMHead`."""
-
-    shares_user = False
-
-    def __init__(
-        self,
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(schema, config, embedding_dim, device)
-        self.head = DeepFMHead(schema, config, embedding_dim)
 
 
 class DeepFMHead(JoinedHead):
@@ -40,10 +23,8 @@ class DeepFMHead(JoinedHead):
     columns by itself, which for one label and weights of 1 is the paper's term.
     """
 
-    def __init__(
-        self, schema: Schema, config: RankingConfig, embedding_dim: int
-    ) -> None:
-        super().__init__(schema, embedding_dim)
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__(schema, config, width)
         self.linear = nn.Linear(self.width, self.labels)
         # A number takes part in products as its value times a vector of its own.
         self.number = nn.Parameter(torch.randn(self.numbers, self.dim) * 0.01)

@@ -11,35 +11,16 @@ from torch import Tensor
 from torchrec.models.dlrm import InteractionArch
 
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.base import Ranker
 from torchrec_adrec.models.rankers.joined import JoinedHead
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema
 
 
-class DLRMRanker(Ranker):
-    """Tables of both sides under a `DLRMHead`."""
-
-    shares_user = False
-
-    def __init__(
-        self,
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(schema, config, embedding_dim, device)
-        self.head = DLRMHead(schema, config, embedding_dim)
-
-
 class DLRMHead(JoinedHead):
     """A bottom layer for the numbers, the interaction, and hidden layers above it."""
 
-    def __init__(
-        self, schema: Schema, config: RankingConfig, embedding_dim: int
-    ) -> None:
-        super().__init__(schema, embedding_dim)
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__(schema, config, width)
         self.bottom = mlp((self.numbers, config.hidden[-1], self.dim), config.dropout)
         self.interaction = InteractionArch(self.fields)
         pairs = (self.fields + 1) * self.fields // 2

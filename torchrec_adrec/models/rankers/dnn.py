@@ -7,35 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.base import Ranker, RankerHead
+from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.modules.split_linear import SplitLinear
 from torchrec_adrec.schema import Schema, Side
 
 
-class DnnRanker(Ranker):
-    """Vectors and numbers, hidden layers, one logit per label."""
-
-    def __init__(
-        self,
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(schema, config, embedding_dim, device)
-        self.head = DnnHead(schema, config, embedding_dim)
-
-
 class DnnHead(RankerHead):
     """The first layer is split by side, so a request multiplies its user once."""
 
-    def __init__(
-        self, schema: Schema, config: RankingConfig, embedding_dim: int
-    ) -> None:
-        super().__init__()
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__(schema, config, width)
         user, ad = (
-            len(schema.bags_of(side)) * embedding_dim + len(schema.dense_of(side))
+            len(schema.bags_of(side)) * width + len(schema.dense_of(side))
             for side in Side
         )
         self.first = SplitLinear(user, ad, config.hidden[0])

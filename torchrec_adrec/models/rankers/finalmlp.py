@@ -12,35 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.base import Ranker
 from torchrec_adrec.models.rankers.joined import JoinedHead
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema, Side
 
 
-class FinalMLPRanker(Ranker):
-    """Tables of both sides under a `FinalMLPHead`."""
-
-    shares_user = False
-
-    def __init__(
-        self,
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(schema, config, embedding_dim, device)
-        self.head = FinalMLPHead(schema, config, embedding_dim)
-
-
 class FinalMLPHead(JoinedHead):
     """Two streams, each a gate and hidden layers, and their fusion."""
 
-    def __init__(
-        self, schema: Schema, config: RankingConfig, embedding_dim: int
-    ) -> None:
-        super().__init__(schema, embedding_dim)
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__(schema, config, width)
         # The user's vectors and numbers stand first in their parts of the row.
         self.user_fields = len(schema.bags_of(Side.USER))
         self.user_numbers = len(schema.dense_of(Side.USER))

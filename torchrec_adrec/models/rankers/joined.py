@@ -9,6 +9,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.schema import Schema, Side
 
@@ -21,18 +22,18 @@ class JoinedHead(RankerHead):
         dim: D.
         numbers: N.
         labels: T.
+        width: columns of vectors and numbers side by side, F * D + N.
     """
 
-    def __init__(self, schema: Schema, embedding_dim: int) -> None:
-        super().__init__()
+    shares_user = False
+
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__(schema, config, width)
         self.fields = sum(len(schema.bags_of(side)) for side in Side)
         self.numbers = sum(len(schema.dense_of(side)) for side in Side)
-        self.dim, self.labels = embedding_dim, len(schema.labels)
+        self.dim, self.labels = width, len(schema.labels)
 
-    @property
-    def width(self) -> int:
-        """Columns of vectors and numbers side by side, F * D + N."""
-        return self.fields * self.dim + self.numbers
+        self.width = self.fields * self.dim + self.numbers
 
     def forward(
         self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor

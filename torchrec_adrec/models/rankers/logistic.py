@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.models.rankers.base import Ranker, RankerHead
-from torchrec_adrec.modules.embeddings import WIDTH_STEP
+from torchrec_adrec.models.rankers.base import RankerHead
+from torchrec_adrec.modules.embeddings import WIDTH_STEP, Init
 from torchrec_adrec.schema import Schema, Side
 
 
-class LogisticRanker(Ranker):
+class LogisticHead(RankerHead):
     """logit_t = bias_t + sum of weight_t[id] over all ids + sum of weight_t * number.
 
     The weights of an id stand in its table's row, one column per label. A history adds
@@ -27,51 +27,46 @@ class LogisticRanker(Ranker):
     # A row of the towers' tables is a vector, and not a weight per label.
     warm_starts = False
 
-    def __init__(
-        self,
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        """Make tables of weights.
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        """Make the weights of the numbers, and the bias.
 
         Args:
             schema: names features and labels.
             config: only `tables` is read.
-            embedding_dim: unused, the number of labels is the width.
-            device: see `Ranker`.
+            width: of the tables.
 
         Raises:
             ConfigError: `ranking.tables` is frozen, and the tables are all weights.
         """
+        super().__init__(schema, config, width)
         if config.tables == "frozen":
             raise ConfigError(
                 "ranking.tables=frozen with ranking.model=lr: the tables hold the"
                 " weights that it learns; set ranking.tables=scratch"
             )
-        labels = len(schema.labels)
-        # FBGEMM's kernels take widths of this multiple alone. The columns beyond the
-        # labels are never read, so they stay 0.
-        width = -(-labels // WIDTH_STEP) * WIDTH_STEP
-        # Weights start at 0, as usual for a regression without a hidden layer: an id
-        # that training never showed then says nothing, where a random start would be
-        # kept as noise for ever.
-        super().__init__(schema, config, width, device, nn.init.zeros_)
-        self.head = LogisticHead(schema, width)
-
-
-class LogisticHead(RankerHead):
-    """Adds up the looked-up weights, the weighted numbers and the bias."""
-
-    def __init__(self, schema: Schema, width: int) -> None:
-        super().__init__()
         self.width, self.labels = width, len(schema.labels)
         counts = [len(schema.dense_of(side)) for side in Side]
         self.user_weight, self.ad_weight = (
             nn.Parameter(torch.zeros(count, self.labels)) for count in counts
         )
         self.bias = nn.Parameter(torch.zeros(self.labels))
+
+    @staticmethod
+    def table_width(schema: Schema, embedding_dim: int) -> int:
+        """One column per label, and as many as FBGEMM's kernels take.
+
+        The columns beyond the labels are never read, so they stay 0.
+        """
+        return -(-len(schema.labels) // WIDTH_STEP) * WIDTH_STEP
+
+    @staticmethod
+    def table_init() -> Init:
+        """Zeros, as usual for a regression without a hidden layer.
+
+        An id that training never showed then says nothing, where a random start would
+        be kept as noise for ever.
+        """
+        return nn.init.zeros_
 
     def forward(
         self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor

@@ -12,36 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.base import Ranker, RankerHead
+from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.modules.attention import OneWayLayer
 from torchrec_adrec.modules.split_linear import SplitLinear
 from torchrec_adrec.schema import Schema, Side
 
 
-class TransformerRanker(Ranker):
-    """One token per raw column, attention from ads to users, and a head per label."""
-
-    def __init__(
-        self,
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(schema, config, embedding_dim, device)
-        self.head = TransformerHead(schema, config, embedding_dim)
-
-
 class TransformerHead(RankerHead):
     """Tokens of both sides, transformer layers, a hidden layer and a linear term."""
 
-    def __init__(
-        self, schema: Schema, config: RankingConfig, embedding_dim: int
-    ) -> None:
-        super().__init__()
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__(schema, config, width)
         dim = config.model_dim
-        self.user_tokens = FeatureTokenizer(schema, Side.USER, embedding_dim, dim)
-        self.ad_tokens = FeatureTokenizer(schema, Side.AD, embedding_dim, dim)
+        self.user_tokens = FeatureTokenizer(schema, Side.USER, width, dim)
+        self.ad_tokens = FeatureTokenizer(schema, Side.AD, width, dim)
         self.layers = nn.ModuleList(
             OneWayLayer(dim, config.heads, config.feedforward_dim, config.dropout)
             for _ in range(config.layers)
