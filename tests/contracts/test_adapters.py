@@ -13,7 +13,7 @@ from torchrec_adrec.data.adapters import ADAPTERS, adapter_of, files_read
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import check_rows
 from torchrec_adrec.data.loader.bounds import label_limit
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.schema import Schema
 
 PACKAGE = Path(torchrec_adrec.__file__).parent
@@ -98,8 +98,7 @@ def test_the_cut_into_frames_changes_nothing(raw: Raw) -> None:
 
 
 def test_a_missing_value_is_null(raw_file: Raw) -> None:
-    if raw_file.missing is None:
-        pytest.skip("every column of the data set is required")
+    assert raw_file.missing is not None
     column = pl.concat(frames(raw_file, BadRows()))[raw_file.missing]
     assert column[MISSING] is None and column[MISSING + 1] is not None
 
@@ -115,10 +114,21 @@ def test_labels_are_in_their_range(raw: Raw) -> None:
 
 
 def test_time_and_user_are_columns_of_every_frame(raw: Raw) -> None:
-    """Every row has a time; a visitor may be unknown, as some are, but not all."""
+    """Without a gap, but for unknown users, of whom the data set tells."""
     data, rows = raw.open_data(), pl.concat(frames(raw, BadRows()))
     assert data.time is None or rows[data.time].null_count() == 0
-    assert data.user is None or rows[data.user].null_count() < 0.1 * len(rows)
+    unknown = rows[data.user].null_count() if data.user is not None else 0
+    assert data.unknown_users == (unknown > 0)
+
+
+def test_a_good_row_without_its_time_or_user_is_refused(raw: Raw) -> None:
+    data = raw.open_data()
+    frame = frames(raw, BadRows())[0]
+    for name in (data.time, None if data.unknown_users else data.user):
+        if name is not None:
+            gap = pl.when(pl.int_range(pl.len()) > 0).then(name)
+            with pytest.raises(SchemaError, match=f"{name} is null in 1 rows"):
+                check_rows(frame.with_columns(gap.alias(name)), data)
 
 
 def test_no_label_is_a_feature(raw: Raw) -> None:

@@ -31,7 +31,9 @@ class DataSet:
             the same rows, however they are cut into frames.
         time: Int64 column to split by; None: rows are in time order.
         user: column that names the user, for a split by user and for metrics of each
-            user's list: a String column, or the source of a feature; None: unknown.
+            user's list: a String column, or the source of a feature; None: none.
+        unknown_users: whether `user` is null in some rows, of visitors that nobody
+            knows. Their rows are in no user's list, and there is no split by user.
         sides: the settings that move a column to the other side, for messages; empty:
             the adapter has decided.
         ad: the ad's column that names it; the catalog holds its latest values. None: an
@@ -46,6 +48,7 @@ class DataSet:
     read: Callable[[Path, BadRows], Iterator[pl.DataFrame]]
     time: str | None = None
     user: str | None = None
+    unknown_users: bool = False
     sides: str = ""
     ad: str | None = None
     items: tuple[str, ...] = ()
@@ -102,6 +105,9 @@ _TYPES: dict[str, set[pl.DataType]] = {
 def check_rows(rows: pl.DataFrame, data: DataSet) -> None:
     """Refuse a frame whose columns or types the schema does not promise.
 
+    A row without a time, or without a user where every row has one, is a bad row, which
+    the adapter should have counted.
+
     Raises:
         SchemaError: names the column, what was found and what was expected.
     """
@@ -113,6 +119,14 @@ def check_rows(rows: pl.DataFrame, data: DataSet) -> None:
         if rows[name].dtype not in types:
             allowed = " or ".join(str(t) for t in types)
             raise SchemaError(f"{name} is {rows[name].dtype}, expected {allowed}")
+    user = None if data.unknown_users else data.user
+    for column in (data.time, user):
+        nulls = 0 if column is None else rows[column].null_count()
+        if nulls:
+            raise SchemaError(
+                f"{column} is null in {nulls} rows that were read as good, expected a"
+                " value in each"
+            )
 
 
 def raw_files(config: DataConfig) -> tuple[Path, ...]:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 from conftest import prepare_world
 
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import NO_USER, USER_KEY
 
 
@@ -22,3 +24,9 @@ def test_rows_of_one_user_have_one_key_even_if_the_user_is_rare(tmp_path: Path) 
         assert (known.group_by("user").agg(pl.col("key").n_unique())["key"] == 1).all()
         assert known["key"].n_unique() == known["user"].n_unique()
         assert np.isin(part["C3"].to_numpy(), [0, 1]).all()  # to the model all are rare
+
+
+def test_unknown_users_are_in_no_split_by_user(tmp_path: Path) -> None:
+    """Spread over the splits, they would be users whom training had seen."""
+    with pytest.raises(ConfigError, match="C3 names no user in some rows"):
+        prepare_world(tmp_path, rows=3000, ads=50, users=100, by="user")

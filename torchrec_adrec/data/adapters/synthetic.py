@@ -155,7 +155,7 @@ def open_data(config: DataConfig, folder: Path) -> DataSet:
             yield frame.hstack(outcomes.slice(first, len(frame)).collect())
             first += len(frame)
 
-    return DataSet(schema, (tsv,), read, user=USER)
+    return DataSet(schema, (tsv,), read, user=USER, unknown_users=True)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def splitter(
         seed: draws the rows or users of a split by random or by user.
 
     Raises:
-        ConfigError: a split by user is asked for and the data names no user.
+        ConfigError: a split by user is asked for and the data names no user, or not in
+            every row.
         DataError: too many rows share one time.
     """
     if config.by == "time" and data.time is None:
@@ -58,6 +59,11 @@ def splitter(
         raise ConfigError(
             "data.split.by = user, but the data names no user; split by time, or name"
             " the user's column (of an own table: data.table.user_id)"
+        )
+    if data.unknown_users:
+        raise ConfigError(
+            f"data.split.by = user, but {data.user} names no user in some rows, which"
+            " could stand in any split; split by time or at random"
         )
     return ByHash(config, salt(f"split {seed}"), data.user)
 
