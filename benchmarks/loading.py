@@ -25,8 +25,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config
+from torchrec_adrec.data.loader.batch_memory import heap
 from torchrec_adrec.data.loader.bounds import RepairCounts
-from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
+from torchrec_adrec.data.loader.collate import batch_columns, collate
 from torchrec_adrec.data.loader.feed import Feed
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.reader_process import read_in_process

@@ -58,15 +58,12 @@ def prepare_criteo(out: Path, *raw: Path, **settings: object) -> dict[str, Any]:
 
 
 def prepare_world(
-    out: Path, seed: int = 0, min_count: int = 2, by: str = "time", **synthetic: int
+    out: Path, seed: int = 0, min_count: int = 2, **synthetic: int
 ) -> dict[str, Any]:
     """Prepare rows of a known world, its truth beside; returns the report."""
     out.mkdir(exist_ok=True)
     config = DataConfig.model_validate(
-        {
-            **{"adapter": "synthetic", "synthetic": synthetic, "split": {"by": by}},
-            "min_count": min_count,
-        }
+        {"adapter": "synthetic", "synthetic": synthetic, "min_count": min_count}
     )
     prepare(config, open_data(config, seed, out, SingleProcess()), out, seed)
     return dict(json.loads((out / "report.json").read_text()))

@@ -18,8 +18,9 @@ import pytest
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import load_config
+from torchrec_adrec.data.loader.batch_memory import heap
 from torchrec_adrec.data.loader.bounds import RepairCounts
-from torchrec_adrec.data.loader.collate import batch_columns, collate, heap
+from torchrec_adrec.data.loader.collate import batch_columns, collate
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader

@@ -14,8 +14,9 @@ from torch import nn
 from torchrec_adrec.arrays import Bools, Float64s, Int64s
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
+from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
-from torchrec_adrec.data.loader.collate import batch_columns, collate, memory_for
+from torchrec_adrec.data.loader.collate import batch_columns, collate
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process

@@ -7,8 +7,9 @@ from pathlib import Path
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.config.train import TrainConfig
+from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
-from torchrec_adrec.data.loader.collate import batch_columns, memory_for
+from torchrec_adrec.data.loader.collate import batch_columns
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
 from torchrec_adrec.data.loader.negatives import UniformNegatives

@@ -7,7 +7,11 @@ import polars as pl
 import pytest
 from conftest import prepare_world
 
+from torchrec_adrec.config.data import DataConfig, SplitConfig, SyntheticConfig
+from torchrec_adrec.data.adapters import open_data
+from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.schema import NO_USER, USER_KEY
 
 
@@ -28,5 +32,11 @@ def test_rows_of_one_user_have_one_key_even_if_the_user_is_rare(tmp_path: Path) 
 
 def test_unknown_users_are_in_no_split_by_user(tmp_path: Path) -> None:
     """Spread over the splits, they would be users whom training had seen."""
+    config = DataConfig(
+        adapter="synthetic",
+        synthetic=SyntheticConfig(rows=3000, ads=50, users=100),
+        split=SplitConfig(by="user"),
+    )
+    data = open_data(config, 0, tmp_path, SingleProcess())
     with pytest.raises(ConfigError, match="C3 names no user in some rows"):
-        prepare_world(tmp_path, rows=3000, ads=50, users=100, by="user")
+        prepare(config, data, tmp_path)

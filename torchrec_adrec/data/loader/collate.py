@@ -4,12 +4,10 @@ So the keys of every KJT, which `batch` makes from a layout, are in schema order
 holds this).
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +20,7 @@ from torchrec_adrec.batch import (
     anchor_bucket,
 )
 from torchrec_adrec.config.data import Bounds
+from torchrec_adrec.data.loader.batch_memory import Memory, heap
 from torchrec_adrec.data.loader.bounds import (
     OutOfRangeError,
     RepairCounts,
@@ -44,23 +43,6 @@ from torchrec_adrec.schema import (
 
 NO_ID = -(2**31)  # an int32 that no table has
 ID = np.dtype(np.int32)
-Memory = Callable[[int], Tensor]
-"""Allocates so many bytes: (bytes,) uint8."""
-
-
-def heap(nbytes: int) -> Tensor:
-    """New memory, (bytes,) uint8."""
-    return torch.empty(nbytes, dtype=torch.uint8)
-
-
-def pinned(nbytes: int) -> Tensor:
-    """New page-locked memory, from which a GPU copies while the host goes on."""
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-
-
-def memory_for(device: torch.device) -> Memory:
-    """The best memory for batches that are copied to a device."""
-    return pinned if device.type == "cuda" else heap
 
 
 def batch_columns(schema: Schema) -> tuple[str, ...]:

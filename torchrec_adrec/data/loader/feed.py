@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
+from torchrec_adrec.data.loader.batch_memory import Memory
 from torchrec_adrec.data.loader.bounds import RepairCounts
-from torchrec_adrec.data.loader.collate import Memory, collate, most_bytes
+from torchrec_adrec.data.loader.collate import collate, most_bytes
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.schema import Schema

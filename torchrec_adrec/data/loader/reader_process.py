@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from torchrec_adrec.batch import Batch
+from torchrec_adrec.data.loader.batch_memory import Memory
 from torchrec_adrec.data.loader.bounds import RepairCounts
-from torchrec_adrec.data.loader.collate import Memory
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.errors import AdRecError, ReaderError
 
