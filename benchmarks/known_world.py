@@ -32,7 +32,7 @@ from torchrec_adrec.evaluation.attainable import KnownRows
 from torchrec_adrec.evaluation.bootstrap import interval, resampled_means
 from torchrec_adrec.evaluation.exact_search import BlockScorer, search
 from torchrec_adrec.evaluation.known_world import expected_auc
-from torchrec_adrec.evaluation.predict import predict_split
+from torchrec_adrec.evaluation.predict import split_logits
 from torchrec_adrec.evaluation.ranking_metrics import many_relevant
 from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity
 from torchrec_adrec.evaluation.true_top import TrueTop
@@ -136,7 +136,8 @@ def _towers(
     schema = Schema.load(run / "data/schema.json")
     model, _ = restore("retrieval", run, schema, config, process)
     test, size = run / "data/test", config.train.eval_batch_size
-    predicted = predict_split(model, test, schema, process, size)["click"]
+    logits = split_logits(model, test, schema, process, size)
+    predicted = logits.predictions(schema)["click"]
     clicked = known.truth["engagement"].is_not_null().to_numpy()
     assert np.array_equal(predicted[1], clicked), "rows stand in another order"
     catalog = load_catalog(run / "data")

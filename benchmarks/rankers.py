@@ -78,7 +78,8 @@ def train(
         began = time.perf_counter()
         metrics = trainer.fit()
         seconds = time.perf_counter() - began
-    rows = config.train.batch_size * trainer.source.steps
+    # Early stopping may take fewer steps than the source has.
+    rows = config.train.batch_size * metrics["train"]["steps"]
     return _judged(metrics, trainer.schema.label_names[0]) | {
         "parameters": float(sum(p.numel() for p in trainer.model.parameters())),
         "samples/s": rows / seconds,

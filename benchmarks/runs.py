@@ -28,7 +28,7 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.evaluation.baselines import PREDICTIONS
 from torchrec_adrec.evaluation.bootstrap import auc_difference
-from torchrec_adrec.evaluation.predict import predict_split
+from torchrec_adrec.evaluation.predict import split_logits
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import restore
 
@@ -108,7 +108,8 @@ def _above(run: Path, config: Config) -> Figures:
     with process_group("cpu") as process:
         model, _ = restore("retrieval", run, schema, config, process)
         size = config.train.eval_batch_size
-        score, label = predict_split(model, test, schema, process, size)["click"]
+        logits = split_logits(model, test, schema, process, size)
+        score, label = logits.predictions(schema)["click"]
     theirs = pl.read_parquet(run / "baselines" / PREDICTIONS)
     assert (theirs["click"].to_numpy() == label).all(), "rows stand in another order"
     other = theirs["logistic_regression"].to_numpy()

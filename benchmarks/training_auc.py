@@ -24,7 +24,7 @@ from torchrec_adrec.data.loader.collate import batch_columns, collate
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.evaluation.predict import predict_split
+from torchrec_adrec.evaluation.predict import split_logits
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.training.batch_source import BatchSource
@@ -96,8 +96,9 @@ def ours(data: Path, config: Config, process: Process) -> float:
     for _ in range(source.steps):
         steps.run_step()
     steps.detach()
-    judged = predict_split(sharded.model, data / "test", schema, process, 4096)
-    return float(roc_auc_score(*judged["click"][::-1]))
+    logits = split_logits(sharded.model, data / "test", schema, process, 4096)
+    score, label = logits.predictions(schema)["click"]
+    return float(roc_auc_score(label, score))
 
 
 def plain(data: Path, config: Config, process: Process, masked: bool) -> float:

@@ -73,6 +73,22 @@ def test_an_index_of_other_vectors_is_not_published(tmp_path: Path) -> None:
         tuned(index, 0.9, ids=np.roll(data.ids, 1))
 
 
+def test_a_score_that_is_no_number_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = built("exact", 2, tmp_path, corpus())
+    search = index.search
+
+    def broken(queries: Any, k: int) -> Any:
+        ids, scores = search(queries, k)
+        scores[0, -1] = np.nan
+        return ids, scores
+
+    monkeypatch.setattr(index, "search", broken)
+    with pytest.raises(GateError, match="scores that are nan away"):
+        tuned(index, 0.9)
+
+
 def test_a_cut_shard_is_found(tmp_path: Path) -> None:
     built("exact", 1, tmp_path, corpus())
     path = tmp_path / shard_name(0)

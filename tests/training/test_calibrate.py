@@ -86,10 +86,11 @@ def test_the_line_is_the_one_of_the_least_loss() -> None:
     assert temperature.intercept == 0
 
 
-def test_none_is_none_and_a_bad_order_is_refused() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_none_is_none_and_a_bad_order_is_refused(kind: Any) -> None:
     assert fit_calibrations("none", SCHEMA, split(0)) == {}
     with pytest.raises(TrainingError, match="the slope of click on the validation"):
-        fit_calibrations("platt", SCHEMA, split(0, slope=-0.5))
+        fit_calibrations(kind, SCHEMA, split(0, slope=-0.5))
 
 
 def test_a_logit_that_is_not_finite_stays_an_error() -> None:

@@ -122,8 +122,8 @@ def attach(checkpoint: Checkpoint, name: str, content: Any) -> None:
     """
     path = checkpoint.path / name
     others = {n: h for n, h in checkpoint.hashes.items() if n != name}
-    # Whoever is stopped in between leaves a checkpoint without the file, and never one
-    # whose hash is that of another file.
+    # A stop in between never leaves a file under another file's hash. It may leave one
+    # that no hash names: loading then refuses the checkpoint and says so.
     _replace(checkpoint.path / HASHES, others)
     _replace(path, content)
     _replace(checkpoint.path / HASHES, others | {name: sha256(path)})

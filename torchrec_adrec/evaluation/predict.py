@@ -121,32 +121,6 @@ def evaluate_split(
     return label_metrics(schema, logits.predictions(schema, calibrations))
 
 
-def predict_split(
-    model: nn.Module,
-    folder: Path,
-    schema: Schema,
-    process: Process,
-    batch_size: int,
-    bounds: Bounds = "raise",
-) -> Predictions:
-    """Predict every row of a split, without calibration. Collective.
-
-    Args:
-        model: a task, sharded or in one piece.
-        folder: of the split.
-        schema: the columns.
-        process: this rank.
-        batch_size: rows of a step over all ranks.
-        bounds: what happens to an id that no table has.
-
-    Returns:
-        Label -> (predicted, observed), the same on every rank. Rows of weight 0 and
-        labels that were not observed are not in it.
-    """
-    logits = split_logits(model, folder, schema, process, batch_size, bounds)
-    return logits.predictions(schema)
-
-
 @torch.no_grad()
 def split_logits(
     model: nn.Module,

@@ -47,7 +47,8 @@ def tune_and_validate(
         recall, error = _measure(index, ids, vectors, queries, thresholds, k)
         if recall >= target:
             break
-    if error > SCORE_TOLERANCE:
+    # Not `error > SCORE_TOLERANCE`, which is false for NaN.
+    if not error <= SCORE_TOLERANCE:
         raise GateError(
             f"the index returns scores that are {error:.2g} away from the model's inner"
             f" product, more than {SCORE_TOLERANCE:g}: it was built with another metric"
@@ -115,7 +116,8 @@ def _measure(
         # Counted by score and not by id: of ads as good as the k-th best any will do,
         # and rounding must not decide between them.
         hits += int((exact >= thresholds[chunk, None] - TIE * size).sum())
-        worst = max(worst, float((np.abs(exact - scores) / size).max()))
+        # Python's `max` would lose a NaN.
+        worst = float(np.maximum(worst, (np.abs(exact - scores) / size).max()))
     return hits / (len(queries) * k), worst
 
 

@@ -118,7 +118,7 @@ def fit_calibrations(
         if label.kind == "value":
             calibrations[label.name] = _ratio(label, logits, observed)
         elif kind == "isotonic":
-            calibrations[label.name] = _isotonic(logits, observed)
+            calibrations[label.name] = _isotonic(label, logits, observed)
         else:
             calibrations[label.name] = _line(kind, label, logits, observed)
     return calibrations
@@ -128,16 +128,24 @@ def _line(
     kind: CalibrationKind, label: Label, logits: Float64s, observed: Float64s
 ) -> Line:
     slope, intercept = fit_line(logits, observed, with_intercept=kind == "platt")
+    _check_order(kind, label, slope)
+    return Line(kind=kind, slope=slope, intercept=intercept)
+
+
+def _check_order(kind: CalibrationKind, label: Label, slope: float) -> None:
     if not slope > 0:
         raise TrainingError(
             f"ranking.calibration = {kind}: the slope of {label.name} on the validation"
             f" rows is {slope:.3g}, expected one above 0: the model orders them no"
             " better than chance, or without a fault; set ranking.calibration=none"
         )
-    return Line(kind=kind, slope=slope, intercept=intercept)
 
 
-def _isotonic(logits: Float64s, observed: Float64s) -> Steps:
+def _isotonic(label: Label, logits: Float64s, observed: Float64s) -> Steps:
+    # Of logits that fall as the label rises, all steps are one: every ad would have the
+    # same prediction. The covariance has the sign of a line's slope.
+    covariance = float(np.mean((logits - logits.mean()) * observed))
+    _check_order("isotonic", label, covariance)
     # No probability of 0 or 1: one click at a probability of 0 would be an infinite
     # loss, and 100 rows do not tell it from 0.01.
     edge = 1 / (len(observed) + 2)
