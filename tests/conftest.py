@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from torchrec_adrec.data.adapters import criteo, open_data
 from torchrec_adrec.data.adapters.criteo import HASHES, INTEGERS
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.runtime.ranks import SingleProcess
+
+if TYPE_CHECKING:
+    from torchrec_adrec.distributed.process import Process
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -73,6 +76,16 @@ def prepare_world(
 def prepared(raw_file: Path, tmp_path: Path) -> Path:
     prepare_criteo(tmp_path / "data", raw_file)
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def prepared_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of an own table with statistics of columns and of pairs."""
+    from statistics_rows import prepare_rows, raw_rows
+
+    out = tmp_path_factory.mktemp("statistics") / "data"
+    prepare_rows(out, raw_rows(), folds=4, strengths=[10], pairs=3, pair_strength=5)
+    return out
 
 
 def adrec(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -198,3 +211,22 @@ def one_rank() -> Iterator[None]:
     with process_group("cpu"):
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture(scope="module")
+def process() -> "Iterator[Process]":
+    """One rank, the process group of this process alone."""
+    from torchrec_adrec.distributed.process import process_group
+
+    with process_group("cpu") as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that serving needs, made in this process; the best step is not the last."""
+    from trained_run import make_trained_run
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    make_trained_run(out)
+    return out

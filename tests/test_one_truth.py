@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,97 +10,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trained_run import (
+    SETTINGS,
+    STEADY,
+    TASKS,
+    K,
+    last,
+    metrics,
+    predicted_alone,
+    train_ranker,
+)
 
-from torchrec_adrec.config.run import Config, load_config
-from torchrec_adrec.data.adapters import open_data
-from torchrec_adrec.data.prepare.prepare import prepare
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
-from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ManifestError, PredictionError
-from torchrec_adrec.evaluation.predict import evaluate_split, split_logits
+from torchrec_adrec.evaluation.predict import evaluate_split
 from torchrec_adrec.export.build_index import build_index
-from torchrec_adrec.export.encode import export
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest, load_vectors
 from torchrec_adrec.models.rankers.registry import RANKERS
-from torchrec_adrec.runs.stage_folder import make_run, stage_workspace
-from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
 from torchrec_adrec.runtime.files import Origin
-from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve import proof, recommender
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks import sharded as sharded_task
-from torchrec_adrec.tasks.calibration import load_calibrations, to_json
-from torchrec_adrec.tasks.label_heads import prediction
-from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore, restore_whole
-from torchrec_adrec.training.calibrate import fit_calibrations
-from torchrec_adrec.training.trainer import Trainer
-
-SETTINGS = (
-    "data.adapter=synthetic",
-    "data.synthetic={rows: 4000, ads: 200, users: 200}",
-    "train={batch_size: 128, epochs: 8, evaluate_every: 5, patience: 2}",
-    "train.dead_model=warn",
-    "recommend.candidates=50",
-    "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",
-    "ranking={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8}",
-    # so large that the validation loss soon rises: `patience` ends training after that
-    "retrieval.optimizer={tables_lr: 1, dense_lr: 0.1}",
-    "ranking.optimizer={tables_lr: 1, dense_lr: 0.1}",
-)
-TASKS = ("retrieval", "ranking")
-K = 50  # candidates
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Process]:
-    with process_group("cpu") as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def config() -> Config:
-    return load_config(None, SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def run(
-    config: Config, process: Process, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Make all that serving needs in this process; the best step is not the last."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    make_run(out)
-    with stage_workspace(DATA, config, out) as folder:
-        data = open_data(config.data, config.seed, folder, SingleProcess())
-        prepare(config.data, data, folder, config.seed)
-    with stage_workspace(RETRIEVAL, config, out, process) as folder:
-        Trainer("retrieval", config, process, out / "data", folder).fit()
-    schema = Schema.load(out / "data/schema.json")
-    with stage_workspace(EXPORT, config, out, process) as folder:
-        model, towers = restore("retrieval", out, schema, config, process)
-        export(model, towers, out / "data", config, process, folder)
-    with stage_workspace(INDEX, config, out, process) as folder:
-        build_index(out / "export", config.index, process, folder, k=K, seed=0)
-    with stage_workspace(RANKING, config, out, process) as folder:
-        tables = final_checkpoint(out / "retrieval")
-        Trainer("ranking", config, process, out / "data", folder, tables).fit()
-    for task in TASKS:
-        assert final_checkpoint(out / task).step < last(out / task).step
-    return out
-
-
-def last(folder: Path) -> Checkpoint:
-    """Open the checkpoint that serving took before there was one function for all."""
-    latest = checkpoint.latest(folder / "checkpoints")
-    assert latest is not None
-    return latest
-
-
-def metrics(run: Path, task: str) -> dict[str, Any]:
-    return dict(json.loads((run / task / "metrics.json").read_text()))
 
 
 def test_all_name_the_best_checkpoint(run: Path) -> None:
@@ -161,17 +97,10 @@ def test_any_ranker_is_trained_judged_and_served(
     name: str, run: Path, process: Process, tmp_path: Path
 ) -> None:
     """Sharded, in one piece and behind the recommender: the same model."""
-    words = (
-        f"ranking.model={name}",
-        "ranking.optimizer={tables_lr: 0.05, dense_lr: 0.01}",
-    )
-    config, again = load_config(None, [*SETTINGS, *words]), tmp_path / "run"
+    config = load_config(None, [*SETTINGS, STEADY, f"ranking.model={name}"])
+    again = tmp_path / "run"
     shutil.copytree(run, again)
-    with stage_workspace(RANKING, config, again, process) as folder:
-        tables = None
-        if warm_starts(config.ranking):
-            tables = final_checkpoint(again / "retrieval")
-        Trainer("ranking", config, process, again / "data", folder, tables).fit()
+    train_ranker(again, config, process)
     schema = Schema.load(again / "data/schema.json")
     whole, checkpoint_of = restore_whole("ranking", again, schema)
     sharded, _ = restore("ranking", again, schema, config, process)
@@ -184,93 +113,10 @@ def test_any_ranker_is_trained_judged_and_served(
     assert (tables_from is not None) == RANKERS[name].warm_starts
     served = Recommender.load(again)
     assert type(served.scorer.ranker.head) is RANKERS[name]
-    ads = served.recommend({}).ads
-    user = served.user_input({})
-    for ad in ads.to_dicts():
-        with torch.inference_mode():
-            logits = whole.model(user, served.scorer.features(np.array([ad["ad_id"]])))
-        for t, label in enumerate(schema.labels):
-            alone = prediction(label, logits[:, t].double()).item()
-            assert ad[label.name] == pytest.approx(alone, rel=1e-5)
-
-
-@pytest.fixture(scope="module")
-def calibrated(
-    run: Path, process: Process, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The same run, its ranker trained again and calibrated."""
-    calibration = "ranking.calibration=platt"
-    rates = "ranking.optimizer={tables_lr: 0.05, dense_lr: 0.01}"
-    config = load_config(None, [*SETTINGS, rates, calibration, "train.epochs=2"])
-    out = tmp_path_factory.mktemp("calibrated") / "run"
-    shutil.copytree(run, out)
-    patch = pytest.MonkeyPatch()
-    # 400 validation rows, of which some 40 observe each class of `engagement`.
-    patch.setattr("torchrec_adrec.training.calibrate.LEAST", 1)
-    with patch.context(), stage_workspace(RANKING, config, out, process) as folder:
-        tables = final_checkpoint(out / "retrieval")
-        Trainer("ranking", config, process, out / "data", folder, tables).fit()
-    return out
-
-
-def test_a_calibration_is_fitted_on_the_validation_rows(
-    calibrated: Path, process: Process
-) -> None:
-    """Fitted again on these rows it is the same, on the test rows another one."""
-    schema = Schema.load(calibrated / "data/schema.json")
-    model, final = restore_whole("ranking", calibrated, schema)
-    kept = load_calibrations(final)
-    assert set(kept) == set(schema.label_names)
-    for name, is_same in (("valid", True), ("test", False)):
-        folder = calibrated / "data" / name
-        logits = split_logits(model, folder, schema, process, 512)
-        again = fit_calibrations("platt", schema, logits)
-        slopes = [c["click"].model_dump()["slope"] for c in (kept, again)]
-        assert (slopes[1] == pytest.approx(slopes[0], rel=1e-3)) == is_same
-
-
-def test_a_calibrated_prediction_is_reported_and_served(
-    calibrated: Path, process: Process
-) -> None:
-    schema = Schema.load(calibrated / "data/schema.json")
-    model, final = restore_whole("ranking", calibrated, schema)
-    kept = load_calibrations(final)
-    reported = metrics(calibrated, "ranking")
-    assert reported["calibration"] == to_json(kept)
-    test = calibrated / "data/test"
-    restored = evaluate_split(
-        model, test, schema, process, 512, calibrations=load_calibrations(final)
-    )
-    for label_name, figures in restored.items():
-        expected = pytest.approx(reported["test"][label_name], abs=1e-6, nan_ok=True)
-        assert figures == expected
-    raw = evaluate_split(model, test, schema, process, 512)
-    assert raw["click"]["auc"] == pytest.approx(restored["click"]["auc"], abs=1e-9)
-    assert raw["click"]["log_loss"] != pytest.approx(restored["click"]["log_loss"])
-    served = Recommender.load(calibrated)
-    user = served.user_input({})
     for ad in served.recommend({}).ads.to_dicts():
-        with torch.inference_mode():
-            logits = model.model(user, served.scorer.features(np.array([ad["ad_id"]])))
-        for t, label in enumerate(schema.labels):
-            alone = prediction(label, logits[:, t].double(), kept).item()
-            assert ad[label.name] == pytest.approx(alone, rel=1e-5)
-
-
-def test_a_calibration_that_is_missing_or_damaged_is_refused(
-    calibrated: Path, tmp_path: Path
-) -> None:
-    path = final_checkpoint(calibrated / "ranking").path
-    copied = shutil.copytree(path, tmp_path / path.name)
-    text = (copied / "calibration.json").read_text()
-    (copied / "calibration.json").write_text(text.replace("1", "2"))
-    with pytest.raises(CheckpointError, match=r"calibration\.json"):
-        load_calibrations(checkpoint.open_checkpoint(copied))
-    hashes = json.loads((copied / "hashes.json").read_text())
-    del hashes["calibration.json"]
-    (copied / "hashes.json").write_text(json.dumps(hashes))
-    with pytest.raises(CheckpointError, match=r"has no calibration\.json, expected"):
-        load_calibrations(checkpoint.open_checkpoint(copied))
+        alone = predicted_alone(whole, served, ad["ad_id"])
+        for label_name, value in alone.items():
+            assert ad[label_name] == pytest.approx(value, rel=1e-5)
 
 
 def test_the_last_checkpoint_in_the_place_of_the_best_is_refused(
@@ -290,12 +136,12 @@ def test_the_last_checkpoint_in_the_place_of_the_best_is_refused(
 
 def test_an_index_of_other_towers_is_not_built(
     run: Path,
-    config: Config,
     process: Process,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torchrec_adrec.export.build_index.final_checkpoint", last)
+    config = load_config(None, SETTINGS)
     with pytest.raises(ManifestError, match=r"export was made from step .*, .* is"):
         build_index(run / "export", config.index, process, tmp_path, k=K, seed=0)
 

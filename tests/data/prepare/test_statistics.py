@@ -11,79 +11,21 @@ import polars as pl
 import pytest
 from conftest import adrec, criteo_line, on_ranks, prepare_criteo
 from sklearn.metrics import roc_auc_score
+from statistics_rows import (
+    ROWS,
+    SCALARS,
+    TRAIN_ROWS,
+    VALID_ROWS,
+    prepare_rows,
+    raw_rows,
+)
 
-from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.adapters import table
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.encoder import Encoder
-from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.data.prepare.statistics import Folds
 from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
-
-ROWS, TRAIN_ROWS, VALID_ROWS = 3000, 2400, 300
-SCALARS = {"user": ("city", "device", "age"), "ad": ("brand", "price")}
-TABLE = {
-    "labels": {"click": {}, "buy": {}, "spent": {"kind": "value", "max_value": 9}},
-    "user": {"city": "text", "device": "text", "age": "number"},
-    "ad": {
-        "brand": "text",
-        "price": {"kind": "number", "buckets": "quantile"},
-    },
-}
-
-
-def raw_rows(seed: int = 0) -> pl.DataFrame:
-    """Random rows; `city` has hardly two rows a value, `buy` is often unobserved."""
-    draw = np.random.default_rng(seed)
-    click = draw.random(ROWS) < 0.3
-    frame = pl.DataFrame(
-        {
-            "click": click.astype(np.int64),
-            "buy": (draw.random(ROWS) < 0.5).astype(np.int64),
-            "spent": draw.random(ROWS).round(2),
-            "city": [f"c{x}" for x in draw.integers(1200, size=ROWS)],
-            "device": [f"d{x}" for x in draw.integers(6, size=ROWS)],
-            "age": draw.integers(200, size=ROWS),
-            "brand": [f"b{x}" for x in draw.integers(9, size=ROWS)],
-            "price": draw.integers(5, size=ROWS) * 1.5,
-        }
-    )
-    return frame.with_columns(
-        buy=pl.when(pl.Series(click)).then("buy"),
-        city=pl.when(pl.Series(draw.random(ROWS) > 0.1)).then("city"),
-        age=pl.when(pl.Series(draw.random(ROWS) > 0.1)).then("age"),
-    )
-
-
-def decided_by_a_pair() -> pl.DataFrame:
-    """Rows that are clicked if either `device` or `age` is odd, and not both."""
-    either = np.arange(ROWS) % 2 != np.arange(ROWS) // 2 % 2
-    draw = np.random.default_rng(1).random(ROWS)
-    return raw_rows().with_columns(
-        device=pl.Series([f"d{i % 2}" for i in range(ROWS)]),
-        age=pl.Series([i // 2 % 2 for i in range(ROWS)]),
-        click=pl.Series((draw < 0.1 + 0.6 * either).astype(int)),
-    )
-
-
-def prepare_rows(out: Path, rows: pl.DataFrame, **statistics: object) -> dict[str, Any]:
-    """Prepare an own table with statistics; return the report."""
-    out.mkdir()
-    rows.write_parquet(out.parent / f"{out.name}.parquet")
-    config = DataConfig.model_validate(
-        {
-            "adapter": "table",
-            "raw": [str(out.parent / f"{out.name}.parquet")],
-            "table": TABLE,
-            "min_count": 1,
-            "statistics": statistics,
-            "allow_varying_ads": True,
-        }
-    )
-    prepare(config, table.open_data(config), out)
-    return dict(json.loads((out / "report.json").read_text()))
 
 
 def split_of(out: Path, name: str) -> pl.DataFrame:
@@ -127,13 +69,6 @@ def counted_by_hand(rows: pl.DataFrame, encoder: Encoder, min_count: int) -> Cou
         return len(labels), sum(labels)
 
     return count
-
-
-@pytest.fixture(scope="module")
-def prepared_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("statistics") / "data"
-    prepare_rows(out, raw_rows(), folds=4, strengths=[10], pairs=3, pair_strength=5)
-    return out
 
 
 def test_every_row_sees_what_it_may_see_counted_by_hand(prepared_rows: Path) -> None:
@@ -208,53 +143,6 @@ def test_equal_columns_have_equal_statistics(tmp_path: Path) -> None:
     train = split_of(tmp_path / "a", "train")
     for kind in ("10", "100", "count"):
         assert train[f"city.click.{kind}"].equals(train[f"device.click.{kind}"])
-
-
-def test_labels_of_held_out_rows_change_nothing_that_is_fitted(tmp_path: Path) -> None:
-    """Neither counts nor scales, nor which pairs are chosen and what they gain."""
-    rows = decided_by_a_pair()
-    turned = rows.with_columns(
-        click=pl.concat(
-            [rows["click"].head(TRAIN_ROWS), 1 - rows["click"].tail(ROWS - TRAIN_ROWS)]
-        )
-    )
-    reports = [
-        prepare_rows(tmp_path / name, frame, pairs=4)
-        for name, frame in (("a", rows), ("b", turned))
-    ]
-    pairs = [
-        [(p["first"], p["second"], p["gain"]) for p in report["statistics"]["pairs"]]
-        for report in reports
-    ]
-    assert pairs[0] == pairs[1] and pairs[0]
-    files = sorted((tmp_path / "a/statistics").iterdir())
-    assert len(files) > 5
-    for path in files:
-        other = tmp_path / "b/statistics" / path.name
-        assert other.read_bytes() == path.read_bytes(), path.name
-
-
-def test_a_pair_that_decides_together_is_chosen_first(tmp_path: Path) -> None:
-    report = prepare_rows(tmp_path / "a", decided_by_a_pair(), pairs=1)
-    (pair,) = report["statistics"]["pairs"]
-    assert {pair["first"], pair["second"]} == {"device", "age"}
-    assert pair["gain"] > 0.1 and pair["auc"] > 0.75 > 0.6 > pair["auc_apart"]
-    text = (tmp_path / "a/report.md").read_text()
-    assert f"| {pair['first']} x {pair['second']} | {pair['gain']:.5f} |" in text
-
-
-def test_pairs_of_random_columns_gain_nothing(tmp_path: Path) -> None:
-    """Fails when a row's own click counts in the choice: `city` then wins."""
-    report = prepare_rows(tmp_path / "a", raw_rows(), pairs=9)
-    assert report["statistics"]["pairs"] == []
-
-
-def test_pairs_are_of_one_side(prepared_rows: Path) -> None:
-    schema = Schema.load(prepared_rows / "schema.json")
-    pairs = {f.sources for f in schema.dense if len(f.sources) == 2}
-    assert pairs
-    for pair in pairs:
-        assert any(set(pair) <= set(scalars) for scalars in SCALARS.values())
 
 
 def test_served_users_and_ads_have_the_values_of_the_test_rows(
