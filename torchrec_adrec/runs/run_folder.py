@@ -1,5 +1,6 @@
 """A command opens the folder of a run, with its settings, and asks what is to do."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,6 +10,7 @@ from pathlib import Path
 import typer
 
 from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.config.unused import without_effect
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.run_lock import (
@@ -21,6 +23,8 @@ from torchrec_adrec.runs.run_lock import (
 from torchrec_adrec.runs.stage_folder import check_place, make_run
 from torchrec_adrec.runtime.disk import disk_errors
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
+
+log = logging.getLogger(__name__)
 
 
 def read_settings(
@@ -85,6 +89,8 @@ def command_in(
             if is_first and not job.goes_on:
                 write_settings(out, job, settings)
                 _save_config(settings, out)
+                for line in without_effect(settings):
+                    log.warning("%s", line)
             yield settings
 
 

@@ -21,13 +21,28 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def check_source(config: DataConfig) -> None:
-    """Refuse settings that name no data set, or no files of one.
+    """Refuse settings that name no data set, no files of one, or those of another one.
 
     Raises:
         ConfigError: says what to set.
     """
-    if adapter_of(config).needs_raw and not config.raw:
+    adapter = adapter_of(config)
+    if adapter.needs_raw and not config.raw:
         raise ConfigError("data.raw is empty; name the raw files: data.raw=PATH")
+    # Whoever names files and trains on rows that were made up would take the results
+    # for those of the files.
+    if config.raw and not adapter.needs_raw:
+        readers = ", ".join(name for name, a in ADAPTERS.items() if a.needs_raw)
+        raise ConfigError(
+            f"data.raw names {config.raw[0]}, but data.adapter={config.adapter} makes"
+            f" its own rows and reads no file; set data.adapter to one of {readers}, or"
+            " leave data.raw out"
+        )
+    if config.table is not None and adapter is not table.ADAPTER:
+        raise ConfigError(
+            f"data.table says what columns mean, but data.adapter={config.adapter}"
+            " knows its own; set data.adapter=table, or leave data.table out"
+        )
 
 
 def files_read(config: DataConfig) -> tuple[Path, ...]:

@@ -147,7 +147,8 @@ class ByHash:
             row = ref.row_in_file + int(np.argmin(column.codes)) + 1
             raise DataError(
                 f"raw file {ref.file + 1}, good row {row}: no {self.user}; a split by"
-                " user needs one in every row"
+                " user needs one in every row: fill it in, leave such rows out, or set"
+                " data.split.by=time or random"
             )
         hashed = salted_hash(keys(column.values), self.salt)
         return column.spread(self._splits_of(hashed), 0)
