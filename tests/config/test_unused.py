@@ -2,15 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.config.unused import without_effect
 from torchrec_adrec.data.adapters import check_source
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.runs.run_folder import command_in
 from torchrec_adrec.schema import DenseFeature, Label, Schema, Side, SparseFeature
 
@@ -38,7 +36,7 @@ CHANGED: dict[str, Any] = {
 def _structure(model: str, **changed: Any) -> list[Any]:
     """What a model is made of: the shapes of its weights, its numbers, its modules."""
     config = RankingConfig(model=model, **changed)
-    ranker: nn.Module = RANKERS[model](SCHEMA, config, 8, torch.device("cpu"))
+    ranker = build_ranker(SCHEMA, config, 8)
     numbers = [
         (name, key, value)
         for name, module in ranker.named_modules()
@@ -77,7 +75,9 @@ def test_a_setting_without_effect_is_named(given: str, named: str) -> None:
     assert line.startswith(f"{named} = ")
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=str
+)
 def test_shipped_configs_hold_none(path: Path) -> None:
     assert without_effect(load_config(path)) == []
 
