@@ -62,7 +62,7 @@ def export(
         model: the retrieval task, sharded, with `checkpoint` loaded.
         checkpoint: named in the manifest.
         data: a prepared data set.
-        config: seed, batch size, similarity and lookups are used.
+        config: seed, batch size, similarity, lookups and number of queries are used.
         process: this rank.
         out: an existing folder.
 
@@ -81,7 +81,7 @@ def export(
     )
     part = f"part-{process.rank:05d}.parquet"
     write_vectors(out / part, catalog[AD_ID].to_numpy()[local], vectors)
-    clicks, _ = held_out_clicks(data, schema, config.seed)
+    clicks, _ = held_out_clicks(data, schema, config.evaluation.queries, config.seed)
     users = encode(
         towers.user_tower, clicks, schema, Side.USER, similarity, size, process
     )

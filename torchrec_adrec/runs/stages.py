@@ -68,7 +68,7 @@ RETRIEVAL = Stage(
     ("data",),
     resumes=True,
 )
-EXPORT = Stage("export", ("export",), ("seed",), ("data", "retrieval"))
+EXPORT = Stage("export", ("export",), ("seed", "evaluation"), ("data", "retrieval"))
 INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("export",))
 RANKING = Stage(
     "ranking",
