@@ -5,7 +5,7 @@ Writes rows of its own: 13 numbers, 26 ids with tables of 4 to a million rows.
 python benchmarks/loading.py           rows/s, beside a bare read of the row groups
 python benchmarks/loading.py --train   what training loses to loading
 python benchmarks/loading.py --ranks   1, 2 and 4 ranks of one machine, by thread and by
-                                       process, each decoding for itself or all together:
+                                       process, each for itself or decoding together:
                                        rows/s of all, bytes decoded by each
 """
 
