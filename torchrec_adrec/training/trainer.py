@@ -67,11 +67,13 @@ class Trainer:
     def __post_init__(self) -> None:
         config, train, bounds = self.config, self.config.train, self.config.data.bounds
         self.schema = Schema.load(self.data / "schema.json")
+        # Towers read their own side alone, the ranker what joins both as well.
+        columns = self.schema.joined if self.task == "ranking" else self.schema
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
         self.source = BatchSource(
             self.data,
-            self.schema,
+            columns,
             train,
             config.seed,
             self.process,
@@ -83,7 +85,7 @@ class Trainer:
         self.schedule = Schedule(self.source.steps, accumulate, train)
         self.state = TrainingState(EarlyStopping(train.patience))
         self.evaluator = Evaluator(
-            self.task, self.data, self.folder, self.schema, self.process, train, bounds
+            self.task, self.data, self.folder, columns, self.process, train, bounds
         )
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
         if train.evaluate_every and not self.evaluator.has("valid"):

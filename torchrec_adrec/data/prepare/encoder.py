@@ -174,6 +174,20 @@ class Encoder:
             encoded |= self.statistics.encode(features, raw, folds)
         return encoded
 
+    def encode_cross(
+        self, raw: RawColumns, folds: Int64s | None = None
+    ) -> dict[str, Float32s]:
+        """Encode the crosses of rows of which both sides are there, (B,) by feature.
+
+        Args:
+            raw: the raw columns of both sides.
+            folds: (B,) as of `encode`.
+        """
+        if not self.schema.cross:
+            return {}
+        assert self.statistics is not None, "the schema has statistics"
+        return self.statistics.encode(self.schema.cross, raw, folds)
+
     def _ids(self, feature: Bag, column: Column) -> Int32s:
         """Return the id of each distinct value."""
         value_keys = _keys(feature, column.values, self.quantiles)

@@ -21,7 +21,12 @@ from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int64s
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.keys import salt, salted_hash
 from torchrec_adrec.data.prepare.numeric import Quantiles
-from torchrec_adrec.data.prepare.value_keys import KeyedColumn, Sources, ValueKeys
+from torchrec_adrec.data.prepare.value_keys import (
+    KeyedColumn,
+    KeyedColumns,
+    Sources,
+    ValueKeys,
+)
 from torchrec_adrec.schema import DenseFeature, Statistic
 
 FOLDER = "statistics"
@@ -170,13 +175,25 @@ class Statistics:
             folds: (B,) of `Folds`, for training rows, which must not see their own
                 labels; None for rows that see all counts.
         """
-        grouped = {
-            sources: list(group)
-            for sources, group in groupby(features, lambda feature: feature.sources)
-        }
+        keyed = self.keys.of(raw, by_sources(features))
+        return self.encode_keyed(features, keyed, folds)
+
+    def encode_keyed(
+        self,
+        features: tuple[DenseFeature, ...],
+        keyed: KeyedColumns,
+        folds: Int64s | None = None,
+    ) -> dict[str, Float32s]:
+        """Encode rows of which the keys are known, as `encode` does.
+
+        Args:
+            features: those to make.
+            keyed: the keys of their columns and pairs.
+            folds: (B,) of training rows; None for rows that see all counts.
+        """
         encoded: dict[str, Float32s] = {}
-        for sources, column in self.keys.of(raw, grouped).items():
-            group = grouped[sources]
+        for sources, group in by_sources(features).items():
+            column = keyed[sources]
             if folds is None:
                 table = self._all_values(sources, group)
                 rows = self.counts[sources].positions(column.keys)[column.codes]
@@ -257,6 +274,16 @@ class Statistics:
             counts,
             {name: (mean, std) for name, (mean, std) in fitted["scales"].items()},
         )
+
+
+def by_sources(
+    features: tuple[DenseFeature, ...],
+) -> dict[Sources, list[DenseFeature]]:
+    """Group features by the columns that they are made of."""
+    return {
+        sources: list(group)
+        for sources, group in groupby(features, lambda feature: feature.sources)
+    }
 
 
 def _file(sources: Sources) -> str:

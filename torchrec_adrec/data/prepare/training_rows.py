@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore
-from torchrec_adrec.data.prepare.splits import TRAIN, Splitter
+from torchrec_adrec.data.prepare.splits import TRAIN, VALID, Splitter
 from torchrec_adrec.data.prepare.statistics import Folds
 
 
@@ -28,3 +28,7 @@ class TrainingRows:
         chunk = ref.load()
         train = self.split.assign(chunk, ref) == TRAIN
         return chunk, train, self.folds.of(ref.row, train)
+
+    def valid(self, chunk: Chunk, ref: ChunkRef) -> Bools:
+        """Return the mask of a chunk's validation rows."""
+        return self.split.assign(chunk, ref) == VALID

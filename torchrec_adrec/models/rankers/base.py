@@ -107,6 +107,7 @@ class Ranker(nn.Module):
             device: where the tables are; meta for tables that are going to be sharded.
         """
         super().__init__()
+        schema = schema.joined
         width, init = head.table_width(schema, embedding_dim), head.table_init()
         self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
         self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
