@@ -22,7 +22,6 @@ from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.calibration import Calibrations
 from torchrec_adrec.tasks.label_heads import prediction
-from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore
 from torchrec_adrec.training.trainer import Trainer
 
@@ -72,10 +71,8 @@ def _train_and_export(out: Path, config: Config, process: Process) -> None:
 def train_ranker(run: Path, config: Config, process: Process) -> None:
     """Train the ranker of a run, on its towers' tables where the ranker takes them."""
     with stage_workspace(RANKING, config, run, process) as folder:
-        tables = None
-        if warm_starts(config.ranking):
-            tables = final_checkpoint(run / "retrieval")
-        Trainer("ranking", config, process, run / "data", folder, tables).fit()
+        towers = final_checkpoint(run / "retrieval")
+        Trainer("ranking", config, process, run / "data", folder, towers).fit()
 
 
 def last(folder: Path) -> Checkpoint:

@@ -16,6 +16,7 @@ import torch
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig, load_config
 from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
@@ -31,12 +32,15 @@ from torchrec_adrec.runs.stages import (
     check_inputs,
 )
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
+from torchrec_adrec.serve.crosses import Crosses
 from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
+from torchrec_adrec.tasks.blend import ALONE, load_blend
+from torchrec_adrec.tasks.blend import FILE as BLEND
 from torchrec_adrec.tasks.calibration import load_calibrations
-from torchrec_adrec.tasks.sharded import restore_whole
+from torchrec_adrec.tasks.sharded import check_origin, restore_whole
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Recommender:
         encoder: fitted by `adrec prepare`.
         retriever: the user tower and the index.
         scorer: the ranker and the catalog.
+        crosses: join a user with ads of that catalog.
         settings: how many ads are retrieved and returned, and in which order.
 
     Raises:
@@ -84,10 +89,11 @@ class Recommender:
         encoder: Encoder,
         retriever: Retriever,
         scorer: RankingScorer,
+        crosses: Crosses,
         settings: RecommendConfig,
     ) -> None:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
-        self.settings = settings
+        self.crosses, self.settings = crosses, settings
         self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
 
     @classmethod
@@ -121,16 +127,24 @@ class Recommender:
         ranker, ranker_checkpoint = restore_whole("ranking", run, schema)
         manifest = IndexManifest.load(run / "index")
         check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
+        blend = load_blend(ranker_checkpoint)
+        if blend != ALONE:
+            path = ranker_checkpoint.path / BLEND
+            check_origin(path, blend.origin, towers_checkpoint)
         index = ShardedIndex.load(run / "index", manifest)
+        catalog = load_catalog(run / "data")
         recommender = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
             RankingScorer(
                 ranker.model,
                 schema,
-                load_catalog(run / "data"),
+                catalog,
                 load_calibrations(ranker_checkpoint),
+                blend,
+                None if blend == ALONE else towers.model,
             ),
+            Crosses(encoder, catalog),
             config.recommend,
         )
         Proof(
@@ -165,11 +179,13 @@ class Recommender:
             )
         milliseconds: dict[str, float] = {}
         with _timed("encode", milliseconds):
-            user_input = self.user_input(user)
+            raw = raw_user(user, self.encoder.schema)
+            user_input = self._encoded(raw)
         with _timed("retrieve", milliseconds):
             ids, scores = self.retriever.retrieve(user_input, candidates)
         with _timed("rank", milliseconds):
-            predictions = self.scorer.score(user_input, ids)
+            cross = self.crosses.of(raw, self.scorer.rows(ids))
+            predictions = self.scorer.score(user_input, ids, scores, cross)
         milliseconds["total"] = sum(milliseconds.values())
         ranked = pl.DataFrame(
             {AD_ID: ids} | predictions | {SCORE: scores}
@@ -198,7 +214,10 @@ class Recommender:
         Raises:
             DataError: as of `recommend`.
         """
-        encoded = self.encoder.encode(raw_user(user, self.encoder.schema), Side.USER)
+        return self._encoded(raw_user(user, self.encoder.schema))
+
+    def _encoded(self, raw: RawColumns) -> TowerInput:
+        encoded = self.encoder.encode(raw, Side.USER)
         return tower_input(encoded, self.encoder.schema, Side.USER)
 
 

@@ -24,8 +24,11 @@ from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.runtime.files import Origin, vocabulary_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
+from torchrec_adrec.tasks.task import columns_of
 from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.blend import blend_towers
 from torchrec_adrec.training.calibrate import calibrate, check_enough_rows
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.precision import choose_precision
@@ -54,7 +57,8 @@ class Trainer:
         data: a prepared data set.
         folder: where checkpoints, curves and metrics go; a run that finds checkpoints
             here goes on from the last one.
-        warm_start: retrieval checkpoint whose tables a ranker starts with.
+        towers: retrieval checkpoint whose tables a ranker starts with, if its settings
+            say so, and with whose score its own may be blended.
     """
 
     task: str
@@ -62,18 +66,16 @@ class Trainer:
     process: Process
     data: Path
     folder: Path
-    warm_start: checkpoint.Checkpoint | None = None
+    towers: checkpoint.Checkpoint | None = None
 
     def __post_init__(self) -> None:
         config, train, bounds = self.config, self.config.train, self.config.data.bounds
         self.schema = Schema.load(self.data / "schema.json")
-        # Towers read their own side alone, the ranker what joins both as well.
-        columns = self.schema.joined if self.task == "ranking" else self.schema
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
         self.source = BatchSource(
             self.data,
-            columns,
+            columns_of(self.task, self.schema),
             train,
             config.seed,
             self.process,
@@ -85,7 +87,7 @@ class Trainer:
         self.schedule = Schedule(self.source.steps, accumulate, train)
         self.state = TrainingState(EarlyStopping(train.patience))
         self.evaluator = Evaluator(
-            self.task, self.data, self.folder, columns, self.process, train, bounds
+            self.task, self.data, self.folder, self.schema, self.process, train, bounds
         )
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
         if train.evaluate_every and not self.evaluator.has("valid"):
@@ -121,7 +123,11 @@ class Trainer:
             )
         samples_per_second, last = self._train(first)
         best = load_best(self.model, self.folder, self.state.stopping, self.schema)
-        calibrations = calibrate(self.config.ranking, best, self.evaluator, self.model)
+        # What follows judges what is served: the blend, where there is one.
+        evaluator, blended = blend_towers(
+            self.config, best, self.towers, self.evaluator, self.model
+        )
+        calibrations = calibrate(self.config.ranking, best, evaluator, self.model)
         metrics = {
             "task": self.task,
             "seed": self.config.seed,
@@ -138,7 +144,8 @@ class Trainer:
                 "validation": self.state.stopping.history,
                 "restarts": restarts,
             },
-            **self.evaluator.held_out(self.model, calibrations),
+            **blended,
+            **evaluator.held_out(self.model, calibrations),
         }
         if self.process.is_first:
             (self.folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
@@ -159,9 +166,15 @@ class Trainer:
             self.state.initialised = load_other_run(
                 self.model, self.config.retrieval, self.data
             )
-        if self.warm_start is not None:
-            load_tower_tables(self.model, self.warm_start, self.schema)
+        if self._warm_start is not None:
+            load_tower_tables(self.model, self._warm_start, self.schema)
         return 0
+
+    @property
+    def _warm_start(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint whose tables a ranker starts with."""
+        is_warm = self.task == "ranking" and warm_starts(self.config.ranking)
+        return self.towers if is_warm else None
 
     def _resume(self, last: checkpoint.Checkpoint) -> int:
         checkpoint.load(last, self.model, self.schema, self.optimizer)
@@ -169,14 +182,15 @@ class Trainer:
         if self.source.ledger is not None:
             self.source.ledger.go_on(last.step, last.state["ledger"])
         tables_from = last.state["tables_from"]
-        if self.warm_start is not None and tables_from is not None:
-            check_origin(last.path, Origin.model_validate(tables_from), self.warm_start)
+        if self._warm_start is not None and tables_from is not None:
+            origin = Origin.model_validate(tables_from)
+            check_origin(last.path, origin, self._warm_start)
         log.info("resumed from %s", last.path)
         return last.step
 
     def _tables_from(self) -> dict[str, Any] | None:
         """Name the checkpoint whose tables a ranker started with."""
-        return self.warm_start.origin.model_dump() if self.warm_start else None
+        return self._warm_start.origin.model_dump() if self._warm_start else None
 
     def _train(self, first: int) -> tuple[float, int]:
         """Run the steps that are left.

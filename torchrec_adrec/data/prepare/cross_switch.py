@@ -71,7 +71,9 @@ def judge_crosses(
     )
 
 
-def _columns(sample: Sample, codes: list[Float64s], config: StatisticsConfig) -> Float64s:
+def _columns(
+    sample: Sample, codes: list[Float64s], config: StatisticsConfig
+) -> Float64s:
     """Return the logits of some columns, standardised, (n, columns)."""
     logits = [sample.logits(c, config.pair_strength, config.folds) for c in codes]
     table = np.stack(logits, axis=1)

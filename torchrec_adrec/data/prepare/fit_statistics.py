@@ -15,8 +15,8 @@ from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.config.data import StatisticsConfig
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.prepare.counts import Counter, Counts, load_counts
-from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.cross_switch import CrossSwitch, judge_crosses
+from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.pairs import (
     SAMPLE_ROWS,
     PairGain,

@@ -153,9 +153,7 @@ def choose_pairs(
     clicks = sample.clicks[train]
     if not count or not len(clicks):
         return []
-    smoothed = partial(
-        sample.logits, strength=config.pair_strength, folds=config.folds
-    )
+    smoothed = partial(sample.logits, strength=config.pair_strength, folds=config.folds)
     singles = {name: smoothed(codes)[train] for name, codes in sample.codes.items()}
     losses = {name: _log_loss(z, clicks) for name, z in singles.items()}
     base = logit(np.array([clicks.mean()]))

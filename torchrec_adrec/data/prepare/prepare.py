@@ -293,7 +293,9 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
         f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
         for n in raw
     }
-    catalog = ads.drop(list(raw)).with_columns(**encoded, **texts, **ad_keys(encoder, raw))
+    catalog = ads.drop(list(raw)).with_columns(
+        **encoded, **texts, **ad_keys(encoder, raw)
+    )
     catalog.write_parquet(out / "catalog.parquet")
     fitted = [out / "schema.json", out / "transforms.json", *out.glob("vocabulary/*")]
     fitted += sorted(out.glob(f"{FOLDER}/*"))

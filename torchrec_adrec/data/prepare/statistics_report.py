@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from torchrec_adrec.data.prepare.leaks import grouped_auc
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs
+from torchrec_adrec.data.prepare.leaks import grouped_auc
 from torchrec_adrec.schema import DenseFeature, Schema
 
 ROWS = 200_000  # of validation; an AUC to about 0.002
