@@ -76,7 +76,7 @@ def train(config: Config, run: Path, process: Process) -> dict[str, Figures]:
         ranker = Trainer("ranking", config, process, run / "data", folder, final).fit()
     return {
         "towers": _click(towers["test"]),
-        "ranker": _click({"click": ranker["blend"]["ranker"]}),
+        "ranker": _click({"click": ranker["blend"]["ranker_alone"]}),
         "served": _click(ranker["test"]),
         "weights": {name: ranker["blend"][name] for name in ("ranker", "towers")},
         "validation": {name: ranker["blend"][name] for name in ("gain", "error")},

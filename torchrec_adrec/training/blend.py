@@ -68,8 +68,8 @@ def blend_towers(
         model: the ranker, sharded.
 
     Returns:
-        An evaluator of what is served, and what is reported of it: `towers` and
-        `ranker` have the test figures of each alone.
+        An evaluator of what is served, and what is reported of it: the test
+        figures of each alone are `towers_alone` and `ranker_alone`.
     """
     if evaluator.task != "ranking" or config.ranking.blend == "none":
         return evaluator, {}
@@ -92,7 +92,7 @@ def blend_towers(
             ("towers", of_towers, other),
         ):
             predictions = judge.logits(part, "test").predictions(schema)
-            report[name] = label_metrics(schema, predictions)[click]
+            report[f"{name}_alone"] = label_metrics(schema, predictions)[click]
         evaluator = replace(evaluator, blend=fitted.blend, towers=other)
     if evaluator.process.is_first:
         save_blend(ranker, fitted.blend)
