@@ -1,4 +1,4 @@
-"""A ranker with crosses, blended with its towers: what is reported is what is served."""
+"""A ranker with crosses, blended with its towers: what is reported is served."""
 
 import json
 import shutil
@@ -11,8 +11,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from trained_run import SETTINGS, STEADY, make_stages, metrics
 
+from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.errors import CheckpointError, ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
@@ -26,7 +28,8 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run in which every switch says yes."""
     out = tmp_path_factory.mktemp("blended") / "run"
     steady = STEADY.replace("ranking", "retrieval")
-    last = (steady, "train.epochs=2", "data.statistics={cross_pairs: 2, folds: 3}")
+    steps = ("train.epochs=2", "train.patience=null", "train.evaluate_every=0")
+    last = (steady, *steps, "data.statistics={cross_pairs: 2, folds: 3}")
     model = ("ranking.model=dcnv2", "ranking.tables=scratch", "ranking.blend=auto")
     patch = pytest.MonkeyPatch()
     patch.setattr("torchrec_adrec.training.blend.LEAST", 1)
@@ -37,7 +40,7 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def blended_by_hand(run: Path, rows: pl.DataFrame) -> np.ndarray:
+def blended_by_hand(run: Path, rows: pl.DataFrame) -> Float64s:
     """Return the click of rows of a split, by both models in one piece."""
     schema = Schema.load(run / "data/schema.json")
     ranker, final = restore_whole("ranking", run, schema)
@@ -53,7 +56,7 @@ def blended_by_hand(run: Path, rows: pl.DataFrame) -> np.ndarray:
     weights = load_blend(final)
     assert weights.towers > 0
     z = weights.ranker * first + weights.towers * second + weights.intercept
-    return torch.sigmoid(z).numpy()
+    return np.asarray(torch.sigmoid(z).numpy())
 
 
 def test_reported_is_the_blend(blended: Path) -> None:
@@ -73,9 +76,6 @@ def test_served_is_reported(blended: Path) -> None:
     user = json.loads((blended / "data/example_users.json").read_text())[3]
     answer = served.recommend(user, top=50).ads
     encoder = served.encoder
-    # The raw request as raw columns of as many rows, encoded as `prepare` encodes them.
-    from torchrec_adrec.data.request import raw_user
-
     ids = answer[AD_ID].to_numpy()
     raw = raw_user(user, encoder.schema)
     columns = {

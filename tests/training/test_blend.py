@@ -32,7 +32,7 @@ def test_what_each_knows_of_the_other_is_blended() -> None:
 
 
 def test_towers_that_add_nothing_are_left_out() -> None:
-    """Neither noise, nor what the ranker knows already, nor the reverse of the truth."""
+    """Noise, what the ranker knows already, and the reverse of the truth."""
     for towers in (NOISE, FIRST, -SECOND):
         kept = fitted(FIRST, towers)
         assert kept.blend.serves == "ranker" and kept.blend.towers == 0

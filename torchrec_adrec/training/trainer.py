@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts_of
@@ -27,7 +26,7 @@ from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
 from torchrec_adrec.tasks.task import columns_of
-from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.batch_source import BatchSource, negatives_of
 from torchrec_adrec.training.blend import blend_towers
 from torchrec_adrec.training.calibrate import calibrate, check_enough_rows
 from torchrec_adrec.training.evaluator import Evaluator
@@ -71,6 +70,9 @@ class Trainer:
     def __post_init__(self) -> None:
         config, train, bounds = self.config, self.config.train, self.config.data.bounds
         self.schema = Schema.load(self.data / "schema.json")
+        # The checkpoint whose tables a ranker starts with.
+        is_warm = self.task == "ranking" and warm_starts(config.ranking)
+        self.warm_start = self.towers if is_warm else None
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
         self.source = BatchSource(
@@ -81,7 +83,7 @@ class Trainer:
             self.process,
             self.folder,
             bounds,
-            self._negatives(),
+            negatives_of(self.task, config, self.data, self.schema, self.process),
         )
         accumulate = self.optimizer.config.accumulate
         self.schedule = Schedule(self.source.steps, accumulate, train)
@@ -95,20 +97,6 @@ class Trainer:
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
                 " prepare with data.split.valid above 0"
             )
-
-    def _negatives(self) -> UniformNegatives | None:
-        count = self.config.retrieval.uniform_negatives
-        if self.task != "retrieval" or not count:
-            return None
-        return UniformNegatives(
-            self.data,
-            self.schema,
-            count,
-            self.config.train.batch_size,
-            self.config.seed,
-            self.process.rank,
-            self.process.world_size,
-        )
 
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
@@ -166,15 +154,9 @@ class Trainer:
             self.state.initialised = load_other_run(
                 self.model, self.config.retrieval, self.data
             )
-        if self._warm_start is not None:
-            load_tower_tables(self.model, self._warm_start, self.schema)
+        if self.warm_start is not None:
+            load_tower_tables(self.model, self.warm_start, self.schema)
         return 0
-
-    @property
-    def _warm_start(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint whose tables a ranker starts with."""
-        is_warm = self.task == "ranking" and warm_starts(self.config.ranking)
-        return self.towers if is_warm else None
 
     def _resume(self, last: checkpoint.Checkpoint) -> int:
         checkpoint.load(last, self.model, self.schema, self.optimizer)
@@ -182,15 +164,14 @@ class Trainer:
         if self.source.ledger is not None:
             self.source.ledger.go_on(last.step, last.state["ledger"])
         tables_from = last.state["tables_from"]
-        if self._warm_start is not None and tables_from is not None:
-            origin = Origin.model_validate(tables_from)
-            check_origin(last.path, origin, self._warm_start)
+        if self.warm_start is not None and tables_from is not None:
+            check_origin(last.path, Origin.model_validate(tables_from), self.warm_start)
         log.info("resumed from %s", last.path)
         return last.step
 
     def _tables_from(self) -> dict[str, Any] | None:
         """Name the checkpoint whose tables a ranker started with."""
-        return self._warm_start.origin.model_dump() if self._warm_start else None
+        return self.warm_start.origin.model_dump() if self.warm_start else None
 
     def _train(self, first: int) -> tuple[float, int]:
         """Run the steps that are left.

@@ -1,4 +1,4 @@
-"""Crosses: pairs across the sides, which towers never read and validation may refuse."""
+"""Crosses: pairs across the sides, which no tower reads and validation may refuse."""
 
 import math
 from pathlib import Path

@@ -177,15 +177,9 @@ class Encoder:
     def encode_cross(
         self, raw: RawColumns, folds: Int64s | None = None
     ) -> dict[str, Float32s]:
-        """Encode the crosses of rows of which both sides are there, (B,) by feature.
-
-        Args:
-            raw: the raw columns of both sides.
-            folds: (B,) as of `encode`.
-        """
-        if not self.schema.cross:
+        """Encode the crosses of rows with both sides, (B,) by feature; see `encode`."""
+        if self.statistics is None:
             return {}
-        assert self.statistics is not None, "the schema has statistics"
         return self.statistics.encode(self.schema.cross, raw, folds)
 
     def _ids(self, feature: Bag, column: Column) -> Int32s:

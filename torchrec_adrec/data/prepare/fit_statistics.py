@@ -27,8 +27,9 @@ from torchrec_adrec.data.prepare.pairs import (
     sample_rows,
 )
 from torchrec_adrec.data.prepare.spill import ChunkRef, map_chunks
-from torchrec_adrec.data.prepare.statistics import Folds, Statistics, ValueCounts
+from torchrec_adrec.data.prepare.statistics import Folds, Statistics
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
+from torchrec_adrec.data.prepare.value_counts import ValueCounts
 from torchrec_adrec.data.prepare.value_keys import KeyedColumn, Sources, ValueKeys
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks

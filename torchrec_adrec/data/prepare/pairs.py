@@ -18,8 +18,9 @@ from torchrec_adrec.arrays import Bools, Float64s, Int64s
 from torchrec_adrec.config.data import StatisticsConfig
 from torchrec_adrec.data.keys import salt, salted_hash
 from torchrec_adrec.data.prepare.spill import THREADS
-from torchrec_adrec.data.prepare.statistics import NO_FOLD, logit
+from torchrec_adrec.data.prepare.statistics import logit
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
+from torchrec_adrec.data.prepare.value_counts import NO_FOLD
 from torchrec_adrec.data.prepare.value_keys import ValueKeys
 from torchrec_adrec.schema import Schema, Side
 

@@ -284,8 +284,7 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
     """Write what serving needs: the transforms and the catalog, with their hashes."""
     encoder.save(out)
     schema = encoder.schema
-    # The ads go through the encoder like any row, so the ad tower reads the same ids
-    # at export as in training.
+    # The ads go through the encoder like any row: export reads what training read.
     raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
     encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
     hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
@@ -293,10 +292,10 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
         f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
         for n in raw
     }
-    catalog = ads.drop(list(raw)).with_columns(
-        **encoded, **texts, **ad_keys(encoder, raw)
+    columns = encoded | texts | ad_keys(encoder, raw)
+    ads.drop(list(raw)).with_columns(**columns).write_parquet(out / "catalog.parquet")
+    names = ("schema.json", "transforms.json", "catalog.parquet")
+    folders = (
+        path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")
     )
-    catalog.write_parquet(out / "catalog.parquet")
-    fitted = [out / "schema.json", out / "transforms.json", *out.glob("vocabulary/*")]
-    fitted += sorted(out.glob(f"{FOLDER}/*"))
-    write_hashes(out, [*fitted, out / "catalog.parquet"])
+    write_hashes(out, [*(out / name for name in names), *sorted(folders)])
