@@ -53,5 +53,5 @@ def test_a_few_rows_choose_nothing() -> None:
 
 def test_rows_without_a_click_label_have_no_say() -> None:
     clicks = np.append(CLICKS, np.full(50, np.nan))
-    longer = [np.append(x, np.full(50, 99.0)) for x in (FIRST, SECOND)]
-    assert fit_blend(*longer, clicks, ORIGIN) == fitted(FIRST, SECOND)
+    first, second = (np.append(x, np.full(50, 99.0)) for x in (FIRST, SECOND))
+    assert fit_blend(first, second, clicks, ORIGIN) == fitted(FIRST, SECOND)

@@ -8,7 +8,7 @@ from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.prepare.ad_keys import key_column
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.statistics import by_sources
-from torchrec_adrec.data.prepare.value_keys import KeyedColumn, pair_keys
+from torchrec_adrec.data.prepare.value_keys import KeyedColumn, KeyedColumns, pair_keys
 
 
 class Crosses:
@@ -38,7 +38,7 @@ class Crosses:
         columns = dict.fromkeys((name,) for _, name in self.pairs)
         user_keys = self.statistics.keys.of(user, columns)
         each = np.arange(len(rows))
-        keyed = {}
+        keyed: KeyedColumns = {}
         for ad, name in self.pairs:
             column = user_keys[(name,)]
             mixed = pair_keys(self.ad_keys[ad][rows], column.keys[column.codes])

@@ -79,8 +79,8 @@ class RankingScorer:
         logits = self.ranker(user, ads).double()
         if self.towers is not None:
             # Their numbers without crosses: what towers were trained on.
-            own = tower_input(columns, self.schema, Side.AD)
-            towers = self.towers.click_logits(user, own, torch.from_numpy(scores))
+            alone = tower_input(columns, self.schema, Side.AD)
+            towers = self.towers.click_logits(user, alone, torch.from_numpy(scores))
             logits[:, 0] = self.blend.apply(logits[:, 0], towers.double())
         return {
             label.name: prediction(label, logits[:, column], self.calibrations).numpy()

@@ -49,8 +49,8 @@ def test_only_the_ranker_reads_them(crossed: Path) -> None:
     assert not names & set(batch_columns(schema))
     assert names <= set(batch_columns(schema.joined))
     ad = [feature.name for feature in schema.joined.dense_of(Side.AD)]
-    own = [feature.name for feature in schema.dense_of(Side.AD)]
-    assert ad == [*own, *(feature.name for feature in schema.cross)]
+    before = [feature.name for feature in schema.dense_of(Side.AD)]
+    assert ad == [*before, *(feature.name for feature in schema.cross)]
 
 
 def test_each_row_sees_what_it_may_see(crossed: Path) -> None:
@@ -65,13 +65,13 @@ def test_each_row_sees_what_it_may_see(crossed: Path) -> None:
     rate = float(raw["click"].head(TRAIN_ROWS).mean() or 0)  # type: ignore[arg-type]
     for row in [*range(0, TRAIN_ROWS, 211), *range(TRAIN_ROWS, 2700, 41)]:
         fold = folds[row] if row < TRAIN_ROWS else -1
-        seen = (
+        clicks = (
             raw.head(TRAIN_ROWS)
             .filter(pl.Series(folds[:TRAIN_ROWS] != fold))
             .filter(pl.col("brand").eq_missing(raw["brand"][row]))
             .filter(pl.col("device").eq_missing(raw["device"][row]))["click"]
         )
-        p = (seen.sum() + strength * rate) / (len(seen) + strength)
+        p = (int(clicks.sum()) + strength * rate) / (len(clicks) + strength)
         expected = (math.log(p / (1 - p)) - mean) / deviation
         assert encoded[row] == pytest.approx(np.clip(expected, -5, 5), abs=1e-4)
 

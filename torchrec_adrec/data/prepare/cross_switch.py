@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from sklearn.linear_model import LogisticRegression
 
-from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.config.data import StatisticsConfig
 from torchrec_adrec.data.prepare.pairs import PairGain, Sample
 
@@ -53,9 +53,9 @@ def judge_crosses(
         crosses: chosen across the sides.
         config: the folds and the strength of a pair.
     """
-    names = [sample.codes[name] for name in sample.codes]
-    names += [sample.pair(pair.first, pair.second) for pair in pairs]
-    without = _columns(sample, names, config)
+    columns = list(sample.codes.values())
+    columns += [sample.pair(pair.first, pair.second) for pair in pairs]
+    without = _columns(sample, columns, config)
     added = [sample.pair(pair.first, pair.second) for pair in crosses]
     valid = ~sample.train
     rows = int(valid.sum())
@@ -71,14 +71,13 @@ def judge_crosses(
     )
 
 
-def _columns(
-    sample: Sample, codes: list[Float64s], config: StatisticsConfig
-) -> Float64s:
+def _columns(sample: Sample, codes: list[Int64s], config: StatisticsConfig) -> Float64s:
     """Return the logits of some columns, standardised, (n, columns)."""
     logits = [sample.logits(c, config.pair_strength, config.folds) for c in codes]
     table = np.stack(logits, axis=1)
     train = table[sample.train]
-    return (table - train.mean(axis=0)) / np.maximum(train.std(axis=0), 1e-6)
+    scale = np.maximum(train.std(axis=0), 1e-6)
+    return np.asarray((table - train.mean(axis=0)) / scale)
 
 
 def _losses(sample: Sample, columns: Float64s) -> Float64s:

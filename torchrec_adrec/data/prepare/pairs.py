@@ -60,13 +60,13 @@ class Sample:
     @property
     def train(self) -> Bools:
         """Which rows are trained on, (n,)."""
-        return self.folds != NO_FOLD
+        return np.asarray(self.folds != NO_FOLD)
 
     def pair(self, first: str, second: str) -> Int64s:
         """Return the codes of a pair of columns, (n,)."""
         width = int(self.codes[second].max()) + 1
         joint = self.codes[first] * width + self.codes[second]
-        return np.unique(joint, return_inverse=True)[1]
+        return np.asarray(np.unique(joint, return_inverse=True)[1])
 
     def logits(self, codes: Int64s, strength: float, folds: int) -> Float64s:
         """Return the smoothed rate of each row's code as a logit, (n,).
@@ -133,7 +133,8 @@ def same_side(schema: Schema) -> Iterable[tuple[str, str]]:
 
 def across(schema: Schema) -> Iterable[tuple[str, str]]:
     """Return every column of the ad with every column of the user."""
-    return product(*(schema.scalar_sources_of(side) for side in (Side.AD, Side.USER)))
+    users, ads = (schema.scalar_sources_of(side) for side in Side)
+    return product(ads, users)
 
 
 def choose_pairs(

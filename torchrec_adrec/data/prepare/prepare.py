@@ -295,7 +295,5 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
     columns = encoded | texts | ad_keys(encoder, raw)
     ads.drop(list(raw)).with_columns(**columns).write_parquet(out / "catalog.parquet")
     names = ("schema.json", "transforms.json", "catalog.parquet")
-    folders = (
-        path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")
-    )
-    write_hashes(out, [*(out / name for name in names), *sorted(folders)])
+    fitted = [path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")]
+    write_hashes(out, [*(out / name for name in names), *sorted(fitted)])

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore
@@ -31,4 +33,4 @@ class TrainingRows:
 
     def valid(self, chunk: Chunk, ref: ChunkRef) -> Bools:
         """Return the mask of a chunk's validation rows."""
-        return self.split.assign(chunk, ref) == VALID
+        return np.asarray(self.split.assign(chunk, ref) == VALID)
