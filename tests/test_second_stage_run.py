@@ -20,6 +20,8 @@ from torchrec_adrec.errors import CheckpointError, ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.blend import Blend, load_blend, save_blend
+from torchrec_adrec.tasks.calibration import load_calibrations
+from torchrec_adrec.tasks.label_heads import prediction
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore_whole
 
 
@@ -31,8 +33,10 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps = ("train.epochs=2", "train.patience=null", "train.evaluate_every=0")
     last = (steady, *steps, "data.statistics={cross_pairs: 2, folds: 3}")
     model = ("ranking.model=dcnv2", "ranking.tables=scratch", "ranking.blend=auto")
+    model += ("ranking.calibration=platt",)
     patch = pytest.MonkeyPatch()
-    patch.setattr("torchrec_adrec.training.blend.LEAST", 1)
+    for fit in ("blend", "calibrate"):
+        patch.setattr(f"torchrec_adrec.training.{fit}.LEAST", 1)
     for switch in ("training.blend", "data.prepare.cross_switch"):
         patch.setattr(f"torchrec_adrec.{switch}.DEVIATIONS", -1e9)
     with patch.context():
@@ -41,7 +45,10 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blended_by_hand(run: Path, rows: pl.DataFrame) -> Float64s:
-    """Return the click of rows of a split, by both models in one piece."""
+    """Return the click of rows of a split, by both models in one piece.
+
+    The blend comes first and is then calibrated.
+    """
     schema = Schema.load(run / "data/schema.json")
     ranker, final = restore_whole("ranking", run, schema)
     towers, _ = restore_whole("retrieval", run, schema)
@@ -56,14 +63,20 @@ def blended_by_hand(run: Path, rows: pl.DataFrame) -> Float64s:
     weights = load_blend(final)
     assert weights.towers > 0
     z = weights.ranker * first + weights.towers * second + weights.intercept
-    return np.asarray(torch.sigmoid(z).numpy())
+    calibrations = load_calibrations(final)
+    assert calibrations
+    return np.asarray(prediction(schema.labels[0], z, calibrations).numpy())
 
 
 def test_reported_is_the_blend(blended: Path) -> None:
     test = pl.read_parquet(blended / "data/test/*.parquet")
-    auc = roc_auc_score(test["click"], blended_by_hand(blended, test))
+    predicted = blended_by_hand(blended, test)
+    auc = roc_auc_score(test["click"], predicted)
     reported = metrics(blended, "ranking")
     assert reported["test"]["click"]["auc"] == pytest.approx(auc, abs=1e-6)
+    mean = predicted.mean() / test["click"].to_numpy().mean()
+    calibration = reported["test"]["click"]["calibration"]
+    assert calibration == pytest.approx(mean, rel=1e-5)
     blend, towers = reported["blend"], metrics(blended, "retrieval")["test"]["click"]
     assert blend["serves"] in ("blend", "towers") and blend["towers"] > 0
     assert blend["towers_alone"]["auc"] == pytest.approx(towers["auc"], abs=1e-6)
