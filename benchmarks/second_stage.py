@@ -34,6 +34,7 @@ from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.tasks.sharded import final_checkpoint
 from torchrec_adrec.training.trainer import Trainer
 
+SCORES = ("towers", "ranker", "served", "columns")
 ROWS = 12_000  # of the test split that the attainable figures are taken of
 Figures = dict[str, float]
 
@@ -57,7 +58,8 @@ def main() -> None:
             # Kept after each seed: a later one may be interrupted.
             settings = {"config": args.config.name, "set": args.set}
             seeds = args.seeds[: len(runs)]
-            keep_result(name, {**settings, "seeds": seeds, "runs": runs})
+            results = {"seeds": seeds, "summary": summary(runs), "runs": runs}
+            keep_result(name, {**settings, **results})
     Console(width=120).print(table_of(name, runs))
 
 
@@ -101,24 +103,32 @@ def attainable(data: Path) -> dict[str, Figures]:
     return {"columns": {name: float(value) for name, value in figures.items()}}
 
 
+def summary(runs: list[dict[str, Figures]]) -> dict[str, dict[str, Figures]]:
+    """Return mean and standard deviation over seeds of every score's figures."""
+    return {
+        score: {
+            key: _mean_and_deviation([run[score][key] for run in runs])
+            for key in ("auc", "log loss")
+        }
+        for score in SCORES
+        if score in runs[0]
+    }
+
+
+def _mean_and_deviation(values: list[float]) -> Figures:
+    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
+
+
 def table_of(name: str, runs: list[dict[str, Figures]]) -> Table:
     """One line for each score; every seed's AUC, and the mean of both figures."""
     table = Table(title=f"{name}, {len(runs)} seeds")
     for column in ("score", *(f"AUC {i}" for i in range(len(runs))), "AUC", "log loss"):
         table.add_column(column)
-    for score in ("towers", "ranker", "served", "columns"):
-        if score in runs[0]:
-            aucs, losses = (
-                [run[score][key] for run in runs] for key in ("auc", "log loss")
-            )
-            cells = [f"{auc:.4f}" for auc in aucs]
-            table.add_row(score, *cells, _spread(aucs), _spread(losses))
+    for score, figures in summary(runs).items():
+        cells = [f"{run[score]['auc']:.4f}" for run in runs]
+        spreads = [f"{x['mean']:.4f} ({x['sd']:.4f})" for x in figures.values()]
+        table.add_row(score, *cells, *spreads)
     return table
-
-
-def _spread(values: list[float]) -> str:
-    spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread}"
 
 
 if __name__ == "__main__":
