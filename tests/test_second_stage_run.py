@@ -32,8 +32,9 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steady = STEADY.replace("ranking", "retrieval")
     steps = ("train.epochs=2", "train.patience=null", "train.evaluate_every=0")
     last = (steady, *steps, "data.statistics={cross_pairs: 2, folds: 3}")
-    model = ("ranking.model=dcnv2", "ranking.tables=scratch", "ranking.blend=auto")
-    model += ("ranking.calibration=platt",)
+    ranking = {"model": "dcnv2", "tables": "scratch", "blend": "auto"}
+    ranking["calibration"] = "platt"
+    model = [f"ranking.{name}={value}" for name, value in ranking.items()]
     patch = pytest.MonkeyPatch()
     for fit in ("blend", "calibrate"):
         patch.setattr(f"torchrec_adrec.training.{fit}.LEAST", 1)
