@@ -37,6 +37,9 @@ class IndexConfig(Settings):
     not published."""
     queries: Count = 1_000
     """Number of held-out users whose ads the gate searches."""
+    keep_versions: Count = 3
+    """Number of published versions that stay, the current one among them: `adrec
+    versions rollback` goes back to one at once."""
 
 
 class RecommendConfig(Settings):

@@ -20,7 +20,6 @@ from torchrec_adrec.export.encode import QUERIES
 from torchrec_adrec.index.build import EMPTY, build_shard, shard_name, train_empty
 from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.kinds import derive_kind
-from torchrec_adrec.index.kinds.kind import describe
 from torchrec_adrec.index.manifest import (
     EmbeddingManifest,
     IndexManifest,
@@ -86,7 +85,7 @@ def build_index(
     )
     manifest.save(out)
     (out / "metrics.json").write_text(json.dumps(gate.model_dump(), indent=1) + "\n")
-    _log_summary(manifest)
+    log.info("index: %s", manifest.summary)
 
 
 def _load_export(embeddings: Path) -> tuple[EmbeddingManifest, Int64s, Float32s]:
@@ -114,15 +113,3 @@ def _held_out_users(embeddings: Path, count: int, seed: int) -> Float32s:
     _, users = load_vectors(embeddings, QUERIES)
     order = np.random.default_rng(seed).permutation(len(users))
     return users[order[:count]]
-
-
-def _log_summary(manifest: IndexManifest) -> None:
-    kind = [manifest.kind, describe(manifest.sizes), describe(manifest.search)]
-    log.info(
-        "index: %s of %d ads in %d shards, recall@%d %.4f",
-        ", ".join(filter(None, kind)),
-        manifest.count,
-        len(manifest.shards),
-        manifest.gate.k,
-        manifest.gate.recall,
-    )

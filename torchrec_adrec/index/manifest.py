@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.index.kinds.kind import describe
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
 
@@ -102,6 +103,15 @@ class IndexManifest(_Manifest):
     count: int
     shards: dict[str, str]
     gate: Gate
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        kind = [self.kind, describe(self.sizes), describe(self.search)]
+        return (
+            f"{', '.join(filter(None, kind))} of {self.count} ads in"
+            f" {len(self.shards)} shards, recall@{self.gate.k} {self.gate.recall:.4f}"
+        )
 
 
 def load_vectors(

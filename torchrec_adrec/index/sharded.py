@@ -63,6 +63,17 @@ class ShardedIndex:
                 f"{folder}: the shards hold {index.count} ads, the manifest says"
                 f" {manifest.count}; build the index again"
             )
+        for shard in index.shards:
+            if shard.metric_type != faiss.METRIC_INNER_PRODUCT:
+                raise ManifestError(
+                    f"{folder}: a shard is searched by another metric than the inner"
+                    " product, by which the towers score; run `adrec index` again"
+                )
+            if shard.d != manifest.embeddings.dim:
+                raise ManifestError(
+                    f"{folder}: a shard holds vectors of width {shard.d}, the manifest"
+                    f" says {manifest.embeddings.dim}; run `adrec index` again"
+                )
         index.setting = manifest.search
         return index
 

@@ -61,6 +61,12 @@ def check_names(
             f"{run / INDEX.name} was built from other files than those in"
             f" {run / EXPORT.name}; run `adrec index` again"
         )
+    if exported.schema_fingerprint != towers.state["schema"]:
+        raise ManifestError(
+            f"{run / EXPORT.name} and {run / INDEX.name} were made with schema"
+            f" {exported.schema_fingerprint}, {towers.path} with"
+            f" {towers.state['schema']}; run `adrec export` again"
+        )
     tables = ranker.state["tables_from"]
     if tables is not None:  # with `ranking.tables: scratch` it has tables of its own
         check_origin(ranker.path, Origin.model_validate(tables), towers)
