@@ -231,7 +231,8 @@ def _write_manifest(
     lookups: Literal["fp32", "fp16"],
     out: Path,
 ) -> None:
-    written = [*sorted(out.glob("part-*.parquet")), out / QUERIES, out / EXAMPLES]
+    parts = sorted(out.glob("part-*.parquet"))
+    written = [*parts, out / QUERIES, out / EXAMPLES]
     EmbeddingManifest(
         checkpoint=checkpoint.origin,
         lookups=lookups,
@@ -239,6 +240,7 @@ def _write_manifest(
         similarity=retrieval.similarity,
         dim=retrieval.vector_dim,
         count=len(catalog),
+        parts={path.name: pq.read_metadata(path).num_rows for path in parts},
         files={path.name: sha256(path) for path in written},
     ).save(out)
 

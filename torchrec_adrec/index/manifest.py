@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +21,12 @@ from torchrec_adrec.schema import AD_ID
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
+IDS = "ids.npy"  # of an index: the ad of every number
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard of an index."""
+    return f"shard-{number:05d}.faiss"
 
 
 class _Manifest(BaseModel):
@@ -53,7 +60,8 @@ class EmbeddingManifest(_Manifest):
         lookups: precision in which rows of sharded tables travelled between ranks.
         dim: D, the width of a vector.
         count: number of ads.
-        files: name -> sha256 of each file.
+        parts: name -> number of ads of each file of vectors, in the order of the ids.
+        files: name -> sha256 of each file, the parts among them.
     """
 
     checkpoint: Origin
@@ -62,7 +70,25 @@ class EmbeddingManifest(_Manifest):
     similarity: str
     dim: int
     count: int
+    parts: dict[str, int]
     files: dict[str, str]
+
+
+class Layout(_Manifest):
+    """Which part of the index each of S files holds (`pieces.py`).
+
+    Attributes:
+        rows: (S + 1,) file s holds rows `rows[s]` to `rows[s + 1]` of a table.
+        lists: (S + 1,) likewise the inverted lists; empty where there are none.
+    """
+
+    rows: tuple[int, ...]
+    lists: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the files, in order."""
+        return [shard_name(number) for number in range(len(self.rows) - 1)]
 
 
 class Gate(_Manifest):
@@ -92,7 +118,8 @@ class IndexManifest(_Manifest):
         sizes: of that kind, as `{"nlist": 4000}`; none for exact search.
         search: the setting that the gate chose, as `{"nprobe": 32}`.
         count: number of ads.
-        shards: name -> sha256 of each file.
+        layout: what each shard holds.
+        files: name -> sha256 of each file, shards and the table of ids.
         gate: how it was measured.
     """
 
@@ -101,7 +128,8 @@ class IndexManifest(_Manifest):
     sizes: dict[str, int]
     search: dict[str, int]
     count: int
-    shards: dict[str, str]
+    layout: Layout
+    files: dict[str, str]
     gate: Gate
 
     @property
@@ -110,7 +138,7 @@ class IndexManifest(_Manifest):
         kind = [self.kind, describe(self.sizes), describe(self.search)]
         return (
             f"{', '.join(filter(None, kind))} of {self.count} ads in"
-            f" {len(self.shards)} shards, recall@{self.gate.k} {self.gate.recall:.4f}"
+            f" {len(self.layout.names)} shards, recall@{self.gate.k} {self.gate.recall:.4f}"
         )
 
 
@@ -126,14 +154,20 @@ def load_vectors(
     if not tables:
         raise ManifestError(f"{folder} has no {pattern}; run `adrec export`")
     ids = np.concatenate([table[AD_ID].to_numpy() for table in tables])
+    return ids, np.concatenate([vectors_in(table) for table in tables])
+
+
+def vectors_in(table: pa.Table) -> Float32s:
+    """Return the vectors of a table that was written by `export`, (n, D)."""
     # Flattened chunk by chunk: a list column becomes a matrix without a Python list.
+    lists = table["vector"]
     parts = [
         chunk.flatten().to_numpy().reshape(len(chunk), chunk.type.list_size)
-        for table in tables
-        for chunk in table["vector"].chunks
-        if len(chunk)
+        for chunk in lists.chunks
     ]
-    return ids, np.concatenate(parts)
+    if not parts:
+        return np.empty((0, lists.type.list_size), dtype=np.float32)
+    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def vectors_of(folder: Path, ids: Int64s) -> Float32s:
