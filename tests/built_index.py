@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from torchrec_adrec.config.run import IndexConfig
-from torchrec_adrec.export.encode import write_vectors
+from torchrec_adrec.export.parts import write_vectors
 from torchrec_adrec.index.build import build_files
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.kinds import derive_kind

@@ -1,4 +1,4 @@
-"""Versions of a stage: whole or not there, the old one serves until the new one does."""
+"""Versions of a stage: the old one serves until the new one is whole."""
 
 import errno
 import os
@@ -126,7 +126,7 @@ def test_the_pointer_is_written_after_the_files_are_on_the_disk(
     fsync = os.fsync
 
     def record(descriptor: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)

@@ -23,6 +23,17 @@ from torchrec_adrec.config.train import (
 )
 from torchrec_adrec.errors import ConfigError
 
+VectorType = Literal["fp32", "fp16"]
+
+
+class ExportConfig(Settings):
+    """The vectors of all ads."""
+
+    dtype: VectorType = "fp32"
+    """Precision in which vectors are written. fp16 takes half the disk, and rounds each
+    number to 11 significant bits: a vector moves by less than a thousandth of its
+    length."""
+
 
 class IndexConfig(Settings):
     """The FAISS index over all ads, in shards."""
@@ -79,6 +90,7 @@ class Config(Settings):
     ranking: RankingConfig = RankingConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
+    export: ExportConfig = ExportConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
 

@@ -16,7 +16,7 @@ import numpy as np
 from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.export.encode import QUERIES
+from torchrec_adrec.export.export import QUERIES
 from torchrec_adrec.index.build import build_files
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.gate import tune_and_validate

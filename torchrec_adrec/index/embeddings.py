@@ -82,6 +82,15 @@ class Embeddings:
                 )
             yield numbers, ids, vectors_in(table)
 
+    def vectors(self, parts: range) -> Float32s:
+        """Return the vectors of some parts, (n, D).
+
+        Raises:
+            ManifestError: as of `read`.
+        """
+        empty = np.empty((0, self.manifest.dim), dtype=np.float32)
+        return np.concatenate([empty, *(v for *_, v in self.read(parts))])
+
     def ids(self) -> Int64s:
         """Return the ids of all ads, (N,): 8 bytes each, without their vectors.
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.config.run import VectorType
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.index.kinds.kind import describe
 from torchrec_adrec.runtime.files import Origin
@@ -58,6 +58,7 @@ class EmbeddingManifest(_Manifest):
     Attributes:
         checkpoint: of the towers that made them.
         lookups: precision in which rows of sharded tables travelled between ranks.
+        dtype: in which vectors were written.
         dim: D, the width of a vector.
         count: number of ads.
         parts: name -> number of ads of each file of vectors, in the order of the ids.
@@ -68,6 +69,7 @@ class EmbeddingManifest(_Manifest):
     lookups: Literal["fp32", "fp16"]
     schema_fingerprint: str
     similarity: str
+    dtype: VectorType = "fp32"
     dim: int
     count: int
     parts: dict[str, int]
@@ -136,9 +138,10 @@ class IndexManifest(_Manifest):
     def summary(self) -> str:
         """One line for people."""
         kind = [self.kind, describe(self.sizes), describe(self.search)]
+        shards = len(self.layout.names)
         return (
-            f"{', '.join(filter(None, kind))} of {self.count} ads in"
-            f" {len(self.layout.names)} shards, recall@{self.gate.k} {self.gate.recall:.4f}"
+            f"{', '.join(filter(None, kind))} of {self.count} ads in {shards} shards,"
+            f" recall@{self.gate.k} {self.gate.recall:.4f}"
         )
 
 
@@ -176,10 +179,12 @@ def vectors_of(folder: Path, ids: Int64s) -> Float32s:
     Raises:
         ManifestError: one was not exported, or the files cannot be read.
     """
+    paths = sorted(folder.glob("part-*.parquet"))
+    wanted = [(AD_ID, "in", ids.tolist())]
     try:
-        rows = pl.scan_parquet(folder / "part-*.parquet")
-        exported = rows.filter(pl.col(AD_ID).is_in(ids.tolist())).collect().sort(AD_ID)
-    except (OSError, pl.exceptions.PolarsError) as error:
+        tables = [pq.read_table(path, filters=wanted) for path in paths]
+        exported = pa.concat_tables(tables).sort_by(AD_ID)
+    except (OSError, pa.ArrowInvalid) as error:
         raise ManifestError(f"{folder} cannot be read: {error}") from None
     exported_ids = exported[AD_ID].to_numpy()
     missing = np.setdiff1d(ids, exported_ids)
@@ -187,5 +192,4 @@ def vectors_of(folder: Path, ids: Int64s) -> Float32s:
         raise ManifestError(
             f"ad {missing[0]} of the catalog is not in {folder}; export and index again"
         )
-    vectors = exported["vector"].to_numpy()
-    return np.asarray(vectors[np.searchsorted(exported_ids, ids)])
+    return vectors_in(exported)[np.searchsorted(exported_ids, ids)]

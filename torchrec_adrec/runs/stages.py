@@ -73,7 +73,9 @@ RETRIEVAL = Stage(
     ("data",),
     resumes=True,
 )
-EXPORT = Stage("export", ("export",), ("seed",), ("data", "retrieval"))
+EXPORT = Stage(
+    "export", ("export",), ("seed", "export"), ("data", "retrieval"), resumes=True
+)
 INDEX = Stage(
     "index",
     ("index",),

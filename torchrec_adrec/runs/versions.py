@@ -8,7 +8,6 @@ Readers follow `CURRENT` once and then stay in one version, whatever is publishe
 meanwhile. It is replaced by renaming, after all files of the version are on the disk.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -117,5 +116,5 @@ def collect(folder: Path, keep: int) -> list[str]:
     for path in (*folder.iterdir(), *(folder / VERSIONS).iterdir()):
         if path.name in (CURRENT, VERSIONS) or path.name in kept:
             continue
-        shutil.rmtree(path) if path.is_dir() else os.unlink(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return removed
