@@ -9,12 +9,11 @@ from built_index import K, built, corpus
 
 from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.errors import ConfigError, GateError, ManifestError
-from torchrec_adrec.index.build import shard_name
 from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.kinds import derive_kind, open_kind
 from torchrec_adrec.index.kinds.exact import Exact
 from torchrec_adrec.index.kinds.ivf_flat import IvfFlat
-from torchrec_adrec.index.manifest import Gate, IndexManifest
+from torchrec_adrec.index.manifest import Gate, IndexManifest, shard_name
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runtime.files import check_files, sha256
 
@@ -25,29 +24,14 @@ def tuned(index: ShardedIndex, target: float, **changed: Any) -> Gate:
     return tune_and_validate(index, **exported, k=K, target=target)
 
 
-@pytest.mark.parametrize("shards", [2, 4])
-def test_inverted_lists_in_shards_answer_as_one_index_does(
-    shards: int, tmp_path: Path
-) -> None:
-    """To the bit, also where lists are left out: all shards have the same lists."""
-    data = corpus()
-    answers = []
-    for count in (1, shards):
-        index = built("ivf_flat", count, tmp_path / str(count), data)
-        index.setting = {"nprobe": 4}
-        answers.append(index.search(data.queries, K))
-    for one, many in zip(*answers, strict=True):
-        np.testing.assert_array_equal(one, many)
-
-
 def test_a_search_leaves_the_shards_as_they_are(tmp_path: Path) -> None:
     """Requests on other threads search them at the same time."""
     data = corpus()
     index = built("ivf_flat", 2, tmp_path, data, nlist=300)
-    before = [shard.nprobe for shard in index.shards]
+    before = [shard.index.nprobe for shard in index.shards]
     index.setting = {"nprobe": 2}
     index.search(data.queries, 500)
-    assert [shard.nprobe for shard in index.shards] == before
+    assert [shard.index.nprobe for shard in index.shards] == before
 
 
 def test_the_gate_takes_the_fastest_setting_that_reaches_the_target(

@@ -163,14 +163,14 @@ def test_damaged_parts_are_one_line(finished_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished_run, copy)
     for path in (
-        "data/catalog.parquet",
-        "data/vocabulary/C3.parquet",
-        "index/shard-00001.faiss",
+        copy / "data/catalog.parquet",
+        copy / "data/vocabulary/C3.parquet",
+        stages.stage_folder(copy, "index") / "shard-00001.faiss",
     ):
-        whole = (copy / path).read_bytes()
-        (copy / path).write_bytes(whole[:-9])
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9])
         answer = adrec("recommend", "--out", copy)
         assert answer.returncode == 2 and "expected sha256" in answer.stderr
         assert answer.stderr.count("\n") == 1
-        (copy / path).write_bytes(whole)
+        path.write_bytes(whole)
     assert adrec("recommend", "--out", copy).returncode == 0

@@ -23,6 +23,17 @@ from torchrec_adrec.config.train import (
 )
 from torchrec_adrec.errors import ConfigError
 
+VectorType = Literal["fp32", "fp16"]
+
+
+class ExportConfig(Settings):
+    """The vectors of all ads."""
+
+    dtype: VectorType = "fp32"
+    """Precision in which vectors are written. fp16 takes half the disk, and rounds each
+    number to 11 significant bits: a vector moves by less than a thousandth of its
+    length."""
+
 
 class IndexConfig(Settings):
     """The FAISS index over all ads, in shards."""
@@ -37,6 +48,9 @@ class IndexConfig(Settings):
     not published."""
     queries: Count = 1_000
     """Number of held-out users whose ads the gate searches."""
+    keep_versions: Count = 3
+    """Number of published versions that stay, the current one among them: `adrec
+    versions rollback` goes back to one at once."""
 
 
 class RecommendConfig(Settings):
@@ -76,6 +90,7 @@ class Config(Settings):
     ranking: RankingConfig = RankingConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
+    export: ExportConfig = ExportConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
 

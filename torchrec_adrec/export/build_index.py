@@ -1,7 +1,8 @@
 """Exported vectors -> index shards on all ranks -> gate -> a published index.
 
 index/
-  shard-00000.faiss ...    every S-th ad by rising id
+  shard-00000.faiss ...    some of the inverted lists, or of the ads by rising id
+  ids.npy                  the ad of every number, by rising id
   manifest.json            made from what, kind, sizes, search setting, sha256 of shards
   metrics.json             recall against brute force on held-out users
 """
@@ -12,20 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.export.encode import QUERIES
-from torchrec_adrec.index.build import EMPTY, build_shard, shard_name, train_empty
+from torchrec_adrec.export.export import QUERIES
+from torchrec_adrec.index.build import build_files
+from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.kinds import derive_kind
-from torchrec_adrec.index.kinds.kind import describe
-from torchrec_adrec.index.manifest import (
-    EmbeddingManifest,
-    IndexManifest,
-    load_vectors,
-)
+from torchrec_adrec.index.manifest import IDS, IndexManifest, load_vectors
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runtime.files import check_files, sha256
 from torchrec_adrec.tasks.sharded import check_origin, final_checkpoint
@@ -59,54 +55,45 @@ def build_index(
             towers than those that will be served.
         GateError: the index is too far from brute force.
     """
-    exported, ids, vectors = _load_export(embeddings)
-    kind = derive_kind(settings, exported.count)
-    if process.is_first:
-        train_empty(kind, ids, vectors, seed, out)
-    process.barrier()  # every rank starts its shards from that file
-    for number in range(process.rank, settings.shards, process.world_size):
-        build_shard(number, settings.shards, ids, vectors, out)
-    process.barrier()
+    exported = _open_export(embeddings)
+    kind = derive_kind(settings, exported.manifest.count)
+    layout = build_files(kind, exported, settings.shards, seed, process, out)
     if not process.is_first:
         return
-    (out / EMPTY).unlink()
     # Opened from the files: what is measured is what serving will read.
-    names = [shard_name(number) for number in range(settings.shards)]
-    index = ShardedIndex.open(out, names, kind)
+    index = ShardedIndex.open(out, layout, kind)
     queries = _held_out_users(embeddings, settings.queries, seed)
+    ids, vectors = load_vectors(embeddings)
     gate = tune_and_validate(index, ids, vectors, queries, k, settings.target_recall)
     manifest = IndexManifest(
-        embeddings=exported,
+        embeddings=exported.manifest,
         kind=kind.name,
         sizes=dict(vars(kind)),
         search=index.setting,
         count=index.count,
-        shards={name: sha256(out / name) for name in names},
+        layout=layout,
+        files={name: sha256(out / name) for name in (*layout.names, IDS)},
         gate=gate,
     )
     manifest.save(out)
     (out / "metrics.json").write_text(json.dumps(gate.model_dump(), indent=1) + "\n")
-    _log_summary(manifest)
+    log.info("index: %s", manifest.summary)
 
 
-def _load_export(embeddings: Path) -> tuple[EmbeddingManifest, Int64s, Float32s]:
-    """Read manifest, ids (N,) and vectors (N, D) of a whole export.
+def _open_export(folder: Path) -> Embeddings:
+    """Open a whole export, made from the towers that will be served.
 
     Raises:
         ManifestError: as of `build_index`.
     """
-    exported = EmbeddingManifest.load(embeddings)
-    check_files(embeddings, exported.files)
-    towers = final_checkpoint(embeddings.parent / "retrieval")
-    check_origin(embeddings, exported.checkpoint, towers)
-    ids, vectors = load_vectors(embeddings)
-    distinct = len(np.unique(ids))
-    if len(ids) != exported.count or distinct != exported.count:
-        raise ManifestError(
-            f"{embeddings} holds {distinct} distinct ads in {len(ids)} rows, the"
-            f" manifest says {exported.count}; run `adrec export` again"
-        )
-    return exported, ids, vectors
+    exported = Embeddings.open(folder)
+    files = exported.manifest.files
+    # The parts are compared by the ranks that read them, each its own.
+    others = {n: files[n] for n in files if n not in exported.manifest.parts}
+    check_files(folder, others)
+    towers = final_checkpoint(folder.parent / "retrieval")
+    check_origin(folder, exported.manifest.checkpoint, towers)
+    return exported
 
 
 def _held_out_users(embeddings: Path, count: int, seed: int) -> Float32s:
@@ -114,15 +101,3 @@ def _held_out_users(embeddings: Path, count: int, seed: int) -> Float32s:
     _, users = load_vectors(embeddings, QUERIES)
     order = np.random.default_rng(seed).permutation(len(users))
     return users[order[:count]]
-
-
-def _log_summary(manifest: IndexManifest) -> None:
-    kind = [manifest.kind, describe(manifest.sizes), describe(manifest.search)]
-    log.info(
-        "index: %s of %d ads in %d shards, recall@%d %.4f",
-        ", ".join(filter(None, kind)),
-        manifest.count,
-        len(manifest.shards),
-        manifest.gate.k,
-        manifest.gate.recall,
-    )

@@ -1,7 +1,7 @@
 """An index in shards, searched as one."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,8 @@ from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.index.kinds import open_kind
 from torchrec_adrec.index.kinds.kind import IndexKind, SearchSetting
-from torchrec_adrec.index.manifest import IndexManifest
+from torchrec_adrec.index.manifest import IDS, IndexManifest, Layout
+from torchrec_adrec.index.pieces import can_be_joined, join, open_mapped
 from torchrec_adrec.runtime.files import check_files
 
 
@@ -21,48 +22,102 @@ def set_search_threads(count: int) -> None:
     faiss.omp_set_num_threads(count)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A FAISS index that numbers its vectors, and the ad of every number.
+
+    Attributes:
+        index: of FAISS.
+        ids: (n,).
+    """
+
+    index: Any
+    ids: Int64s
+
+    @property
+    def ntotal(self) -> int:
+        """The number of vectors, n."""
+        return int(self.index.ntotal)
+
+
 @dataclass
 class ShardedIndex:
     """Searches shards that hold disjoint ids of one catalog.
 
     Attributes:
-        shards: FAISS indexes.
+        shards: one, to which all files are joined, or one a file where the kind cannot
+            be joined.
+        layout: of the files.
         kind: which all of them are.
         setting: how thorough a search is; the gate chooses it.
     """
 
-    shards: list[Any]
+    shards: list[Shard]
+    layout: Layout
     kind: IndexKind
     setting: SearchSetting
 
     @classmethod
-    def open(cls, folder: Path, names: Iterable[str], kind: IndexKind) -> Self:
-        """Open shards that were just built, to be searched as thoroughly as possible.
+    def open(cls, folder: Path, layout: Layout, kind: IndexKind) -> Self:
+        """Open files that were just built, to be searched as thoroughly as possible.
+
+        They are mapped into memory: several processes on a machine share them.
 
         Args:
-            folder: holds the shards.
-            names: of their files.
+            folder: holds the files.
+            layout: what each of them holds.
             kind: which they were built as.
+
+        Raises:
+            ManifestError: they do not hold what the layout says.
         """
-        shards = [faiss.read_index(str(folder / name)) for name in names]
-        return cls(shards, kind, kind.search_settings()[-1])
+        ids = np.load(folder / IDS, mmap_mode="r")
+        paths = [folder / name for name in layout.names]
+        if len(paths) == 1 or can_be_joined(open_mapped(paths[0])):
+            shards = [Shard(join(paths, layout), ids)]
+        else:
+            pairs = pairwise(layout.rows)
+            shards = [
+                Shard(open_mapped(path), ids[first:stop])
+                for path, (first, stop) in zip(paths, pairs, strict=True)
+            ]
+        for shard in shards:
+            if shard.ntotal != len(shard.ids):
+                raise ManifestError(
+                    f"{folder}: the shards hold {shard.ntotal} ads, {IDS} names"
+                    f" {len(shard.ids)}; build the index again"
+                )
+        return cls(shards, layout, kind, kind.search_settings()[-1])
 
     @classmethod
     def load(cls, folder: Path, manifest: IndexManifest) -> Self:
         """Open the shards of a published index.
 
         Raises:
-            ManifestError: a shard is damaged, the counts do not add up, or this version
+            ManifestError: a file is damaged, the counts do not add up, the vectors are
+                not the exported ones or not compared by inner product, or this version
                 cannot open the kind.
         """
-        check_files(folder, manifest.shards)
+        check_files(folder, manifest.files)
         kind = open_kind(manifest.kind, manifest.sizes)
-        index = cls.open(folder, manifest.shards, kind)
-        if index.count != manifest.count:
+        index = cls.open(folder, manifest.layout, kind)
+        if not index.count == manifest.count == manifest.embeddings.count:
             raise ManifestError(
                 f"{folder}: the shards hold {index.count} ads, the manifest says"
-                f" {manifest.count}; build the index again"
+                f" {manifest.count}, exported were {manifest.embeddings.count}; build"
+                " the index again"
             )
+        for shard in index.shards:
+            if shard.index.metric_type != faiss.METRIC_INNER_PRODUCT:
+                raise ManifestError(
+                    f"{folder}: a shard is searched by another metric than the inner"
+                    " product, by which the towers score; build the index again"
+                )
+            if shard.index.d != manifest.embeddings.dim:
+                raise ManifestError(
+                    f"{folder}: a shard holds vectors of width {shard.index.d},"
+                    f" exported were {manifest.embeddings.dim}; build the index again"
+                )
         index.setting = manifest.search
         return index
 
@@ -73,7 +128,7 @@ class ShardedIndex:
 
     def ids(self) -> Int64s:
         """Return the ids that the shards hold, in no order, (count,)."""
-        return np.concatenate([_ids_of(shard) for shard in self.shards])
+        return np.concatenate([shard.ids for shard in self.shards])
 
     def search(self, queries: Float32s, k: int) -> tuple[Int64s, Float32s]:
         """Find the `k` ads of the largest inner product, best first.
@@ -103,27 +158,22 @@ class ShardedIndex:
         # Given with the call and not set on the shards: requests on other threads
         # search the same shards. FAISS refuses a k of 0, also for an empty shard.
         parameters = self.kind.search_parameters(setting)
-        results = [
-            shard.search(queries, min(k, max(shard.ntotal, 1)), params=parameters)
-            for shard in self.shards
-        ]
+        results = [_nearest(shard, queries, k, parameters) for shard in self.shards]
         scores = np.concatenate([scores for scores, _ in results], axis=1)
         ids = np.concatenate([ids for _, ids in results], axis=1)
-        scores[ids < 0] = -np.inf
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
 
 
-def _ids_of(shard: Any) -> Int64s:
-    """Read the ids from the shard's id map or, if it has none, its inverted lists."""
-    inverted = faiss.try_extract_index_ivf(shard)
-    if inverted is None:
-        return np.asarray(faiss.vector_to_array(shard.id_map), dtype=np.int64)
-    lists: Any = inverted.invlists
-    parts = [np.empty(0, dtype=np.int64)]
-    for number in range(inverted.nlist):
-        size = lists.list_size(number)
-        if size:
-            # Copied, because the pointer shows memory that the index owns and frees.
-            parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
-    return np.concatenate(parts)
+def _nearest(
+    shard: Shard, queries: Float32s, k: int, parameters: Any
+) -> tuple[Float32s, Int64s]:
+    """Search one shard; what it does not find is -1, with a score of -inf."""
+    scores, numbers = shard.index.search(
+        queries, min(k, max(shard.ntotal, 1)), params=parameters
+    )
+    missing = numbers < 0
+    # An empty shard has no first id to look up in the place of what is missing.
+    ids = shard.ids[numbers] if shard.ntotal else numbers
+    ids[missing], scores[missing] = -1, -np.inf
+    return scores, ids

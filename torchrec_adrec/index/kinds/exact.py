@@ -28,8 +28,8 @@ class Exact:
         return 0
 
     def create(self, sample: Float32s, seed: int) -> Any:
-        """Make an empty table with a column of ids."""
-        return faiss.IndexIDMap2(faiss.IndexFlatIP(sample.shape[1]))
+        """Make an empty table."""
+        return faiss.IndexFlatIP(sample.shape[1])
 
     def search_settings(self) -> list[SearchSetting]:
         """Return the one setting, which is empty."""

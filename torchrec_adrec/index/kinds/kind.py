@@ -17,8 +17,8 @@ SearchSetting = dict[str, int]
 class IndexKind(Protocol):
     """One way to build an index of inner products and to search it.
 
-    The FAISS index must take `add_with_ids` and must hold its ids in an id map or in
-    inverted lists: adding, searching and reading the ids are the same for all kinds.
+    The FAISS index numbers its vectors 0, 1, ... as they are added, and `ShardedIndex`
+    keeps the ids of the ads beside them.
 
     Attributes:
         name: what `index.kind` and the manifest call it.
