@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec import __version__
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.errors import ConfigError, ManifestError, reason
 from torchrec_adrec.runtime.files import HASHES
 
 RECORD = "stage.json"
@@ -221,12 +221,17 @@ def load_record(run: Path, name: str) -> Record:
     """Read the record of a stage that is needed.
 
     Raises:
-        ManifestError: there is none; names the command that makes it.
+        ManifestError: there is none, or it is damaged; names the command that makes it.
     """
-    record = record_of(run / name)
-    if record is None:
-        raise ManifestError(f"{run / name} is missing; run {_how(STAGES[name])} first")
-    return record
+    how, path = _how(STAGES[name]), run / name / RECORD
+    if not path.exists():
+        raise ManifestError(f"{run / name} is missing; run {how} first")
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"{path} is damaged ({reason(error)}); remove {run / name} and run {how}"
+        ) from None
 
 
 def _how(stage: Stage) -> str:

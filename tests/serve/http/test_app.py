@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
-
 from torchrec_adrec.serve.app import build_app
+
 from torchrec_adrec.serve.recommender import Recommender
 
 
