@@ -36,8 +36,8 @@ class ServeConfig(Settings):
     """Most open connections of a worker. One more closes the one that has been waiting
     longest for the rest of its request. Keep it below half of `ulimit -n`."""
     refusals_per_second: Count = 200
-    """Refusals (4xx) a second that leave at once. More of them wait, for half a second
-    at most, so that a flood of wrong requests leaves the processor to the right ones."""
+    """Refusals (4xx) a second that leave at once. More of them wait, half a second at
+    most, so that a flood of wrong requests leaves the processor to the right ones."""
     watch_seconds: Annotated[float, Field(ge=0)] = 2.0
     """How often the run's folder is looked at for a new version, which is then loaded
     and served. 0: never."""

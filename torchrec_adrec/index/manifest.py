@@ -39,8 +39,8 @@ class _Manifest(BaseModel):
             return cls.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ManifestError(
-                f"{folder / MANIFEST}: {reason(error)}; it was damaged, or made by another"
-                f" version: run `adrec {folder.name}` again"
+                f"{folder / MANIFEST}: {reason(error)}; it was damaged, or made by"
+                f" another version: run `adrec {folder.name}` again"
             ) from None
 
 

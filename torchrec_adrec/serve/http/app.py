@@ -39,7 +39,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     429: {"model": Fault, "description": "The queue is full.", "headers": RETRY},
     500: {"model": Fault, "description": "A model gave a number that is not finite."},
 }
-DENIED = {401: ERRORS[401]}
+DENIED: dict[int | str, dict[str, Any]] = {401: ERRORS[401]}
 
 
 class App:

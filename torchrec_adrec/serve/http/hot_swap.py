@@ -69,7 +69,7 @@ class Served:
         """
         published = published_state(run)
         recommender = Recommender.load(run, rank_by=rank_by)
-        _check_finite(recommender)
+        check_finite(recommender)
         version = Version(
             towers=IndexManifest.load(run / INDEX.name).embeddings.checkpoint.weights,
             ranker=final_checkpoint(run / RANKING.name).origin.weights,
@@ -119,7 +119,7 @@ def published_state(run: Path) -> str:
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
-def _check_finite(recommender: Recommender) -> None:
+def check_finite(recommender: Recommender) -> None:
     """Refuse weights, and numbers of the catalog, that are not finite.
 
     Raises:

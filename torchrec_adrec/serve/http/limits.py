@@ -1,4 +1,4 @@
-"""What a request must be before anything reads it: allowed, small, and whole in time."""
+"""What a request must be before it is read: allowed, small, and whole in time."""
 
 import asyncio
 import hmac
@@ -59,7 +59,7 @@ class Limits:
     Args:
         app: gets requests whose body is complete.
         bounds: settings.
-        token: that requests must carry as `Authorization: Bearer`; None: they need none.
+        token: that requests carry as `Authorization: Bearer`; None: they need none.
     """
 
     def __init__(self, app: ASGIApp, bounds: ServeConfig, token: str | None) -> None:
@@ -126,9 +126,8 @@ class Limits:
 
     def _paced(self, send: Send) -> Send:
         async def paced(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if 400 <= message["status"] < 500:
-                    await self._pace.wait()
+            if 400 <= message.get("status", 0) < 500:
+                await self._pace.wait()
             await send(message)
 
         return paced

@@ -17,7 +17,8 @@ from starlette.responses import Response
 
 from torchrec_adrec.serve.http.schema_model import Version
 
-disable_created_metrics()  # a second number for every counter, which nobody reads
+# A second number for every counter, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # where the workers' numbers meet; by the library
 SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05),

@@ -45,7 +45,7 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the server owes no answer: a request is to come, or to be completed."""
+        """Whether the client is awaited, with a request or with the rest of one."""
         return (
             self.cycle is None or self.cycle.response_complete or self.cycle.more_body
         )

@@ -31,6 +31,11 @@ HEX_TEXT = r"^([0-9a-fA-F]{8})?$"
 LONGEST_DETAIL = 500  # characters of an error's text
 MOST_FAULTS = 5  # that one error lists
 
+REASONS = {
+    "extra_forbidden": "unknown keys, see /openapi.json",
+    "json_invalid": "the body is no JSON",
+    "model_attributes_type": "expected an object, with Content-Type: application/json",
+}
 EXPECTED = {
     "number": f"a number from -{LARGEST:g} to {LARGEST:g}, or null",
     "hex": "eight hexadecimal digits as text, or null",
@@ -129,15 +134,14 @@ class Bodies:
         for fault in faults:
             # A column is known by its name; other names are the client's own words.
             known = [p for p in fault["loc"] if p in self.expected]
-            if known:
-                lines[f"{known[0]}: expected {self.expected[known[0]]}"] = None
-            elif fault["type"] == "extra_forbidden":
-                lines["unknown keys, see /openapi.json"] = None
-            elif fault["type"] == "json_invalid":
-                lines["the body is no JSON"] = None
+            place = ".".join(str(p) for p in fault["loc"][1:2]) or "body"
+            if fault["type"] in REASONS:
+                line = REASONS[fault["type"]]
+            elif known:
+                line = f"{known[0]}: expected {self.expected[known[0]]}"
             else:
-                place = ".".join(str(p) for p in fault["loc"][1:2]) or "body"
-                lines[f"{place}: {fault['msg']}"] = None
+                line = f"{place}: {fault['msg']}"
+            lines[line] = None
         return "; ".join(list(lines)[:MOST_FAULTS])[:LONGEST_DETAIL]
 
 
@@ -177,8 +181,8 @@ def _user_type(
         )
         fields[name] = Annotated[types[kind], described]
     # A dictionary and not a model, because a raw column may have any name.
-    user = TypedDict("User", fields, total=False)  # type: ignore[misc]
-    user.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    user = _typed_dict("User", fields)
+    user.__pydantic_config__ = ConfigDict(extra="forbid")
     return Annotated[user, BeforeValidator(_known_columns(kinds.keys()))]
 
 
@@ -191,7 +195,8 @@ def _known_columns(columns: Set[str]) -> Any:
             unknown = len(user.keys() - columns)
             raise PydanticCustomError(
                 "unknown_columns",
-                f"{unknown} unknown columns, expected some of {names}",
+                "{unknown} unknown columns, expected some of {names}",
+                {"unknown": unknown, "names": names},
             )
         return user
 
@@ -208,4 +213,9 @@ def _ad_type(schema: Schema) -> Any:
     raw = dict.fromkeys(schema.sources_of(Side.AD), float | str | None)
     rank_score = {RANK_SCORE: Annotated[float | None, Field(description="rank_by")]}
     # Labels come first in an answer, so that a raw column of that name is not shown.
-    return TypedDict("Ad", raw | rank_score | fields, total=False)  # type: ignore[misc]
+    return _typed_dict("Ad", raw | rank_score | fields)
+
+
+def _typed_dict(name: str, fields: Mapping[str, Any]) -> Any:
+    make: Any = TypedDict  # the type checker knows only those that are written out
+    return make(name, fields, total=False)
