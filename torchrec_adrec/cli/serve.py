@@ -1,13 +1,15 @@
 """`adrec recommend` and `adrec serve` answer requests from a finished run."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Out
-from torchrec_adrec.errors import ConfigError, DataError
+from torchrec_adrec.cli.options import Out, Overrides
+from torchrec_adrec.config.run import load_config
+from torchrec_adrec.errors import ConfigError, DataError, reason
+from torchrec_adrec.runs.stages import CONFIG
+from torchrec_adrec.runtime.files import read_json
 
 RankBy = Annotated[
     str | None,
@@ -57,44 +59,66 @@ def _user(user: str, out: Path) -> dict[str, Any]:
     # isdigit() alone takes digits such as superscripts, of which int() makes nothing.
     is_example = user.isascii() and user.isdigit()
     path = out / "data/example_users.json" if is_example else Path(user)
-    try:
-        features = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"--user: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from None
+    if not path.is_file():
+        expected = "a JSON file of raw user columns, or the number of an example user"
+        raise ConfigError(
+            f"--user {user}: there is no file {path}; expected {expected}"
+        )
+    features = read_json(path)
     if is_example:
-        count = len(features)
-        if int(user) >= count:
-            raise ConfigError(f"--user {user}: there are {count} examples, from 0")
+        if not isinstance(features, list):
+            raise DataError(f"{path}: expected a list of users; run `adrec prepare`")
+        if int(user) >= len(features):
+            raise ConfigError(
+                f"--user {user}: there are {len(features)} examples, from 0"
+            )
         features = features[int(user)]
     if not isinstance(features, dict):
-        raise DataError(f"{path}: expected one object of raw columns")
+        raise DataError(
+            f"{path}: expected one object of raw columns, found"
+            f" {type(features).__name__}"
+        )
     return features
 
 
 def serve(
     out: Out,
+    overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="TCP port; 0: a free one.")
+    ] = 8000,
     rank_by: RankBy = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File of a token that requests must carry. Default: none."),
+    ] = None,
 ) -> None:
-    """Answer POST /recommend over HTTP; needs the extra `serve`.
+    """Answer requests over HTTP; needs the extra `serve`.
 
-    The body of a request is one user and the number of ads.
+    The body of a request is one user and the number of ads. What else there is says
+    GET /docs. Only settings of `serve` count here.
 
     \b
-      adrec serve --out runs/demo --port 8000
+      adrec serve --out runs/demo --port 8000 serve.workers=2
       curl localhost:8000/recommend -H 'Content-Type: application/json' \\
         -d '{"user": {"I1": 3, "C1": "68fd1e64"}, "top": 10}'
     """
     try:
-        import uvicorn
-
-        from torchrec_adrec.serve.app import build_app
+        from torchrec_adrec.serve.http import server
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}; pip install 'torchrec-adrec[serve]'") from None
-    from torchrec_adrec.serve.recommender import Recommender
+    saved = out / CONFIG
+    bounds = load_config(saved if saved.exists() else None, overrides or []).serve
+    token = _token(token_file) if token_file is not None else None
+    server.serve(server.AppFactory(out, rank_by, bounds, token), host, port)
 
-    recommender = Recommender.load(out, rank_by=rank_by)
-    uvicorn.run(build_app(recommender), host=host, port=port)
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file {path}: {reason(error)}") from None
+    if not token.isascii() or not token:
+        raise ConfigError(f"--token-file {path}: expected one line of ASCII text")
+    return token

@@ -15,6 +15,7 @@ from torchrec_adrec.config.base import Count, Fraction, Settings
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.formula import Formula
+from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.config.train import (
     RankingConfig,
     RetrievalConfig,
@@ -93,6 +94,7 @@ class Config(Settings):
     export: ExportConfig = ExportConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
+    serve: ServeConfig = ServeConfig()
 
     def save(self, path: Path) -> None:
         """Write every setting, defaults included, as YAML."""

@@ -29,8 +29,7 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         DataError: a column that no user feature is made of, or a value of the wrong
             kind.
     """
-    kinds = {f.source: "number" for f in schema.numbers_of(Side.USER)}
-    kinds |= {f.source: f.kind for f in schema.sparse_of(Side.USER)}
+    kinds = scalar_kinds(schema, Side.USER)
     lists = {f.source: f for f in schema.sequences_of(Side.USER)}
     unknown = sorted(set(user) - set(kinds) - set(lists))
     if unknown:
@@ -41,6 +40,12 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         name: _READERS[kind](name, user.get(name)) for name, kind in kinds.items()
     }
     return scalars | {n: _list(f, user.get(n)) for n, f in lists.items()}
+
+
+def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
+    """Return the kind of each raw column of a side that holds one value per row."""
+    kinds = {f.source: "number" for f in schema.numbers_of(side)}
+    return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
 
 
 def _hex(name: str, value: Any) -> Column:
