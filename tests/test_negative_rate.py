@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -85,7 +86,7 @@ def test_what_is_served_is_corrected_and_multiplied_out(trained: Path) -> None:
     served = Recommender.load(trained, rank_by="click * 1000 + value")
     (best, *_) = served.recommend({}).ads.to_dicts()
     user, ads = served.user_input({}), np.array([best["ad_id"]])
-    ranker = served.scorer.ranker
+    ranker: Any = served.scorer.ranker
     ad = served.scorer.features(ads)
     with torch.inference_mode():
         vectors = ranker.regroup(ranker.look_up(user, ad))

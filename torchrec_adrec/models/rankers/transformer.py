@@ -64,7 +64,7 @@ class TransformerHead(RankerHead):
         for layer in self.layers:
             user_bud, ad_bad = layer(user_bud, ad_bad)
         # float32 also where the products are not
-        logits = self.heads(user_bud.flatten(1), ad_bad.flatten(1)).float()
+        logits: Tensor = self.heads(user_bud.flatten(1), ad_bad.flatten(1)).float()
         logits = logits + linear.float()
         if self.cross is not None:
             logits = logits + self.cross(user, user_dense, ad, ad_dense).float()
