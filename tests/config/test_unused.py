@@ -27,6 +27,7 @@ CHANGED: dict[str, Any] = {
     "feedforward_dim": 24,
     "head_dim": 48,
     "hidden": (48, 24),
+    "experts": 3,
     "cross_layers": 3,
     "cross_rank": 5,
     "dropout": 0.25,

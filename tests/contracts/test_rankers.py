@@ -1,6 +1,6 @@
 """What training and serving rely on, asked of every ranker model by name."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,11 +19,21 @@ from torchrec_adrec.schema import Side
 ADS, DIM = 6, 8
 
 
-@pytest.fixture(params=RANKERS)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "without cross layers": {"cross_layers": 0, "layers": 2},
+    "experts": {"experts": 3},
+    "conditional": {"conditional": {"value": {"given": "click"}}},
+    "corrected": {"negative_rate": 0.5},
+}
+"""Of the transformer: settings that change the way from a row to its logits."""
+
+
+@pytest.fixture(params=[*RANKERS, *VARIANTS])
 def ranker(request: pytest.FixtureRequest) -> Ranker:
     """A new model whose weights are all random, in evaluation mode."""
     torch.manual_seed(0)
-    config = RankingConfig(model=request.param, model_dim=8, heads=2)
+    settings = VARIANTS.get(request.param, {"model": request.param})
+    config = RankingConfig.model_validate({"model_dim": 8, "heads": 2, **settings})
     model = build_ranker(SCHEMA, config, DIM)
     with torch.no_grad():
         for weight in model.parameters():

@@ -31,14 +31,24 @@ RULES = (
     Rule(
         tuple(
             f"ranking.{name}"
-            for name in ("layers", "model_dim", "feedforward_dim", "head_dim")
+            for name in (
+                "layers",
+                "model_dim",
+                "feedforward_dim",
+                "head_dim",
+                "experts",
+            )
         ),
         "ranking.model",
         ("transformer",),
     ),
     Rule(("ranking.heads",), "ranking.model", ("transformer", "finalmlp")),
     Rule(("ranking.hidden",), "ranking.model", DEEP),
-    Rule(("ranking.cross_layers", "ranking.cross_rank"), "ranking.model", ("dcnv2",)),
+    Rule(
+        ("ranking.cross_layers", "ranking.cross_rank"),
+        "ranking.model",
+        ("transformer", "dcnv2"),
+    ),
     Rule(("ranking.dropout",), "ranking.model", ("transformer", *DEEP)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),

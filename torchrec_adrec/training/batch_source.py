@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
-from torchrec_adrec.config.train import TrainConfig
+from torchrec_adrec.config.train import RankingConfig, TrainConfig
 from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns
@@ -15,10 +15,15 @@ from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.reader_process import read_in_process
-from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.loader.sampled_split import training_split
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.schema import Schema
+
+
+def negative_rate(task: str, config: RankingConfig) -> float:
+    """The share of the rows without a click that a task reads; towers read all."""
+    return config.negative_rate if task == "ranking" else 1
 
 
 @dataclass
@@ -34,6 +39,7 @@ class BatchSource:
         folder: where the ledger goes, if `train.ledger` asks for one.
         bounds: what happens to values out of range.
         negatives: draws ads in addition to those of the rows; None: no ads.
+        negative_rate: the share of the rows without a click that is read.
 
     Attributes:
         repaired: counts the values out of range that were repaired.
@@ -47,6 +53,7 @@ class BatchSource:
     folder: Path
     bounds: Bounds = "raise"
     negatives: UniformNegatives | None = None
+    negative_rate: float = 1
     repaired: RepairCounts = field(default_factory=RepairCounts)
     # Batches that were read and whose step nobody has looked at yet, by step.
     _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
@@ -54,7 +61,7 @@ class BatchSource:
     def __post_init__(self) -> None:
         train, process = self.train, self.process
         self.reader = Reader(
-            Split.open(self.data / "train"),
+            training_split(self.data, self.schema, self.negative_rate, self.seed),
             batch_columns(self.schema),
             train.batch_size,
             process.rank,

@@ -25,8 +25,9 @@ from torchrec_adrec.runtime.files import Origin, vocabulary_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
-from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.batch_source import BatchSource, negative_rate
 from torchrec_adrec.training.calibrate import calibrate, check_enough_rows
+from torchrec_adrec.training.conditions import check_conditions
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.schedule import Schedule
@@ -78,6 +79,7 @@ class Trainer:
             self.folder,
             bounds,
             self._negatives(),
+            negative_rate(self.task, config.ranking),
         )
         accumulate = self.optimizer.config.accumulate
         self.schedule = Schedule(self.source.steps, accumulate, train)
@@ -86,6 +88,7 @@ class Trainer:
             self.task, self.data, self.folder, self.schema, self.process, train, bounds
         )
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
+        check_conditions(self.task, config.ranking, self.data)
         if train.evaluate_every and not self.evaluator.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"

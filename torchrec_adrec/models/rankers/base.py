@@ -18,6 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RankingConfig
+from torchrec_adrec.models.rankers.final_logits import FinalLogits
 from torchrec_adrec.modules.embeddings import Init, embedding_tables, regroup
 from torchrec_adrec.schema import Schema, Side
 
@@ -113,6 +114,7 @@ class Ranker(nn.Module):
         self.frozen = config.tables == "frozen"
         self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
         self.head = head(schema, config, width)
+        self.final_logits = FinalLogits(schema.labels, config)
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
         """Score B ads, each for its user or all for one user."""
@@ -134,6 +136,13 @@ class Ranker(nn.Module):
         self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """Score as `forward` does, from vectors that are looked up and in order."""
+        logits: Tensor = self.final_logits(self.raw(vectors, user_dense, ad_dense))
+        return logits
+
+    def raw(
+        self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """Compute the head's logits, (B, T), of which `final_logits` makes scores."""
         if self.frozen:
             # requires_grad=False does not freeze a sharded table; this does.
             vectors = [looked_up.detach() for looked_up in vectors]
