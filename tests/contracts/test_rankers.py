@@ -1,11 +1,12 @@
 """What training and serving rely on, asked of every ranker model by name."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from ranking_rows import SCHEMA, columns_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
@@ -19,11 +20,17 @@ from torchrec_adrec.schema import Side
 ADS, DIM = 6, 8
 
 
-@pytest.fixture(params=RANKERS)
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"model": name} for name in RANKERS},
+    "transformer of pooled ads": {"model": "transformer", "ad_tokens": 1},
+}
+
+
+@pytest.fixture(params=OPTIONS)
 def ranker(request: pytest.FixtureRequest) -> Ranker:
     """A new model whose weights are all random, in evaluation mode."""
     torch.manual_seed(0)
-    config = RankingConfig(model=request.param, model_dim=8, heads=2)
+    config = RankingConfig(model_dim=8, heads=2, **OPTIONS[request.param])
     model = build_ranker(SCHEMA, config, DIM)
     with torch.no_grad():
         for weight in model.parameters():
@@ -74,8 +81,9 @@ def test_no_ad_sees_another_ad(ranker: Ranker) -> None:
 
 
 def operations(ranker: Ranker, users: int, ads: int) -> int:
-    """Operations of all matrix products of a pass."""
-    with FlopCounterMode(display=False) as counter:
+    """Operations of all matrix products of a pass, attention's too."""
+    # The counter knows the products of attention only where it is not fused.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         ranker(user(users), rows(Side.AD, ads))
     return int(counter.get_total_flops())
 

@@ -31,7 +31,10 @@ RULES = (
     Rule(
         tuple(
             f"ranking.{name}"
-            for name in ("layers", "model_dim", "feedforward_dim", "head_dim")
+            for name in (
+                *("layers", "model_dim", "feedforward_dim", "head_dim"),
+                "ad_tokens",
+            )
         ),
         "ranking.model",
         ("transformer",),
