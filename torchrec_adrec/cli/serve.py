@@ -16,6 +16,13 @@ RankBy = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, int8, compiled or auto. Default: recommend.engine."
+    ),
+]
+
 
 def recommend(
     out: Out,
@@ -29,6 +36,7 @@ def recommend(
         int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
     ] = None,
     rank_by: RankBy = None,
+    engine: Engine = None,
 ) -> None:
     """Print the best ads for one user, with the milliseconds that each part took.
 
@@ -44,13 +52,15 @@ def recommend(
     from torchrec_adrec.serve.recommender import Recommender
 
     features = _user(user, out)  # before the models are loaded: a typo is told at once
-    recommender = Recommender.load(out, rank_by=rank_by)
+    recommender = Recommender.load(out, rank_by=rank_by, engine=engine)
     recommender.recommend(features)  # the first call pays for allocations
     answer = recommender.recommend(features, top)
     console = wide_console()
     console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
     parts = answer.milliseconds.items()
     console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in parts))
+    if recommender.engine is not None:
+        console.print(f"engine {recommender.engine}")
 
 
 def _user(user: str, out: Path) -> dict[str, Any]:
@@ -78,6 +88,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
     rank_by: RankBy = None,
+    engine: Engine = None,
 ) -> None:
     """Answer POST /recommend over HTTP; needs the extra `serve`.
 
@@ -96,5 +107,7 @@ def serve(
         raise ConfigError(f"{error}; pip install 'torchrec-adrec[serve]'") from None
     from torchrec_adrec.serve.recommender import Recommender
 
-    recommender = Recommender.load(out, rank_by=rank_by)
+    recommender = Recommender.load(out, rank_by=rank_by, engine=engine)
+    if recommender.engine is not None:
+        typer.echo(f"engine {recommender.engine}")
     uvicorn.run(build_app(recommender), host=host, port=port)
