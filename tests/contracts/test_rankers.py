@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ranking_rows import SCHEMA, columns_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
@@ -24,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "experts": {"experts": 3},
     "conditional": {"conditional": {"value": {"given": "click"}}},
     "corrected": {"negative_rate": 0.5},
+    "pooled ads": {"ad_tokens": 1},
 }
 """Of the transformer: settings that change the way from a row to its logits."""
 
@@ -84,8 +86,9 @@ def test_no_ad_sees_another_ad(ranker: Ranker) -> None:
 
 
 def operations(ranker: Ranker, users: int, ads: int) -> int:
-    """Operations of all matrix products of a pass."""
-    with FlopCounterMode(display=False) as counter:
+    """Operations of all matrix products of a pass, attention's too."""
+    # The counter knows the products of attention only where it is not fused.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         ranker(user(users), rows(Side.AD, ads))
     return int(counter.get_total_flops())
 

@@ -18,6 +18,13 @@ RankBy = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, int8, compiled or auto. Default: recommend.engine."
+    ),
+]
+
 
 def recommend(
     out: Out,
@@ -31,6 +38,7 @@ def recommend(
         int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
     ] = None,
     rank_by: RankBy = None,
+    engine: Engine = None,
 ) -> None:
     """Print the best ads for one user, with the milliseconds that each part took.
 
@@ -46,13 +54,15 @@ def recommend(
     from torchrec_adrec.serve.recommender import Recommender
 
     features = _user(user, out)  # before the models are loaded: a typo is told at once
-    recommender = Recommender.load(out, rank_by=rank_by)
+    recommender = Recommender.load(out, rank_by=rank_by, engine=engine)
     recommender.recommend(features)  # the first call pays for allocations
     answer = recommender.recommend(features, top)
     console = wide_console()
     console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
     parts = answer.milliseconds.items()
     console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in parts))
+    if recommender.engine is not None:
+        console.print(f"engine {recommender.engine}")
 
 
 def _user(user: str, out: Path) -> dict[str, Any]:
@@ -93,6 +103,7 @@ def serve(
         Path | None,
         typer.Option(help="File of a token that requests must carry. Default: none."),
     ] = None,
+    engine: Engine = None,
 ) -> None:
     """Answer requests over HTTP; needs the extra `serve`.
 
@@ -111,7 +122,7 @@ def serve(
     saved = out / CONFIG
     bounds = load_config(saved if saved.exists() else None, overrides or []).serve
     token = _token(token_file) if token_file is not None else None
-    server.serve(server.AppFactory(out, rank_by, bounds, token), host, port)
+    server.serve(server.AppFactory(out, rank_by, engine, bounds, token), host, port)
 
 
 def _token(path: Path) -> str:

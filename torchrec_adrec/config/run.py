@@ -54,8 +54,11 @@ class IndexConfig(Settings):
     versions rollback` goes back to one at once."""
 
 
+EngineName = Literal["float32", "bfloat16", "int8", "compiled", "auto"]
+
+
 class RecommendConfig(Settings):
-    """How many ads the ranker gets, how many are shown, and in which order."""
+    """How many ads the ranker gets, how fast, how many are shown, in which order."""
 
     candidates: Count = 500
     top: Count = 10
@@ -65,6 +68,27 @@ class RecommendConfig(Settings):
     the labels, which mean their predictions, and the numbers of the ad's side as they
     are in the raw data. Default: the first label, the click. Ads of the same number are
     in the order of their ids."""
+    engine: EngineName = "float32"
+    """How the ranker's dense part is computed (docs/serving.md). bfloat16: about twice
+    as fast on a processor that multiplies it faster; int8: 8-bit integers; compiled:
+    torch.compile, which takes half a minute at the start. auto: the fastest of float32,
+    bfloat16 and int8 within `max_score_error`, measured on example users when the run
+    is opened."""
+    max_score_error: Annotated[float, Field(gt=0)] = 0.02
+    """Largest difference of a logit from float32, above which an engine is refused:
+    0.02 changes odds, or a predicted value, by 2%."""
+    table_type: Literal["float32", "float16", "int8"] = "float32"
+    """Numbers of the ranker's tables while they serve. float16 and int8 take half of
+    the memory or less, and look up all tables of a side at once, which is five times as
+    fast for the one user of a request."""
+    ad_vectors_gb: Annotated[float, Field(ge=0)] = 1
+    """Memory for the vectors of all ads, looked up when the run is opened; where they
+    need more, each request looks up its own ads."""
+
+    @property
+    def serves_exactly(self) -> bool:
+        """Whether the ranker serves in the numbers that it was trained in."""
+        return self.engine == self.table_type == "float32"
 
     @model_validator(mode="after")
     def _top_of_candidates(self) -> Self:

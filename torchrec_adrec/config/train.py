@@ -96,6 +96,9 @@ class RankingConfig(Settings):
     model_dim: Count = 16
     feedforward_dim: Count = 32
     head_dim: Count = 64
+    ad_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of an ad in the transformer, each of them mixed of all its columns. 0: one
+    per raw column. What a request costs grows with them."""
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128)
     """Hidden layers of dnn, deepfm, dcnv2, dlrm and finalmlp."""
     experts: Count = 1

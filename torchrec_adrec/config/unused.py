@@ -37,6 +37,7 @@ RULES = (
                 "feedforward_dim",
                 "head_dim",
                 "experts",
+                "ad_tokens",
             )
         ),
         "ranking.model",

@@ -5,7 +5,7 @@ encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,15 @@ from torchrec_adrec.runs.stages import (
     stage_folder,
 )
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
+from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
 from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import restore_whole
+
+SAMPLED_USERS = 8  # on whose requests an engine is measured
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class Recommender:
         scorer: the ranker and the catalog.
         settings: how many ads are retrieved and returned, and in which order.
 
+    Attributes:
+        engine: with its measured error, once `speed_up` took one; None: the ranker is
+            computed as it was trained.
+
     Raises:
         ConfigError: `recommend.rank_by` names what is neither predicted nor a number of
             the catalog.
@@ -89,11 +96,16 @@ class Recommender:
     ) -> None:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
         self.settings = settings
+        self.engine: Engine | None = None
         self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
 
     @classmethod
     def load(
-        cls, run: Path, threads: int = 1, rank_by: str | None = None
+        cls,
+        run: Path,
+        threads: int = 1,
+        rank_by: str | None = None,
+        engine: str | None = None,
     ) -> "Recommender":
         """Open a finished run and prove that its parts belong together.
 
@@ -102,9 +114,11 @@ class Recommender:
             threads: of this process. One is best for single requests: on two, waiting
                 for a busy core made ranking 15 times slower.
             rank_by: a formula in the place of `recommend.rank_by`.
+            engine: a name in the place of `recommend.engine`.
 
         Raises:
-            ConfigError: `rank_by` is no formula of names that there are.
+            ConfigError: `rank_by` is no formula of names that there are, or the engine
+                rounds more than `recommend.max_score_error` allows.
             ManifestError, CheckpointError: a part is missing, damaged, was made from
                 another part than the ones in the run, or gives other vectors or scores
                 than were exported.
@@ -114,7 +128,8 @@ class Recommender:
         for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
             check_inputs(stage, run)
         # The index was measured at as many candidates as its own settings name.
-        overrides = [f"recommend.rank_by={json.dumps(rank_by)}"] if rank_by else []
+        given = {"rank_by": rank_by, "engine": engine}
+        overrides = [f"recommend.{k}={json.dumps(v)}" for k, v in given.items() if v]
         version = stage_folder(run, INDEX.name)
         config = load_config(version / CONFIG, overrides)
         encoder = Encoder.load(run / "data")
@@ -144,7 +159,28 @@ class Recommender:
             manifest,
             run / "export",
         ).check()
+        users = json.loads((run / "data/example_users.json").read_text())
+        recommender.speed_up(users[:SAMPLED_USERS])
         return recommender
+
+    def speed_up(self, users: Sequence[RawUser]) -> None:
+        """Rank from now on as `recommend.engine` and `recommend.table_type` say.
+
+        Args:
+            users: for whose candidates the engine's error and time are measured.
+
+        Raises:
+            ConfigError: it rounds more than `recommend.max_score_error` allows.
+        """
+        if self.settings.serves_exactly:
+            self.scorer.look_up_ads(self.settings.ad_vectors_gb)
+            return
+        requests = []
+        for user in users:
+            encoded = self.user_input(user)
+            ids, _ = self.retriever.retrieve(encoded, self._candidates())
+            requests.append((encoded, ids))
+        self.engine = take_engine(self.scorer, self.settings, requests)
 
     def recommend(self, user: RawUser, top: int | None = None) -> Recommendation:
         """Find the best ads for one user.
