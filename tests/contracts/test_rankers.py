@@ -12,18 +12,22 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.models.rankers.base import Ranker
+from torchrec_adrec.models.rankers.base import Ensemble, Ranker
 from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.schema import Side
 
 ADS, DIM = 6, 8
 
 
-@pytest.fixture(params=RANKERS)
+@pytest.fixture(params=[(name, seeds) for name in RANKERS for seeds in (1, 3)], ids=str)
 def ranker(request: pytest.FixtureRequest) -> Ranker:
-    """A new model whose weights are all random, in evaluation mode."""
+    """A new model, or an ensemble, whose weights are all random; to evaluate."""
     torch.manual_seed(0)
-    config = RankingConfig(model=request.param, model_dim=8, heads=2)
+    name, seeds = request.param
+    tables = "warm_start" if seeds == 1 else "scratch"
+    config = RankingConfig(
+        model=name, model_dim=8, heads=2, seeds=seeds, tables=tables, field_dropout=0.5
+    )
     model = build_ranker(SCHEMA, config, DIM)
     with torch.no_grad():
         for weight in model.parameters():
@@ -84,7 +88,8 @@ def test_the_users_part_is_computed_once_per_request(ranker: Ranker) -> None:
     """Each further ad costs the ad's part alone, however many there are."""
     few, many = (operations(ranker, 1, ads) for ads in (10, 20))
     users_part = operations(ranker, 20, 20) - many
-    assert ranker.head.shares_user == (users_part > 0) and users_part % 19 == 0
+    head = ranker.head.heads[0] if isinstance(ranker.head, Ensemble) else ranker.head
+    assert head.shares_user == (users_part > 0) and users_part % 19 == 0
     # What is left of ten ads without the user's part is ten times one ad's part.
     assert 2 * (few - users_part // 19) == many - users_part // 19
 

@@ -40,6 +40,8 @@ RULES = (
     Rule(("ranking.hidden",), "ranking.model", DEEP),
     Rule(("ranking.cross_layers", "ranking.cross_rank"), "ranking.model", ("dcnv2",)),
     Rule(("ranking.dropout",), "ranking.model", ("transformer", *DEEP)),
+    Rule(("ranking.table_init",), "ranking.model", ("transformer", *DEEP)),
+    Rule(("ranking.table_init",), "ranking.tables", ("scratch",)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),
     Rule(("data.hash_size",), "data.ids", ("hash",)),

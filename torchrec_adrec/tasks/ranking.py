@@ -42,8 +42,15 @@ class RankingTask(nn.Module):
         return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
 
     def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> "Computed":
-        logits = self.model.dense(vectors, batch.user.dense, batch.ad.dense)
-        loss = self.loss(logits, batch.labels, batch.weights)
+        members = self.model.members(vectors, batch.user.dense, batch.ad.dense)
+        # The mean of the members' losses, and not the loss of their mean: none of them
+        # knows of the others, or they would all learn one function in parts.
+        loss = self.loss(
+            members.flatten(0, 1),
+            batch.labels.repeat(len(members), 1),
+            batch.weights.repeat(len(members)),
+        )
+        logits = members.mean(dim=0)
         return Computed(loss, logits, logits.new_empty(0, 0))
 
 
