@@ -35,7 +35,8 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_scorer(model: str = "dcnv2") -> RankingScorer:
     """A ranker whose weights are all random, and a catalog."""
     torch.manual_seed(0)
-    ranker = build_ranker(SCHEMA, RankingConfig(model=model, model_dim=8), 8)  # type: ignore[arg-type]
+    config = RankingConfig.model_validate({"model": model, "model_dim": 8})
+    ranker = build_ranker(SCHEMA, config, 8)
     with torch.no_grad():
         for weight in ranker.parameters():
             weight.normal_(0, 0.2)
@@ -146,7 +147,7 @@ def test_auto_takes_the_fastest_that_is_allowed(
 
         return make
 
-    monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     for bfloat16_seconds, expected in ((2.0, "bfloat16"), (2.9, "float32")):
         ways = {"float32": 3.0, "bfloat16": bfloat16_seconds, "int8": 1.0}
         made = {name: engine(name, seconds) for name, seconds in ways.items()}

@@ -38,7 +38,8 @@ def config_of(**settings: Any) -> RankingConfig:
 def loss_of(config: RankingConfig, logits: Tensor, labels: Tensor) -> Tensor:
     loss = RankingLoss(LABELS, config)
     final = FinalLogits(LABELS, config)(logits)
-    return loss(logits, final, loss.completed(labels), torch.ones(len(labels)))
+    total: Tensor = loss(logits, final, loss.completed(labels), torch.ones(len(labels)))
+    return total
 
 
 def best(config: RankingConfig, labels: Tensor) -> list[float]:

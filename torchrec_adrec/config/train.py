@@ -111,6 +111,16 @@ class RankingConfig(Settings):
     cross_rank: Count = 32
     """Rank of their matrices."""
     dropout: Dropout = 0.1
+    field_dropout: Dropout = 0
+    """Share of the looked-up vectors that a training row does not see, each as a whole;
+    the others are scaled up to make up for it."""
+    seeds: Count = 1
+    """Members of an ensemble, of which each is a model of its own: tables get so many
+    times their columns, and the score is the mean of the members' logits. They train,
+    and are saved, looked up and served as one. Needs tables that start fresh."""
+    table_init: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of the vectors of a table that starts fresh. Default: uniform
+    within sqrt(1 / ids), so that a table of few ids starts with the largest."""
     tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
     """The source of the tables: the retrieval checkpoint, or new random values."""
     label_weights: dict[str, LabelWeight] = Field(default_factory=dict)
@@ -148,6 +158,15 @@ class RankingConfig(Settings):
             raise ValueError(
                 f"finalmlp: the last of hidden {self.hidden} must be a multiple of"
                 f" heads {self.heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        if self.seeds > 1 and self.tables != "scratch":
+            raise ValueError(
+                f"seeds {self.seeds} with tables {self.tables}: members that all begin"
+                " with the towers' vectors hardly differ; set tables to scratch"
             )
         return self
 

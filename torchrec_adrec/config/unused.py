@@ -51,6 +51,8 @@ RULES = (
         ("transformer", "dcnv2"),
     ),
     Rule(("ranking.dropout",), "ranking.model", ("transformer", *DEEP)),
+    Rule(("ranking.table_init",), "ranking.model", ("transformer", *DEEP)),
+    Rule(("ranking.table_init",), "ranking.tables", ("scratch",)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),
     Rule(("data.hash_size",), "data.ids", ("hash",)),

@@ -107,7 +107,8 @@ def attend_to_both(query: Tensor, shared: KeysValues, own: KeysValues) -> Tensor
     weights = (logits * width**-0.5).softmax(dim=-1)
     of_user = weights[..., :users].reshape(heads, rows * tokens, users) @ shared[1][0]
     mixed = of_user.view(heads, rows, tokens, width)
-    return (mixed + weights[..., users:] @ own_values).transpose(0, 1)
+    attended: Tensor = mixed + weights[..., users:] @ own_values
+    return attended.transpose(0, 1)
 
 
 def one_way_mask(user_tokens: int, ad_tokens: int) -> Tensor:

@@ -90,8 +90,8 @@ def test_a_flood_of_refusals_is_spaced_and_no_wait_is_long(
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(limits.asyncio, "sleep", sleep)
-    monkeypatch.setattr(limits.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     pace = Pace(per_second=100)
 
     async def refuse(count: int) -> None:
