@@ -110,7 +110,14 @@ def write_vectors(
     table = pa.table({AD_ID: pa.array(ids), "vector": lists})
     table = table.replace_schema_metadata({SOURCE: _bytes(source or {}, dtype)})
     partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, write_page_checksum=True)
+    # Neither a dictionary nor compression makes anything of vectors' numbers.
+    pq.write_table(
+        table,
+        partial,
+        use_dictionary=False,
+        compression="none",
+        write_page_checksum=True,
+    )
     put(partial, path)
 
 
