@@ -14,7 +14,13 @@ from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.index.build import reshard
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.kinds import KINDS
-from torchrec_adrec.index.manifest import IDS, EmbeddingManifest, IndexManifest, Layout
+from torchrec_adrec.index.manifest import (
+    IDS,
+    EmbeddingManifest,
+    Gate,
+    IndexManifest,
+    Layout,
+)
 from torchrec_adrec.index.pieces import add, cut, even_cuts, join, list_sizes
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runtime.files import sha256
@@ -205,7 +211,7 @@ def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
         count=N,
         layout=index.layout,
         files={name: sha256(folder / name) for name in names},
-        gate=None,
+        gate=Gate.model_construct(),
     )
 
 
