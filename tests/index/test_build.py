@@ -14,7 +14,13 @@ from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.index.build import reshard
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.kinds import KINDS
-from torchrec_adrec.index.manifest import IDS, EmbeddingManifest, IndexManifest, Layout
+from torchrec_adrec.index.manifest import (
+    IDS,
+    EmbeddingManifest,
+    Gate,
+    IndexManifest,
+    Layout,
+)
 from torchrec_adrec.index.pieces import add, cut, even_cuts, join, list_sizes
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runtime.files import sha256
@@ -90,13 +96,13 @@ def test_every_structure_of_an_index_is_cut_and_joined(
         faiss.write_index(shard, str(tmp_path / name))
     joined = join([tmp_path / name for name in wanted.names], wanted)
     assert joined.ntotal == N
-    parameters = None
+    parameters: Any = None
     if "IVF" in factory:
-        parameters = faiss.SearchParametersIVF(nprobe=7)
-        if "Refine" in factory:
-            parameters = faiss.IndexRefineSearchParameters(
-                k_factor=2, base_index_params=parameters
-            )
+        parameters = faiss.SearchParametersIVF()
+        parameters.nprobe = 7
+    if "Refine" in factory:
+        lists, parameters = parameters, faiss.IndexRefineSearchParameters()
+        parameters.k_factor, parameters.base_index_params = 2, lists
     expected, _ = whole.search(data.queries, K, params=parameters)
     actual, numbers = joined.search(data.queries, K, params=parameters)
     if "PCA" in factory:  # a matrix product of other rows at a time rounds otherwise
@@ -205,6 +211,7 @@ def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
         count=N,
         layout=index.layout,
         files={name: sha256(folder / name) for name in names},
+        gate=Gate.model_construct(),
     )
 
 
