@@ -1,17 +1,21 @@
 """Small catalogs of vectors and the index over them, for the tests of `index/`."""
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.index.build import build_shard, shard_name, train_empty
-from torchrec_adrec.index.kinds import derive_kind
-from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.exported import Exported
+from torchrec_adrec.index.kinds import KINDS, derive_kind
+from torchrec_adrec.index.kinds.kind import IndexKind
+from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 
 N, D, K = 3000, 8, 50
+# FAISS's threads wait by spinning: on a busy machine two took 30 times as long as one.
+set_search_threads(1)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,10 @@ class Corpus:
     ids: Any
     vectors: Any
     queries: Any
+
+    def exported(self) -> Exported:
+        """As the gate takes them."""
+        return Exported.by_id(self.ids, self.vectors)
 
     def exact_top(self, k: int = K) -> tuple[Any, Any]:
         """Ids and scores by brute force, best first."""
@@ -53,11 +61,17 @@ def clustered_corpus() -> Corpus:
     return Corpus(rng.choice(2**62, N, replace=False) + 2**61, vectors, queries)
 
 
+def recipe(name: str, nlist: int = 30) -> IndexKind:
+    """A kind for these corpora, with so many lists if it has lists."""
+    has_lists = "nlist" in signature(KINDS[name]).parameters
+    return derive_kind(name, {"nlist": nlist} if has_lists else {}, N, D)
+
+
 def built(
     name: str, shards: int, folder: Path, data: Corpus, nlist: int = 30
 ) -> ShardedIndex:
     """Build an index of a kind; it searches as thoroughly as it can."""
-    kind = derive_kind(IndexConfig(kind=name, nlist=nlist), N)
+    kind = recipe(name, nlist)
     folder.mkdir(exist_ok=True)
     train_empty(kind, data.ids, data.vectors, 0, folder)
     for number in range(shards):

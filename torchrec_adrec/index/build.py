@@ -31,7 +31,7 @@ def train_empty(
     by_id = np.argsort(ids)
     size = min(len(ids), kind.training_rows)
     sample = np.random.default_rng(seed).choice(len(ids), size, replace=False)
-    index = kind.create(vectors[by_id[np.sort(sample)]], seed)
+    index = faiss.IndexIDMap(kind.create(vectors[by_id[np.sort(sample)]], seed))
     faiss.write_index(index, str(out / EMPTY))
 
 

@@ -69,7 +69,7 @@ RETRIEVAL = Stage(
     resumes=True,
 )
 EXPORT = Stage("export", ("export",), ("seed",), ("data", "retrieval"))
-INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("export",))
+INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("data", "export"))
 RANKING = Stage(
     "ranking",
     ("train", "ranking"),
