@@ -30,6 +30,7 @@ from torchrec_adrec.evaluation.predict import evaluate_split
 from torchrec_adrec.export.build_index import build_index
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest, load_vectors
 from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve import proof, recommender
@@ -46,7 +47,7 @@ def test_all_name_the_best_checkpoint(run: Path) -> None:
         assert final.step == min(history, key=lambda pair: pair[1])[0]
         assert metrics(run, task)["checkpoint"] == final.origin.model_dump()
     exported = EmbeddingManifest.load(run / "export")
-    indexed = IndexManifest.load(run / "index")
+    indexed = IndexManifest.load(stage_folder(run, "index"))
     assert exported.checkpoint == indexed.embeddings.checkpoint == towers.origin
     tables = ranker.state["tables_from"]
     assert Origin.model_validate(tables) == towers.origin
@@ -153,7 +154,7 @@ def prove(served: Recommender, run: Path, ad_tower: Any, towers: Checkpoint) -> 
         served.scorer,
         ad_tower,
         towers,
-        IndexManifest.load(run / "index"),
+        IndexManifest.load(stage_folder(run, "index")),
         run / "export",
     ).check()
 
@@ -179,7 +180,7 @@ def test_each_part_is_proved(run: Path) -> None:
 
 def test_a_ranker_with_other_tables_is_refused(run: Path) -> None:
     towers, ranker = (final_checkpoint(run / task) for task in TASKS)
-    manifest = IndexManifest.load(run / "index")
+    manifest = IndexManifest.load(stage_folder(run, "index"))
     proof.check_names(run, towers, ranker, manifest)
     tables = last(run / "retrieval").origin.model_dump()
     other = replace(ranker, state=ranker.state | {"tables_from": tables})

@@ -23,6 +23,17 @@ from torchrec_adrec.config.train import (
 )
 from torchrec_adrec.errors import ConfigError
 
+VectorType = Literal["fp32", "fp16"]
+
+
+class ExportConfig(Settings):
+    """The vectors of all ads."""
+
+    dtype: VectorType = "fp32"
+    """Precision in which vectors are written. fp16 takes half the disk, and rounds each
+    number to 11 significant bits: a vector moves by less than a thousandth of its
+    length."""
+
 
 class IndexConfig(Settings):
     """The FAISS index over all ads, in shards."""
@@ -43,10 +54,10 @@ class IndexConfig(Settings):
     retrieved, or vectors without near neighbours), else inverted lists of the code that
     suits the vectors. It says what it chose and why. The other kinds stand in
     docs/index.md with what was measured of each."""
-    build: dict[str, Annotated[int, Field(ge=0)]] = {}
+    build: dict[str, Annotated[int, Field(ge=0)]] = Field({})
     """Build parameters of the kind, as {nlist: 4000}; those that are left out follow
     from the number of ads and the width of a vector. `auto` takes none."""
-    search: dict[str, Rate] = {}
+    search: dict[str, Rate] = Field({})
     """Search parameters that are not to be tuned, as {nprobe: 64}. The recall that they
     give is measured all the same."""
     memory_gib: Rate = 0
@@ -58,6 +69,9 @@ class IndexConfig(Settings):
     queries: Count = 1_000
     """Number of held-out users whose ads the gate searches. Half of them choose the
     search parameters, the other half judge them."""
+    keep_versions: Count = 3
+    """Number of published versions that stay, the current one among them: `adrec
+    versions rollback` goes back to one at once."""
 
     @model_validator(mode="after")
     def _auto_builds_as_it_chooses(self) -> Self:
@@ -103,6 +117,7 @@ class Config(Settings):
     ranking: RankingConfig = RankingConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
+    export: ExportConfig = ExportConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
 

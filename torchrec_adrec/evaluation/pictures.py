@@ -93,7 +93,7 @@ def gate_picture(gate: Mapping[str, Any], path: Path) -> None:
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     popularity, filtered = figure.subplots(1, 2, sharey=True)
-    groups = {"all": gate} | gate["by_popularity"]
+    groups = {"all": gate, **gate["by_popularity"]}
     recall, low, high = (
         np.array([group[name] for group in groups.values()])
         for name in ("recall", "low", "high")
@@ -103,7 +103,7 @@ def gate_picture(gate: Mapping[str, Any], path: Path) -> None:
     popularity.errorbar(range(len(groups)), recall, ends, fmt="o", capsize=2)
     popularity.set_xticks(range(len(groups)), list(groups), fontsize=8)
     popularity.set(xlabel="tenth of the training impressions (1: most shown)")
-    levels = [{"share": 1} | gate, *gate["filtered"]]
+    levels = [{**gate, "share": 1}, *gate["filtered"]]
     filtered.plot(*zip(*((g["share"], g["recall"]) for g in levels), strict=True), "o-")
     filtered.set(xscale="log", xlabel="share of the ads that are eligible")
     for axes in (popularity, filtered):

@@ -113,7 +113,7 @@ def share_to_read(sample: Float32s, queries: Float32s, purpose: Purpose) -> floa
     """
     rows = np.arange(len(sample))
     kind = IvfFlat.derive({}, len(sample), sample.shape[1])
-    index = ShardedIndex.of_vectors(kind, rows, sample, seed=0)
+    index = ShardedIndex.of_vectors(kind, rows, sample)
     k = max(round(purpose.k * len(sample) / purpose.count), 1)
     trial = Trial(index, Exported.by_id(rows, sample), queries, k)
     setting = trial.cheapest(kind.search_grid(), purpose.target)

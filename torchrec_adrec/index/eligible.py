@@ -36,7 +36,8 @@ class EligibleAds:
         """A `faiss.IDSelector` for each shard."""
         bits = [np.packbits(mask, bitorder="little") for mask in self.masks]
         # FAISS does not copy the bits; its Python wrapper keeps the array alive.
-        return [faiss.IDSelectorBitmap(part) for part in bits]
+        selector: Any = faiss.IDSelectorBitmap
+        return [selector(part) for part in bits]
 
     def check(self, ids: Int64s) -> None:
         """Refuse an answer that holds an ad which may not be returned.

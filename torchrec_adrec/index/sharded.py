@@ -1,8 +1,9 @@
 """An index in shards, searched as one."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,8 @@ from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.kinds import open_kind
 from torchrec_adrec.index.kinds.kind import IndexKind, SearchSetting, most_thorough
-from torchrec_adrec.index.manifest import FilteredSearch, IndexManifest
+from torchrec_adrec.index.manifest import IDS, FilteredSearch, IndexManifest, Layout
+from torchrec_adrec.index.pieces import can_be_joined, join, open_mapped
 from torchrec_adrec.runtime.files import check_files
 
 DECODED_AT_ONCE = 65_536  # vectors of width 256 take 67 MB
@@ -26,71 +28,122 @@ def set_search_threads(count: int) -> None:
     faiss.omp_set_num_threads(count)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A FAISS index that numbers its vectors, and the ad of every number.
+
+    Attributes:
+        index: of FAISS.
+        ids: (n,).
+    """
+
+    index: Any
+    ids: Int64s
+
+    @property
+    def ntotal(self) -> int:
+        """The number of vectors, n."""
+        return int(self.index.ntotal)
+
+
 @dataclass
 class ShardedIndex:
     """Searches shards that hold disjoint ids of one catalog.
 
     Attributes:
-        shards: `faiss.IndexIDMap` each: an index that numbers its vectors, and the ad
-            of every number.
+        shards: one, to which all files are joined, or one a file where the kind cannot
+            be joined.
+        layout: of the files.
         kind: which all of them are.
         setting: how thorough a search is; the gate chooses it.
         filtered: settings where only a share of the ads is eligible, from the largest
             share down. Below the last one every eligible ad is compared.
     """
 
-    shards: list[Any]
+    shards: list[Shard]
+    layout: Layout
     kind: IndexKind
     setting: SearchSetting
-    filtered: Sequence[FilteredSearch] = field(default=())
+    filtered: Sequence[FilteredSearch] = ()
 
     @classmethod
-    def open(cls, folder: Path, names: Iterable[str], kind: IndexKind) -> Self:
-        """Open shards that were just built, to be searched as thoroughly as possible.
+    def open(cls, folder: Path, layout: Layout, kind: IndexKind) -> Self:
+        """Open files that were just built, to be searched as thoroughly as possible.
+
+        They are mapped into memory: several processes on a machine share them.
 
         Args:
-            folder: holds the shards.
-            names: of their files.
+            folder: holds the files.
+            layout: what each of them holds.
             kind: which they were built as.
-        """
-        shards = [faiss.read_index(str(folder / name)) for name in names]
-        return cls(shards, kind, most_thorough(kind))
 
-    @classmethod
-    def of_vectors(
-        cls, kind: IndexKind, ids: Int64s, vectors: Float32s, seed: int
-    ) -> Self:
-        """Build an index of one shard in memory, to be measured and thrown away.
-
-        Args:
-            kind: with its build parameters.
-            ids, vectors: (N,), (N, D).
-            seed: of the sample that it is trained on, and of the training.
+        Raises:
+            ManifestError: they do not hold what the layout says.
         """
-        size = min(len(ids), kind.training_rows)
-        rows = np.random.default_rng(seed).choice(len(ids), size, replace=False)
-        shard = faiss.IndexIDMap(kind.create(vectors[np.sort(rows)], seed))
-        shard.add_with_ids(vectors, ids)
-        return cls([shard], kind, most_thorough(kind))
+        ids = np.load(folder / IDS, mmap_mode="r")
+        paths = [folder / name for name in layout.names]
+        if len(paths) == 1 or can_be_joined(open_mapped(paths[0])):
+            shards = [Shard(join(paths, layout), ids)]
+        else:
+            pairs = pairwise(layout.rows)
+            shards = [
+                Shard(open_mapped(path), ids[first:stop])
+                for path, (first, stop) in zip(paths, pairs, strict=True)
+            ]
+        for shard in shards:
+            if shard.ntotal != len(shard.ids):
+                raise ManifestError(
+                    f"{folder}: the shards hold {shard.ntotal} ads, {IDS} names"
+                    f" {len(shard.ids)}; build the index again"
+                )
+        return cls(shards, layout, kind, most_thorough(kind))
 
     @classmethod
     def load(cls, folder: Path, manifest: IndexManifest) -> Self:
         """Open the shards of a published index.
 
         Raises:
-            ManifestError: a shard is damaged, the counts do not add up, or this version
+            ManifestError: a file is damaged, the counts do not add up, the vectors are
+                not the exported ones or not compared by inner product, or this version
                 cannot open the kind.
         """
-        check_files(folder, manifest.shards)
+        check_files(folder, manifest.files)
         kind = open_kind(manifest.kind, manifest.build)
-        index = cls.open(folder, manifest.shards, kind)
-        if index.count != manifest.count:
+        index = cls.open(folder, manifest.layout, kind)
+        if not index.count == manifest.count == manifest.embeddings.count:
             raise ManifestError(
                 f"{folder}: the shards hold {index.count} ads, the manifest says"
-                f" {manifest.count}; build the index again"
+                f" {manifest.count}, exported were {manifest.embeddings.count}; build"
+                " the index again"
             )
+        for shard in index.shards:
+            if shard.index.metric_type != faiss.METRIC_INNER_PRODUCT:
+                raise ManifestError(
+                    f"{folder}: a shard is searched by another metric than the inner"
+                    " product, by which the towers score; build the index again"
+                )
+            if shard.index.d != manifest.embeddings.dim:
+                raise ManifestError(
+                    f"{folder}: a shard holds vectors of width {shard.index.d},"
+                    f" exported were {manifest.embeddings.dim}; build the index again"
+                )
         index.setting, index.filtered = manifest.search, manifest.gate.filtered
         return index
+
+    @classmethod
+    def of_vectors(cls, kind: IndexKind, ids: Int64s, vectors: Float32s) -> Self:
+        """Build an index in memory, to be measured and thrown away.
+
+        Args:
+            kind: with its build parameters.
+            ids, vectors: (N,) rising, (N, D).
+        """
+        size = min(len(ids), kind.training_rows)
+        rows = np.random.default_rng(0).choice(len(ids), size, replace=False)
+        index = kind.create(vectors[np.sort(rows)], 0)
+        index.add(vectors)
+        layout = Layout(rows=(0, len(ids)))
+        return cls([Shard(index, ids)], layout, kind, most_thorough(kind))
 
     @property
     def count(self) -> int:
@@ -99,12 +152,12 @@ class ShardedIndex:
 
     def ids(self) -> Int64s:
         """Return the ids that the shards hold, in no order, (count,)."""
-        return np.concatenate([_ids_of(shard).copy() for shard in self.shards])
+        return np.concatenate([shard.ids for shard in self.shards])
 
     @cached_property
     def stores(self) -> list[Any]:
         """The part of each shard that decodes its vectors."""
-        return [self.kind.store(_numbered(shard)) for shard in self.shards]
+        return [self.kind.store(shard.index) for shard in self.shards]
 
     def eligible(self, ids: Int64s) -> EligibleAds:
         """Prepare a filter that lets only some ads through.
@@ -133,7 +186,8 @@ class ShardedIndex:
         """Decode the vectors from which the scores of some ads come, (n, D)."""
         order, indexed = self._by_id
         places = order[np.searchsorted(indexed, ids)]
-        vectors = np.empty((len(ids), self.shards[0].d), dtype=np.float32)
+        dim = self.shards[0].index.d
+        vectors = np.empty((len(ids), dim), dtype=np.float32)
         first = 0
         for shard, store in zip(self.shards, self.stores, strict=True):
             inside = (places >= first) & (places < first + shard.ntotal)
@@ -173,7 +227,7 @@ class ShardedIndex:
         k = min(k, self.count if eligible is None else len(eligible.ids))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if k == 0:
-            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0))
+            return nothing(len(queries))
         setting = self.setting_for(eligible)
         if setting is None:
             ids, scores = self.compare_all(queries, k, eligible)
@@ -235,15 +289,13 @@ class ShardedIndex:
         selector = None if eligible is None else eligible.selectors[number]
         parameters = self.kind.search_parameters(setting, selector)
         shard = self.shards[number]
-        # Searched by numbers, because the bits of a selector belong to numbers. FAISS
-        # refuses a k of 0, also for an empty shard.
-        scores, places = _numbered(shard).search(
+        # FAISS refuses a k of 0, also for an empty shard.
+        scores, numbers = shard.index.search(
             queries, min(k, max(shard.ntotal, 1)), params=parameters
         )
-        missing = places < 0
-        if not shard.ntotal:
-            return np.full_like(places, -1), np.full_like(scores, -np.inf)
-        ids = _ids_of(shard)[places]
+        missing = numbers < 0
+        # An empty shard has no first id to look up in the place of what is missing.
+        ids = shard.ids[numbers] if shard.ntotal else numbers
         ids[missing], scores[missing] = -1, -np.inf
         return ids, scores
 
@@ -260,7 +312,7 @@ class ShardedIndex:
         Returns:
             ids and scores, (B, k), best first.
         """
-        best = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), "f4")
+        best = nothing(len(queries))
         for ids, vectors in self._vectors(eligible):
             scores = queries @ vectors.T
             rows = np.broadcast_to(ids, scores.shape)
@@ -290,7 +342,12 @@ class ShardedIndex:
             numbers = np.arange(count) if mask is None else np.flatnonzero(mask)
             for first in range(0, len(numbers), DECODED_AT_ONCE):
                 part = numbers[first : first + DECODED_AT_ONCE]
-                yield _ids_of(shard)[part], store.reconstruct_batch(part)
+                yield shard.ids[part], store.reconstruct_batch(part)
+
+
+def nothing(rows: int) -> tuple[Int64s, Float32s]:
+    """Return the answer that holds no ad."""
+    return np.empty((rows, 0), np.int64), np.empty((rows, 0), np.float32)
 
 
 def _best_of(
@@ -308,18 +365,3 @@ def _best_of(
 
 def _taken(values: Any, columns: Int64s) -> Any:
     return np.take_along_axis(values, columns, axis=1)
-
-
-def _numbered(shard: Any) -> Any:
-    """Return the index of a shard that numbers its vectors from 0."""
-    return faiss.downcast_index(shard.index)
-
-
-def _ids_of(shard: Any) -> Int64s:
-    """View the ad ids of a shard in the order of their numbers, (n,).
-
-    The memory is the shard's: whoever keeps the ids for longer copies them.
-    """
-    if not shard.ntotal:
-        return np.empty(0, dtype=np.int64)
-    return np.asarray(faiss.rev_swig_ptr(shard.id_map.data(), shard.ntotal))

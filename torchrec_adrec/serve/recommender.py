@@ -29,6 +29,7 @@ from torchrec_adrec.runs.stages import (
     RANKING,
     RETRIEVAL,
     check_inputs,
+    stage_folder,
 )
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
 from torchrec_adrec.serve.proof import Proof, check_names
@@ -114,14 +115,15 @@ class Recommender:
             check_inputs(stage, run)
         # The index was measured at as many candidates as its own settings name.
         overrides = [f"recommend.rank_by={json.dumps(rank_by)}"] if rank_by else []
-        config = load_config(run / "index" / CONFIG, overrides)
+        version = stage_folder(run, INDEX.name)
+        config = load_config(version / CONFIG, overrides)
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
         towers, towers_checkpoint = restore_whole("retrieval", run, schema)
         ranker, ranker_checkpoint = restore_whole("ranking", run, schema)
-        manifest = IndexManifest.load(run / "index")
+        manifest = IndexManifest.load(version)
         check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
-        index = ShardedIndex.load(run / "index", manifest)
+        index = ShardedIndex.load(version, manifest)
         recommender = cls(
             encoder,
             Retriever(towers.model.user_tower, index),

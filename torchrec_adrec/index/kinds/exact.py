@@ -9,6 +9,8 @@ import faiss
 from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting
 
+Parameters: Any = faiss.SearchParameters  # whose stub knows no arguments
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -38,7 +40,7 @@ class Exact:
 
     def search_parameters(self, setting: SearchSetting, selector: Any = None) -> Any:
         """Return the selector as the only parameter."""
-        return faiss.SearchParameters(sel=selector) if selector is not None else None
+        return Parameters(sel=selector) if selector is not None else None
 
     def store(self, index: Any) -> Any:
         """Return the index: it holds the vectors as they are."""

@@ -10,6 +10,8 @@ from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting, steps
 
+Parameters: Any = faiss.SearchParametersHNSW  # type: ignore[attr-defined]
+
 
 @dataclass(frozen=True)
 class Hnsw:
@@ -37,7 +39,7 @@ class Hnsw:
         Raises:
             ConfigError: there is nothing to walk along.
         """
-        kind = cls(**{"links": 32, "ef_construction": 100} | build)
+        kind = cls(**{"links": 32, "ef_construction": 100, **build})
         if kind.links < 2 or kind.ef_construction < 1:
             raise ConfigError(
                 f"index.build = {dict(build)}, expected 2 or more links and 1 or more"
@@ -64,7 +66,7 @@ class Hnsw:
     def search_parameters(self, setting: SearchSetting, selector: Any = None) -> Any:
         """Return the number of finds and the selector."""
         selected = {} if selector is None else {"sel": selector}
-        return faiss.SearchParametersHNSW(efSearch=int(setting["efSearch"]), **selected)
+        return Parameters(efSearch=int(setting["efSearch"]), **selected)
 
     def store(self, index: Any) -> Any:
         """Return the table of whole vectors."""

@@ -18,6 +18,7 @@ from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting, steps
 
 # FAISS warns below 39 vectors a list and takes a sample of its own above 256.
 TRAINING_ROWS_PER_LIST = 64
+Parameters: Any = faiss.SearchParametersIVF  # whose stub knows no arguments
 FP16_ERROR = 2.0**-10  # a half float has 11 significant bits, the last one rounded
 
 
@@ -48,7 +49,7 @@ class IvfFlat:
         Raises:
             ConfigError: there are more lists than ads, or a parameter does not fit D.
         """
-        kind = cls(**{"nlist": int(4 * sqrt(count))} | cls.defaults(dim) | build)
+        kind = cls(**{"nlist": int(4 * sqrt(count)), **cls.defaults(dim), **build})
         if not 1 <= kind.nlist <= count:
             raise ConfigError(
                 f"index.build.nlist = {kind.nlist}, expected 1 to {count}, the number"
@@ -86,11 +87,11 @@ class IvfFlat:
     def search_parameters(self, setting: SearchSetting, selector: Any = None) -> Any:
         """Return the number of lists to read and the selector."""
         selected = {} if selector is None else {"sel": selector}
-        return faiss.SearchParametersIVF(nprobe=int(setting["nprobe"]), **selected)
+        return Parameters(nprobe=int(setting["nprobe"]), **selected)
 
     def store(self, index: Any) -> Any:
         """Return the index, with a table of the place of each vector in the lists."""
-        if index.direct_map.type == faiss.DirectMap.NoMap:
+        if index.direct_map.no():
             index.make_direct_map()
         return index
 

@@ -15,6 +15,9 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.kinds.ivf import FP16_ERROR, IvfFlat
 from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting
 
+# Their stubs know no arguments.
+Refinement: Any = faiss.IndexRefineSearchParameters
+BehindTransform: Any = faiss.SearchParametersPreTransform
 K_FACTORS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8)
 
 
@@ -49,10 +52,8 @@ class IvfSq8Refined(IvfFlat):
         """Return both numbers, and the selector for the first stage."""
         first_stage = super().search_parameters(setting, selector)
         if self.transforms:
-            first_stage = faiss.SearchParametersPreTransform(index_params=first_stage)
-        return faiss.IndexRefineSearchParameters(
-            k_factor=setting["k_factor"], base_index_params=first_stage
-        )
+            first_stage = BehindTransform(index_params=first_stage)
+        return Refinement(k_factor=setting["k_factor"], base_index_params=first_stage)
 
     def store(self, index: Any) -> Any:
         """Return the half floats."""
@@ -164,11 +165,11 @@ class PcaIvfSq8Refined(IvfSq8Refined):
         """Train the projection, then the lists behind it."""
         dim = sample.shape[1]
         metric = faiss.METRIC_INNER_PRODUCT
-        index = faiss.index_factory(dim, self.factory(dim), metric)
-        base = faiss.downcast_index(index.base_index)
+        index: Any = faiss.index_factory(dim, self.factory(dim), metric)
+        base: Any = faiss.downcast_index(index.base_index)
         # With every vector and its opposite the mean is 0, so that nothing is
         # subtracted: distances survive a shift, inner products do not.
-        projection = faiss.downcast_VectorTransform(base.chain.at(0))
+        projection: Any = faiss.downcast_VectorTransform(base.chain.at(0))
         projection.train(np.concatenate([sample, -sample]))
         faiss.extract_index_ivf(index).cp.seed = seed
         index.train(sample)
