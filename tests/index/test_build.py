@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import faiss
 import numpy as np
@@ -14,9 +13,15 @@ from built_index import D, K, N, built, corpus, exported, on_threads
 from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.index.build import reshard
 from torchrec_adrec.index.embeddings import Embeddings
-from torchrec_adrec.index.kinds import KINDS, ivf, ivf_refined
+from torchrec_adrec.index.kinds import KINDS
 from torchrec_adrec.index.kinds.kind import fastest
-from torchrec_adrec.index.manifest import IDS, EmbeddingManifest, IndexManifest, Layout
+from torchrec_adrec.index.manifest import (
+    IDS,
+    EmbeddingManifest,
+    Gate,
+    IndexManifest,
+    Layout,
+)
 from torchrec_adrec.index.pieces import (
     add,
     can_be_joined,
@@ -108,11 +113,11 @@ def test_every_structure_of_an_index_is_cut_and_joined(
     assert joined.ntotal == N
     parameters: Any = None
     if "IVF" in factory:
-        parameters = ivf.Parameters(nprobe=7)
-        if "Refine" in factory:
-            parameters = ivf_refined.Refinement(
-                k_factor=2, base_index_params=parameters
-            )
+        parameters = faiss.SearchParametersIVF()
+        parameters.nprobe = 7
+    if "Refine" in factory:
+        lists, parameters = parameters, faiss.IndexRefineSearchParameters()
+        parameters.k_factor, parameters.base_index_params = 2, lists
     expected, _ = whole.search(data.queries, K, params=parameters)
     actual, numbers = joined.search(data.queries, K, params=parameters)
     if "PCA" in factory:  # a matrix product of other rows at a time rounds otherwise
@@ -221,7 +226,7 @@ def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
         count=N,
         layout=index.layout,
         files={name: sha256(folder / name) for name in names},
-        gate=cast(Any, SimpleNamespace(filtered=())),
+        gate=Gate.model_construct(filtered=()),
     )
 
 

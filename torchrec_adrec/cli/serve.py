@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Out
+from torchrec_adrec.cli.options import Key, Out, To, written_to
 from torchrec_adrec.errors import ConfigError, DataError
 
 RankBy = Annotated[
@@ -29,17 +29,30 @@ def recommend(
         int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
     ] = None,
     rank_by: RankBy = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file of many users, a row each; any number of ranks."
+        ),
+    ] = None,
+    to: To = None,
+    key: Key = None,
 ) -> None:
     """Print the best ads for one user, with the milliseconds that each part took.
 
     A file of a user holds raw columns, as {"I1": 3, "C1": "68fd1e64"}; those that it
-    leaves out count as missing.
+    leaves out count as missing. With --batch, the best ads of all users of a Parquet
+    file are written to another one, a line for an ad.
 
     \b
       adrec recommend --out runs/demo --user 7
       adrec recommend --out runs/demo --user user.json --top 3
       adrec recommend --out runs/demo --rank-by 'click * value'
+      adrec recommend --out runs/demo --batch users.parquet --to recs.parquet
     """
+    if batch is not None:
+        _recommend_batch(out, batch, to, key, top, rank_by)
+        return
     from torchrec_adrec.pipeline.report import ads_table, wide_console
     from torchrec_adrec.serve.recommender import Recommender
 
@@ -51,6 +64,30 @@ def recommend(
     console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
     parts = answer.milliseconds.items()
     console.print("ms: " + ", ".join(f"{name} {value:.2f}" for name, value in parts))
+
+
+def _recommend_batch(
+    run: Path,
+    batch: Path,
+    to: Path | None,
+    key: str | None,
+    top: int | None,
+    rank_by: str | None,
+) -> None:
+    from torchrec_adrec.data.prepare.encoder import Encoder
+    from torchrec_adrec.data.prepare.user_file import UserFile
+    from torchrec_adrec.runs.run_folder import ranks_of_launcher
+    from torchrec_adrec.runtime.disk import disk_errors
+    from torchrec_adrec.serve.batch import recommend_batch
+    from torchrec_adrec.serve.recommender import Recommender
+
+    target = written_to(to, "--batch")
+    users = UserFile.open(batch, Encoder.load(run / "data"), key)
+    with disk_errors(target.parent), ranks_of_launcher() as ranks:
+        recommender = Recommender.load(run, rank_by=rank_by)
+        recommend_batch(recommender, users, target, ranks, top)
+        if ranks.is_first:
+            typer.echo(f"{target}: the best ads of {users.count:,} users")
 
 
 def _user(user: str, out: Path) -> dict[str, Any]:

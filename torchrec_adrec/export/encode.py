@@ -18,6 +18,7 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
 from torchrec_adrec.export.parts import Parts
 from torchrec_adrec.runtime.progress import Progress
+from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Schema, Side
 
 NORM_TOLERANCE = 1e-3
@@ -49,7 +50,7 @@ def encode_parts(
     missing = parts.missing()
     # Nobody may write before all have looked: they share out the same parts.
     process.barrier()
-    own = missing[slice_of(len(missing), process)]
+    own = missing[share_of(len(missing), process)]
     size = -(-batch_size // process.world_size)
     left = sum(s.stop - s.start for s in map(parts.slice_of, missing))
     with Progress("encoding ads", left, "rows") as progress:
@@ -58,7 +59,7 @@ def encode_parts(
             number = own[turn] if turn < len(own) else None
             rows = parts.slice_of(number) if number is not None else slice(0, 1)
             vectors = [
-                _encode_rows(tower, batch, schema, Side.AD, process)
+                encode_rows(tower, batch, schema, Side.AD, process)
                 for batch in _padded(catalog[rows], catalog, parts.rows, size)
             ]
             if number is not None:
@@ -67,12 +68,6 @@ def encode_parts(
                 parts.write(number, whole)
             done = parts.rows * process.world_size
             progress.advance(min(done, left - progress.done))
-
-
-def slice_of(rows: int, process: Process) -> slice:
-    """Return this rank's contiguous share of `rows`."""
-    share = -(-rows // process.world_size)
-    return slice(min(process.rank * share, rows), min((process.rank + 1) * share, rows))
 
 
 @torch.no_grad()
@@ -99,7 +94,7 @@ def encode(
     Raises:
         CheckpointError: the model gives vectors that cannot be compared.
     """
-    local = frame[slice_of(len(frame), process)]
+    local = frame[share_of(len(frame), process)]
     # Rounded up: the largest share, which every rank fills up to, and likewise the
     # rows of one rank in one step.
     share = -(-len(frame) // process.world_size)
@@ -107,7 +102,7 @@ def encode(
     parts = []
     with Progress(f"encoding {side}s", len(frame), "rows") as progress:
         for part in _padded(local, frame, share, size):
-            parts.append(_encode_rows(tower, part, schema, side, process))
+            parts.append(encode_rows(tower, part, schema, side, process))
             progress.advance(min(size * process.world_size, len(frame) - progress.done))
     vectors = np.concatenate(parts)[: len(local)]
     check_vectors(vectors, side, similarity)
@@ -115,9 +110,18 @@ def encode(
 
 
 @torch.no_grad()
-def _encode_rows(
+def encode_rows(
     tower: nn.Module, rows: pl.DataFrame, schema: Schema, side: Side, process: Process
 ) -> Float32s:
+    """Encode some rows of this rank with one tower, (B, D). Collective.
+
+    Args:
+        tower: of that side.
+        rows: encoded columns.
+        schema: of the data.
+        side: which columns are taken.
+        process: this rank.
+    """
     columns = {name: rows[name].to_numpy() for name in schema.columns_of(side)}
     encoded = tower(tower_input(columns, schema, side).to(process.device))
     return np.asarray(encoded.cpu().numpy())

@@ -30,7 +30,6 @@ from torchrec_adrec.export.encode import (
     encode,
     encode_examples,
     encode_parts,
-    slice_of,
 )
 from torchrec_adrec.export.parts import Parts, write_vectors
 from torchrec_adrec.index.embeddings import Embeddings
@@ -38,6 +37,7 @@ from torchrec_adrec.index.manifest import EXAMPLES, EmbeddingManifest, load_vect
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.runtime.files import sha256
 from torchrec_adrec.runtime.memory import peak_mebibytes
+from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
 QUERIES = "queries.parquet"
@@ -91,7 +91,7 @@ def export(
     users = encode(
         towers.user_tower, clicks, schema, Side.USER, similarity, size, process
     )
-    clicked = clicks[AD_ID].to_numpy()[slice_of(len(clicks), process)]
+    clicked = clicks[AD_ID].to_numpy()[share_of(len(clicks), process)]
     write_vectors(out / f"queries-{process.rank:05d}.parquet", clicked, users)
     examples = encode_examples(towers.user_tower, data, process)
     # The first rank lists the parts of all ranks, so they must be written by now.

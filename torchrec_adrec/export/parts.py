@@ -103,15 +103,26 @@ def write_vectors(
         dtype: in which they are written.
         source: what they were made from.
     """
+    table = pa.table({AD_ID: pa.array(ids), "vector": vector_column(vectors, dtype)})
+    table = table.replace_schema_metadata({SOURCE: _bytes(source or {}, dtype)})
+    partial = path.with_name(path.name + ".partial")
+    # Neither a dictionary nor compression makes anything of vectors' numbers.
+    pq.write_table(
+        table,
+        partial,
+        use_dictionary=False,
+        compression="none",
+        write_page_checksum=True,
+    )
+    put(partial, path)
+
+
+def vector_column(vectors: Float32s, dtype: VectorType) -> pa.Array:
+    """Make a column of vectors, (n, D)."""
     # Lists of a fixed size are one flat buffer, which is read back as a matrix.
     width = np.float16 if dtype == "fp16" else np.float32
     flat = pa.array(np.ascontiguousarray(vectors, dtype=width).ravel())
-    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    table = pa.table({AD_ID: pa.array(ids), "vector": lists})
-    table = table.replace_schema_metadata({SOURCE: _bytes(source or {}, dtype)})
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, write_page_checksum=True)
-    put(partial, path)
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
 def _bytes(source: dict[str, str], dtype: VectorType) -> bytes:

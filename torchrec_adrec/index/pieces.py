@@ -175,19 +175,19 @@ def open_mapped(path: Path) -> Any:
 
 
 def _stack(joined: Any, parts: Sequence[Any], bounds: Sequence[int]) -> None:
+    library: Any = faiss  # its type stubs know none of these
     ivf = _ivf(joined)
     slices = [
-        faiss.SliceInvertedLists(_lists(part), bounds[number], bounds[number + 1])
+        library.SliceInvertedLists(_lists(part), bounds[number], bounds[number + 1])
         for number, part in enumerate(parts)
     ]
-    pointers = faiss.InvertedListsPtrVector()
+    pointers = library.InvertedListsPtrVector()
     for one in slices:
         pointers.push_back(one)
-    lists = faiss.VStackInvertedLists(pointers.size(), pointers.data())
+    lists = library.VStackInvertedLists(pointers.size(), pointers.data())
     ivf.replace_invlists(lists, False)
     # FAISS holds bare pointers: without these the files would be closed under it.
-    keep_alive: Any = faiss.add_to_referenced_objects  # type: ignore[attr-defined]
-    keep_alive(joined, (lists, slices, parts))
+    library.add_to_referenced_objects(joined, (lists, slices, parts))
 
 
 def _count(index: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from torchrec_adrec.arrays import Float32s, Int64s, ReadOnlyColumns
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig, load_config
 from torchrec_adrec.data.catalog import load_catalog
@@ -35,7 +36,7 @@ from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
 from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
-from torchrec_adrec.serve.scorer import RankingScorer
+from torchrec_adrec.serve.scorer import RankingScorer, Scores
 from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import restore_whole
 
@@ -159,12 +160,7 @@ class Recommender:
             PredictionError: a vector, a prediction or the formula is not finite.
         """
         candidates = self._candidates()
-        if top is None:
-            top = min(self.settings.top, candidates)
-        if not 1 <= top <= candidates:
-            raise DataError(
-                f"top is {top}, expected 1 to {candidates} (the candidates)"
-            )
+        top = self.checked_top(top)
         milliseconds: dict[str, float] = {}
         with _timed("encode", milliseconds):
             user_input = self.user_input(user)
@@ -173,6 +169,54 @@ class Recommender:
         with _timed("rank", milliseconds):
             predictions = self.scorer.score(user_input, ids)
         milliseconds["total"] = sum(milliseconds.values())
+        best = self._best(ids, scores, predictions, top)
+        # The join must keep that order.
+        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
+        return Recommendation(ads, len(ids), milliseconds)
+
+    def recommend_many(
+        self, users: ReadOnlyColumns, top: int | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Find the best ads for several users, as `recommend` does, one after another.
+
+        Args:
+            users: (B,) encoded columns of the user's side.
+            top: number of ads of each.
+
+        Yields:
+            What `recommend` returns of the ads, without their raw columns.
+
+        Raises:
+            DataError, PredictionError: as of `recommend`.
+        """
+        top, schema = self.checked_top(top), self.encoder.schema
+        found = self.retriever.retrieve_many(
+            tower_input(users, schema, Side.USER), self._candidates()
+        )
+        for row, (ids, scores) in enumerate(zip(*found, strict=True)):
+            columns = {name: column[row : row + 1] for name, column in users.items()}
+            user = tower_input(columns, schema, Side.USER)
+            yield self._best(ids, scores, self.scorer.score(user, ids), top)
+
+    def checked_top(self, top: int | None) -> int:
+        """Return how many ads an answer has: `top`, or by default `recommend.top`.
+
+        Raises:
+            DataError: there are not so many candidates.
+        """
+        candidates = self._candidates()
+        if top is None:
+            return min(self.settings.top, candidates)
+        if not 1 <= top <= candidates:
+            raise DataError(
+                f"top is {top}, expected 1 to {candidates} (the candidates)"
+            )
+        return top
+
+    def _best(
+        self, ids: Int64s, scores: Float32s, predictions: Scores, top: int
+    ) -> pl.DataFrame:
+        """Order the candidates of one user and keep the best."""
         ranked = pl.DataFrame(
             {AD_ID: ids} | predictions | {SCORE: scores}
         ).with_columns(
@@ -184,11 +228,7 @@ class Recommender:
         # its own affair, and the same request must have the same answer.
         order = ranked.sort(RANK_SCORE, AD_ID, descending=[True, False])
         best = order.head(top)
-        if self.rank_by.is_label:
-            best = best.drop(RANK_SCORE)
-        # The join must keep that order.
-        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
-        return Recommendation(ads, len(ids), milliseconds)
+        return best.drop(RANK_SCORE) if self.rank_by.is_label else best
 
     def _candidates(self) -> int:
         # A small catalog holds fewer ads than the settings ask for.
