@@ -1,10 +1,6 @@
 """`adrec recommend` and `adrec serve` answer requests from a finished run."""
 
-<<<<<<< HEAD
-=======
-import json
 import time
->>>>>>> h-versions
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,12 +98,8 @@ def _recommend_batch(
     target = written_to(to, "--batch")
     users = UserFile.open(batch, Encoder.load(run / "data"), key)
     with disk_errors(target.parent), ranks_of_launcher() as ranks:
-<<<<<<< HEAD
         recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
-=======
-        recommender = Recommender.load(run, rank_by=rank_by)
         began = time.monotonic()
->>>>>>> h-versions
         recommend_batch(recommender, users, target, ranks, top)
         rate = users.count / (time.monotonic() - began)
         if ranks.is_first:

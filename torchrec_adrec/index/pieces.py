@@ -84,19 +84,13 @@ def cut(
     """
     ivf = _ivf(target)
     if ivf is not None:
-<<<<<<< HEAD
-        first, stop = wanted.lists[number : number + 2]
+        first, stop = new.lists[number : number + 2]
         if _packer(target) is None:
             for source in sources:
                 _ivf(source).copy_subset_to(ivf, LISTS, first, stop)
         else:
             for place in range(first, stop):
                 _copy_packed(sources, target, place)
-=======
-        first, stop = new.lists[number : number + 2]
-        for source in sources:
-            _ivf(source).copy_subset_to(ivf, LISTS, first, stop)
->>>>>>> h-versions
     table = _table(target)
     if table is not None:
         first, stop = new.rows[number : number + 2]
