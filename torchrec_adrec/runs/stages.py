@@ -74,7 +74,11 @@ RETRIEVAL = Stage(
     resumes=True,
 )
 EXPORT = Stage(
-    "export", ("export",), ("seed", "export"), ("data", "retrieval"), resumes=True
+    "export",
+    ("export",),
+    ("seed", "export", "evaluation"),
+    ("data", "retrieval"),
+    resumes=True,
 )
 INDEX = Stage(
     "index",

@@ -7,6 +7,7 @@ run that was killed and resumed on as many ranks ends with the bits of one that 
 
 import json
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ class Trainer:
         last_logged = state.curve[-1][0] if state.curve else 0
         samples_left = (self.source.steps - first) * train.batch_size
         with (
+            closing(runner),
             Interrupt() as interrupt,
             Watchdog(self.process, train.hang_seconds, name=self.task) as watchdog,
             tensorboard_logger(
