@@ -38,7 +38,8 @@ def config_of(**settings: Any) -> RankingConfig:
 def loss_of(config: RankingConfig, logits: Tensor, labels: Tensor) -> Tensor:
     loss = RankingLoss(LABELS, config)
     final = FinalLogits(LABELS, config)(logits)
-    total: Tensor = loss(logits, final, loss.completed(labels), torch.ones(len(labels)))
+    labels = loss.completed(labels)
+    total: Tensor = loss(logits, final, labels, torch.ones(len(labels)))
     return total
 
 
@@ -142,7 +143,7 @@ def test_products_are_those_of_the_predictions(kind: Any) -> None:
     """Also where float32 has no probability between its own and 0, or 1."""
     grid = torch.tensor([-80.0, -20.0, -1.0, 0.0, 2.0, 20.0, 80.0])
     given, label = torch.cartesian_prod(grid, grid).unbind(1)
-    made = PRODUCTS[kind](given, label).double()
+    product = PRODUCTS[kind](given, label).double()
     p = given.double().sigmoid()
     if kind == "binary":
         q = label.double().sigmoid()
@@ -150,13 +151,13 @@ def test_products_are_those_of_the_predictions(kind: Any) -> None:
         expected = (p * q).log() - one_less.log()
     else:
         expected = p.log() + label.double()
-    torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_weights": {"clicks": 2}}, r"label_weights: label \['clicks'\]"),
+        ({"label_weights": {"clik": 2}}, r"label_weights: label \['clik'\]"),
         ({"conditional": {"buys": {"given": "click"}}}, r"label \['buys'\], expected"),
         ({"conditional": {"engagement": {"given": "value"}}}, r"given \['value'\]"),
         ({"conditional": {"click": {"given": "engagement"}}}, r"label \['click'\]"),

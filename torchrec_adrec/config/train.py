@@ -103,7 +103,8 @@ class RankingConfig(Settings):
     """Hidden layers of dnn, deepfm, dcnv2, dlrm and finalmlp."""
     experts: Count = 1
     """Hidden layers of `head_dim` that the labels share: 1 is a shared bottom, more are
-    mixed by a gate for each label (MMoE). On KuaiRand TODO."""
+    mixed by a gate for each label (MMoE). On KuaiRand 4 of them gained nothing over one
+    (click 0.7292 against 0.7299 AUC, validation, one seed)."""
     cross_layers: Annotated[int, Field(ge=0)] = 2
     """Cross layers of dcnv2, and of the branch beside the transformer's tokens; 0:
     none. Beside the transformer they are worth 0.005 of AUC on Criteo with statistics
