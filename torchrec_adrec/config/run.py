@@ -158,6 +158,11 @@ class Config(Settings):
     recommend: RecommendConfig = RecommendConfig()
     serve: ServeConfig = ServeConfig()
 
+    def loop_of(self, task: str) -> TrainConfig:
+        """The training loop of a task: the ranker may read the rows more often."""
+        epochs = self.ranking.epochs if task == "ranking" else None
+        return self.train.model_copy(update={"epochs": epochs or self.train.epochs})
+
     def save(self, path: Path) -> None:
         """Write every setting, defaults included, as YAML."""
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))

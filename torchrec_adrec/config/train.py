@@ -140,6 +140,8 @@ class RankingConfig(Settings):
     prediction: temperature (a slope of the logit), platt (slope and intercept) or
     isotonic (steps). A label that is a value gets a factor. It needs 100 validation
     rows of each class."""
+    epochs: Count | None = None
+    """How often the ranker reads the rows. Default: `train.epochs`."""
     optimizer: OptimizerConfig = OptimizerConfig(tables_lr=0.05, dense_lr=0.002)
     """A table that is warm-started and then hardly moves ranks worse than a fresh one:
     the learning rate of the tables stays high."""

@@ -67,7 +67,8 @@ class Trainer:
     warm_start: checkpoint.Checkpoint | None = None
 
     def __post_init__(self) -> None:
-        config, train, bounds = self.config, self.config.train, self.config.data.bounds
+        config, bounds = self.config, self.config.data.bounds
+        train = config.loop_of(self.task)
         self.schema = Schema.load(self.data / "schema.json")
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
