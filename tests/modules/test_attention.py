@@ -53,13 +53,13 @@ def test_one_user_is_shared_by_all_ads(
 def test_a_shared_user_is_attended_to_like_a_repeated_one() -> None:
     """Few own keys or many, one head or several: it is one softmax over all keys."""
     torch.manual_seed(2)
-    for own in (1, 3):
-        query, key, value = torch.randn(3, B, H, own, D)
+    for tokens in (1, 3):
+        query, key, value = torch.randn(3, B, H, tokens, D)
         shared = torch.randn(1, H, U, D), torch.randn(1, H, U, D)
-        repeated = (
+        keys, values = (
             torch.cat([x.expand(B, -1, -1, -1), y], dim=2)
             for x, y in zip(shared, (key, value), strict=True)
         )
-        expected = F.scaled_dot_product_attention(query, *repeated)
+        expected = F.scaled_dot_product_attention(query, keys, values)
         actual = attend_to_both(query, shared, (key, value))
         torch.testing.assert_close(actual, expected)
