@@ -53,8 +53,8 @@ def test_one_user_is_shared_by_all_ads(
 def test_a_shared_user_is_attended_to_like_a_repeated_one() -> None:
     """Few own keys or many, one head or several: it is one softmax over all keys."""
     torch.manual_seed(2)
-    for own in (1, 3):
-        query, key, value = torch.randn(3, B, H, own, D)
+    for tokens in (1, 3):
+        query, key, value = torch.randn(3, B, H, tokens, D)
         shared = torch.randn(1, H, U, D), torch.randn(1, H, U, D)
         keys, values = (
             torch.cat([x.expand(B, -1, -1, -1), y], dim=2)

@@ -1,5 +1,6 @@
 """Engines compute the same model; their error is measured, and too much is refused."""
 
+import time
 from typing import Any, get_args
 
 import numpy as np
@@ -139,23 +140,23 @@ def test_auto_takes_the_fastest_that_is_allowed(
 
     def engine(name: str, seconds: float) -> Any:
         def make(head: nn.Module, _: int) -> nn.Module:
-            made = Faulty(head, errors[name])
-            made.register_forward_hook(
+            faulty = Faulty(head, errors[name])
+            faulty.register_forward_hook(
                 lambda *_: clock.__setitem__(0, clock[0] + seconds)
             )
-            return made
+            return faulty
 
         return make
 
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     for bfloat16_seconds, expected in ((2.0, "bfloat16"), (2.9, "float32")):
         ways = {"float32": 3.0, "bfloat16": bfloat16_seconds, "int8": 1.0}
-        made = {name: engine(name, seconds) for name, seconds in ways.items()}
-        monkeypatch.setattr(choose, "ENGINES", made)
+        heads = {name: engine(name, seconds) for name, seconds in ways.items()}
+        monkeypatch.setattr(choose, "ENGINES", heads)
         bounded = settings(engine="auto", max_score_error=0.02)
-        taken = take_engine(a_scorer(), bounded, some_requests())
-        assert taken.name == expected
-        assert taken.milliseconds == pytest.approx(ways[expected] * 1e3)
+        fastest = take_engine(a_scorer(), bounded, some_requests())
+        assert fastest.name == expected
+        assert fastest.milliseconds == pytest.approx(ways[expected] * 1e3)
 
 
 def test_all_ads_are_looked_up_once() -> None:

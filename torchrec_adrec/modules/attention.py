@@ -82,7 +82,7 @@ class OneWayLayer(nn.Module):
 KeysValues = tuple[Tensor, Tensor]
 
 
-def attend_to_both(query: Tensor, shared: KeysValues, own: KeysValues) -> Tensor:
+def attend_to_both(query: Tensor, shared: KeysValues, by_row: KeysValues) -> Tensor:
     """Attend to keys that all rows share and to keys of each row, in one softmax.
 
     It is `scaled_dot_product_attention` over the concatenation, which would need the
@@ -92,23 +92,22 @@ def attend_to_both(query: Tensor, shared: KeysValues, own: KeysValues) -> Tensor
     Args:
         query: (B, H, A, D / H), of the ads' tokens.
         shared: keys and values of the one user, (1, H, U, D / H).
-        own: those of the ads, (B, H, A, D / H).
+        by_row: those of the ads, (B, H, A, D / H).
 
     Returns:
         (B, H, A, D / H).
     """
     # (H, B, A, ...) throughout: the user's keys differ by head alone.
     rows, heads, tokens, width = query.shape
-    query, own_keys, own_values = (x.transpose(0, 1) for x in (query, *own))
+    query, row_keys, row_values = (x.transpose(0, 1) for x in (query, *by_row))
     users = shared[0].shape[2]
     to_user = query.reshape(heads, rows * tokens, width) @ shared[0][0].mT
-    to_ad = query @ own_keys.mT
+    to_ad = query @ row_keys.mT
     logits = torch.cat([to_user.view(heads, rows, tokens, users), to_ad], dim=-1)
     weights = (logits * width**-0.5).softmax(dim=-1)
     of_user = weights[..., :users].reshape(heads, rows * tokens, users) @ shared[1][0]
-    mixed = of_user.view(heads, rows, tokens, width)
-    attended: Tensor = mixed + weights[..., users:] @ own_values
-    return attended.transpose(0, 1)
+    of_ad: Tensor = weights[..., users:] @ row_values
+    return (of_user.view_as(of_ad) + of_ad).transpose(0, 1)
 
 
 def one_way_mask(user_tokens: int, ad_tokens: int) -> Tensor:
