@@ -112,11 +112,6 @@ def _user(user: str, out: Path) -> dict[str, Any]:
     # isdigit() alone takes digits such as superscripts, of which int() makes nothing.
     is_example = user.isascii() and user.isdigit()
     path = out / "data/example_users.json" if is_example else Path(user)
-    if not path.is_file():
-        expected = "a JSON file of raw user columns, or the number of an example user"
-        raise ConfigError(
-            f"--user {user}: there is no file {path}; expected {expected}"
-        )
     features = read_json(path)
     if is_example:
         if not isinstance(features, list):

@@ -22,7 +22,7 @@ from torchrec_adrec.config.train import (
     ShardingConfig,
     TrainConfig,
 )
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import ConfigError, reason
 
 VectorType = Literal["fp32", "fp16"]
 
@@ -198,10 +198,8 @@ def _read_yaml(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is no YAML: {' '.join(str(error).split())}"
-        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is no YAML: {reason(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys with values, found {values!r}")
     base = values.pop("extends", None)
@@ -221,7 +219,7 @@ def _read_override(override: str) -> dict[str, Any]:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"{override!r}: the value is no YAML") from None
     # From the inside out: a.b=1 becomes {a: {b: 1}}, to be merged like a file.
     for part in reversed(key.split(".")):

@@ -134,9 +134,12 @@ def load_hashes(folder: Path) -> dict[str, str]:
     """
     path = folder / HASHES
     try:
-        return _HASHES.validate_json(path.read_bytes())
+        hashes = _HASHES.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path} cannot be read: {reason(error)}") from None
+    if not hashes:  # then every file would count as unchanged
+        raise ManifestError(f"{path} names no file: it was emptied, make it again")
+    return hashes
 
 
 def read_json(path: Path) -> Any:

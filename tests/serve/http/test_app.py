@@ -76,6 +76,8 @@ def test_a_batch_is_answered_in_the_order_of_its_users() -> None:
         (f'{{"user": {{}}, "{SECRET}": 1}}', 422, "unknown keys"),
         (f'{{"user": "{SECRET}"}}', 422, "user: Input should be a valid dictionary"),
         ('{"user": {}, "top": 4}', 422, "top: Input should be less than or equal to 3"),
+        ('{"user": {}, "top": true}', 422, "top: Input should be a valid integer"),
+        ('{"user": {}, "top": 1e400}', 422, "top: Input should be a valid integer"),
         ('{"user": {}, "top": 1.5}', 422, "top: Input should be a valid integer"),
         ('{"user": {}', 422, "the body is no JSON"),
         (60_000 * "[", 400, "error parsing the body"),
@@ -93,6 +95,11 @@ def test_a_wrong_request_is_explained_and_never_repeated(
     assert answer.status_code == status and message in answer.json()["detail"]
     assert SECRET not in answer.text and len(answer.content) < 700
     assert not run.users, "it was refused before it was computed"
+
+
+def test_a_whole_number_is_an_integer_as_json_has_it() -> None:
+    with client_of(FakeRun()) as client:
+        assert len(post(client, '{"user": {}, "top": 1.0}').json()["ads"]) == 1
 
 
 def test_bytes_that_are_no_text_are_refused() -> None:

@@ -95,7 +95,8 @@ class Bodies:
         limits = bounds.model_dump()
         self.expected = {n: EXPECTED[k].format(**limits) for n, k in kinds.items()}
         user = _user_type(kinds, self.expected, bounds, examples)
-        top = Annotated[StrictInt, Field(ge=1, le=candidates)] | None
+        number = Annotated[StrictInt, Field(ge=1, le=candidates)]
+        top = Annotated[number, BeforeValidator(_whole)] | None
         number_of_ads = Field(
             default=None, description="Number of ads. Default: `recommend.top`."
         )
@@ -214,6 +215,12 @@ def _ad_type(schema: Schema) -> Any:
     rank_score = {RANK_SCORE: Annotated[float | None, Field(description="rank_by")]}
     # Labels come first in an answer, so that a raw column of that name is not shown.
     return _typed_dict("Ad", raw | rank_score | fields)
+
+
+def _whole(value: Any) -> Any:
+    # JSON knows one kind of numbers: 3.0 is an integer of its schemas.
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
 
 
 def _typed_dict(name: str, fields: Mapping[str, Any]) -> Any:

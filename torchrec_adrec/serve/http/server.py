@@ -132,6 +132,7 @@ def serve(factory: AppFactory, host: str, port: int) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         if bounds.workers == 1:
             server = uvicorn.Server(configure(app=factory.build()))
+            listener.listen()  # whoever reads the next line may connect
             print(f"serving {factory.run} on {address}", file=sys.stderr, flush=True)
             server.run(sockets=[listener])
         else:
