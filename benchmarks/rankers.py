@@ -158,7 +158,7 @@ def boosting(data: Path, seed: int) -> dict[str, Float64s]:
     schema = Schema.load(data / "schema.json")
     click = schema.label_names[0]
     ids = [feature.name for feature in schema.sparse]
-    names = [*(feature.name for feature in schema.dense), *ids]
+    names = [*(feature.name for feature in schema.joined.dense), *ids]
     frames = {
         split: pl.read_parquet(data / split / "*.parquet", columns=[*names, click])
         for split in ("train", *SPLITS)

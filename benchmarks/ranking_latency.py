@@ -68,7 +68,7 @@ def main() -> None:
     for model in args.models:
         shared = scorer_of(args.data, encoder, model)
         ways[f"{model}: whole rows"] = whole_rows(shared)
-        ways[f"{model}: shared user"] = lambda r, s=shared: s.score(*r)
+        ways[f"{model}: shared user"] = ranking(shared)
         for name in args.engines:
             fast = scorer_of(args.data, encoder, model)
             # The error of an engine that is named is printed and refuses nothing.
@@ -78,7 +78,7 @@ def main() -> None:
             )
             engine = take_engine(fast, settings, requests[:4])
             engines[f"{model}: {name}"] = str(engine)
-            ways[f"{model}: {name}"] = lambda r, s=fast: s.score(*r)
+            ways[f"{model}: {name}"] = ranking(fast)
     wall, spent = measure(ways, requests)
     keep_result(
         args.name,
@@ -95,6 +95,16 @@ def main() -> None:
     )
 
 
+def ranking(scorer: RankingScorer) -> Callable[[Request], object]:
+    """Score a request as serving does; without a blend nobody reads the towers."""
+
+    def score(request: Request) -> object:
+        user, ads, cross = request
+        return scorer.score(user, ads, np.zeros(len(ads), np.float32), cross)
+
+    return score
+
+
 def some_requests(data: Path, encoder: Encoder, count: int) -> list[Request]:
     """Example users in turn, each with other ads."""
     users = json.loads((data / "example_users.json").read_text())
@@ -103,7 +113,7 @@ def some_requests(data: Path, encoder: Encoder, count: int) -> list[Request]:
     rng = np.random.default_rng(0)
     size = min(CANDIDATES, len(ids))
     return [
-        (encoded[i % len(encoded)], rng.choice(ids, size, replace=False))
+        (encoded[i % len(encoded)], rng.choice(ids, size, replace=False), {})
         for i in range(count)
     ]
 

@@ -54,7 +54,7 @@ def test_a_damaged_file_of_a_run_is_named(
     assert file.partition("/")[0] in message and raised.value.code == 2
 
 
-USERS = {
+USERS: dict[str, tuple[str | bytes, str]] = {
     "deep": (DEEP, "nested too deeply"),
     "list": ("[1]", "expected one object of raw columns, found list"),
     "text": ('"C1"', "expected one object of raw columns, found str"),

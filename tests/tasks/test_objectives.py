@@ -157,7 +157,7 @@ def test_products_are_those_of_the_predictions(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_weights": {"clik": 2}}, r"label_weights: label \['clik'\]"),
+        ({"label_weights": {"clicks": 2}}, r"label_weights: label \['clicks'\]"),
         ({"conditional": {"buys": {"given": "click"}}}, r"label \['buys'\], expected"),
         ({"conditional": {"engagement": {"given": "value"}}}, r"given \['value'\]"),
         ({"conditional": {"click": {"given": "engagement"}}}, r"label \['click'\]"),

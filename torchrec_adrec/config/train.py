@@ -142,6 +142,11 @@ class RankingConfig(Settings):
     rows of each class."""
     epochs: Count | None = None
     """How often the ranker reads the rows. Default: `train.epochs`."""
+    blend: Literal["auto", "none"] = "auto"
+    """auto: the served click logit is `a * ranker + b * towers + c` with weights from 0
+    that are fitted on the validation rows, if that lowers their log loss by more than
+    its noise; otherwise the ranker serves alone. `metrics.json` and the report say
+    which. It needs 100 validation rows of each class."""
     optimizer: OptimizerConfig = OptimizerConfig(tables_lr=0.05, dense_lr=0.002)
     """A table that is warm-started and then hardly moves ranks worse than a fresh one:
     the learning rate of the tables stays high."""

@@ -13,10 +13,11 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from torchrec_adrec.arrays import Float32s, Int64s, ReadOnlyColumns
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig, load_config
 from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
@@ -33,13 +34,16 @@ from torchrec_adrec.runs.stages import (
     stage_folder,
 )
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
+from torchrec_adrec.serve.crosses import Crosses
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer, Scores
+from torchrec_adrec.tasks.blend import ALONE, load_blend
+from torchrec_adrec.tasks.blend import FILE as BLEND
 from torchrec_adrec.tasks.calibration import load_calibrations
-from torchrec_adrec.tasks.sharded import restore_whole
+from torchrec_adrec.tasks.sharded import check_origin, restore_whole
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
 
@@ -77,6 +81,7 @@ class Recommender:
         encoder: fitted by `adrec prepare`.
         retriever: the user tower and the index.
         scorer: the ranker and the catalog.
+        crosses: join a user with ads of that catalog.
         settings: how many ads are retrieved and returned, and in which order.
 
     Attributes:
@@ -93,10 +98,11 @@ class Recommender:
         encoder: Encoder,
         retriever: Retriever,
         scorer: RankingScorer,
+        crosses: Crosses,
         settings: RecommendConfig,
     ) -> None:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
-        self.settings = settings
+        self.crosses, self.settings = crosses, settings
         self.engine: Engine | None = None
         self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
 
@@ -139,16 +145,24 @@ class Recommender:
         ranker, ranker_checkpoint = restore_whole("ranking", run, schema)
         manifest = IndexManifest.load(version)
         check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
+        blend = load_blend(ranker_checkpoint)
+        if blend != ALONE:
+            path = ranker_checkpoint.path / BLEND
+            check_origin(path, blend.origin, towers_checkpoint)
         index = ShardedIndex.load(version, manifest)
+        catalog = load_catalog(run / "data")
         recommender = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
             RankingScorer(
                 ranker.model,
                 schema,
-                load_catalog(run / "data"),
+                catalog,
                 load_calibrations(ranker_checkpoint),
+                blend,
+                None if blend == ALONE else towers.model,
             ),
+            Crosses(encoder, catalog),
             config.recommend,
         )
         Proof(
@@ -178,9 +192,11 @@ class Recommender:
             return
         requests = []
         for user in users:
-            encoded = self.user_input(user)
+            raw = raw_user(user, self.encoder.schema)
+            encoded = self._encoded(raw)
             ids, _ = self.retriever.retrieve(encoded, self._candidates())
-            requests.append((encoded, ids))
+            cross = self.crosses.of(raw, self.scorer.rows(ids))
+            requests.append((encoded, ids, cross))
         self.engine = take_engine(self.scorer, self.settings, requests)
 
     def recommend(self, user: RawUser, top: int | None = None) -> Recommendation:
@@ -199,11 +215,13 @@ class Recommender:
         top = self.checked_top(top)
         milliseconds: dict[str, float] = {}
         with _timed("encode", milliseconds):
-            user_input = self.user_input(user)
+            raw = raw_user(user, self.encoder.schema)
+            user_input = self._encoded(raw)
         with _timed("retrieve", milliseconds):
             ids, scores = self.retriever.retrieve(user_input, candidates)
         with _timed("rank", milliseconds):
-            predictions = self.scorer.score(user_input, ids)
+            cross = self.crosses.of(raw, self.scorer.rows(ids))
+            predictions = self.scorer.score(user_input, ids, scores, cross)
         milliseconds["total"] = sum(milliseconds.values())
         best = self._best(ids, scores, predictions, top)
         # The join must keep that order.
@@ -211,12 +229,12 @@ class Recommender:
         return Recommendation(ads, len(ids), milliseconds)
 
     def recommend_many(
-        self, users: ReadOnlyColumns, top: int | None = None
+        self, users: RawColumns, top: int | None = None
     ) -> Iterator[pl.DataFrame]:
         """Find the best ads for several users, as `recommend` does, one after another.
 
         Args:
-            users: (B,) encoded columns of the user's side.
+            users: (B,) raw columns of the user's side.
             top: number of ads of each.
 
         Yields:
@@ -226,13 +244,17 @@ class Recommender:
             DataError, PredictionError: as of `recommend`.
         """
         top, schema = self.checked_top(top), self.encoder.schema
+        encoded = self.encoder.encode(users, Side.USER)
+        keys = self.crosses.keys(users)
         answers = self.retriever.retrieve_many(
-            tower_input(users, schema, Side.USER), self._candidates()
+            tower_input(encoded, schema, Side.USER), self._candidates()
         )
         for row, (ids, scores) in enumerate(zip(*answers, strict=True)):
-            columns = {name: column[row : row + 1] for name, column in users.items()}
+            columns = {name: column[row : row + 1] for name, column in encoded.items()}
             user = tower_input(columns, schema, Side.USER)
-            yield self._best(ids, scores, self.scorer.score(user, ids), top)
+            cross = self.crosses.joined(keys, row, self.scorer.rows(ids))
+            predictions = self.scorer.score(user, ids, scores, cross)
+            yield self._best(ids, scores, predictions, top)
 
     def checked_top(self, top: int | None) -> int:
         """Return how many ads an answer has: `top`, or by default `recommend.top`.
@@ -276,7 +298,10 @@ class Recommender:
         Raises:
             DataError: as of `recommend`.
         """
-        encoded = self.encoder.encode(raw_user(user, self.encoder.schema), Side.USER)
+        return self._encoded(raw_user(user, self.encoder.schema))
+
+    def _encoded(self, raw: RawColumns) -> TowerInput:
+        encoded = self.encoder.encode(raw, Side.USER)
         return tower_input(encoded, self.encoder.schema, Side.USER)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.config.train import RankingConfig, TrainConfig
 from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
@@ -125,3 +126,29 @@ class BatchSource:
         """Say which rows of a step this rank has: how many, and where the first is."""
         rows, _ = self._ahead[step]
         return f"{rows.count} rows, the first is {self.reader.split.locate(rows.first)}"
+
+
+def negatives_of(
+    task: str, config: Config, data: Path, schema: Schema, process: Process
+) -> UniformNegatives | None:
+    """Make the uniform negatives that towers are trained with, if any are asked for.
+
+    Args:
+        task: a ranker has none.
+        config: of the run.
+        data: a prepared data set.
+        schema: of the data.
+        process: this rank.
+    """
+    count = config.retrieval.uniform_negatives
+    if task != "retrieval" or not count:
+        return None
+    return UniformNegatives(
+        data,
+        schema,
+        count,
+        config.train.batch_size,
+        config.seed,
+        process.rank,
+        process.world_size,
+    )

@@ -177,6 +177,7 @@ class Ranker(nn.Module):
             device: where the tables are; meta for tables that are going to be sharded.
         """
         super().__init__()
+        schema = schema.joined
         self.width = head.table_width(schema, embedding_dim)
         width, init = config.seeds * self.width, head.table_init(config)
         self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
