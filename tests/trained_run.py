@@ -14,7 +14,7 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.export.build_index import build_index
-from torchrec_adrec.export.encode import export
+from torchrec_adrec.export.export import export
 from torchrec_adrec.runs.stage_folder import make_run, stage_workspace
 from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
 from torchrec_adrec.runtime.ranks import SingleProcess

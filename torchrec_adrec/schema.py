@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from torchrec_adrec.errors import SchemaError
+from torchrec_adrec.errors import SchemaError, reason
 
 AD_ID = "ad_id"
 LOG_Q = "log_q"
@@ -384,7 +384,8 @@ class Schema(_Frozen):
             SchemaError: the file is missing or is no schema.
         """
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise SchemaError(f"{path} is not a readable schema: {reason}") from error
+            raise SchemaError(
+                f"{path} is not a readable schema: {reason(error)}"
+            ) from error

@@ -82,7 +82,7 @@ def _train(
 
 
 def _export(settings: Config, out: Path, process: Process, folder: Path) -> None:
-    from torchrec_adrec.export.encode import export
+    from torchrec_adrec.export.export import export
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.sharded import restore
 

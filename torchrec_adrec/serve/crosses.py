@@ -33,14 +33,33 @@ class Crosses:
             user: raw columns, of one row.
             rows: (n,) of the catalog.
         """
-        if self.statistics is None or not self.pairs:
+        return self.joined(self.keys(user), 0, rows)
+
+    def keys(self, users: RawColumns) -> KeyedColumns:
+        """Hash the columns of some users that are joined with ads, once for all ads."""
+        if self.statistics is None:
             return {}
         columns = dict.fromkeys((name,) for _, name in self.pairs)
-        user_keys = self.statistics.keys.of(user, columns)
+        return self.statistics.keys.of(users, columns)
+
+    def joined(
+        self, users: KeyedColumns, user: int, rows: Int64s
+    ) -> dict[str, Float32s]:
+        """Compute the crosses of one of several users with some ads, as `of` does.
+
+        Args:
+            users: what `keys` returned.
+            user: its row.
+            rows: (n,) of the catalog.
+        """
+        if self.statistics is None or not self.pairs:
+            return {}
         each = np.arange(len(rows))
         keyed: KeyedColumns = {}
         for ad, name in self.pairs:
-            column = user_keys[(name,)]
-            mixed = pair_keys(self.ad_keys[ad][rows], column.keys[column.codes])
-            keyed[(ad, name)] = KeyedColumn(mixed, each)
+            column = users[(name,)]
+            key = column.keys[column.codes[user : user + 1]]
+            keyed[(ad, name)] = KeyedColumn(
+                pair_keys(self.ad_keys[ad][rows], key), each
+            )
         return self.statistics.encode_keyed(self.features, keyed)

@@ -7,6 +7,7 @@ run that was killed and resumed on as many ranks ends with the bits of one that 
 
 import json
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,14 @@ from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
 from torchrec_adrec.tasks.task import columns_of
-from torchrec_adrec.training.batch_source import BatchSource, negatives_of
+from torchrec_adrec.training.batch_source import (
+    BatchSource,
+    negative_rate,
+    negatives_of,
+)
 from torchrec_adrec.training.blend import blend_towers
 from torchrec_adrec.training.calibrate import calibrate, check_enough_rows
+from torchrec_adrec.training.conditions import check_conditions
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.schedule import Schedule
@@ -68,7 +74,8 @@ class Trainer:
     towers: checkpoint.Checkpoint | None = None
 
     def __post_init__(self) -> None:
-        config, train, bounds = self.config, self.config.train, self.config.data.bounds
+        config, bounds = self.config, self.config.data.bounds
+        train = config.loop_of(self.task)
         self.schema = Schema.load(self.data / "schema.json")
         # The checkpoint whose tables a ranker starts with.
         is_warm = self.task == "ranking" and warm_starts(config.ranking)
@@ -84,6 +91,7 @@ class Trainer:
             self.folder,
             bounds,
             negatives_of(self.task, config, self.data, self.schema, self.process),
+            negative_rate(self.task, config.ranking),
         )
         accumulate = self.optimizer.config.accumulate
         self.schedule = Schedule(self.source.steps, accumulate, train)
@@ -92,6 +100,7 @@ class Trainer:
             self.task, self.data, self.folder, self.schema, self.process, train, bounds
         )
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
+        check_conditions(self.task, config.ranking, self.data)
         if train.evaluate_every and not self.evaluator.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
@@ -197,6 +206,7 @@ class Trainer:
         last_logged = state.curve[-1][0] if state.curve else 0
         samples_left = (self.source.steps - first) * train.batch_size
         with (
+            closing(runner),
             Interrupt() as interrupt,
             Watchdog(self.process, train.hang_seconds, name=self.task) as watchdog,
             tensorboard_logger(
