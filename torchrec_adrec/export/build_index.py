@@ -126,6 +126,23 @@ def _choice(
     return Choice(open_kind(name, build), reason)
 
 
+def exported_vectors(run: Path, users: int, seed: int) -> tuple[Exported, Float32s]:
+    """Read all exported ads, and held-out users as the gate draws them, (B, D).
+
+    Args:
+        run: its folder.
+        users: at most so many.
+        seed: of the draw.
+
+    Raises:
+        ManifestError: the files of the export are damaged, or of other ads.
+    """
+    folder = run / "export"
+    _open_export(folder)
+    exported = _with_popularity(load_vectors(folder), run)
+    return exported, _held_out_users(folder, users, seed)
+
+
 def _with_popularity(vectors: tuple[Int64s, Float32s], run: Path) -> Exported:
     """Add each ad's decile of the training impressions, as the catalog tells it.
 
