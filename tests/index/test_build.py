@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from built_index import D, K, N, built, corpus, exported, on_threads
 
-from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.index.build import reshard
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.kinds import KINDS
+from torchrec_adrec.index.kinds.kind import fastest
 from torchrec_adrec.index.manifest import (
     IDS,
     EmbeddingManifest,
@@ -21,7 +22,14 @@ from torchrec_adrec.index.manifest import (
     IndexManifest,
     Layout,
 )
-from torchrec_adrec.index.pieces import add, cut, even_cuts, join, list_sizes
+from torchrec_adrec.index.pieces import (
+    add,
+    can_be_joined,
+    cut,
+    even_cuts,
+    join,
+    list_sizes,
+)
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runtime.files import sha256
 
@@ -46,15 +54,22 @@ def test_other_shards_of_the_same_index(
     index = built(kind, before, tmp_path / "before", data)
     out = tmp_path / "after"
     out.mkdir()
+    if not can_be_joined(index.shards[0].index):
+        with pytest.raises(ConfigError, match="cannot be cut into other shards"):
+            on_threads(
+                1, lambda rank: reshard(tmp_path / "before", index.layout, 2, rank, out)
+            )
+        return
     layouts = on_threads(
         ranks,
         lambda rank: reshard(tmp_path / "before", index.layout, after, rank, out),
     )
     assert sorted(p.name for p in out.iterdir()) == [IDS, *layouts[0].names]
     again = ShardedIndex.open(out, layouts[0], index.kind)
-    again.setting = index.setting = index.kind.search_settings()[0]
     for expected, actual in zip(
-        index.search(data.queries, K), again.search(data.queries, K), strict=True
+        index.nearest(data.queries, K, fastest(index.kind)),
+        again.nearest(data.queries, K, fastest(index.kind)),
+        strict=True,
     ):
         np.testing.assert_array_equal(expected, actual)
 
@@ -206,12 +221,12 @@ def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
     return IndexManifest.model_construct(
         embeddings=EmbeddingManifest.load(folder),
         kind=index.kind.name,
-        sizes=dict(vars(index.kind)),
+        build=dict(vars(index.kind)),
         search=index.setting,
         count=N,
         layout=index.layout,
         files={name: sha256(folder / name) for name in names},
-        gate=Gate.model_construct(),
+        gate=Gate.model_construct(filtered=()),
     )
 
 

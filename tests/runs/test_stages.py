@@ -113,7 +113,7 @@ def test_commands_refuse_a_link_before_they_work(
     shutil.copytree(finished_run / "ranking", run / "ranking")
     assert adrec("recommend", "--out", run).returncode == 0
     for args in (("run", "-j", "1x1"), ("index",)):
-        done = adrec(*args, "--out", run, "index.nlist=3")
+        done = adrec(*args, "--out", run, "index.queries=3")
         assert done.returncode == 2
         assert f"{run}/index is a symbolic link" in done.stderr
     assert not list(run.glob("*.partial-*"))

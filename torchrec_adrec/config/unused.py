@@ -44,7 +44,7 @@ RULES = (
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),
     Rule(("data.hash_size",), "data.ids", ("hash",)),
     Rule(("data.min_count",), "data.ids", ("frequency",)),
-    Rule(("index.nlist",), "index.kind", ("auto", "ivf_flat")),
+    Rule(("index.memory_gib",), "index.kind", ("auto",)),
 )
 
 

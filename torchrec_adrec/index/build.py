@@ -19,11 +19,13 @@ import faiss
 import numpy as np
 
 from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.kinds.kind import IndexKind
 from torchrec_adrec.index.manifest import IDS, Layout, shard_name
 from torchrec_adrec.index.pieces import (
     add,
+    can_be_joined,
     cut,
     even_cuts,
     list_sizes,
@@ -174,7 +176,15 @@ def reshard(folder: Path, old: Layout, shards: int, ranks: Ranks, out: Path) -> 
         shards: number of files to write.
         ranks: the processes that share the work.
         out: an existing folder that all of them see.
+
+    Raises:
+        ConfigError: the kind is neither lists nor a table of codes.
     """
+    if not can_be_joined(open_mapped(folder / shard_name(0))):
+        raise ConfigError(
+            f"{folder} holds graphs, which cannot be cut into other shards; run `adrec"
+            " index` with another index.shards"
+        )
     if ranks.is_first:
         empty = faiss.read_index(str(folder / shard_name(0)))
         empty.reset()

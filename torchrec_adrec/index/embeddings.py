@@ -91,6 +91,14 @@ class Embeddings:
         empty = np.empty((0, self.manifest.dim), dtype=np.float32)
         return np.concatenate([empty, *(v for *_, v in self.read(parts))])
 
+    def sample(self, size: int, seed: int) -> Float32s:
+        """Draw vectors of all parts without holding more, (at most `size`, D)."""
+        count, parts = self.manifest.count, range(len(self.manifest.parts))
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(count, min(size, count), replace=False)
+        picked = [vectors[np.isin(n, rows)] for n, _, vectors in self.read(parts)]
+        return np.concatenate(picked)
+
     def ids(self) -> Int64s:
         """Return the ids of all ads, (N,): 8 bytes each, without their vectors.
 

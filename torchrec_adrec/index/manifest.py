@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.config.run import VectorType
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.index.kinds.kind import describe
+from torchrec_adrec.index.kinds.kind import SearchSetting, describe
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
 
@@ -93,22 +93,86 @@ class Layout(_Manifest):
         return [shard_name(number) for number in range(len(self.rows) - 1)]
 
 
+class GroupRecall(_Manifest):
+    """The recall of some of the best ads.
+
+    Attributes:
+        ads: number of ads in the group.
+        wanted: how often brute force puts one of them among the best K.
+        recall: share of these that the index returns.
+        low, high: 95% interval, from draws of the users.
+    """
+
+    ads: int
+    wanted: int
+    recall: float
+    low: float
+    high: float
+
+
+class FilteredSearch(_Manifest):
+    """A search where only a share of the ads is eligible.
+
+    Attributes:
+        share: of all ads, drawn by chance.
+        search: the cheapest setting that reaches the target recall.
+        recall: against brute force over the eligible ads.
+        milliseconds: median of single queries on one thread.
+        all_milliseconds: the same where every eligible ad is compared.
+    """
+
+    share: float
+    search: SearchSetting
+    recall: float
+    milliseconds: float
+    all_milliseconds: float
+
+
 class Gate(_Manifest):
     """The comparison of the index with brute force on held-out users.
 
     Attributes:
         k: number of ads retrieved for each query.
-        queries: number of held-out users.
+        queries: number of held-out users who were measured.
+        tuned_on: number of other users whom the search setting was chosen on.
         recall: share of the exact top `k` that the index returns, mean over `queries`.
-        score_error: largest difference of a returned score from the inner product,
-            relative where the score exceeds 1.
+        low, high: 95% interval of it, from draws of the users.
+        score_error: largest difference of a returned score from the inner product
+            with the stored vector, relative where the score exceeds 1.
+        code_error: largest distance of a stored vector from the exported one, as a
+            share of its length.
+        by_popularity: recall by tenth of the training impressions (1: most shown) and
+            of `cold` ads; empty where the catalog does not tell.
+        worst_shard: lowest recall of the ads of one shard.
+        short_lists: users for whom fewer than `k` ads were in what the search read;
+            they were compared with every ad.
+        self_hits: share of sampled ads that their own vector finds; None for vectors
+            of different lengths, of which a longer one may score higher.
+        lengths: of the shortest and the longest exported vector.
+        milliseconds: of single queries on one thread, `p50`, `p95`, `p99`.
+        filtered: what was chosen where few ads are eligible.
+        bytes_per_ad: of the shard files.
+        choice: why this kind; both are added by who chose it and wrote the files.
     """
 
     k: int
     queries: int
+    tuned_on: int
     recall: float
+    low: float
+    high: float
     target_recall: float
     score_error: float
+    code_error: float
+    by_popularity: dict[str, GroupRecall]
+    worst_shard: float
+    short_lists: int
+    self_hits: float | None
+    lengths: tuple[float, float]
+    milliseconds: dict[str, float]
+    filtered: tuple[FilteredSearch, ...]
+    bytes_per_ad: float = 0
+    choice: str = ""
 
 
 class IndexManifest(_Manifest):
@@ -117,7 +181,7 @@ class IndexManifest(_Manifest):
     Attributes:
         embeddings: what it was built from.
         kind: a name of `index.kinds.KINDS`.
-        sizes: of that kind, as `{"nlist": 4000}`; none for exact search.
+        build: build parameters of that kind, as `{"nlist": 4000}`.
         search: the setting that the gate chose, as `{"nprobe": 32}`.
         count: number of ads.
         layout: what each shard holds.
@@ -127,8 +191,8 @@ class IndexManifest(_Manifest):
 
     embeddings: EmbeddingManifest
     kind: str
-    sizes: dict[str, int]
-    search: dict[str, int]
+    build: dict[str, int]
+    search: SearchSetting
     count: int
     layout: Layout
     files: dict[str, str]
@@ -137,11 +201,12 @@ class IndexManifest(_Manifest):
     @property
     def summary(self) -> str:
         """One line for people."""
-        kind = [self.kind, describe(self.sizes), describe(self.search)]
+        kind = [self.kind, describe(self.build), describe(self.search)]
         shards = len(self.layout.names)
         return (
             f"{', '.join(filter(None, kind))} of {self.count} ads in {shards} shards,"
-            f" recall@{self.gate.k} {self.gate.recall:.4f}"
+            f" recall@{self.gate.k} {self.gate.recall:.4f},"
+            f" {self.gate.milliseconds['p50']:.2f} ms a search"
         )
 
 

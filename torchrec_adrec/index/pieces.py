@@ -85,8 +85,12 @@ def cut(
     ivf = _ivf(target)
     if ivf is not None:
         first, stop = new.lists[number : number + 2]
-        for source in sources:
-            _ivf(source).copy_subset_to(ivf, LISTS, first, stop)
+        if _packer(target) is None:
+            for source in sources:
+                _ivf(source).copy_subset_to(ivf, LISTS, first, stop)
+        else:
+            for place in range(first, stop):
+                _copy_packed(sources, target, place)
     table = _table(target)
     if table is not None:
         first, stop = new.rows[number : number + 2]
@@ -96,6 +100,51 @@ def cut(
             if low < high:
                 table.add_sa_codes(_codes(_table(source))[low - start : high - start])
     _count(target)
+
+
+def _packer(index: Any) -> Any:
+    """Return what packs the codes of fast-scan lists, 32 vectors at a time, or None."""
+    return getattr(faiss.downcast_InvertedLists(_lists(index)), "packer", None)
+
+
+def _copy_packed(sources: Sequence[Any], target: Any, place: int) -> None:
+    """Fill an empty list of packed codes with those of several files.
+
+    FAISS would append to a block that is not full, but writes beyond the end of the
+    list where the codes before are as many as a block has bytes. So all codes are
+    unpacked, and packed once.
+
+    Args:
+        sources: the indexes of all files.
+        target: the index whose list is filled.
+        place: of the list.
+    """
+    packer, lists = _packer(target), _lists(target)
+    ids, codes = [np.empty(0, np.int64)], [np.empty((0, packer.code_size), np.uint8)]
+    for source in map(_lists, sources):
+        size = source.list_size(place)
+        if size:
+            blocks = -(-size // packer.nvec)
+            length = blocks * packer.block_size
+            packed = faiss.rev_swig_ptr(source.get_codes(place), length)
+            flat = np.empty((blocks * packer.nvec, packer.code_size), np.uint8)
+            _each_block(packer.unpack_all, packed, flat, blocks)
+            codes.append(flat[:size])
+            ids.append(faiss.rev_swig_ptr(source.get_ids(place), size).copy())
+    all_ids = np.concatenate(ids)
+    size, blocks = len(all_ids), -(-len(all_ids) // packer.nvec)
+    if size:
+        flat = np.zeros((blocks * packer.nvec, packer.code_size), np.uint8)
+        flat[:size] = np.concatenate(codes)
+        packed = np.zeros(blocks * packer.block_size, np.uint8)
+        _each_block(lambda p, f: packer.pack_all(f, p), packed, flat, blocks)
+        lists.add_entries(place, size, faiss.swig_ptr(all_ids), faiss.swig_ptr(packed))
+
+
+def _each_block(work: Any, packed: Any, flat: Any, blocks: int) -> None:
+    pairs = zip(packed.reshape(blocks, -1), flat.reshape(blocks, -1), strict=True)
+    for block, codes in pairs:
+        work(faiss.swig_ptr(block), faiss.swig_ptr(codes))
 
 
 def join(paths: Sequence[Path], layout: Layout) -> Any:

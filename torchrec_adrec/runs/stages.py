@@ -80,7 +80,7 @@ INDEX = Stage(
     "index",
     ("index",),
     ("seed", "index", "recommend"),
-    ("export",),
+    ("data", "export"),
     versions=True,
 )
 RANKING = Stage(
