@@ -21,7 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 from timing import keep_result
-from torchrec_adrec.index.kinds.ivf_flat import IvfFlat
+from torchrec_adrec.index.kinds.ivf import IvfFlat
 
 from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.export.parts import Parts

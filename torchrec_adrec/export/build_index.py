@@ -74,7 +74,7 @@ def build_index(
         return
     # Opened from the files: what is measured is what serving will read.
     index = ShardedIndex.open(out, layout, kind)
-    exported = _with_popularity(load_vectors(embeddings), embeddings.parent)
+    exported = _with_popularity(embedded, out)
     target, fixed = settings.target_recall, settings.search
     gate = tune_and_validate(index, exported, queries, k, target, fixed)
     size = sum((out / name).stat().st_size for name in layout.names)
@@ -126,13 +126,15 @@ def _choice(
     return Choice(open_kind(name, build), reason)
 
 
-def _with_popularity(vectors: tuple[Int64s, Float32s], run: Path) -> Exported:
-    """Add each ad's decile of the training impressions, as the catalog tells it.
+def _with_popularity(embedded: Embeddings, out: Path) -> Exported:
+    """Open the exported vectors, with each ad's decile of the training impressions.
 
     Raises:
         ManifestError: the catalog holds other ads.
     """
-    exported = Exported.by_id(*vectors)
+    # The ids as they were exported, and not as the index holds them: the gate compares.
+    exported = Exported(embedded.ids(), embedded.mapped(out))
+    run = embedded.folder.parent
     catalog = load_catalog(run / "data")
     if not np.array_equal(catalog[AD_ID].to_numpy(), exported.ids):
         raise ManifestError(
