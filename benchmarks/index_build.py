@@ -21,12 +21,12 @@ from typing import Any
 import faiss
 import numpy as np
 from timing import keep_result
-from torchrec_adrec.index.kinds.ivf import IvfFlat
 
 from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.export.parts import Parts
 from torchrec_adrec.index.build import build_files
 from torchrec_adrec.index.embeddings import Embeddings
+from torchrec_adrec.index.kinds.ivf import IvfFlat
 from torchrec_adrec.index.manifest import EmbeddingManifest
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runtime.files import Origin, sha256

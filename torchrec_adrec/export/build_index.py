@@ -12,10 +12,11 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
@@ -124,6 +125,24 @@ def _choice(
     if process.is_first:
         path.unlink()
     return Choice(open_kind(name, build), reason)
+
+
+def exported_vectors(run: Path, users: int, seed: int) -> tuple[Exported, Float32s]:
+    """Open all exported ads, and held-out users as the gate draws them, (B, D).
+
+    Args:
+        run: its folder.
+        users: at most so many.
+        seed: of the draw.
+
+    Raises:
+        ManifestError: the files of the export are damaged, or of other ads.
+    """
+    embedded = _open_export(run / "export")
+    embedded.check(range(len(embedded.manifest.parts)))
+    with TemporaryDirectory() as folder:
+        exported = _with_popularity(embedded, Path(folder))
+    return exported, _held_out_users(run / "export", users, seed)
 
 
 def _with_popularity(embedded: Embeddings, out: Path) -> Exported:
