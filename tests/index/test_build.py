@@ -104,12 +104,12 @@ def test_every_structure_of_an_index_is_cut_and_joined(
         if first < stop:
             add(piece, vectors[first:stop], np.arange(first, stop))
         pieces.append(piece)
-    wanted = Layout(rows=(0, 7, N), lists=even_cuts(list_sizes(pieces), 2))
-    for number, name in enumerate(wanted.names):
+    layout = Layout(rows=(0, 7, N), lists=even_cuts(list_sizes(pieces), 2))
+    for number, name in enumerate(layout.names):
         shard = faiss.deserialize_index(empty)
-        cut(pieces, Layout(rows=rows), shard, wanted, number)
+        cut(pieces, Layout(rows=rows), shard, layout, number)
         faiss.write_index(shard, str(tmp_path / name))
-    joined = join([tmp_path / name for name in wanted.names], wanted)
+    joined = join([tmp_path / name for name in layout.names], layout)
     assert joined.ntotal == N
     parameters: Any = None
     if "IVF" in factory:

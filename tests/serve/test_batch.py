@@ -12,7 +12,6 @@ from conftest import adrec
 
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.catalog import load_catalog
-from torchrec_adrec.data.prepare import user_file
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.user_file import UserFile
 from torchrec_adrec.data.request import raw_user, raw_users
@@ -180,9 +179,8 @@ def test_the_command_writes_a_file(
     out = tmp_path / "recs.parquet"
     done = adrec("recommend", "--out", run, "--batch", path, "--to", out, "--top", 2)
     assert done.returncode == 0, done.stderr
-    assert "the best ads of 21 users" in done.stdout and "/s" in done.stderr
+    assert "the best ads of 21 users" in done.stdout and "users/s" in done.stdout
     catalog = load_catalog(run / "data")[AD_ID].to_list()
     assert set(pl.read_parquet(out)[AD_ID]) <= set(catalog)
     done = adrec("recommend", "--out", run, "--batch", path)
     assert done.returncode == 2 and "--batch needs --to FILE" in done.stderr
-    assert user_file.ROW == "row"

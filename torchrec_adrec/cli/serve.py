@@ -1,6 +1,7 @@
 """`adrec recommend` and `adrec serve` answer requests from a finished run."""
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,9 +93,13 @@ def _recommend_batch(
     users = UserFile.open(batch, Encoder.load(run / "data"), key)
     with disk_errors(target.parent), ranks_of_launcher() as ranks:
         recommender = Recommender.load(run, rank_by=rank_by)
+        began = time.monotonic()
         recommend_batch(recommender, users, target, ranks, top)
+        rate = users.count / (time.monotonic() - began)
         if ranks.is_first:
-            typer.echo(f"{target}: the best ads of {users.count:,} users")
+            typer.echo(
+                f"{target}: the best ads of {users.count:,} users, {rate:,.0f} users/s"
+            )
 
 
 def _user(user: str, out: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _check_names(names: Iterable[str], schema: Schema) -> None:
 def _scalars(values: pl.Series, kind: str) -> Column:
     """Read a column, each distinct value once."""
     if values.dtype.is_nested():  # lists, say: the first one is refused
-        _in_row(0, _READERS[kind], values.name, values[0])
+        _in_row(0, _READERS[kind], values.name, values.head(1).to_list()[0])
     column = Column.of(values)
     read = []
     for code, value in enumerate(column.values):

@@ -50,13 +50,13 @@ def encode_parts(
     missing = parts.missing()
     # Nobody may write before all have looked: they share out the same parts.
     process.barrier()
-    own = missing[share_of(len(missing), process)]
+    numbers = missing[share_of(len(missing), process)]
     size = -(-batch_size // process.world_size)
     left = sum(s.stop - s.start for s in map(parts.slice_of, missing))
     with Progress("encoding ads", left, "rows") as progress:
         # All ranks take the same steps; one that has no part left encodes one ad.
         for turn in range(-(-len(missing) // process.world_size)):
-            number = own[turn] if turn < len(own) else None
+            number = numbers[turn] if turn < len(numbers) else None
             rows = parts.slice_of(number) if number is not None else slice(0, 1)
             vectors = [
                 encode_rows(tower, batch, schema, Side.AD, process)

@@ -45,20 +45,20 @@ def export_users(
     """
     encoder = Encoder.load(run / "data")
     users = UserFile.open(path, encoder, key)
-    own = share_of(users.count, process)
-    users.check(own)
+    rows = share_of(users.count, process)
+    users.check(rows)
     model, _ = restore("retrieval", run, encoder.schema, config, process)
     model.eval()
     towers: TwoTower = model.module.model
     size = -(-config.train.eval_batch_size // process.world_size)
     with (
         shared_parquet(out, process) as write,
-        Progress("encoding users", own.stop - own.start, "rows") as progress,
+        Progress("encoding users", rows.stop - rows.start, "rows") as progress,
     ):
         # All ranks take the steps of the largest share: lookups wait for every rank.
         for turn in range(-(-_largest_share(users, process) // size)):
-            first = own.start + turn * size
-            stop = min(first + size, own.stop)
+            first = rows.start + turn * size
+            stop = min(first + size, rows.stop)
             is_empty = first >= stop
             columns = users.encode(*((0, 1) if is_empty else (first, stop)))
             vectors = encode_rows(

@@ -62,19 +62,19 @@ def build_files(
         _train(kind, embeddings.manifest.dim, seed, out)
         np.save(out / IDS, embeddings.ids())
     ranks.barrier()  # every rank starts its pieces from that file
-    own = range(ranks.rank, shards, ranks.world_size)
-    for number in own:
+    numbers = range(ranks.rank, shards, ranks.world_size)
+    for number in numbers:
         _write_piece(embeddings, embeddings.share(number, shards), out, number)
     ranks.barrier()
     layout = _layout(embeddings, shards, out)
     ranks.barrier()  # every rank has looked at the pieces of all
     if layout.lists:
-        cut_files(out, out, layout, layout, own, piece_name)
+        cut_files(out, out, layout, layout, numbers, piece_name)
         ranks.barrier()  # the pieces are read by all
-        for number in own:
+        for number in numbers:
             (out / piece_name(number)).unlink()
     else:
-        for number in own:
+        for number in numbers:
             (out / piece_name(number)).rename(out / shard_name(number))
     ranks.barrier()
     if ranks.is_first:
@@ -85,9 +85,9 @@ def build_files(
 def cut_files(
     folder: Path,
     out: Path,
-    held: Layout,
-    wanted: Layout,
-    own: range,
+    old: Layout,
+    new: Layout,
+    numbers: range,
     name: Callable[[int], str] = shard_name,
 ) -> None:
     """Write some files of another layout than those that are there.
@@ -95,14 +95,14 @@ def cut_files(
     Args:
         folder: of the files that are there.
         out: holds the empty index, and gets the new files.
-        held, wanted: both layouts.
-        own: numbers of the files to write.
+        old, new: both layouts.
+        numbers: of the files to write.
         name: of a file that is there, by its number.
     """
-    sources = [open_mapped(folder / name(n)) for n in range(len(held.names))]
-    for number in own:
+    sources = [open_mapped(folder / name(n)) for n in range(len(old.names))]
+    for number in numbers:
         shard = faiss.read_index(str(out / EMPTY))
-        cut(sources, held, shard, wanted, number)
+        cut(sources, old, shard, new, number)
         faiss.write_index(shard, str(out / shard_name(number)))
 
 
@@ -165,14 +165,14 @@ def _layout(embeddings: Embeddings, shards: int, out: Path) -> Layout:
     )
 
 
-def reshard(folder: Path, held: Layout, shards: int, ranks: Ranks, out: Path) -> Layout:
+def reshard(folder: Path, old: Layout, shards: int, ranks: Ranks, out: Path) -> Layout:
     """Write the files of an index anew, as another number of them. Collective.
 
     Nothing is trained, assigned or encoded again: the files join to the same index.
 
     Args:
         folder: of the files that are there.
-        held: their layout.
+        old: their layout.
         shards: number of files to write.
         ranks: the processes that share the work.
         out: an existing folder that all of them see.
@@ -190,15 +190,15 @@ def reshard(folder: Path, held: Layout, shards: int, ranks: Ranks, out: Path) ->
         empty.reset()
         faiss.write_index(empty, str(out / EMPTY))
         shutil.copy(folder / IDS, out / IDS)
-    sources = [open_mapped(folder / name) for name in held.names]
-    count = held.rows[-1]
-    wanted = Layout(
+    sources = [open_mapped(folder / name) for name in old.names]
+    count = old.rows[-1]
+    new = Layout(
         rows=tuple(number * count // shards for number in range(shards + 1)),
         lists=even_cuts(list_sizes(sources), shards),
     )
     ranks.barrier()
-    cut_files(folder, out, held, wanted, range(ranks.rank, shards, ranks.world_size))
+    cut_files(folder, out, old, new, range(ranks.rank, shards, ranks.world_size))
     ranks.barrier()
     if ranks.is_first:
         (out / EMPTY).unlink()
-    return wanted
+    return new

@@ -148,7 +148,7 @@ def _report(judging: Trial, ids: Int64s, recalls: Float64s) -> dict[str, Any]:
     if exported.groups is not None:
         groups = _by_group(judging, ids, exported.groups)
     names = {group: "cold" if group == COLD else str(group + 1) for group in groups}
-    lengths = np.linalg.norm(exported.vectors, axis=1)
+    lengths = exported.lengths
     low, high = interval_of_mean(recalls)
     return {
         "queries": len(judging.queries),

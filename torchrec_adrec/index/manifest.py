@@ -245,9 +245,9 @@ def vectors_of(folder: Path, ids: Int64s) -> Float32s:
         ManifestError: one was not exported, or the files cannot be read.
     """
     paths = sorted(folder.glob("part-*.parquet"))
-    wanted = [(AD_ID, "in", ids.tolist())]
+    filters = [(AD_ID, "in", ids.tolist())]
     try:
-        tables = [pq.read_table(path, filters=wanted) for path in paths]
+        tables = [pq.read_table(path, filters=filters) for path in paths]
         exported = pa.concat_tables(tables).sort_by(AD_ID)
     except (OSError, pa.ArrowInvalid) as error:
         raise ManifestError(f"{folder} cannot be read: {error}") from None

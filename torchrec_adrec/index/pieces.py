@@ -71,20 +71,20 @@ def even_cuts(sizes: Int64s, count: int) -> tuple[int, ...]:
 
 
 def cut(
-    sources: Sequence[Any], held: Layout, target: Any, wanted: Layout, number: int
+    sources: Sequence[Any], old: Layout, target: Any, new: Layout, number: int
 ) -> None:
     """Fill an empty index with what one file is to hold; nothing is encoded again.
 
     Args:
         sources: the indexes of all files there are, mapped and not read.
-        held: which rows each of them holds; lists may be in several, in order.
+        old: which rows each of them holds; lists may be in several, in order.
         target: an empty index of the same training.
-        wanted: the layout of the files that are made.
+        new: the layout of the files that are made.
         number: of the file, from 0.
     """
     ivf = _ivf(target)
     if ivf is not None:
-        first, stop = wanted.lists[number : number + 2]
+        first, stop = new.lists[number : number + 2]
         if _packer(target) is None:
             for source in sources:
                 _ivf(source).copy_subset_to(ivf, LISTS, first, stop)
@@ -93,9 +93,9 @@ def cut(
                 _copy_packed(sources, target, place)
     table = _table(target)
     if table is not None:
-        first, stop = wanted.rows[number : number + 2]
+        first, stop = new.rows[number : number + 2]
         for place, source in enumerate(sources):
-            start, end = held.rows[place : place + 2]
+            start, end = old.rows[place : place + 2]
             low, high = max(first, start), min(stop, end)
             if low < high:
                 table.add_sa_codes(_codes(_table(source))[low - start : high - start])

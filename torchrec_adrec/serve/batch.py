@@ -38,13 +38,13 @@ def recommend_batch(
         DataError: a user's row is bad; names file and row.
     """
     top = recommender.checked_top(top)
-    own = share_of(users.count, ranks)
-    users.check(own)
+    share = share_of(users.count, ranks)
+    users.check(share)
     with (
         shared_parquet(out, ranks) as write,
-        Progress("recommending", own.stop - own.start, "users") as progress,
+        Progress("recommending", share.stop - share.start, "users") as progress,
     ):
-        for first, stop in users.chunks(own, CHUNK):
+        for first, stop in users.chunks(share, CHUNK):
             lists = recommender.recommend_many(users.encode(first, stop), top)
             rows = [_numbered(ads, first + place) for place, ads in enumerate(lists)]
             named = users.names(first, stop).join(

@@ -204,10 +204,10 @@ class Recommender:
             DataError, PredictionError: as of `recommend`.
         """
         top, schema = self.checked_top(top), self.encoder.schema
-        found = self.retriever.retrieve_many(
+        answers = self.retriever.retrieve_many(
             tower_input(users, schema, Side.USER), self._candidates()
         )
-        for row, (ids, scores) in enumerate(zip(*found, strict=True)):
+        for row, (ids, scores) in enumerate(zip(*answers, strict=True)):
             columns = {name: column[row : row + 1] for name, column in users.items()}
             user = tower_input(columns, schema, Side.USER)
             yield self._best(ids, scores, self.scorer.score(user, ids), top)
