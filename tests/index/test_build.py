@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import faiss
 import numpy as np
@@ -217,7 +217,8 @@ def test_a_faulty_export_is_not_indexed(
 
 def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
     """As much of a manifest as opening an index reads."""
-    names, gate = (*index.layout.names, IDS), cast(Any, Gate)
+    names = (*index.layout.names, IDS)
+    construct: Any = Gate.model_construct
     return IndexManifest.model_construct(
         embeddings=EmbeddingManifest.load(folder),
         kind=index.kind.name,
@@ -226,7 +227,7 @@ def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
         count=N,
         layout=index.layout,
         files={name: sha256(folder / name) for name in names},
-        gate=gate.model_construct(filtered=()),
+        gate=construct(filtered=()),
     )
 
 
