@@ -70,7 +70,7 @@ def main() -> None:
     for model in args.models:
         shared = scorer_of(args.data, encoder, model)
         ways[f"{model}: whole rows"] = whole_rows(shared)
-        ways[f"{model}: shared user"] = lambda r, s=shared: s.score(*r)
+        ways[f"{model}: shared user"] = shared_user(shared)
         for name in args.engines:
             fast = scorer_of(args.data, encoder, model)
             # The error of an engine that is named is printed and refuses nothing.
@@ -80,7 +80,7 @@ def main() -> None:
             )
             engine = take_engine(fast, settings, requests[:4])
             engines[f"{model}: {name}"] = str(engine)
-            ways[f"{model}: {name}"] = lambda r, s=fast: s.score(*r)
+            ways[f"{model}: {name}"] = shared_user(fast)
     wall, spent = measure(ways, requests)
     keep_result(
         args.name,
@@ -123,6 +123,11 @@ def scorer_of(data: Path, encoder: Encoder, model: str) -> RankingScorer:
     config = RankingConfig.model_validate(settings)
     ranker = build_ranker(encoder.schema, config, width).eval()
     return RankingScorer(ranker, encoder.schema, load_catalog(data))
+
+
+def shared_user(scorer: RankingScorer) -> Callable[[Request], Any]:
+    """Score as serving does."""
+    return lambda request: scorer.score(*request)
 
 
 def whole_rows(scorer: RankingScorer) -> Callable[[Request], Any]:
