@@ -103,7 +103,10 @@ def test_with_all_connections_taken_the_slowest_one_makes_room() -> None:
 
 def test_refusals_that_are_held_back_leave_room_for_others() -> None:
     wrong = RIGHT.replace(b"user", b"usar")
-    with listening(FakeRun(), connections=3, refusal_share=1e-6) as (_, port):
+    with listening(FakeRun(), connections=3, refusal_share=1e-6, grace_seconds=1) as (
+        _,
+        port,
+    ):
         held = []
         for _ in range(3):
             held.append(connect(port, wrong))
