@@ -54,7 +54,7 @@ def test_a_damaged_file_of_a_run_is_named(
     assert file.partition("/")[0] in message and raised.value.code == 2
 
 
-USERS = {
+USERS: dict[str, tuple[str | bytes, str]] = {
     "deep": (DEEP, "nested too deeply"),
     "list": ("[1]", "expected one object of raw columns, found list"),
     "text": ('"C1"', "expected one object of raw columns, found str"),
@@ -90,7 +90,7 @@ def test_a_wrong_user_is_one_line_and_code_2(
     name: str, tmp_path: Path, command: Command
 ) -> None:
     path = tmp_path / "user.json"
-    content, message = USERS.get(name, ("", "cannot read"))
+    content, message = USERS.get(name, (b"", "cannot read"))
     if name in USERS:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     elif name == "folder":
