@@ -69,7 +69,7 @@ def test_the_sample_is_searched_as_deep_as_all_ads_will_be(
 ) -> None:
     depths = []
 
-    class Watched(module.Trial):
+    class Watched(Trial):
         def __post_init__(self) -> None:
             depths.append(self.k)
 
