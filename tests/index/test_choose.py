@@ -7,6 +7,7 @@ import pytest
 
 from torchrec_adrec.index import choose as module
 from torchrec_adrec.index.choose import Choice, Purpose, choose, variance_kept
+from torchrec_adrec.index.trial import Trial
 
 D = 16
 
