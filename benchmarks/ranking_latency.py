@@ -70,7 +70,7 @@ def main() -> None:
     for model in args.models:
         shared = scorer_of(args.data, encoder, model)
         ways[f"{model}: whole rows"] = whole_rows(shared)
-        ways[f"{model}: shared user"] = shared_user(shared)
+        ways[f"{model}: shared user"] = ranking(shared)
         for name in args.engines:
             fast = scorer_of(args.data, encoder, model)
             # The error of an engine that is named is printed and refuses nothing.
@@ -80,7 +80,7 @@ def main() -> None:
             )
             engine = take_engine(fast, settings, requests[:4])
             engines[f"{model}: {name}"] = str(engine)
-            ways[f"{model}: {name}"] = shared_user(fast)
+            ways[f"{model}: {name}"] = ranking(fast)
     wall, spent = measure(ways, requests)
     keep_result(
         args.name,
@@ -97,6 +97,16 @@ def main() -> None:
     )
 
 
+def ranking(scorer: RankingScorer) -> Callable[[Request], object]:
+    """Score a request as serving does; without a blend nobody reads the towers."""
+
+    def score(request: Request) -> object:
+        user, ads, cross = request
+        return scorer.score(user, ads, np.zeros(len(ads), np.float32), cross)
+
+    return score
+
+
 def some_requests(data: Path, encoder: Encoder, count: int) -> list[Request]:
     """Example users in turn, each with other ads."""
     users = json.loads((data / "example_users.json").read_text())
@@ -105,7 +115,7 @@ def some_requests(data: Path, encoder: Encoder, count: int) -> list[Request]:
     rng = np.random.default_rng(0)
     size = min(CANDIDATES, len(ids))
     return [
-        (encoded[i % len(encoded)], rng.choice(ids, size, replace=False))
+        (encoded[i % len(encoded)], rng.choice(ids, size, replace=False), {})
         for i in range(count)
     ]
 
@@ -123,11 +133,6 @@ def scorer_of(data: Path, encoder: Encoder, model: str) -> RankingScorer:
     config = RankingConfig.model_validate(settings)
     ranker = build_ranker(encoder.schema, config, width).eval()
     return RankingScorer(ranker, encoder.schema, load_catalog(data))
-
-
-def shared_user(scorer: RankingScorer) -> Callable[[Request], Any]:
-    """Score as serving does."""
-    return lambda request: scorer.score(*request)
 
 
 def whole_rows(scorer: RankingScorer) -> Callable[[Request], Any]:

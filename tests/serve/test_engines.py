@@ -38,7 +38,8 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_scorer(model: str = "dcnv2") -> RankingScorer:
     """A ranker whose weights are all random, and a catalog."""
     torch.manual_seed(0)
-    ranker = build_ranker(SCHEMA, RankingConfig(model=model, model_dim=8), 8)
+    config = RankingConfig.model_validate({"model": model, "model_dim": 8})
+    ranker = build_ranker(SCHEMA, config, 8)
     with torch.no_grad():
         for weight in ranker.parameters():
             weight.normal_(0, 0.2)
@@ -54,7 +55,7 @@ def some_requests(count: int = 3) -> list[Request]:
         tower_input(columns_of(Side.USER, 1, i), SCHEMA, Side.USER)
         for i in range(count)
     )
-    return [(user, rng.permutation(IDS)[:20]) for user in users]
+    return [(user, rng.permutation(IDS)[:20], {}) for user in users]
 
 
 @torch.inference_mode()
@@ -188,11 +189,10 @@ def test_a_run_is_served_by_an_engine_within_the_bound(
     assert exact.engine is None and served.engine is not None
     assert served.engine.error <= served.settings.max_score_error
     assert served.scorer.ranker.head is served.engine.head
-    user = served.user_input({})
-    ids, _ = served.retriever.retrieve(user, 50)
-    for name, expected in exact.scorer.score(user, ids).items():
-        actual = served.scorer.score(user, ids)[name]
-        np.testing.assert_allclose(actual, expected, rtol=0.05, err_msg=name)
+    lists = [r.recommend({}, top=50).ads.sort("ad_id") for r in (exact, served)]
+    for label in served.scorer.schema.label_names:
+        expected, actual = (ads[label].to_numpy() for ads in lists)
+        np.testing.assert_allclose(actual, expected, rtol=0.05, err_msg=label)
     monkeypatch.setitem(ENGINES, "int8", lambda head, _: Faulty(head, 1.0))
     with pytest.raises(ConfigError, match=r"recommend\.engine=int8 .* score error 1,"):
         Recommender.load(run, engine="int8")

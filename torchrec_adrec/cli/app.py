@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from torchrec_adrec.cli import checkpoint, plan, serve, stages
+from torchrec_adrec.cli import checkpoint, plan, serve, stages, versions
 from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.runtime.memory import keep_freed_memory
@@ -108,6 +108,7 @@ for command in COMMANDS:
     app.command()(command)
 app.command(hidden=True)(stages.job)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(versions.app, name="versions")
 
 
 def main() -> None:

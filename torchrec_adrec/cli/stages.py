@@ -11,7 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import ConfigFile, Out, Overrides, Verbose
+from torchrec_adrec.cli.options import (
+    ConfigFile,
+    Key,
+    Out,
+    Overrides,
+    To,
+    Verbose,
+    written_to,
+)
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.run_folder import (
@@ -21,6 +29,7 @@ from torchrec_adrec.runs.run_folder import (
     should_run,
 )
 from torchrec_adrec.runs.stage_folder import stage_workspace
+from torchrec_adrec.runtime.disk import disk_errors
 from torchrec_adrec.runtime.logs import be_verbose, log_to_file
 from torchrec_adrec.runtime.threads import keep_threads_awake
 
@@ -199,6 +208,7 @@ def evaluate(
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.calibration import load_calibrations
     from torchrec_adrec.tasks.sharded import restore
+    from torchrec_adrec.training.blend import with_blend
     from torchrec_adrec.training.evaluator import Evaluator
 
     # It only reads, so it need not hold the run; but what it reads must fit.
@@ -216,6 +226,7 @@ def evaluate(
             settings.train,
             settings.data.bounds,
         )
+        evaluator = with_blend(evaluator, settings, out, checkpoint)
         test = evaluator.test(model, load_calibrations(checkpoint))
         if process.is_first:
             metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
@@ -226,15 +237,38 @@ def evaluate(
 def export(
     out: Out,
     config: ConfigFile = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file of users, who are encoded in place of the ads."
+        ),
+    ] = None,
+    to: To = None,
+    key: Key = None,
     verbose: Verbose = False,
     overrides: Overrides = None,
 ) -> None:
     """Encode every ad on all ranks; measure the recall of clicks that were held out.
 
+    Parts that were finished before a stop are kept. With --users, vectors of other
+    users are written to a file, from the towers of the run.
+
     \b
       torchx run -s local_cwd adrec.export --out runs/demo -j 1x2
+      adrec export --out runs/demo --users users.parquet --to vectors.parquet
     """
-    _run_stages([stages.EXPORT], out, config, overrides, verbose)
+    if users is None:
+        _run_stages([stages.EXPORT], out, config, overrides, verbose)
+        return
+    from torchrec_adrec.distributed.process import process_group
+    from torchrec_adrec.export.users import export_users
+
+    target = written_to(to, "--users")
+    # It only reads the run, so it need not hold it; but what it reads must fit.
+    settings = read_settings(config, overrides, out)
+    stages.check(stages.RETRIEVAL, settings, out)
+    with disk_errors(target.parent), process_group(settings.device) as process:
+        export_users(out, users, key, target, settings, process)
 
 
 def index(

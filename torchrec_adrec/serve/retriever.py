@@ -16,18 +16,26 @@ class Retriever:
     def __init__(self, tower: nn.Module, index: ShardedIndex) -> None:
         self.tower, self.index = tower, index
 
-    @torch.inference_mode()
     def retrieve(self, user: TowerInput, k: int) -> tuple[Int64s, Float32s]:
         """Find ids and scores of the `k` best ads for one user, best first, both (k,).
 
         Raises:
             PredictionError: the user's vector is not finite.
         """
-        vector = self.tower(user).numpy()
-        if not np.isfinite(vector).all():
+        ids, scores = self.retrieve_many(user, k)
+        return ids[0], scores[0]
+
+    @torch.inference_mode()
+    def retrieve_many(self, users: TowerInput, k: int) -> tuple[Int64s, Float32s]:
+        """Find ids and scores for each of some users, best first, both (B, k).
+
+        Raises:
+            PredictionError: a vector is not finite.
+        """
+        vectors = self.tower(users).numpy()
+        if not np.isfinite(vectors).all():
             raise PredictionError(
                 "the vector of the user is not finite: `adrec checkpoint inspect` shows"
                 " whether the towers' weights are; train again"
             )
-        ids, scores = self.index.search(vector, k)
-        return ids[0], scores[0]
+        return self.index.search(vectors, k)

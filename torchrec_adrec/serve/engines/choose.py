@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.inference.modules import quantize_embeddings
 
-from torchrec_adrec.arrays import Int64s
+from torchrec_adrec.arrays import Columns, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.errors import ConfigError
@@ -27,7 +27,8 @@ ROUNDS = 5  # over all requests, of which the fastest counts
 WORTH = 1.2  # how much faster than the exact one `auto` wants an engine to be
 TYPES = {"float16": torch.float16, "int8": torch.qint8}
 
-Request = tuple[TowerInput, Int64s]  # a user of one row, and its candidates
+# A user of one row, its candidates, and what joins them.
+Request = tuple[TowerInput, Int64s, Columns]
 
 log = logging.getLogger(__name__)
 
