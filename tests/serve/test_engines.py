@@ -189,11 +189,10 @@ def test_a_run_is_served_by_an_engine_within_the_bound(
     assert exact.engine is None and served.engine is not None
     assert served.engine.error <= served.settings.max_score_error
     assert served.scorer.ranker.head is served.engine.head
-    user = served.user_input({})
-    ids, scores = served.retriever.retrieve(user, 50)
-    for name, expected in exact.scorer.score(user, ids, scores).items():
-        actual = served.scorer.score(user, ids, scores)[name]
-        np.testing.assert_allclose(actual, expected, rtol=0.05, err_msg=name)
+    lists = [r.recommend({}, top=50).ads.sort("ad_id") for r in (exact, served)]
+    for label in served.scorer.schema.label_names:
+        expected, actual = (ads[label].to_numpy() for ads in lists)
+        np.testing.assert_allclose(actual, expected, rtol=0.05, err_msg=label)
     monkeypatch.setitem(ENGINES, "int8", lambda head, _: Faulty(head, 1.0))
     with pytest.raises(ConfigError, match=r"recommend\.engine=int8 .* score error 1,"):
         Recommender.load(run, engine="int8")

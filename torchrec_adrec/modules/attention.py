@@ -107,8 +107,8 @@ def attend_to_both(query: Tensor, shared: KeysValues, by_row: KeysValues) -> Ten
     weights = (logits * width**-0.5).softmax(dim=-1)
     of_user = weights[..., :users].reshape(heads, rows * tokens, users) @ shared[1][0]
     of_ad: Tensor = weights[..., users:] @ row_values
-    mixed: Tensor = of_user.view_as(of_ad) + of_ad
-    return mixed.transpose(0, 1)
+    attended: Tensor = of_user.view_as(of_ad) + of_ad
+    return attended.transpose(0, 1)
 
 
 def one_way_mask(user_tokens: int, ad_tokens: int) -> Tensor:
