@@ -8,6 +8,7 @@ AdRecError
 ├── ReaderError       a process that read rows ahead and died
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
 ├── PredictionError   a prediction that is not finite
+├── EligibilityError  an ad that may not be shown and was about to be returned
 ├── ManifestError     an artefact that is damaged or was made from other inputs
 ├── TrainingError     a model that cannot be trained on: not finite, or dead
 │   └── NonFiniteLossError
@@ -88,6 +89,10 @@ class CheckpointError(AdRecError):
 
 class PredictionError(AdRecError):
     """A prediction that is not finite, by which no ads can be ordered."""
+
+
+class EligibilityError(AdRecError):
+    """An ad that may not be shown and was about to be returned."""
 
 
 class ManifestError(AdRecError):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,33 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk.
+
+    A rename may reach the disk before the bytes that were renamed: after a power cut
+    there would be a file of the right name without its content.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put(partial: Path, path: Path) -> None:
+    """Give a whole file its name: readers find the old one or this one, never half."""
+    sync(partial)
+    partial.rename(path)
+    sync(path.parent)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file by one with this text, on the disk when this returns."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    put(partial, path)
 
 
 def check_files(folder: Path, hashes: Mapping[str, str]) -> None:

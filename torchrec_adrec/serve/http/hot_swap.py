@@ -26,6 +26,7 @@ from torchrec_adrec.runs.stages import (
     RECORD,
     RETRIEVAL,
     load_record,
+    stage_folder,
 )
 from torchrec_adrec.runtime.files import read_json
 from torchrec_adrec.schema import AD_ID, Schema, Side
@@ -54,12 +55,15 @@ class Served:
     examples: list[dict[str, Any]]
 
     @classmethod
-    def load(cls, run: Path, rank_by: str | None = None) -> "Served":
+    def load(
+        cls, run: Path, rank_by: str | None = None, engine: str | None = None
+    ) -> "Served":
         """Open the run, and refuse here what would fail with the first request.
 
         Args:
             run: its folder.
             rank_by: as of `Recommender.load`.
+            engine: likewise.
 
         Raises:
             AdRecError: as `Recommender.load`.
@@ -68,10 +72,12 @@ class Served:
             ManifestError: the folder was changed meanwhile.
         """
         published = published_state(run)
-        recommender = Recommender.load(run, rank_by=rank_by)
+        recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
         check_finite(recommender)
         version = Version(
-            towers=IndexManifest.load(run / INDEX.name).embeddings.checkpoint.weights,
+            towers=IndexManifest.load(
+                stage_folder(run, INDEX.name)
+            ).embeddings.checkpoint.weights,
             ranker=final_checkpoint(run / RANKING.name).origin.weights,
             index=load_record(run, INDEX.name).build_id,
         )
@@ -114,7 +120,8 @@ class Served:
 def published_state(run: Path) -> str:
     """Name the state of a run's folder; another one after every build of a stage."""
     stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
-    paths = [run / stage.name / RECORD for stage in stages] + [run / MANIFEST]
+    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
+    paths.append(run / MANIFEST)
     texts = [path.read_bytes() if path.exists() else b"" for path in paths]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 

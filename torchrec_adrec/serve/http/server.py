@@ -40,12 +40,14 @@ class AppFactory:
     Attributes:
         run: folder of the run.
         rank_by: formula in the place of `recommend.rank_by`.
+        engine: name in the place of `recommend.engine`.
         bounds: settings.
         token: that requests must carry; None: they need none.
     """
 
     run: Path
     rank_by: str | None
+    engine: str | None
     bounds: ServeConfig
     token: str | None
 
@@ -57,7 +59,7 @@ class AppFactory:
         """
         sys.setswitchinterval(SWITCH_SECONDS)
         setup_access_log()
-        load = partial(Served.load, self.run, self.rank_by)
+        load = partial(Served.load, self.run, self.rank_by, self.engine)
         return App(
             load, partial(published_state, self.run), self.bounds, self.token
         ).asgi
