@@ -92,7 +92,7 @@ def test_what_is_served_is_corrected_and_multiplied_out(trained: Path) -> None:
     ad = served.scorer.features(ads)
     with torch.inference_mode():
         vectors = ranker.regroup(ranker.look_up(user, ad))
-        raw = ranker.raw(vectors, user.dense, ad.dense)[0].double()
+        raw = ranker.members(vectors, user.dense, ad.dense)[0, 0].double()
     click = torch.sigmoid(raw[0] + np.log(RATE)).item()
     engagement = click * torch.sigmoid(raw[1]).item()
     value = click * served.scorer.schema.labels[2].mean * raw[2].exp().item()

@@ -96,6 +96,9 @@ class RankingConfig(Settings):
     model_dim: Count = 16
     feedforward_dim: Count = 32
     head_dim: Count = 64
+    ad_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of an ad in the transformer, each of them mixed of all its columns. 0: one
+    per raw column. What a request costs grows with them."""
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128)
     """Hidden layers of dnn, deepfm, dcnv2, dlrm and finalmlp."""
     experts: Count = 1
@@ -109,6 +112,16 @@ class RankingConfig(Settings):
     cross_rank: Count = 32
     """Rank of their matrices."""
     dropout: Dropout = 0.1
+    field_dropout: Dropout = 0
+    """Share of the looked-up vectors that a training row does not see, each as a whole;
+    the others are scaled up to make up for it."""
+    seeds: Count = 1
+    """Members of an ensemble, of which each is a model of its own: tables get so many
+    times their columns, and the score is the mean of the members' logits. They train,
+    and are saved, looked up and served as one. Needs tables that start fresh."""
+    table_init: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of the vectors of a table that starts fresh. Default: uniform
+    within sqrt(1 / ids), so that a table of few ids starts with the largest."""
     tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
     """The source of the tables: the retrieval checkpoint, or new random values."""
     label_weights: dict[str, LabelWeight] = Field(default_factory=dict)
@@ -127,6 +140,13 @@ class RankingConfig(Settings):
     prediction: temperature (a slope of the logit), platt (slope and intercept) or
     isotonic (steps). A label that is a value gets a factor. It needs 100 validation
     rows of each class."""
+    epochs: Count | None = None
+    """How often the ranker reads the rows. Default: `train.epochs`."""
+    blend: Literal["auto", "none"] = "auto"
+    """auto: the served click logit is `a * ranker + b * towers + c` with weights from 0
+    that are fitted on the validation rows, if that lowers their log loss by more than
+    its noise; otherwise the ranker serves alone. `metrics.json` and the report say
+    which. It needs 100 validation rows of each class."""
     optimizer: OptimizerConfig = OptimizerConfig(tables_lr=0.05, dense_lr=0.002)
     """A table that is warm-started and then hardly moves ranks worse than a fresh one:
     the learning rate of the tables stays high."""
@@ -146,6 +166,15 @@ class RankingConfig(Settings):
             raise ValueError(
                 f"finalmlp: the last of hidden {self.hidden} must be a multiple of"
                 f" heads {self.heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        if self.seeds > 1 and self.tables != "scratch":
+            raise ValueError(
+                f"seeds {self.seeds} with tables {self.tables}: members that all begin"
+                " with the towers' vectors hardly differ; set tables to scratch"
             )
         return self
 

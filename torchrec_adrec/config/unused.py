@@ -37,6 +37,7 @@ RULES = (
                 "feedforward_dim",
                 "head_dim",
                 "experts",
+                "ad_tokens",
             )
         ),
         "ranking.model",
@@ -50,11 +51,13 @@ RULES = (
         ("transformer", "dcnv2"),
     ),
     Rule(("ranking.dropout",), "ranking.model", ("transformer", *DEEP)),
+    Rule(("ranking.table_init",), "ranking.model", ("transformer", *DEEP)),
+    Rule(("ranking.table_init",), "ranking.tables", ("scratch",)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),
     Rule(("data.hash_size",), "data.ids", ("hash",)),
     Rule(("data.min_count",), "data.ids", ("frequency",)),
-    Rule(("index.nlist",), "index.kind", ("auto", "ivf_flat")),
+    Rule(("index.memory_gib",), "index.kind", ("auto",)),
 )
 
 

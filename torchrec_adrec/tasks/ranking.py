@@ -41,7 +41,13 @@ class RankingTask(nn.Module):
         return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
 
     def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> Computed:
-        raw = self.model.raw(vectors, batch.user.dense, batch.ad.dense)
-        logits, labels = self.model.final_logits(raw), self.loss.completed(batch.labels)
-        loss = self.loss(raw, logits, labels, batch.weights)
+        members = self.model.members(vectors, batch.user.dense, batch.ad.dense)
+        logits = self.model.final_logits(members.mean(dim=0))
+        labels = self.loss.completed(batch.labels)
+        # The mean of the members' losses, and not the loss of their mean: none of them
+        # knows of the others, or they would all learn one function in parts.
+        raw, count = members.flatten(0, 1), len(members)
+        final = logits if count == 1 else self.model.final_logits(raw)
+        weights = batch.weights.repeat(count)
+        loss = self.loss(raw, final, labels.repeat(count, 1), weights)
         return Computed(loss, logits, labels, logits.new_empty(0, 0))

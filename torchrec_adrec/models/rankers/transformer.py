@@ -1,6 +1,7 @@
 """The token transformer that orders the candidates.
 
-There is one token per raw column. User tokens attend to user tokens alone, so a request
+There is one token per raw column, or an ad has a few that are mixed of all its columns
+(`ranking.ad_tokens`). User tokens attend to user tokens alone, so a request
 computes them once and its 500 candidates share them; an ad's tokens attend to the
 user's and to their own. Cross layers (DCNv2) over all vectors and numbers stand beside
 the tokens, and are computed for each candidate.
@@ -18,6 +19,7 @@ from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.models.rankers.joined import side_by_side
 from torchrec_adrec.modules.attention import OneWayLayer
 from torchrec_adrec.modules.experts import MultiGateExperts, SharedBottom
+from torchrec_adrec.modules.pooled_tokens import PooledTokens
 from torchrec_adrec.modules.split_linear import SplitLinear
 from torchrec_adrec.schema import Schema, Side
 
@@ -32,7 +34,11 @@ class TransformerHead(RankerHead):
         super().__init__(schema, config, width)
         dim = config.model_dim
         self.user_tokens = FeatureTokenizer(schema, Side.USER, width, dim)
-        self.ad_tokens = FeatureTokenizer(schema, Side.AD, width, dim)
+        self.ad_tokens = (
+            PooledTokens(*_widths(schema, width), config.ad_tokens, dim)
+            if config.ad_tokens
+            else FeatureTokenizer(schema, Side.AD, width, dim)
+        )
         self.layers = nn.ModuleList(
             OneWayLayer(dim, config.heads, config.feedforward_dim, config.dropout)
             for _ in range(config.layers)
@@ -99,6 +105,11 @@ class CrossBranch(nn.Module):
         joined = [side_by_side(user, ad), side_by_side(user_dense, ad_dense)]
         logits: Tensor = self.out(self.cross(torch.cat(joined, dim=1)))
         return logits
+
+
+def _widths(schema: Schema, width: int) -> tuple[int, int]:
+    """Columns of an ad's vectors and of its numbers."""
+    return len(schema.bags_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
 
 
 class FeatureTokenizer(nn.Module):
