@@ -58,7 +58,7 @@ def share_windows(reader: Reader, process: Process) -> NodeWindows | None:
     opened = _gathered((machine, file is not None))
     # All ranks of a machine or none: one that decodes alone would be waited for.
     failed = (machine, False) in opened
-    if file is None or failed or here is None or len(neighbours) == 1:
+    if file is None or failed or machine is None or len(neighbours) == 1:
         return None
     rank = neighbours.index(addresses[process.rank])
     pids = [a.pid for a in neighbours]
