@@ -268,13 +268,13 @@ class ShardedIndex:
             setting: of the kind.
             eligible: only these are found, if given.
         """
-        found = [
+        answers = [
             self._nearest_in(number, queries, k, setting, eligible)
             for number in range(len(self.shards))
         ]
-        if len(found) == 1:
-            return found[0]
-        return _best_of(found, k)
+        if len(answers) == 1:
+            return answers[0]
+        return _best_of(answers, k)
 
     def _nearest_in(
         self,
