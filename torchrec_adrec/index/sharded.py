@@ -286,7 +286,9 @@ class ShardedIndex:
     ) -> tuple[Int64s, Float32s]:
         # Parameters are given with the call and not set on the shards: requests on
         # other threads search the same shards.
-        selector = None if eligible is None else eligible.selectors[number]
+        selector = None
+        if eligible is not None and eligible.share < 1:
+            selector = eligible.selectors[number]
         parameters = self.kind.search_parameters(setting, selector)
         shard = self.shards[number]
         # FAISS refuses a k of 0, also for an empty shard.
