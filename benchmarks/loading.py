@@ -5,10 +5,12 @@ Writes rows of its own: 13 numbers, 26 ids with tables of 4 to a million rows.
 python benchmarks/loading.py           rows/s, beside a bare read of the row groups
 python benchmarks/loading.py --train   what training loses to loading
 python benchmarks/loading.py --ranks   1, 2 and 4 ranks of one machine, by thread and by
-                                       process: rows/s of all, bytes decoded by each
+                                       process, each for itself or decoding together:
+                                       rows/s of all, bytes decoded by each
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,15 +25,18 @@ import pyarrow.parquet as pq
 from timing import interleave, keep_result, ratio
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from torchrec_adrec.arrays import Columns
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.loader.batch_memory import heap
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate
 from torchrec_adrec.data.loader.feed import Feed
+from torchrec_adrec.data.loader.node_windows import NodeWindows, shared_path
 from torchrec_adrec.data.loader.parquet import Reader
-from torchrec_adrec.data.loader.reader_process import read_in_process
+from torchrec_adrec.data.loader.reader_process import nameless_memory, read_in_process
 from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.prepare.row_buffer import RowBuffer
 from torchrec_adrec.data.prepare.write import write_rows
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.runtime.prefetch import prefetch
@@ -50,6 +55,7 @@ SIZES = np.geomspace(4, 1_000_000, 26).astype(int).tolist()
 AD = {2, 14, 15, 18, 25}
 FILE_ROWS = 262_144  # about what `prepare` writes
 STEPS = 50  # of one block of training
+WAYS = ("thread", "process")
 
 
 def main() -> None:
@@ -152,25 +158,13 @@ def ranks(split: Split, rounds: int, size: int) -> dict[str, Any]:
     """One epoch of several ranks at once, `size` rows a step each."""
     seconds: dict[str, list[float]] = {}
     decoded: dict[str, list[int]] = {}
-    for _, world, way in product(range(rounds), (1, 2, 4), ("thread", "process")):
-        pipes = [Pipe() for _ in range(world)]
-        args = [(split, size, rank, world, way) for rank in range(world)]
-        workers = [
-            get_context("spawn").Process(target=read_alone, args=(*word, pipe[1]))
-            for word, pipe in zip(args, pipes, strict=True)
-        ]
-        for worker in workers:
-            worker.start()
-        for ours, _ in pipes:
-            ours.recv()  # it has read its first batch
-        started = time.perf_counter()
-        for ours, _ in pipes:
-            ours.send("go")
-        name = f"{world} by {way}"
-        decoded[name] = [ours.recv() for ours, _ in pipes]
-        seconds.setdefault(name, []).append(time.perf_counter() - started)
-        for worker in workers:
-            worker.join()
+    groups = [(1, False), (2, False), (2, True), (4, False), (4, True)]
+    for _, (world, together), way in product(range(rounds), groups, WAYS):
+        name = f"{world} by {way}" + (", together" if together else "")
+        spent, decoded_bytes = epoch_of_ranks(split, size, world, way, together)
+        seconds.setdefault(name, []).append(spent)
+        if way == "thread":  # what another process decodes is not seen from here
+            decoded[name] = decoded_bytes
     return {
         "rows": split.num_rows,
         "batch_size": size,
@@ -183,12 +177,59 @@ def ranks(split: Split, rounds: int, size: int) -> dict[str, Any]:
     }
 
 
+def epoch_of_ranks(
+    split: Split, size: int, world: int, way: str, together: bool
+) -> tuple[float, list[int]]:
+    """Seconds from when all have a batch until all have read all; bytes by rank."""
+    rows = reader_of(split, size * world).most_window_rows
+    columns = batch_columns(make_schema())
+    memory = nameless_memory(NodeWindows.nbytes(split, columns, rows, world))
+    path = shared_path(memory) if together else None
+    pipes = [Pipe() for _ in range(world)]
+    workers = [
+        get_context("spawn").Process(
+            target=read_alone, args=(split, size, rank, world, way, path, pipe[1])
+        )
+        for rank, pipe in enumerate(pipes)
+    ]
+    for worker in workers:
+        worker.start()
+    for ours, _ in pipes:
+        ours.recv()  # it has read its first batch
+    started = time.perf_counter()
+    for ours, _ in pipes:
+        ours.send("go")
+    decoded = [ours.recv() for ours, _ in pipes]
+    spent = time.perf_counter() - started
+    for worker in workers:
+        worker.join()
+    return spent, decoded
+
+
 def read_alone(
-    split: Split, size: int, rank: int, world: int, way: str, pipe: Any
+    split: Split,
+    size: int,
+    rank: int,
+    world: int,
+    way: str,
+    path: str | None,
+    pipe: Any,
 ) -> None:
     """One rank: tells of its first batch, and at the end how much it decoded."""
     schema = make_schema()
     reader = Reader(split, batch_columns(schema), size * world, rank, world, seed=0)
+    if path is not None:
+        file = Path(path).open("r+b", buffering=0)  # noqa: SIM115
+        rows, pids = reader.most_window_rows, [os.getppid()] * world
+        reader.decode_to(NodeWindows(split, reader.columns, rows, file, rank, pids))
+    decoded = [0]
+    put = RowBuffer.put
+
+    def counted(buffer: RowBuffer, first: int, columns: Columns) -> None:
+        decoded[0] += sum(values.nbytes for values in columns.values())
+        put(buffer, first, columns)
+
+    RowBuffer.put = counted  # type: ignore[method-assign,assignment]
     feed = Feed(reader, schema, 1, "raise")
     read = read_in_process if way == "process" else Feed.read
     batches = prefetch(read(feed, 0, heap, RepairCounts()))
@@ -196,17 +237,7 @@ def read_alone(
     pipe.send("reads")
     pipe.recv()
     drain(batches)
-    pipe.send(decoded_bytes(reader))
-
-
-def decoded_bytes(reader: Reader) -> int:
-    """Of one epoch: a window of which a rank takes a row, it decodes whole."""
-    first, rows = 0, 0
-    for groups in reader._grouped(0):
-        end = first + reader._size(groups)
-        rows += end - first if reader._next_owned_position(first) < end else 0
-        first = end
-    return rows * sum(reader.split.types[name].itemsize for name in reader.columns)
+    pipe.send(decoded[0])
 
 
 def train(split: Split, rounds: int, size: int) -> dict[str, Any]:

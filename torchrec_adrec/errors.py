@@ -19,6 +19,31 @@ AdRecError
 └── StoppedError      training that was asked to stop and has saved a checkpoint
 """
 
+from pydantic import ValidationError
+
+MOST_FAULTS = 3  # of a file, that one line names
+
+
+def reason(error: Exception) -> str:
+    """Say in one line why a file cannot be read.
+
+    Args:
+        error: an OSError, or what a reader of JSON raised.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, ValidationError):
+        # Its own text has several lines, the input, and the address of a web page.
+        faults = error.errors(include_url=False, include_input=False)
+        lines = [
+            ": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"])))
+            for f in faults
+        ]
+        return "; ".join(lines[:MOST_FAULTS])
+    return " ".join(str(error).split())
+
 
 class AdRecError(Exception):
     """Base of every error that a user can cause; commands print it as one line.

@@ -153,7 +153,7 @@ from torchrec_adrec.schema import Schema
 exact_search.BLOCK_ADS = 50
 data = Path(DATA)
 schema = Schema.load(data / "schema.json")
-clicks, _ = held_out_clicks(data, schema, 0)
+clicks, _ = held_out_clicks(data, schema, 300, 0)
 rng = np.random.default_rng(0)
 ads = rng.normal(size=(len(load_catalog(data)), 8)).astype(np.float32)
 ads[1::3] = ads[0]  # ties, over all ranks

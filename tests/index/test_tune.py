@@ -3,10 +3,10 @@
 import faiss
 import pytest
 
-from torchrec_adrec.index.kinds.kind import SearchSetting
+from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting
 from torchrec_adrec.index.tune import cheapest, more_thorough, one_thread
 
-GRID = {"nprobe": (1, 2, 3, 5, 8, 13), "k_factor": (1, 2, 4)}
+GRID: SearchGrid = {"nprobe": (1, 2, 3, 5, 8, 13), "k_factor": (1, 2, 4)}
 
 
 def recall(setting: SearchSetting) -> float:
@@ -20,7 +20,7 @@ def recall(setting: SearchSetting) -> float:
         (0.8, 1.0, {"nprobe": 5, "k_factor": 2}),
         (0.8, 0.01, {"nprobe": 5, "k_factor": 2}),
         (0.7, 0.01, {"nprobe": 5, "k_factor": 1}),
-        (0.7, 10.0, {"nprobe": 3, "k_factor": 2}),
+        (0.7, 10.0, {"nprobe": 2, "k_factor": 4}),
         (0.9, 1.0, {"nprobe": 13, "k_factor": 4}),
         (0.99, 1.0, None),
     ],

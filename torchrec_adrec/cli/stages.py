@@ -209,6 +209,7 @@ def evaluate(
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.calibration import load_calibrations
     from torchrec_adrec.tasks.sharded import restore
+    from torchrec_adrec.training.blend import with_blend
     from torchrec_adrec.training.evaluator import Evaluator
 
     # It only reads, so it need not hold the run; but what it reads must fit.
@@ -226,6 +227,7 @@ def evaluate(
             settings.train,
             settings.data.bounds,
         )
+        evaluator = with_blend(evaluator, settings, out, checkpoint)
         test = evaluator.test(model, load_calibrations(checkpoint))
         if process.is_first:
             metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()

@@ -15,13 +15,14 @@ from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.formula import Formula
+from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.config.train import (
     RankingConfig,
     RetrievalConfig,
     ShardingConfig,
     TrainConfig,
 )
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import ConfigError, reason
 
 VectorType = Literal["fp32", "fp16"]
 
@@ -33,6 +34,16 @@ class ExportConfig(Settings):
     """Precision in which vectors are written. fp16 takes half the disk, and rounds each
     number to 11 significant bits: a vector moves by less than a thousandth of its
     length."""
+
+
+class EvaluationConfig(Settings):
+    """How retrieval is judged over the whole catalog."""
+
+    queries: Count = 20_000
+    """Clicked test rows that are searched for, drawn with `seed` where there are more.
+    Every figure has an interval that says what the draw leaves open. The time grows
+    with queries times ads: 20,000 against 400,000 ads took over ten minutes on two busy
+    cores."""
 
 
 class IndexConfig(Settings):
@@ -80,8 +91,11 @@ class IndexConfig(Settings):
         return self
 
 
+EngineName = Literal["float32", "bfloat16", "int8", "compiled", "auto"]
+
+
 class RecommendConfig(Settings):
-    """How many ads the ranker gets, how many are shown, and in which order."""
+    """How many ads the ranker gets, how fast, how many are shown, in which order."""
 
     candidates: Count = 500
     top: Count = 10
@@ -91,6 +105,27 @@ class RecommendConfig(Settings):
     the labels, which mean their predictions, and the numbers of the ad's side as they
     are in the raw data. Default: the first label, the click. Ads of the same number are
     in the order of their ids."""
+    engine: EngineName = "float32"
+    """How the ranker's dense part is computed (docs/serving.md). bfloat16: about twice
+    as fast on a processor that multiplies it faster; int8: 8-bit integers; compiled:
+    torch.compile, which takes half a minute at the start. auto: the fastest of float32,
+    bfloat16 and int8 within `max_score_error`, measured on example users when the run
+    is opened."""
+    max_score_error: Annotated[float, Field(gt=0)] = 0.02
+    """Largest difference of a logit from float32, above which an engine is refused:
+    0.02 changes odds, or a predicted value, by 2%."""
+    table_type: Literal["float32", "float16", "int8"] = "float32"
+    """Numbers of the ranker's tables while they serve. float16 and int8 take half of
+    the memory or less, and look up all tables of a side at once, which is five times as
+    fast for the one user of a request."""
+    ad_vectors_gb: Annotated[float, Field(ge=0)] = 1
+    """Memory for the vectors of all ads, looked up when the run is opened; where they
+    need more, each request looks up its own ads."""
+
+    @property
+    def serves_exactly(self) -> bool:
+        """Whether the ranker serves in the numbers that it was trained in."""
+        return self.engine == self.table_type == "float32"
 
     @model_validator(mode="after")
     def _top_of_candidates(self) -> Self:
@@ -118,8 +153,15 @@ class Config(Settings):
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
     export: ExportConfig = ExportConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
+    serve: ServeConfig = ServeConfig()
+
+    def loop_of(self, task: str) -> TrainConfig:
+        """The training loop of a task: the ranker may read the rows more often."""
+        epochs = self.ranking.epochs if task == "ranking" else None
+        return self.train.model_copy(update={"epochs": epochs or self.train.epochs})
 
     def save(self, path: Path) -> None:
         """Write every setting, defaults included, as YAML."""
@@ -156,10 +198,8 @@ def _read_yaml(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is no YAML: {' '.join(str(error).split())}"
-        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is no YAML: {reason(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys with values, found {values!r}")
     base = values.pop("extends", None)
@@ -179,7 +219,7 @@ def _read_override(override: str) -> dict[str, Any]:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"{override!r}: the value is no YAML") from None
     # From the inside out: a.b=1 becomes {a: {b: 1}}, to be merged like a file.
     for part in reversed(key.split(".")):

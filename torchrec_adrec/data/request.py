@@ -76,11 +76,16 @@ class BadUserError(DataError):
         self.row, self.message = row, message
 
 
+def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
+    """Return the kind of each raw column of a side that holds one value per row."""
+    kinds = {f.source: "number" for f in schema.numbers_of(side)}
+    return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
+
+
 def _columns_of(schema: Schema) -> tuple[dict[str, str], list[str]]:
     """Return the kind of each scalar column of a user, and the list columns."""
-    kinds = {f.source: "number" for f in schema.numbers_of(Side.USER)}
-    kinds |= {f.source: f.kind for f in schema.sparse_of(Side.USER)}
-    return kinds, [f.source for f in schema.sequences_of(Side.USER)]
+    lists = [f.source for f in schema.sequences_of(Side.USER)]
+    return scalar_kinds(schema, Side.USER), lists
 
 
 def _check_names(names: Iterable[str], schema: Schema) -> None:

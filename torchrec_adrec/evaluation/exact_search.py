@@ -33,6 +33,7 @@ POSITIONS = (1 << POSITION_BITS) - 1
 # Finite stand-ins for NaN and infinities, whose keys would not sort.
 HIGH, LOW = 1e300, -1e300
 CHUNK_QUERIES, BLOCK_ADS = 128, 65_536  # 67 MB of keys at a time
+GPU_CHUNKS = 8  # so many of them at once on a GPU, which small products leave idle
 
 
 class BlockScorer(Protocol):
@@ -112,7 +113,8 @@ def search(
     bound = _bounds(scorer, clicked, process)
     above = torch.zeros(len(clicked), dtype=torch.int64, device=device)
     lists = []
-    for chunk in _slices(len(clicked), CHUNK_QUERIES):
+    queries = CHUNK_QUERIES * (1 if device.type == "cpu" else GPU_CHUNKS)
+    for chunk in _slices(len(clicked), queries):
         best = torch.empty(len(bound[chunk]), 0, dtype=torch.float64, device=device)
         for ads in ad_blocks(scorer.count):
             scores = _finite(scorer.block(chunk, ads).to(device), nan=HIGH)

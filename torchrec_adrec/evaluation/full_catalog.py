@@ -28,8 +28,6 @@ from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_met
 from torchrec_adrec.evaluation.scorers import InnerProduct, by_popularity
 from torchrec_adrec.schema import AD_ID, Schema
 
-MAX_CLICKS = 20_000  # held-out clicks that recall is measured on
-
 
 def clicks_of(
     data: Path, schema: Schema, split: str, most: int, seed: int
@@ -58,13 +56,21 @@ def clicks_of(
     return clicks[np.sort(kept)], len(clicks)
 
 
-def held_out_clicks(data: Path, schema: Schema, seed: int) -> tuple[pl.DataFrame, int]:
+def held_out_clicks(
+    data: Path, schema: Schema, most: int, seed: int
+) -> tuple[pl.DataFrame, int]:
     """Read the clicks of the test split that retrieval is measured on.
+
+    Args:
+        data: a prepared data set.
+        schema: its columns.
+        most: how many rows are kept, `evaluation.queries`.
+        seed: of the draw.
 
     Raises:
         DataError: there are none.
     """
-    clicks, total = clicks_of(data, schema, "test", MAX_CLICKS, seed)
+    clicks, total = clicks_of(data, schema, "test", most, seed)
     if not total:
         raise DataError(
             f"{data / 'test'} has no row with {schema.labels[0].name} = 1: neither"
@@ -98,7 +104,7 @@ def judge(
         Metrics and protocol on the first rank, nothing on the others.
     """
     catalog = load_catalog(data)
-    clicks, total = held_out_clicks(data, schema, seed)
+    clicks, total = held_out_clicks(data, schema, len(queries), seed)
     ids, impressions = (catalog[n].to_numpy() for n in (AD_ID, "impressions"))
     clicked = np.searchsorted(ids, clicks[AD_ID].to_numpy())
     context, settings = _context(data, schema, ids, local, clicks, seed, process)

@@ -63,7 +63,7 @@ def export(
         model: the retrieval task, sharded, with `checkpoint` loaded.
         checkpoint: named in the manifest.
         data: a prepared data set.
-        config: seed, batch size, similarity and lookups are used.
+        config: seed, batch size, similarity, lookups and number of queries are used.
         process: this rank.
         out: an existing folder.
 
@@ -87,7 +87,7 @@ def export(
     )
     similarity, size = config.retrieval.similarity, config.train.eval_batch_size
     encode_parts(towers.ad_tower, catalog, schema, similarity, size, parts, process)
-    clicks, _ = held_out_clicks(data, schema, config.seed)
+    clicks, _ = held_out_clicks(data, schema, config.evaluation.queries, config.seed)
     users = encode(
         towers.user_tower, clicks, schema, Side.USER, similarity, size, process
     )

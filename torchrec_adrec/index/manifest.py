@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.config.run import VectorType
-from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.errors import ManifestError, reason
 from torchrec_adrec.index.kinds.kind import SearchSetting, describe
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
@@ -44,11 +44,11 @@ class _Manifest(BaseModel):
             ManifestError: missing, or not of this kind.
         """
         try:
-            return cls.model_validate_json((folder / MANIFEST).read_text())
+            return cls.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ManifestError(
-                f"{folder / MANIFEST}: {error}; it was damaged, or made by another"
-                f" version: run `adrec {folder.name}` again"
+                f"{folder / MANIFEST}: {reason(error)}; it was damaged, or made by"
+                f" another version: run `adrec {folder.name}` again"
             ) from None
 
 
@@ -98,13 +98,13 @@ class GroupRecall(_Manifest):
 
     Attributes:
         ads: number of ads in the group.
-        wanted: how often brute force puts one of them among the best K.
+        among_best: how often brute force puts one of them among the best K.
         recall: share of these that the index returns.
         low, high: 95% interval, from draws of the users.
     """
 
     ads: int
-    wanted: int
+    among_best: int
     recall: float
     low: float
     high: float

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec import __version__
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.errors import ConfigError, ManifestError, reason
 from torchrec_adrec.runs.versions import version_folder
 from torchrec_adrec.runtime.files import HASHES
 
@@ -74,7 +74,11 @@ RETRIEVAL = Stage(
     resumes=True,
 )
 EXPORT = Stage(
-    "export", ("export",), ("seed", "export"), ("data", "retrieval"), resumes=True
+    "export",
+    ("export",),
+    ("seed", "export", "evaluation"),
+    ("data", "retrieval"),
+    resumes=True,
 )
 INDEX = Stage(
     "index",
@@ -251,12 +255,18 @@ def load_record(run: Path, name: str) -> Record:
     """Read the record of a stage that is needed.
 
     Raises:
-        ManifestError: there is none; names the command that makes it.
+        ManifestError: there is none, or it is damaged; names the command that makes it.
     """
-    record = record_of(stage_folder(run, name))
-    if record is None:
-        raise ManifestError(f"{run / name} is missing; run {_how(STAGES[name])} first")
-    return record
+    how, folder = _how(STAGES[name]), stage_folder(run, name)
+    path = folder / RECORD
+    if not path.exists():
+        raise ManifestError(f"{run / name} is missing; run {how} first")
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"{path} is damaged ({reason(error)}); remove {folder} and run {how}"
+        ) from None
 
 
 def _how(stage: Stage) -> str:

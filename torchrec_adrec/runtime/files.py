@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.errors import DataError, ManifestError, reason
 
 HASHES = "hashes.json"
+_HASHES = TypeAdapter(dict[str, str])
 
 
 class Origin(BaseModel):
@@ -130,7 +132,25 @@ def load_hashes(folder: Path) -> dict[str, str]:
     Raises:
         ManifestError: there is none, or it is damaged.
     """
+    path = folder / HASHES
     try:
-        return dict(json.loads((folder / HASHES).read_text()))
+        hashes = _HASHES.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{folder / HASHES} cannot be read: {error}") from None
+        raise ManifestError(f"{path} cannot be read: {reason(error)}") from None
+    if not hashes:  # then every file would count as unchanged
+        raise ManifestError(f"{path} names no file: it was emptied, make it again")
+    return hashes
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        DataError: it cannot be read, or is none.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {reason(error)}") from None

@@ -9,7 +9,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
+def prefetch(items: Iterator[T], depth: int = 4) -> Generator[T]:
     """Run an iterator in a background thread, never more than `depth` items ahead.
 
     An error of the thread is raised where the item would have come. A consumer that

@@ -45,7 +45,7 @@ def recommend_batch(
         Progress("recommending", share.stop - share.start, "users") as progress,
     ):
         for first, stop in users.chunks(share, CHUNK):
-            lists = recommender.recommend_many(users.encode(first, stop), top)
+            lists = recommender.recommend_many(users.raw(first, stop), top)
             rows = [_numbered(ads, first + place) for place, ads in enumerate(lists)]
             named = users.names(first, stop).join(
                 pl.concat(rows), on=ROW, maintain_order="right"

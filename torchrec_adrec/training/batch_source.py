@@ -1,12 +1,13 @@
 """Gives a trainer this rank's batches of every step, and says which rows they hold."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
-from torchrec_adrec.config.train import TrainConfig
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.train import RankingConfig, TrainConfig
 from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns
@@ -15,15 +16,21 @@ from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.reader_process import read_in_process
-from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.loader.sampled_split import training_split
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.training.neighbours import share_windows
+
+
+def negative_rate(task: str, config: RankingConfig) -> float:
+    """The share of the rows without a click that a task reads; towers read all."""
+    return config.negative_rate if task == "ranking" else 1
 
 
 @dataclass
 class BatchSource:
-    """The training rows of a prepared data set, step by step.
+    """The training rows of a prepared data set, step by step. Collective.
 
     Args:
         data: its folder.
@@ -34,6 +41,7 @@ class BatchSource:
         folder: where the ledger goes, if `train.ledger` asks for one.
         bounds: what happens to values out of range.
         negatives: draws ads in addition to those of the rows; None: no ads.
+        negative_rate: the share of the rows without a click that is read.
 
     Attributes:
         repaired: counts the values out of range that were repaired.
@@ -47,6 +55,7 @@ class BatchSource:
     folder: Path
     bounds: Bounds = "raise"
     negatives: UniformNegatives | None = None
+    negative_rate: float = 1
     repaired: RepairCounts = field(default_factory=RepairCounts)
     # Batches that were read and whose step nobody has looked at yet, by step.
     _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
@@ -54,7 +63,7 @@ class BatchSource:
     def __post_init__(self) -> None:
         train, process = self.train, self.process
         self.reader = Reader(
-            Split.open(self.data / "train"),
+            training_split(self.data, self.schema, self.negative_rate, self.seed),
             batch_columns(self.schema),
             train.batch_size,
             process.rank,
@@ -62,6 +71,7 @@ class BatchSource:
             seed=self.seed,
             shuffle_window=train.shuffle_window,
         )
+        self._windows = share_windows(self.reader, process)
         self.feed = Feed(
             self.reader,
             self.schema,
@@ -80,18 +90,26 @@ class BatchSource:
         """Rows of an epoch that make no whole step."""
         return self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
 
-    def batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Generator[Batch]:
         """Yield the batches of the steps after step `first`, read ahead."""
         device, reader = self.process.device, self.train.reader
         # A thread shares the interpreter with the launching of a GPU's kernels.
         in_process = reader == "process" or (reader == "auto" and device.type == "cuda")
         read = read_in_process if in_process else Feed.read
         batches = read(self.feed, first, memory_for(device), self.repaired)
-        for rows, batch in prefetch(batches):
-            self._ahead[rows.step] = rows, batch
-            if self.ledger is not None and rows.numbers is not None:
-                self.ledger.take(rows.step, rows.numbers)
-            yield batch
+        batches_ahead = prefetch(batches)
+        try:
+            for rows, batch in batches_ahead:
+                self._ahead[rows.step] = rows, batch
+                if self.ledger is not None and rows.numbers is not None:
+                    self.ledger.take(rows.step, rows.numbers)
+                yield batch
+        except BaseException:
+            # First of all: whoever reads may wait for a neighbour, who waits for us.
+            if self._windows is not None:
+                self._windows.leave()
+            batches_ahead.close()
+            raise
 
     def ahead(self, step: int) -> Batch | None:
         """Return the batch of a step, if it has been read."""
@@ -108,3 +126,29 @@ class BatchSource:
         """Say which rows of a step this rank has: how many, and where the first is."""
         rows, _ = self._ahead[step]
         return f"{rows.count} rows, the first is {self.reader.split.locate(rows.first)}"
+
+
+def negatives_of(
+    task: str, config: Config, data: Path, schema: Schema, process: Process
+) -> UniformNegatives | None:
+    """Make the uniform negatives that towers are trained with, if any are asked for.
+
+    Args:
+        task: a ranker has none.
+        config: of the run.
+        data: a prepared data set.
+        schema: of the data.
+        process: this rank.
+    """
+    count = config.retrieval.uniform_negatives
+    if task != "retrieval" or not count:
+        return None
+    return UniformNegatives(
+        data,
+        schema,
+        count,
+        config.train.batch_size,
+        config.seed,
+        process.rank,
+        process.world_size,
+    )

@@ -6,7 +6,7 @@ takes a step and checks the one before.
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +89,7 @@ class StepRunner:
         is_alone_on_gpu = process.device.type == "cuda" and process.world_size == 1
         if is_alone_on_gpu and train.graphs:
             run_as_graphs(sharded.module.after_lookup, self.optimizer, source.schema)
-        self.batches: Iterator[Batch] = source.batches(first)
+        self.batches: Generator[Batch] = source.batches(first)
         self.model.train()
 
     def run_step(self, asked_to_stop: bool = False) -> Step:
@@ -136,6 +136,10 @@ class StepRunner:
         """
         batch = self.source.ahead(step)
         return () if batch is None else (batch.ad_ids, batch.labels)
+
+    def close(self) -> None:
+        """End reading: other ranks may be waiting for what this one would decode."""
+        self.batches.close()
 
     def detach(self) -> None:
         """Take the model out of the pipeline, to evaluate or save it. The next step

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.loader.windows import OwnWindows
 from torchrec_adrec.data.prepare.row_buffer import RowBuffer
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.runtime.prefetch import prefetch
@@ -132,13 +133,13 @@ def test_windows_that_are_skipped_are_not_decoded(
 ) -> None:
     split = write(tmp_path, [100], 10)
     decoded: list[int] = []
-    decode = Reader._decode
+    decode = OwnWindows.decode
 
-    def counted(reader: Reader, groups: list[int], buffer: RowBuffer) -> None:
+    def counted(windows: OwnWindows, groups: list[int]) -> RowBuffer:
         decoded.extend(groups)
-        decode(reader, groups, buffer)
+        return decode(windows, groups)
 
-    monkeypatch.setattr(Reader, "_decode", counted)
+    monkeypatch.setattr(OwnWindows, "decode", counted)
     list(Reader(split, COLUMNS, 10, seed=0, shuffle_window=20).epoch(0, 7))
     assert len(decoded) == 4  # of ten groups in five windows, the last two windows'
 
@@ -152,7 +153,7 @@ def test_rows_outlive_the_memory_of_their_window(tmp_path: Path) -> None:
 def test_the_next_window_leaves_the_present_one_alone(tmp_path: Path) -> None:
     split = write(tmp_path, [400], 10)
     reader = Reader(split, COLUMNS, 12, seed=0, shuffle_window=20)
-    windows = reader._windows(0, 0, reader._buffers(0))
+    windows = reader._windows(0, 0, reader._memory(0))
     present, _ = next(windows), next(windows)
     check(present.rows(present.first, present.end, split))
 
@@ -242,5 +243,5 @@ def test_threads_end_when_the_consumer_stops(tmp_path: Path) -> None:
     ahead = prefetch(rows)
     next(ahead)
     assert threading.active_count() > before
-    ahead.close()  # type: ignore[attr-defined]
+    ahead.close()
     assert threading.active_count() == before

@@ -6,9 +6,8 @@ r-th slice of those. So all ranks take the same number of steps, a position is t
 numbers (epoch and step), and a run that is resumed at another world size goes on with
 exactly the rows that were left.
 
-A window is decoded while the one before it is consumed, and the two exchange their
-memory, because new pages of memory cost a third of the time. So two windows are held,
-whatever the size of the split.
+A window is decoded while the one before it is consumed (`windows.py`), by this rank or
+by all ranks of the machine together (`node_windows.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from torchrec_adrec.arrays import Float32s, Int64s, ReadOnlyColumns
 from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.loader.windows import OwnWindows, Windows
 from torchrec_adrec.data.prepare.row_buffer import RowBuffer
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.runtime.prefetch import prefetch
@@ -127,7 +127,7 @@ class Reader:
     world_size: int = 1
     seed: int | None = None
     shuffle_window: int = 1_000_000
-    _spare: list[RowBuffer] = field(default_factory=list, repr=False, compare=False)
+    _spare: list[Windows] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world_size:
@@ -163,12 +163,31 @@ class Reader:
         Raises:
             DataError: a file is damaged, or a column is missing or of another type.
         """
-        parts: list[StepRows] = []  # of a step whose rows lie in several windows
-        start = first_step * self.batch_size
-        buffers = self._buffers(epoch)
+        memory = self._memory(epoch)
         # `depth=1`: the thread decodes the next window into the other buffer. One more
         # window ahead would overwrite the one that is read here.
-        for window in prefetch(self._windows(epoch, start, buffers), depth=1):
+        start = first_step * self.batch_size
+        windows = prefetch(self._windows(epoch, start, memory), depth=1)
+        try:
+            yield from self._steps(windows, start, memory)
+        except BaseException:
+            # First of all: the thread may wait for a neighbour, who waits for us.
+            memory.leave()
+            windows.close()
+            raise
+        # Only now is nothing in use: an epoch that began meanwhile has other memory.
+        self._spare.append(memory)
+
+    def decode_to(self, windows: Windows) -> None:
+        """Let the next epoch be decoded to these, and those after it."""
+        self._spare.append(windows)
+
+    def _steps(
+        self, windows: Iterator[_Window], start: int, memory: Windows
+    ) -> Iterator[StepRows]:
+        """This rank's rows of every step, cut out of the windows."""
+        parts: list[StepRows] = []  # of a step whose rows lie in several windows
+        for window in windows:
             position = self._next_owned_position(max(window.first, start))
             while position < window.end:
                 # A step's slice may begin in one window and end in the next one.
@@ -180,8 +199,7 @@ class Reader:
                     yield _join(parts)
                     parts = []
                 position = self._next_owned_position(part_end)
-        # Only now is nothing in use: an epoch that began meanwhile has other buffers.
-        self._spare.extend(buffers)
+            memory.release()
 
     def _next_owned_position(self, position: int) -> int:
         """The first position of the global order, from this one on, of this rank."""
@@ -191,9 +209,7 @@ class Reader:
             return slice_start + self.batch_size
         return max(position, slice_start)
 
-    def _windows(
-        self, epoch: int, start: int, buffers: list[RowBuffer]
-    ) -> Iterator[_Window]:
+    def _windows(self, epoch: int, start: int, memory: Windows) -> Iterator[_Window]:
         """The windows of an epoch that hold rows of this rank, in order."""
         first, last = 0, self.steps * self.batch_size
         for number, groups in enumerate(self._grouped(epoch)):
@@ -202,23 +218,30 @@ class Reader:
             # step, and behind it in evaluation, which completes that step.
             is_last = first + size == self.split.num_rows
             end = last if is_last else min(first + size, last)
-            # A window without a row of this rank, or before `start`, is not decoded.
-            if self._next_owned_position(max(first, start)) < end:
-                self._decode(groups, buffers[0])
+            # A window before `start` is not decoded; one without a row of this rank
+            # only if others need it.
+            needed = max(first, start)
+            if not memory.is_shared:
+                needed = self._next_owned_position(needed)
+            if needed < end:
+                decoded = memory.decode(groups)
                 order = self._order(epoch, number, size)
-                yield _Window(first, end, order, groups, buffers[0])
-                buffers.reverse()
+                yield _Window(first, end, order, groups, decoded)
             first += size
 
-    def _buffers(self, epoch: int) -> list[RowBuffer]:
+    def _memory(self, epoch: int) -> Windows:
         """Memory for two windows: that of an epoch that has ended, or new."""
         rows = max(self._size(groups) for groups in self._grouped(epoch))
-        # Those of an earlier epoch serve again if its windows were as large.
-        buffers = [buffer for buffer in self._spare if buffer.rows >= rows][:2]
-        self._spare.clear()
-        while len(buffers) < 2:
-            buffers.append(RowBuffer(self.split.types, self.columns, rows))
-        return buffers
+        while self._spare:
+            if (spare := self._spare.pop()).rows >= rows:
+                return spare
+        return OwnWindows(self.split, self.columns, rows)
+
+    @property
+    def most_window_rows(self) -> int:
+        """The rows of the largest window that an epoch of any number can have."""
+        largest = max(rows for *_, rows in self.split.groups)
+        return min(self.shuffle_window - 1 + largest, self.split.num_rows)
 
     def _order(self, epoch: int, window: int, size: int) -> Int64s:
         """The rows of a window in the order in which steps take them.
@@ -233,12 +256,6 @@ class Reader:
 
     def _size(self, groups: list[int]) -> int:
         return sum(self.split.groups[group][2] for group in groups)
-
-    def _decode(self, groups: list[int], buffer: RowBuffer) -> None:
-        first = 0
-        for columns in self.split.read(groups, self.columns):
-            buffer.put(first, columns)
-            first += len(columns[self.columns[0]])
 
     def _grouped(self, epoch: int) -> Iterator[list[int]]:
         """The row groups of each window, drawn at random if there is a seed."""

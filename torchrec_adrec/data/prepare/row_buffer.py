@@ -58,16 +58,39 @@ class RowBuffer:
         types: the type of every column.
         columns: names of the columns to hold.
         rows: the number of rows that fit.
+        memory: `RowBuffer.nbytes` bytes to lie in, uint8; None: new memory.
     """
 
     def __init__(
-        self, types: Mapping[str, np.dtype[Any]], columns: Sequence[str], rows: int
+        self,
+        types: Mapping[str, np.dtype[Any]],
+        columns: Sequence[str],
+        rows: int,
+        memory: NDArray[np.uint8] | None = None,
     ) -> None:
         self.rows = rows
-        names: dict[np.dtype[Any], list[str]] = {}
-        for name in columns:
-            names.setdefault(types[name], []).append(name)
-        self._parts = [(n, np.empty((rows, len(n)), t)) for t, n in names.items()]
+        if memory is None:
+            memory = np.empty(self.nbytes(types, columns, rows), np.uint8)
+        self._parts: list[tuple[list[str], NDArray[Any]]] = []
+        first = 0
+        for dtype, names in _by_type(types, columns):
+            size = rows * len(names) * dtype.itemsize
+            matrix = memory[first : first + size].view(dtype).reshape(rows, len(names))
+            self._parts.append((names, matrix))
+            first += size
+
+    @staticmethod
+    def nbytes(
+        types: Mapping[str, np.dtype[Any]], columns: Sequence[str], rows: int
+    ) -> int:
+        """The size of a buffer, in bytes; see `RowBuffer`.
+
+        Args:
+            types: the type of every column.
+            columns: names of the columns to hold.
+            rows: the number of rows that fit.
+        """
+        return rows * sum(types[name].itemsize for name in columns)
 
     def put(self, first: int, columns: Columns) -> None:
         """Write columns of equal length into the rows from `first` on."""
@@ -89,3 +112,13 @@ class RowBuffer:
             IndexError: a row number is past the end of the buffer.
         """
         return Gathered([(n, matrix.take(rows, axis=0)) for n, matrix in self._parts])
+
+
+def _by_type(
+    types: Mapping[str, np.dtype[Any]], columns: Sequence[str]
+) -> list[tuple[np.dtype[Any], list[str]]]:
+    """The columns of each type, the widest type first: so each is aligned."""
+    names: dict[np.dtype[Any], list[str]] = {}
+    for name in columns:
+        names.setdefault(types[name], []).append(name)
+    return sorted(names.items(), key=lambda pair: -pair[0].itemsize)

@@ -8,6 +8,7 @@ from typing import Self
 import polars as pl
 
 from torchrec_adrec.arrays import Columns
+from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
 from torchrec_adrec.data.request import BadUserError, raw_users
 from torchrec_adrec.errors import ConfigError, DataError
@@ -70,16 +71,27 @@ class UserFile:
         Raises:
             DataError: a value cannot be one of its column; names file and row.
         """
+        raw = self.raw(first, stop)
+        try:
+            return self.encoder.encode(raw, Side.USER)
+        except NotFiniteError as error:
+            raise self._bad(first + error.row, str(error)) from None
+
+    def raw(self, first: int, stop: int) -> RawColumns:
+        """Return the raw columns of some users.
+
+        Raises:
+            DataError: a value is of the wrong kind; names file and row.
+        """
         names = pl.scan_parquet(self.path, glob=False).collect_schema().names()
         frame = self._read(first, stop, [n for n in names if n != self.key])
         try:
-            raw = raw_users(frame, self.encoder.schema)
-            return self.encoder.encode(raw, Side.USER)
+            return raw_users(frame, self.encoder.schema)
         except BadUserError as error:
-            row, message = first + error.row, error.message
-        except NotFiniteError as error:
-            row, message = first + error.row, str(error)
-        raise DataError(f"{self.path}, row {row} (from 0): {message}")
+            raise self._bad(first + error.row, error.message) from None
+
+    def _bad(self, row: int, message: str) -> DataError:
+        return DataError(f"{self.path}, row {row} (from 0): {message}")
 
     def chunks(self, rows: slice, size: int) -> Iterator[tuple[int, int]]:
         """Cut some rows into chunks of `size`, as first and stop."""
