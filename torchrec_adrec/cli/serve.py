@@ -48,6 +48,10 @@ def recommend(
     ] = None,
     to: To = None,
     key: Key = None,
+    eligible: Annotated[
+        str | None,
+        typer.Option(help="Only ads whose raw columns meet this condition, in SQL."),
+    ] = None,
 ) -> None:
     """Print the best ads for one user, with the milliseconds that each part took.
 
@@ -59,9 +63,12 @@ def recommend(
       adrec recommend --out runs/demo --user 7
       adrec recommend --out runs/demo --user user.json --top 3
       adrec recommend --out runs/demo --rank-by 'click * value'
+      adrec recommend --out runs/demo --eligible "age_limit < 18 OR C14 = '75ea'"
       adrec recommend --out runs/demo --batch users.parquet --to recs.parquet
     """
     if batch is not None:
+        if eligible is not None:
+            raise ConfigError("--eligible is for one user and not for --batch")
         _recommend_batch(out, batch, to, key, top, rank_by, engine)
         return
     from torchrec_adrec.pipeline.report import ads_table, wide_console
@@ -70,7 +77,7 @@ def recommend(
     features = _user(user, out)  # before the models are loaded: a typo is told at once
     recommender = Recommender.load(out, rank_by=rank_by, engine=engine)
     recommender.recommend(features)  # the first call pays for allocations
-    answer = recommender.recommend(features, top)
+    answer = recommender.recommend(features, top, eligible)
     console = wide_console()
     console.print(ads_table(answer.ads, f"Best of {answer.candidates} candidates"))
     parts = answer.milliseconds.items()

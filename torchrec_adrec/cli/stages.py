@@ -98,24 +98,25 @@ def run(
 def job(stage: list[TaskStage], out: Out) -> None:
     """Run several stages in the same processes, as `adrec run` launches them."""
     keep_threads_awake()  # before anything imports torch
-    _run_stages([stages.STAGES[name] for name in stage], out)
+    run_stages([stages.STAGES[name] for name in stage], out)
 
 
-def _run_stages(
+def run_stages(
     several: list[stages.Stage],
     out: Path,
     config: Path | None = None,
     overrides: list[str] | None = None,
     verbose: bool = False,
 ) -> None:
+    """Run stages in this process, one rank of the launcher's."""
     if verbose:
         be_verbose()
     # The inputs of the first stage are checked before torchrec is imported, so that a
     # refusal comes at once. Those of the others may not be made yet.
     with command_in(out, config, overrides, several[0]) as settings:
-        from torchrec_adrec.pipeline.job import run_stages
+        from torchrec_adrec.pipeline import job as work
 
-        run_stages(several, settings, out)
+        work.run_stages(several, settings, out)
 
 
 def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
@@ -193,7 +194,7 @@ def train(
             f"retrieval.init_from={origin}",
             f"retrieval.allow_new_tables={allowed}",
         ]
-    _run_stages([stages.STAGES[task]], out, config, args, verbose)
+    run_stages([stages.STAGES[task]], out, config, args, verbose)
 
 
 def evaluate(
@@ -258,7 +259,7 @@ def export(
       adrec export --out runs/demo --users users.parquet --to vectors.parquet
     """
     if users is None:
-        _run_stages([stages.EXPORT], out, config, overrides, verbose)
+        run_stages([stages.EXPORT], out, config, overrides, verbose)
         return
     from torchrec_adrec.distributed.process import process_group
     from torchrec_adrec.export.users import export_users
@@ -269,17 +270,3 @@ def export(
     stages.check(stages.RETRIEVAL, settings, out)
     with disk_errors(target.parent), process_group(settings.device) as process:
         export_users(out, users, key, target, settings, process)
-
-
-def index(
-    out: Out,
-    config: ConfigFile = None,
-    verbose: Verbose = False,
-    overrides: Overrides = None,
-) -> None:
-    """Build the FAISS shards on all ranks; publish them only past the recall gate.
-
-    \b
-      torchx run -s local_cwd adrec.index --out runs/demo -j 1x2 -- index.shards=4
-    """
-    _run_stages([stages.INDEX], out, config, overrides, verbose)

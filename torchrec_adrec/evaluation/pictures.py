@@ -113,3 +113,23 @@ def gate_picture(gate: Mapping[str, Any], path: Path) -> None:
     times = ", ".join(f"{name} {ms:.2f}" for name, ms in gate["milliseconds"].items())
     figure.suptitle(f"recall against brute force, target dashed; ms a search: {times}")
     figure.savefig(path, dpi=120)
+
+
+def kinds_picture(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Draw kinds of index by the time of a search and the bytes of an ad.
+
+    Args:
+        rows: as `index.compare.Compared` is written, those that reached the target.
+        title: of the picture.
+        path: of the file.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        time, size = row["milliseconds"]["p50"], row["bytes_per_ad"]
+        axes.plot(time, size, "o")
+        axes.annotate(row["kind"], (time, size), fontsize=8)
+    axes.set(xscale="log", xlabel="ms a query, median", ylabel="bytes an ad")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -12,10 +12,11 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.config.run import IndexConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
@@ -74,7 +75,7 @@ def build_index(
         return
     # Opened from the files: what is measured is what serving will read.
     index = ShardedIndex.open(out, layout, kind)
-    exported = _with_popularity(load_vectors(embeddings), embeddings.parent)
+    exported = _with_popularity(embedded, out)
     target, fixed = settings.target_recall, settings.search
     gate = tune_and_validate(index, exported, queries, k, target, fixed)
     size = sum((out / name).stat().st_size for name in layout.names)
@@ -126,13 +127,33 @@ def _choice(
     return Choice(open_kind(name, build), reason)
 
 
-def _with_popularity(vectors: tuple[Int64s, Float32s], run: Path) -> Exported:
-    """Add each ad's decile of the training impressions, as the catalog tells it.
+def exported_vectors(run: Path, users: int, seed: int) -> tuple[Exported, Float32s]:
+    """Open all exported ads, and held-out users as the gate draws them, (B, D).
+
+    Args:
+        run: its folder.
+        users: at most so many.
+        seed: of the draw.
+
+    Raises:
+        ManifestError: the files of the export are damaged, or of other ads.
+    """
+    embedded = _open_export(run / "export")
+    embedded.check(range(len(embedded.manifest.parts)))
+    with TemporaryDirectory() as folder:
+        exported = _with_popularity(embedded, Path(folder))
+    return exported, _held_out_users(run / "export", users, seed)
+
+
+def _with_popularity(embedded: Embeddings, out: Path) -> Exported:
+    """Open the exported vectors, with each ad's decile of the training impressions.
 
     Raises:
         ManifestError: the catalog holds other ads.
     """
-    exported = Exported.by_id(*vectors)
+    # The ids as they were exported, and not as the index holds them: the gate compares.
+    exported = Exported(embedded.ids(), embedded.mapped(out))
+    run = embedded.folder.parent
     catalog = load_catalog(run / "data")
     if not np.array_equal(catalog[AD_ID].to_numpy(), exported.ids):
         raise ManifestError(

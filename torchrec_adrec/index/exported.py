@@ -7,7 +7,8 @@ import numpy as np
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s
 
-CHUNK = 64  # queries compared at a time: 64 x 1M ads are 256 MB
+CHUNK = 64  # queries whose ads are gathered at a time
+BLOCK = 16_384  # ads compared at a time: with 1,000 queries 64 MB of scores
 TIE = 1e-6  # of a score, or absolute if it is below 1 (a cosine always is)
 
 
@@ -30,7 +31,7 @@ class Exported:
 
     Attributes:
         ids: (N,).
-        vectors: (N, D).
+        vectors: (N, D), in memory or mapped: read in blocks, and never as a whole.
         groups: (N,) the number of the group of ads, by popularity, that each belongs
             to; None where nothing is known of them.
     """
@@ -63,16 +64,25 @@ class Exported:
             k: K, at most the number of eligible ads.
             eligible: (N,) which ads may be returned; None: all.
         """
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        thresholds = np.empty(len(queries), dtype=np.float32)
-        places = None if eligible is None else np.flatnonzero(eligible)
-        vectors = self.vectors if places is None else self.vectors[places]
-        for chunk in chunks(len(queries)):
-            scores = queries[chunk] @ vectors.T
-            best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-            thresholds[chunk] = np.take_along_axis(scores, best, 1).min(axis=1)
-            rows[chunk] = best if places is None else places[best]
-        return ExactTop(rows, thresholds)
+        rows = np.empty((len(queries), 0), dtype=np.int64)
+        scores = np.empty((len(queries), 0), dtype=np.float32)
+        for block in blocks(len(self)):
+            places = np.arange(block.start, block.stop)
+            places = places if eligible is None else places[eligible[block]]
+            products = queries @ self.vectors[places].T
+            rows = np.hstack([rows, np.broadcast_to(places, products.shape)])
+            scores = np.hstack([scores, products])
+            if rows.shape[1] > k:
+                best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+                rows = np.take_along_axis(rows, best, 1)
+                scores = np.take_along_axis(scores, best, 1)
+        return ExactTop(rows, scores.min(axis=1))
+
+    @property
+    def lengths(self) -> Float32s:
+        """The length of every vector, (N,)."""
+        parts = [np.linalg.norm(self.vectors[b], axis=1) for b in blocks(len(self))]
+        return np.concatenate(parts)
 
     def products(self, queries: Float32s, ids: Int64s) -> Float32s:
         """Score each query with its ads, (B, D) and (B, K) to (B, K)."""
@@ -100,6 +110,11 @@ class Exported:
         # A query's number in front of the row makes one set of all queries' ads.
         first = np.arange(len(ids))[:, None] * len(self)
         return np.isin(top.rows + first, self.rows(ids) + first)
+
+
+def blocks(rows: int) -> list[slice]:
+    """Cut ads into blocks that fit into memory."""
+    return [slice(i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK)]
 
 
 def chunks(rows: int) -> list[slice]:

@@ -1,5 +1,6 @@
 """The gate: every index is measured against brute force before it is published."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def tune_and_validate(
     k: int,
     target: float,
     fixed: SearchSetting | None = None,
+    shares: Sequence[float] = SHARES,
 ) -> Gate:
     """Choose the cheapest search settings that reach the target recall, and prove them.
 
@@ -42,6 +44,7 @@ def tune_and_validate(
         k: number of ads that are retrieved when serving.
         target: recall against brute force.
         fixed: search parameters that are not to be tuned.
+        shares: of the ads that are eligible, for which a search is tuned too.
 
     Raises:
         GateError: the shards do not hold each exported ad once, no setting reaches the
@@ -60,7 +63,7 @@ def tune_and_validate(
     errors = check_answer(index, exported, judging.queries, ids, scores)
     recalls, own = judging.recalls_of(ids), self_hits(index, exported)
     _check_recall(index, recalls, own, k, target)
-    index.filtered = _filtered(tuning, grid, target)
+    index.filtered = _filtered(tuning, grid, target, shares)
     return Gate(
         k=k,
         target_recall=target,
@@ -107,12 +110,12 @@ def _check_recall(
 
 
 def _filtered(
-    tuning: Trial, grid: SearchGrid, target: float
+    tuning: Trial, grid: SearchGrid, target: float, shares: Sequence[float]
 ) -> tuple[FilteredSearch, ...]:
     """Tune a setting for each share of eligible ads at which it is worth its while."""
     rng = np.random.default_rng(0)
     levels: list[FilteredSearch] = []
-    for share in SHARES:
+    for share in shares:
         mask = rng.random(len(tuning.exported)) < share
         if mask.sum() <= tuning.k:  # every eligible ad is returned
             break
@@ -145,7 +148,7 @@ def _report(judging: Trial, ids: Int64s, recalls: Float64s) -> dict[str, Any]:
     if exported.groups is not None:
         groups = _by_group(judging, ids, exported.groups)
     names = {group: "cold" if group == COLD else str(group + 1) for group in groups}
-    lengths = np.linalg.norm(exported.vectors, axis=1)
+    lengths = exported.lengths
     low, high = interval_of_mean(recalls)
     return {
         "queries": len(judging.queries),

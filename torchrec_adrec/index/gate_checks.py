@@ -18,7 +18,7 @@ def check_ids(index: ShardedIndex, exported: Exported) -> None:
     Raises:
         GateError: they differ.
     """
-    indexed = np.sort(index.ids())
+    indexed = np.sort(index.stored_ids())
     if not np.array_equal(indexed, exported.ids):
         raise GateError(
             f"the shards hold {len(np.unique(indexed))} distinct ads in {len(indexed)}"
@@ -102,7 +102,7 @@ def self_hits(index: ShardedIndex, exported: Exported, seed: int = 0) -> float |
     None for vectors of different lengths: there a longer one may score higher, and the
     lists that are near to a vector need not be those of the largest products.
     """
-    lengths = np.linalg.norm(exported.vectors, axis=1)
+    lengths = exported.lengths
     if np.abs(lengths - 1).max() > UNIT:
         return None
     size = min(SELF_HITS, len(exported))

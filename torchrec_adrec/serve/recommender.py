@@ -22,6 +22,7 @@ from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import DataError
+from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 from torchrec_adrec.runs.stages import (
@@ -35,6 +36,7 @@ from torchrec_adrec.runs.stages import (
 )
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
 from torchrec_adrec.serve.crosses import Crosses
+from torchrec_adrec.serve.eligible import Eligible, eligible_ids
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.rank_by import RankBy
@@ -199,26 +201,38 @@ class Recommender:
             requests.append((encoded, ids, cross))
         self.engine = take_engine(self.scorer, self.settings, requests)
 
-    def recommend(self, user: RawUser, top: int | None = None) -> Recommendation:
+    def recommend(
+        self,
+        user: RawUser,
+        top: int | None = None,
+        eligible: Eligible | EligibleAds | None = None,
+    ) -> Recommendation:
         """Find the best ads for one user.
 
         Args:
             user: raw columns; a column that is absent or None is a missing value.
             top: number of ads; default `recommend.top`, or all of a smaller catalog.
+            eligible: the ads that may be shown: a bit for each ad of the catalog, ids,
+                or a condition on the ad's raw columns, as "budget > 0 AND country =
+                'DE'". One that serves many requests is made once, by `eligible_ads`.
 
         Raises:
             DataError: a column that no user feature is made of, a value of the wrong
-                kind, or a `top` below 1 or above the number of candidates.
+                kind, a `top` below 1 or above the number of candidates, or no ad is
+                eligible.
+            EligibilityError: the index returned an ad that is not eligible.
             PredictionError: a vector, a prediction or the formula is not finite.
         """
-        candidates = self._candidates()
-        top = self.checked_top(top)
+        if eligible is not None and not isinstance(eligible, EligibleAds):
+            eligible = self.eligible_ads(eligible)
+        candidates = self._candidates(eligible)
+        top = self.checked_top(top, eligible)
         milliseconds: dict[str, float] = {}
         with _timed("encode", milliseconds):
             raw = raw_user(user, self.encoder.schema)
             user_input = self._encoded(raw)
         with _timed("retrieve", milliseconds):
-            ids, scores = self.retriever.retrieve(user_input, candidates)
+            ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
         with _timed("rank", milliseconds):
             cross = self.crosses.of(raw, self.scorer.rows(ids))
             predictions = self.scorer.score(user_input, ids, scores, cross)
@@ -256,13 +270,27 @@ class Recommender:
             predictions = self.scorer.score(user, ids, scores, cross)
             yield self._best(ids, scores, predictions, top)
 
-    def checked_top(self, top: int | None) -> int:
+    def eligible_ads(self, eligible: Eligible) -> EligibleAds:
+        """Prepare the ads that may be shown, for any number of requests.
+
+        Raises:
+            DataError: it is no such selection, or no ad is eligible.
+        """
+        ids = eligible_ids(eligible, self.scorer.shown)
+        if not len(ids):
+            raise DataError(
+                f"no ad of the catalog is eligible (eligible = {str(eligible)[:200]});"
+                " nothing can be recommended"
+            )
+        return self.retriever.index.eligible(ids)
+
+    def checked_top(self, top: int | None, eligible: EligibleAds | None = None) -> int:
         """Return how many ads an answer has: `top`, or by default `recommend.top`.
 
         Raises:
             DataError: there are not so many candidates.
         """
-        candidates = self._candidates()
+        candidates = self._candidates(eligible)
         if top is None:
             return min(self.settings.top, candidates)
         if not 1 <= top <= candidates:
@@ -288,9 +316,11 @@ class Recommender:
         best = order.head(top)
         return best.drop(RANK_SCORE) if self.rank_by.is_label else best
 
-    def _candidates(self) -> int:
+    def _candidates(self, eligible: EligibleAds | None = None) -> int:
         # A small catalog holds fewer ads than the settings ask for.
-        return min(self.settings.candidates, self.retriever.index.count)
+        index = self.retriever.index
+        count = index.count if eligible is None else len(eligible.ids)
+        return min(self.settings.candidates, count)
 
     def user_input(self, user: RawUser) -> TowerInput:
         """Encode one user, of one row, as the models take it.
