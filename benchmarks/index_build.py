@@ -5,6 +5,7 @@ inverted lists over them on 1, 2 and 4 ranks. Anonymous memory is what a rank ho
 pages of mapped files come and go with the system's need.
 
 python benchmarks/index_build.py [--ads 1000000] [--small 250000] [--dim 256]
+    [--ranks 1 2 4]
 """
 
 import argparse
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=250_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--nlist", type=int, default=1024)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     queries = clusters(QUERIES, args.dim, 0)
@@ -165,7 +167,7 @@ def main() -> None:
             export = Path(folder) / f"export-{ads}"
             write_export(export, ads, args.dim)
             expected = None
-            for ranks in (1, 2, 4):
+            for ranks in args.ranks:
                 out = Path(folder) / f"index-{ads}-{ranks}"
                 figures = build(export, ranks, args.nlist, out)
                 answer = figures.pop("index").search(queries, K)
@@ -176,7 +178,7 @@ def main() -> None:
                 rows.append(
                     {"ads": ads, "ranks": ranks, "own_vectors_MiB": share}
                     | figures
-                    | {"same_as_one_rank": same}
+                    | {"same_as_the_first": same}
                 )
                 print(rows[-1], flush=True)
     keep_result("index_build", {"dim": args.dim, "nlist": args.nlist, "builds": rows})

@@ -229,7 +229,7 @@ def read_alone(
         decoded[0] += sum(values.nbytes for values in columns.values())
         put(buffer, first, columns)
 
-    RowBuffer.put = counted  # type: ignore[method-assign,assignment]
+    RowBuffer.put = counted  # type: ignore[method-assign, assignment]
     feed = Feed(reader, schema, 1, "raise")
     read = read_in_process if way == "process" else Feed.read
     batches = prefetch(read(feed, 0, heap, RepairCounts()))

@@ -178,7 +178,7 @@ def boosting(data: Path, seed: int) -> dict[str, Float64s]:
         {
             **{"objective": "binary", "learning_rate": 0.05, "num_leaves": 31},
             **{"min_data_in_leaf": 50, "feature_fraction": 0.5, "seed": seed},
-            **{"cat_smooth": 50, "verbose": -1, "num_threads": 2},
+            **{"cat_smooth": 50, "verbose": -1, "num_threads": 1},
         },
         sets["train"],
         num_boost_round=1000,

@@ -32,6 +32,7 @@ from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.models.rankers.registry import build_ranker
+from torchrec_adrec.runtime.memory import keep_freed_memory
 from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.engines.choose import Request, take_engine
 from torchrec_adrec.serve.scorer import RankingScorer
@@ -60,6 +61,7 @@ def main() -> None:
     arguments.add_argument("--engines", nargs="+", default=["auto"])
     arguments.add_argument("--name", default="ranking_latency", help="of the result")
     args = arguments.parse_args()
+    keep_freed_memory()  # as `adrec serve` does
     torch.set_num_threads(args.threads)
     encoder = Encoder.load(args.data)
     requests = some_requests(args.data, encoder, args.requests)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+# Seconds after which a connection is not used again. The server closes it after five,
+# and a request sent just then would be lost, as every client of HTTP has to know.
+LONGEST_IDLE = 3
 JSON = "Content-Type: application/json\r\n"
 
 
@@ -24,9 +27,13 @@ class Connection:
     def __init__(self, port: int) -> None:
         self.port = port
         self.writer: asyncio.StreamWriter | None = None
+        self.used = 0.0
 
     async def post(self, body: bytes, path: str = "/recommend") -> tuple[int, bytes]:
         """Send a body; returns status and answer. Raises OSError if there is none."""
+        if time.monotonic() - self.used > LONGEST_IDLE:
+            await self.close()
+        self.used = time.monotonic()
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection(
                 "127.0.0.1", self.port
@@ -51,6 +58,7 @@ class Connection:
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
         body = await self.reader.readexactly(length)
+        self.used = time.monotonic()
         if "connection: close" in head:
             await self.close()
         return int(head.split()[1]), body

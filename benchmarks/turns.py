@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -16,9 +17,22 @@ from torchrec_adrec.runtime.threads import STAY_AWAKE
 
 
 class Worker:
-    """A process that trains a block when it is told to."""
+    """A process that trains a block when it is told to.
 
-    def __init__(self, script: str, args: list[str], ranks: int = 1) -> None:
+    Args:
+        script: that it runs.
+        args: of the script's `--worker`; the first is the way.
+        ranks: processes of it.
+        checkout: whose code it imports; None: that of this process.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        args: list[str],
+        ranks: int = 1,
+        checkout: Path | None = None,
+    ) -> None:
         command = [sys.executable]
         if ranks > 1:
             command += ["-m", "torch.distributed.run", "--standalone"]
@@ -28,7 +42,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | (STAY_AWAKE if is_awake(args[0]) else {}),
+            env=os.environ
+            | (STAY_AWAKE if is_awake(args[0]) else {})
+            | ({} if checkout is None else {"PYTHONPATH": str(checkout)}),
             start_new_session=True,
         )
         self._read()

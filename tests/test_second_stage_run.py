@@ -20,8 +20,6 @@ from torchrec_adrec.errors import CheckpointError, ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.blend import Blend, load_blend, save_blend
-from torchrec_adrec.tasks.calibration import load_calibrations
-from torchrec_adrec.tasks.label_heads import prediction
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore_whole
 
 
@@ -30,26 +28,25 @@ def blended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run in which every switch says yes."""
     out = tmp_path_factory.mktemp("blended") / "run"
     steady = STEADY.replace("ranking", "retrieval")
-    steps = ("train.epochs=2", "train.patience=null", "train.evaluate_every=0")
+    steps = (
+        "data.synthetic.rows=2000",
+        "train.epochs=1",
+        "train.patience=null",
+        "train.evaluate_every=0",
+    )
     last = (steady, *steps, "data.statistics={cross_pairs: 2, folds: 3}")
     ranking = {"model": "dcnv2", "tables": "scratch", "blend": "auto"}
-    ranking["calibration"] = "platt"
     model = [f"ranking.{name}={value}" for name, value in ranking.items()]
-    patch = pytest.MonkeyPatch()
-    for fit in ("blend", "calibrate"):
-        patch.setattr(f"torchrec_adrec.training.{fit}.LEAST", 1)
-    for switch in ("training.blend", "data.prepare.cross_switch"):
-        patch.setattr(f"torchrec_adrec.{switch}.DEVIATIONS", -1e9)
-    with patch.context():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchrec_adrec.training.blend.LEAST", 1)
+        for switch in ("training.blend", "data.prepare.cross_switch"):
+            patch.setattr(f"torchrec_adrec.{switch}.DEVIATIONS", -1e9)
         make_stages(out, load_config(None, [*SETTINGS, STEADY, *last, *model]))
     return out
 
 
 def blended_by_hand(run: Path, rows: pl.DataFrame) -> Float64s:
-    """Return the click of rows of a split, by both models in one piece.
-
-    The blend comes first and is then calibrated.
-    """
+    """Return the click of rows of a split, by both models in one piece."""
     schema = Schema.load(run / "data/schema.json")
     ranker, final = restore_whole("ranking", run, schema)
     towers, _ = restore_whole("retrieval", run, schema)
@@ -64,9 +61,7 @@ def blended_by_hand(run: Path, rows: pl.DataFrame) -> Float64s:
     weights = load_blend(final)
     assert weights.towers > 0
     z = weights.ranker * first + weights.towers * second + weights.intercept
-    calibrations = load_calibrations(final)
-    assert calibrations
-    return np.asarray(prediction(schema.labels[0], z, calibrations).numpy())
+    return np.asarray(torch.sigmoid(z).numpy())
 
 
 def test_reported_is_the_blend(blended: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_wrong_user_is_one_line_and_code_2(
     name: str, tmp_path: Path, command: Command
 ) -> None:
     path = tmp_path / "user.json"
-    content, message = USERS.get(name, ("", "cannot read"))
+    content, message = USERS.get(name, (b"", "cannot read"))
     if name in USERS:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     elif name == "folder":
@@ -105,9 +105,9 @@ def test_the_server_ends_with_one_line_too(tmp_path: Path, command: Command) -> 
     (tmp_path / "retrieval/stage.json").write_text("")
     error = command("serve", "--out", tmp_path, "--port", 0)
     assert "stage.json is damaged" in error and is_one_plain_line(error)
-    with listen("127.0.0.1", 0) as taken:
-        taken.listen()
-        error = command("serve", "--out", tmp_path, "--port", taken.getsockname()[1])
+    with listen("127.0.0.1", 0) as other:
+        other.listen()
+        error = command("serve", "--out", tmp_path, "--port", other.getsockname()[1])
     assert "cannot listen on 127.0.0.1" in error and is_one_plain_line(error)
 
 

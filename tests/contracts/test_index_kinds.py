@@ -193,13 +193,13 @@ def test_an_index_that_lost_or_doubled_ads_is_not_published(
 ) -> None:
     index = built(kind, 1, tmp_path, clustered_corpus())
     (whole,) = index.shards
-    half = replace(whole, ids=whole.ids[: N // 2])
-    index.shards = [half]
-    with pytest.raises(GateError, match="hold 1500 distinct ads in 1500 entries"):
+    index.shards = [whole, whole]
+    with pytest.raises(GateError, match="hold 3000 distinct ads in 6000 entries"):
         published(index, 0.5, tmp_path)
-    # The sum is right again and so is the recall of half of the ads.
-    index.shards = [half, half]
-    with pytest.raises(GateError, match="hold 1500 distinct ads in 3000 entries"):
+    # The sum is right and so is the recall of all ads but one.
+    doubled = np.concatenate([whole.ids[:-1], whole.ids[:1]])
+    index.shards = [replace(whole, ids=doubled)]
+    with pytest.raises(GateError, match="hold 2999 distinct ads in 3000 entries"):
         published(index, 0.5, tmp_path)
     index.shards = [whole]
     published(index, 0.5, tmp_path)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from built_index import D, K, N, built, corpus, exported, on_threads
 
-from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.errors import ConfigError, GateError, ManifestError
 from torchrec_adrec.index.build import reshard
 from torchrec_adrec.index.embeddings import Embeddings
+from torchrec_adrec.index.gate_checks import check_ids
 from torchrec_adrec.index.kinds import KINDS
 from torchrec_adrec.index.kinds.kind import fastest
 from torchrec_adrec.index.manifest import (
@@ -273,3 +274,19 @@ def test_ids_of_another_catalog_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / IDS, index.ids()[:-1])
     with pytest.raises(ManifestError, match=r"hold 3000 ads, ids\.npy names 2999"):
         ShardedIndex.open(tmp_path, index.layout, index.kind)
+
+
+def test_lists_that_hold_an_ad_twice_and_another_one_never_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts are right and so are the ids beside the index."""
+
+    def halved(index: Any, vectors: Any, numbers: Any) -> None:
+        add(index, vectors, numbers - numbers % 2)
+
+    monkeypatch.setattr("torchrec_adrec.index.build.add", halved)
+    data = corpus()
+    index = built("ivf_flat", 2, tmp_path, data)
+    assert index.count == N
+    with pytest.raises(GateError, match="hold 1500 distinct ads in 3000 entries"):
+        check_ids(index, data.exported())

@@ -88,14 +88,16 @@ def test_each_member_is_trained_as_if_it_were_alone() -> None:
 
 def test_whole_vectors_are_dropped_in_training_alone() -> None:
     torch.manual_seed(0)
-    seen: list[Tensor] = []
+    inputs_of_head: list[Tensor] = []
     ranker = build_ranker(SCHEMA, config(field_dropout=0.5, seeds=2), DIM)
-    ranker.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    ranker.head.register_forward_pre_hook(
+        lambda _, args: inputs_of_head.append(args[0])
+    )
     vectors, user_dense, ad_dense = inputs(ranker)
     whole = vectors[0].view(ROWS, -1, DIM)
     for is_training in (True, False):
         ranker.train(is_training).dense(vectors, user_dense, ad_dense)
-    trained, served = (part.view(ROWS, -1, DIM) for part in seen)
+    trained, served = (part.view(ROWS, -1, DIM) for part in inputs_of_head)
     torch.testing.assert_close(served, whole)
     dropped = (trained == 0).all(dim=2)
     assert 0.4 < dropped.float().mean() < 0.6

@@ -23,6 +23,8 @@ from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runs.stages import record_of, stage_folder
 from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.serve.recommender import Recommender
+from torchrec_adrec.tasks.blend import load_blend
+from torchrec_adrec.tasks.sharded import restore_whole
 from torchrec_adrec.tasks.task import build_task
 
 
@@ -191,10 +193,13 @@ def test_a_served_probability_is_the_trained_one(
     start = checkpoint.latest(finished_run / "ranking/checkpoints")
     assert start is not None
     checkpoint.load(start, task, schema)
+    towers, _ = restore_whole("retrieval", finished_run, schema)
     with torch.inference_mode():
-        trained = task.model(batch.user, batch.ad)[:, 0].sigmoid()
+        logits = task.model(batch.user, batch.ad)[:, 0].double()
+        of_towers = towers.model(batch.user, batch.ad)[2].double()
+    trained = load_blend(start).apply(logits, of_towers).sigmoid()
     expected = dict(zip(ads[AD_ID], trained.tolist(), strict=True))
-    assert served == pytest.approx(expected, abs=1e-6)
+    assert served == pytest.approx(expected, abs=1e-5)
     assert answer.ads["click"].is_sorted(descending=True)
     assert answer.candidates == 50
 

@@ -1,6 +1,7 @@
 """Engines compute the same model; their error is measured, and too much is refused."""
 
 import time
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ from torchrec_adrec.schema import Side
 from torchrec_adrec.serve import engines
 from torchrec_adrec.serve.engines import ENGINES, bfloat16, choose, compiled, int8
 from torchrec_adrec.serve.engines.choose import Request, take_engine
+from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.serve.scorer import RankingScorer
 
 ADS = 40
@@ -178,6 +180,22 @@ def test_rounded_tables_count_as_error(table_type: str) -> None:
     error = (logits(scorer) - exact).abs().max().item()
     assert engine.name == "float32" and 0 < error < 0.1 * exact.std().item()
     assert engine.error == pytest.approx(error, rel=0.01)
+
+
+def test_a_run_is_served_by_an_engine_within_the_bound(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, served = Recommender.load(run), Recommender.load(run, engine="auto")
+    assert exact.engine is None and served.engine is not None
+    assert served.engine.error <= served.settings.max_score_error
+    assert served.scorer.ranker.head is served.engine.head
+    lists = [r.recommend({}, top=50).ads.sort("ad_id") for r in (exact, served)]
+    for label in served.scorer.schema.label_names:
+        expected, actual = (ads[label].to_numpy() for ads in lists)
+        np.testing.assert_allclose(actual, expected, rtol=0.05, err_msg=label)
+    monkeypatch.setitem(ENGINES, "int8", lambda head, _: Faulty(head, 1.0))
+    with pytest.raises(ConfigError, match=r"recommend\.engine=int8 .* score error 1,"):
+        Recommender.load(run, engine="int8")
 
 
 def test_without_users_nothing_can_be_measured() -> None:

@@ -1,10 +1,14 @@
 """The blend's weights: the towers serve along only if held-out rows gain by them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
 from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.distributed.checkpoint_files import Checkpoint, attach
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.training.blend import BlendFit, fit_blend
 
@@ -55,3 +59,15 @@ def test_rows_without_a_click_label_have_no_say() -> None:
     clicks = np.append(CLICKS, np.full(50, np.nan))
     first, second = (np.append(x, np.full(50, 99.0)) for x in (FIRST, SECOND))
     assert fit_blend(first, second, clicks, ORIGIN) == fitted(FIRST, SECOND)
+
+
+def test_a_second_file_beside_a_checkpoint_keeps_the_hash_of_the_first(
+    tmp_path: Path,
+) -> None:
+    """Blend and calibration are both added to a checkpoint that was opened once."""
+    (tmp_path / "hashes.json").write_text('{"state.json": "0"}')
+    opened = Checkpoint(tmp_path, {"step": 1}, {})
+    attach(opened, "blend.json", 1)
+    attach(opened, "calibration.json", 2)
+    hashes = json.loads((tmp_path / "hashes.json").read_text())
+    assert set(hashes) == {"state.json", "blend.json", "calibration.json"}

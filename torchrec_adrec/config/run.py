@@ -106,11 +106,11 @@ class RecommendConfig(Settings):
     are in the raw data. Default: the first label, the click. Ads of the same number are
     in the order of their ids."""
     engine: EngineName = "float32"
-    """How the ranker's dense part is computed (docs/serving.md). bfloat16: about twice
-    as fast on a processor that multiplies it faster; int8: 8-bit integers; compiled:
-    torch.compile, which takes half a minute at the start. auto: the fastest of float32,
-    bfloat16 and int8 within `max_score_error`, measured on example users when the run
-    is opened."""
+    """How the ranker's dense part is computed (docs/ranking_speed.md). bfloat16: 1.4 to
+    1.7 times as fast on a processor that multiplies it faster; int8: 8-bit integers;
+    compiled: torch.compile, which takes half a minute at the start. auto: the fastest
+    of float32, bfloat16 and int8 within `max_score_error`, measured on example users
+    when the run is opened."""
     max_score_error: Annotated[float, Field(gt=0)] = 0.02
     """Largest difference of a logit from float32, above which an engine is refused:
     0.02 changes odds, or a predicted value, by 2%."""

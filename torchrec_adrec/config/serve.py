@@ -35,9 +35,10 @@ class ServeConfig(Settings):
     connections: Count = 500
     """Most open connections of a worker. One more closes the one that has been waiting
     longest for the rest of its request. Keep it below half of `ulimit -n`."""
-    refusals_per_second: Count = 200
-    """Refusals (4xx) a second that leave at once. More of them wait, half a second at
-    most, so that a flood of wrong requests leaves the processor to the right ones."""
+    refusal_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the time that refused requests (4xx) may take. Beyond it their answers
+    are held back, five seconds at most, so that a flood of wrong requests leaves the
+    processor to the right ones. 1: never."""
     watch_seconds: Annotated[float, Field(ge=0)] = 2.0
     """How often the run's folder is looked at for a new version, which is then loaded
     and served. 0: never."""

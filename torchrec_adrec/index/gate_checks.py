@@ -18,7 +18,7 @@ def check_ids(index: ShardedIndex, exported: Exported) -> None:
     Raises:
         GateError: they differ.
     """
-    indexed = np.sort(index.ids())
+    indexed = np.sort(index.stored_ids())
     if not np.array_equal(indexed, exported.ids):
         raise GateError(
             f"the shards hold {len(np.unique(indexed))} distinct ads in {len(indexed)}"

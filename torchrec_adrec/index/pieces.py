@@ -47,6 +47,20 @@ def add(index: Any, vectors: Float32s, numbers: Int64s) -> None:
         index.add(vectors)
 
 
+def numbers_in(index: Any) -> Int64s:
+    """Return the number of every vector that an index holds, in no order."""
+    lists = _lists(index)
+    if lists is None:
+        return np.arange(index.ntotal)
+    parts = [np.empty(0, dtype=np.int64)]
+    for place in range(lists.nlist):
+        size = lists.list_size(place)
+        if size:
+            # Copied, because the pointer shows memory that the index owns.
+            parts.append(faiss.rev_swig_ptr(lists.get_ids(place), size).copy())
+    return np.concatenate(parts)
+
+
 def list_sizes(indexes: Iterable[Any]) -> Int64s:
     """Return the number of vectors in each inverted list, over several files."""
     sizes: list[Int64s] = []

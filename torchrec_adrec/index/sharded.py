@@ -16,7 +16,7 @@ from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.kinds import open_kind
 from torchrec_adrec.index.kinds.kind import IndexKind, SearchSetting, most_thorough
 from torchrec_adrec.index.manifest import IDS, FilteredSearch, IndexManifest, Layout
-from torchrec_adrec.index.pieces import can_be_joined, join, open_mapped
+from torchrec_adrec.index.pieces import can_be_joined, join, numbers_in, open_mapped
 from torchrec_adrec.runtime.files import check_files
 
 DECODED_AT_ONCE = 65_536  # vectors of width 256 take 67 MB
@@ -153,6 +153,14 @@ class ShardedIndex:
     def ids(self) -> Int64s:
         """Return the ids that the shards hold, in no order, (count,)."""
         return np.concatenate([shard.ids for shard in self.shards])
+
+    def stored_ids(self) -> Int64s:
+        """Return the ids of what is really in the shards, in no order.
+
+        Inverted lists may hold a number twice and another one not at all, which the
+        counts do not tell.
+        """
+        return np.concatenate([s.ids[numbers_in(s.index)] for s in self.shards])
 
     @cached_property
     def stores(self) -> list[Any]:

@@ -49,16 +49,16 @@ def share_windows(reader: Reader, process: Process) -> NodeWindows | None:
     # first rank of a machine is used.
     memory = nameless_memory(size)
     addresses = _gathered(_Address(_machine(), os.getpid(), shared_path(memory)))
-    here = addresses[process.rank].machine
-    neighbours = [a for a in addresses if a.machine == here]
+    machine = addresses[process.rank].machine
+    neighbours = [a for a in addresses if a.machine == machine]
     try:
         file = Path(neighbours[0].path).open("r+b", buffering=0)  # noqa: SIM115
     except OSError:
         file = None
-    opened = _gathered((here, file is not None))
+    opened = _gathered((machine, file is not None))
     # All ranks of a machine or none: one that decodes alone would be waited for.
-    failed = (here, False) in opened
-    if file is None or failed or here is None or len(neighbours) == 1:
+    failed = (machine, False) in opened
+    if file is None or failed or machine is None or len(neighbours) == 1:
         return None
     rank = neighbours.index(addresses[process.rank])
     pids = [a.pid for a in neighbours]

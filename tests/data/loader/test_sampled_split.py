@@ -45,7 +45,7 @@ def read(split: Split, ranks: int = 1, epoch: int = 0, start: int = 0) -> Int64s
 
 
 def test_all_rows_stay_but_a_share_of_those_without_a_click(whole: Split) -> None:
-    (every,) = (np.concatenate([c["click"] for c in whole.read(range(80), ["click"])]),)
+    every = np.concatenate([c["click"] for c in whole.read(range(80), ["click"])])
     rows = sampled(whole)
     kept = np.concatenate([c["x"] for c in rows.read(range(len(rows.groups)), ["x"])])
     assert len(kept) == rows.num_rows == len(np.unique(kept))
@@ -53,6 +53,9 @@ def test_all_rows_stay_but_a_share_of_those_without_a_click(whole: Split) -> Non
     assert np.isin(others, kept).all()
     share = (len(kept) - len(others)) / (ROWS - len(others))
     assert share == pytest.approx(RATE, abs=0.03)
+    # Each row is drawn on its own: no place in a group is kept in all groups or none.
+    places = np.bincount(np.setdiff1d(kept, others) % 50, minlength=50)
+    assert np.delete(places, range(0, 50, 5)).min() > 5 and places.max() < 45
     other_seed = sampled(whole, seed=1)
     assert other_seed.num_rows != rows.num_rows
 

@@ -94,19 +94,19 @@ def test_a_flood_of_refusals_is_spaced_and_no_wait_is_long(
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    pace = Pace(per_second=100)
+    pace = Pace(share=0.1)
 
     def refuse(count: int) -> None:
         waits.clear()
         for _ in range(count):
             # Not by an event loop, which reads the same clock.
             with contextlib.suppress(StopIteration):
-                pace.wait().send(None)
+                pace.wait(0.001).send(None)
 
     refuse(49)
     assert not waits, "a few at once leave at once"
-    refuse(500)
-    assert waits[1:3] == pytest.approx([0.01, 0.02])
+    refuse(1_000)  # as a flood that does not wait for its answers
+    assert waits[1:3] == pytest.approx([0.01, 0.02]), "a tenth of the time"
     assert max(waits) == pytest.approx(limits.LONGEST_PAUSE)
     clock[0] += 10
     refuse(49)
@@ -118,7 +118,8 @@ def test_refusals_are_paced_and_answers_are_not(
 ) -> None:
     paced: list[int] = []
 
-    async def wait(_: Pace) -> None:
+    async def wait(_: Pace, seconds: float) -> None:
+        assert 0 < seconds < 10
         paced.append(1)
 
     monkeypatch.setattr(Pace, "wait", wait)

@@ -101,6 +101,21 @@ def test_with_all_connections_taken_the_slowest_one_makes_room() -> None:
         assert status_of(slow[2]) == 200
 
 
+def test_refusals_that_are_held_back_leave_room_for_others() -> None:
+    wrong = RIGHT.replace(b"user", b"usar")
+    with listening(FakeRun(), connections=3, refusal_share=1e-6, grace_seconds=1) as (
+        _,
+        port,
+    ):
+        held = []
+        for _ in range(3):
+            held.append(connect(port, wrong))
+            time.sleep(0.1)
+        connection = connect(port, RIGHT)
+        assert status_of(connection) == 200
+        assert is_closed(held[0])
+
+
 def test_it_ends_within_its_grace_whatever_slow_clients_do() -> None:
     with listening(FakeRun(), receive_seconds=60, grace_seconds=1) as (server, port):
         slow = [connect(port, data) for data in (b"", b"POST", HEAD + b"{")]

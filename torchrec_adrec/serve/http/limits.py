@@ -13,8 +13,10 @@ OPEN_PATHS = ("/health", "/ready")  # for whoever watches the server; no token n
 # A client that sends a little too much can read why, as its body is read to its end;
 # one that sends more than this multiple is cut off.
 READ_AND_DROPPED = 16
-LONGEST_PAUSE = 0.5  # seconds by which a refusal is delayed
-BURST = 50  # refusals that leave at once after a quiet time
+LONGEST_PAUSE = 5.0  # seconds by which a refusal is delayed
+HELD = "held"  # key of the scope's state: only a refusal is still to be sent
+CHEAPEST = 0.0005  # seconds that it takes to refuse a request by its head
+CREDIT = 0.5  # seconds of pauses that are left out after a quiet time
 
 
 class RefusalError(Exception):
@@ -35,20 +37,25 @@ class Pace:
 
     Whoever sends wrong requests on many connections gets every answer, at this pace:
     a client that waits for its answer cannot send the next wrong request meanwhile.
+    Times are measured and not set, as a busy machine needs many times as long.
 
     Args:
-        per_second: refusals a second that leave at once.
+        share: of the time, that refused requests may take.
     """
 
-    def __init__(self, per_second: int) -> None:
-        self._gap = 1 / per_second
+    def __init__(self, share: float) -> None:
+        self._share = share
         self._slot = 0.0
 
-    async def wait(self) -> None:
-        """Sleep until the next refusal may leave, `LONGEST_PAUSE` at most."""
+    async def wait(self, seconds: float) -> None:
+        """Sleep until a refusal may leave, `LONGEST_PAUSE` at most.
+
+        Args:
+            seconds: that the request took, in which nothing else was computed.
+        """
         now = time.monotonic()
-        earliest = now - BURST * self._gap
-        self._slot = min(max(self._slot, earliest) + self._gap, now + LONGEST_PAUSE)
+        slot = max(self._slot, now - CREDIT) + seconds / self._share
+        self._slot = min(slot, now + LONGEST_PAUSE)
         if self._slot > now:
             await asyncio.sleep(self._slot - now)
 
@@ -65,7 +72,7 @@ class Limits:
     def __init__(self, app: ASGIApp, bounds: ServeConfig, token: str | None) -> None:
         self.app, self.bounds = app, bounds
         self._authorization = None if token is None else f"Bearer {token}".encode()
-        self._pace = Pace(bounds.refusals_per_second)
+        self._pace = Pace(bounds.refusal_share)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens to it."""
@@ -76,13 +83,17 @@ class Limits:
             self._check_token(scope)
             body = await self._body(scope, receive)
         except RefusalError as refusal:
-            await self._pace.wait()
+            await self._hold(scope, CHEAPEST)
             await refuse(send, refusal.status, refusal.detail)
         except asyncio.CancelledError:  # the server ends, and this body never came
             await refuse(send, 503, "the server is being stopped; ask another one")
         else:
             if body is not None:
-                await self.app(scope, _replay(body, receive), self._paced(send))
+                await self.app(scope, _replay(body, receive), self._paced(scope, send))
+
+    async def _hold(self, scope: Scope, seconds: float) -> None:
+        scope.setdefault("state", {})[HELD] = True
+        await self._pace.wait(seconds)
 
     def _check_token(self, scope: Scope) -> None:
         if self._authorization is None or scope["path"] in OPEN_PATHS:
@@ -124,10 +135,15 @@ class Limits:
             raise too_large
         return bytes(body)
 
-    def _paced(self, send: Send) -> Send:
+    def _paced(self, scope: Scope, send: Send) -> Send:
+        started = time.monotonic()
+
         async def paced(message: Message) -> None:
             if 400 <= message.get("status", 0) < 500:
-                await self._pace.wait()
+                seconds = time.monotonic() - started
+                # A user that waited for its turn cost next to nothing meanwhile.
+                is_overload = message["status"] == 429
+                await self._hold(scope, CHEAPEST if is_overload else seconds)
             await send(message)
 
         return paced

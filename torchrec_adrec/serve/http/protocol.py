@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from torchrec_adrec.config.serve import ServeConfig
+from torchrec_adrec.serve.http.limits import HELD
 
 
 class ServerConfig(uvicorn.Config):
@@ -45,9 +46,12 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the client is awaited, with a request or with the rest of one."""
+        """Whether the server owes nothing but, maybe, a refusal that it holds back."""
         return (
-            self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+            self.cycle is None
+            or self.cycle.response_complete
+            or self.cycle.more_body
+            or HELD in self.cycle.scope["state"]
         )
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
