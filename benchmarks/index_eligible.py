@@ -2,10 +2,11 @@
 
     python benchmarks/index_eligible.py --queries 1000000
 
-A made catalog of clusters, K = 100, recall target .985 (.95 for bytes alone). For every kind and for 100, 50,
-10, 1 and .1% eligible ads, drawn by chance: ids outside of the eligible ones are
-counted, recall is measured against brute force over them on the first 200 users, and
-the time of a query is compared with the same search without a filter (batches of 64).
+A made catalog of clusters, K = 100, recall target .985 (.95 for bytes alone). For
+every kind and for 100, 50, 10, 1 and .1% eligible ads, drawn by chance: ids outside of
+the eligible ones are counted, recall is measured against brute force over them on the
+first 200 users, and the time of a query is compared with the same search without a
+filter (batches of 64).
 """
 
 import argparse
