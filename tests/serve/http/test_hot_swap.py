@@ -57,6 +57,7 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_shown(error: Exception) ->
     app.swap._load = fail
     asyncio.run(app.swap.look())
     assert versions(app) == {"1"} and app.swap.refusal is not None
+    assert isinstance(error, KeyError) or app.swap.refusal == str(error)
     # It is not loaded again and again, but the next one is.
     app.swap._load = load
     asyncio.run(app.swap.look())
