@@ -119,6 +119,9 @@ class RankingConfig(Settings):
     """Members of an ensemble, of which each is a model of its own: tables get so many
     times their columns, and the score is the mean of the members' logits. They train,
     and are saved, looked up and served as one. Needs tables that start fresh."""
+    embedding_dim: Count | None = None
+    """Columns of the ranker's tables where they start fresh. Default: those of the
+    towers' tables, `retrieval.embedding_dim`."""
     table_init: Annotated[float, Field(gt=0)] | None = None
     """Standard deviation of the vectors of a table that starts fresh. Default: uniform
     within sqrt(1 / ids), so that a table of few ids starts with the largest."""
@@ -170,12 +173,15 @@ class RankingConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _members_differ(self) -> Self:
-        if self.seeds > 1 and self.tables != "scratch":
-            raise ValueError(
-                f"seeds {self.seeds} with tables {self.tables}: members that all begin"
-                " with the towers' vectors hardly differ; set tables to scratch"
-            )
+    def _own_tables_start_fresh(self) -> Self:
+        for name, default in (("seeds", 1), ("embedding_dim", None)):
+            value = getattr(self, name)
+            if value != default and self.tables != "scratch":
+                raise ValueError(
+                    f"{name} {value} with tables {self.tables}: the towers' tables have"
+                    " a width of their own, and vectors for one model; set tables to"
+                    " scratch"
+                )
         return self
 
 
