@@ -27,6 +27,7 @@ WRITE = (
     "training.write(Path(sys.argv[1]), int(sys.argv[2]))"
 )
 PLAIN = "torchrec plain, "
+EPOCH = 40  # steps; training goes on with the next one
 
 
 def main() -> None:
@@ -44,15 +45,8 @@ def main() -> None:
         for name, checkout in checkouts.items():
             # Each with its own code: what a prepared folder holds has changed too.
             data[name].mkdir()
-            rows = max(args.batch_size) * (30 * args.rounds)
-            write = [
-                sys.executable,
-                "-P",
-                "-c",
-                WRITE,
-                str(data[name]),
-                str(min(rows, ROWS)),
-            ]
+            rows = str(max(args.batch_size) * EPOCH)
+            write = [sys.executable, "-P", "-c", WRITE, str(data[name]), rows]
             environment = {"PYTHONPATH": f"{checkout}{os.pathsep}{checkout}/benchmarks"}
             subprocess.run(write, env=os.environ | environment, check=True)
         if args.operations:
@@ -60,9 +54,6 @@ def main() -> None:
         else:
             sizes = {str(b): speed(checkouts, data, b, args) for b in args.batch_size}
             keep_result("before", {"way": args.way, "by_batch_size": sizes})
-
-
-ROWS = 1 << 20  # an epoch; training goes on with the next one
 
 
 def speed(

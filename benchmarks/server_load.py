@@ -25,6 +25,8 @@ from uuid import uuid4
 from server_process import Connection, ServerProcess, percentiles, serving
 from timing import keep_result
 
+from torchrec_adrec.runs.versions import CURRENT, VERSIONS
+
 SLICES = 10  # of the long run, whose first and last are compared
 CLIENTS = 4  # that ask without a pause, to see how much the server can do
 LONGEST_SWAP = 300  # seconds in which a new version must be served
@@ -103,12 +105,23 @@ class Load:
 
 def publish(run: Path) -> str:
     """Make a new version: a build of the index with another name."""
-    path = run / "index/stage.json"
-    record = json.loads(path.read_text()) | {"build_id": uuid4().hex[:16]}
+    index, build_id = run / "index", uuid4().hex[:16]
+    current = (index / CURRENT).read_text().strip()
+    name = f"{int(current[:6]) + 1:06}-{build_id}"
+    version = index / VERSIONS / name
+    shutil.copytree(index / VERSIONS / current, version, copy_function=os.link)
+    _replace(version / "stage.json", {"build_id": build_id})
+    partial = index / "CURRENT.partial"
+    partial.write_text(name + "\n")
+    partial.rename(index / CURRENT)
+    return build_id
+
+
+def _replace(path: Path, changes: dict[str, Any]) -> None:
+    # By renaming: the file itself is linked to that of another version.
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record))
+    partial.write_text(json.dumps(json.loads(path.read_text()) | changes))
     partial.rename(path)
-    return str(record["build_id"])
 
 
 async def steady(

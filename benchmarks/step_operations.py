@@ -21,7 +21,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_adrec.distributed.process import process_group
 
-WARM = 3
+# By then the alarm has had its first rows, which it looks at on the host.
+WARM = 6
 EXCHANGES = ("input_dist", "compute", "output_dist", "compute_and_output_dist")
 # What decides between a CPU's and a device's branch, where a commit has it.
 BRANCHES = {

@@ -125,8 +125,8 @@ def on_threads(world_size: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
 
 def recipe(name: str, nlist: int = 30) -> IndexKind:
     """A kind for these corpora, with so many lists if it has lists."""
-    # Six of eight directions, as four of so few keep too little to find anything.
-    build = {"nlist": nlist, "pca": 6}
+    # Seven of eight directions, as four of so few keep too little to find anything.
+    build = {"nlist": nlist, "pca": 7}
     names = [key for key in build if key in signature(KINDS[name]).parameters]
     return derive_kind(name, {key: build[key] for key in names}, N, D)
 

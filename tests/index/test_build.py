@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -218,8 +218,7 @@ def test_a_faulty_export_is_not_indexed(
 
 def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
     """As much of a manifest as opening an index reads."""
-    names = (*index.layout.names, IDS)
-    construct: Any = Gate.model_construct
+    names, gate = (*index.layout.names, IDS), cast(Any, Gate)
     return IndexManifest.model_construct(
         embeddings=EmbeddingManifest.load(folder),
         kind=index.kind.name,
@@ -228,7 +227,7 @@ def loadable(index: ShardedIndex, folder: Path) -> IndexManifest:
         count=N,
         layout=index.layout,
         files={name: sha256(folder / name) for name in names},
-        gate=construct(filtered=()),
+        gate=gate.model_construct(filtered=()),
     )
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchrec_adrec.index import choose as module
 from torchrec_adrec.index.choose import Choice, Purpose, choose, variance_kept
 from torchrec_adrec.index.trial import Trial
 
@@ -70,11 +69,11 @@ def test_the_sample_is_searched_as_deep_as_all_ads_will_be(
 ) -> None:
     depths = []
 
-    class Watched(Trial):
-        def __post_init__(self) -> None:
-            depths.append(self.k)
+    def watched(index: Any, exported: Any, queries: Any, k: int) -> Trial:
+        depths.append(k)
+        return Trial(index, exported, queries, k)
 
-    monkeypatch.setattr(module, "Trial", Watched)
+    monkeypatch.setattr("torchrec_adrec.index.choose.Trial", watched)
     chosen(clusters(4000), clusters(50))
     chosen(clusters(4000), clusters(50), k=9_999)
     assert depths == [2, 40]

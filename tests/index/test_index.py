@@ -66,8 +66,8 @@ def test_other_users_judge_than_those_who_chose(
     judged = corpus().queries[20:]
 
     def harder(trial: Trial, setting: Any) -> Any:
-        found = recalls(trial, setting)
-        return found - 0.1 if np.array_equal(trial.queries, judged) else found
+        each = recalls(trial, setting)
+        return each - 0.1 if np.array_equal(trial.queries, judged) else each
 
     easy = tuned(index, 0.8), index.setting["nprobe"]
     monkeypatch.setattr(Trial, "recalls", harder)

@@ -65,9 +65,9 @@ def test_a_second_file_beside_a_checkpoint_keeps_the_hash_of_the_first(
     tmp_path: Path,
 ) -> None:
     """Blend and calibration are both added to a checkpoint that was opened once."""
-    (tmp_path / "hashes.json").write_text("{}")
+    (tmp_path / "hashes.json").write_text('{"state.json": "0"}')
     opened = Checkpoint(tmp_path, {"step": 1}, {})
     attach(opened, "blend.json", 1)
     attach(opened, "calibration.json", 2)
     hashes = json.loads((tmp_path / "hashes.json").read_text())
-    assert set(hashes) == {"blend.json", "calibration.json"}
+    assert set(hashes) == {"state.json", "blend.json", "calibration.json"}

@@ -14,13 +14,17 @@ COMPARISON, PICTURE = "index_kinds.json", "index_kinds.png"
 
 
 class BuildByDefault(TyperGroup):
-    """A group of commands that means `build` where none of them is named."""
+    """A group of commands that means `default` where none of them is named."""
+
+    default = "build"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `build` before what names no command."""
+        """Put the default before what names no command."""
         is_help = args[:1] == ["--help"]
         named = args[:1] and args[0] in self.commands
-        return super().parse_args(ctx, args if named or is_help else ["build", *args])
+        return super().parse_args(
+            ctx, args if named or is_help else [self.default, *args]
+        )
 
 
 app = typer.Typer(

@@ -61,8 +61,8 @@ def tune_and_validate(
     index.setting = _confirmed(tuning, judging, grid, target)
     ids, scores = index.search(judging.queries, k)
     errors = check_answer(index, exported, judging.queries, ids, scores)
-    recalls, own = judging.recalls_of(ids), self_hits(index, exported)
-    _check_recall(index, recalls, own, k, target)
+    recalls, self_found = judging.recalls_of(ids), self_hits(index, exported)
+    _check_recall(index, recalls, self_found, k, target)
     index.filtered = _filtered(tuning, grid, target, shares)
     return Gate(
         k=k,
@@ -70,7 +70,7 @@ def tune_and_validate(
         tuned_on=len(tuning.queries),
         score_error=errors[0],
         code_error=errors[1],
-        self_hits=own,
+        self_hits=self_found,
         **_report(judging, ids, recalls),
     )
 
@@ -88,7 +88,11 @@ def _confirmed(
 
 
 def _check_recall(
-    index: ShardedIndex, recalls: Float64s, own: float | None, k: int, target: float
+    index: ShardedIndex,
+    recalls: Float64s,
+    self_found: float | None,
+    k: int,
+    target: float,
 ) -> None:
     """Refuse an index that does not reach the target.
 
@@ -102,10 +106,10 @@ def _check_recall(
             f" thorough search ({search}), below index.target_recall {target:g};"
             " nothing was published"
         )
-    if own is not None and not own >= target:
+    if self_found is not None and not self_found >= target:
         raise GateError(
-            f"only {own:.4f} of sampled ads are found by their own vector ({search}),"
-            f" below index.target_recall {target:g}; nothing was published"
+            f"only {self_found:.4f} of sampled ads are found by their own vector"
+            f" ({search}), below index.target_recall {target:g}; nothing was published"
         )
 
 
@@ -176,14 +180,14 @@ def _by_group(trial: Trial, ids: Int64s, groups: Int64s) -> dict[int, GroupRecal
     of_each = groups[trial.top.rows]
     recalls = {}
     for group, ads in zip(*np.unique(groups, return_counts=True), strict=True):
-        wanted = of_each == group
-        if wanted.any():
-            hits = (wanted & returned).sum(axis=1)
-            low, high = interval_of_mean(hits, wanted.sum(axis=1))
+        among_best = of_each == group
+        if among_best.any():
+            hits = (among_best & returned).sum(axis=1)
+            low, high = interval_of_mean(hits, among_best.sum(axis=1))
             recalls[int(group)] = GroupRecall(
                 ads=int(ads),
-                wanted=int(wanted.sum()),
-                recall=float(hits.sum() / wanted.sum()),
+                among_best=int(among_best.sum()),
+                recall=float(hits.sum() / among_best.sum()),
                 low=low,
                 high=high,
             )

@@ -98,13 +98,13 @@ class GroupRecall(_Manifest):
 
     Attributes:
         ads: number of ads in the group.
-        wanted: how often brute force puts one of them among the best K.
+        among_best: how often brute force puts one of them among the best K.
         recall: share of these that the index returns.
         low, high: 95% interval, from draws of the users.
     """
 
     ads: int
-    wanted: int
+    among_best: int
     recall: float
     low: float
     high: float

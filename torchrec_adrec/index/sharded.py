@@ -276,13 +276,13 @@ class ShardedIndex:
             setting: of the kind.
             eligible: only these are found, if given.
         """
-        found = [
+        answers = [
             self._nearest_in(number, queries, k, setting, eligible)
             for number in range(len(self.shards))
         ]
-        if len(found) == 1:
-            return found[0]
-        return _best_of(found, k)
+        if len(answers) == 1:
+            return answers[0]
+        return _best_of(answers, k)
 
     def _nearest_in(
         self,
@@ -294,7 +294,9 @@ class ShardedIndex:
     ) -> tuple[Int64s, Float32s]:
         # Parameters are given with the call and not set on the shards: requests on
         # other threads search the same shards.
-        selector = None if eligible is None else eligible.selectors[number]
+        selector = None
+        if eligible is not None and eligible.share < 1:
+            selector = eligible.selectors[number]
         parameters = self.kind.search_parameters(setting, selector)
         shard = self.shards[number]
         # FAISS refuses a k of 0, also for an empty shard.

@@ -66,6 +66,7 @@ class FakeRun:
     error: Exception | None = None
     schema: Schema = SCHEMA
     users: list[Any] = field(default_factory=list)
+    unreadable: Exception | None = None  # why its folder cannot be looked at
 
     def load(self) -> Served:
         name = str(self.build)
@@ -79,6 +80,8 @@ class FakeRun:
         return Served(recommender, version, name, [USER])
 
     def state(self) -> str:
+        if self.unreadable is not None:
+            raise self.unreadable
         return str(self.build)
 
     def _recommend(self, user: Any, top: int | None) -> Recommendation:

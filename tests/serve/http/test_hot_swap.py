@@ -66,6 +66,19 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_shown(error: Exception) ->
     assert versions(app) == {"3"} and app.swap.refusal is None
 
 
+def test_a_folder_that_cannot_be_read_does_not_end_the_watch() -> None:
+    run = FakeRun(build=1)
+    with client_of(run, watch_seconds=0.01) as client:
+        for error in (ManifestError("CURRENT is damaged"), OSError("gone")):
+            run.unreadable = error
+            while client.get("/ready").json()["refused"] != str(error):
+                pass
+        run.unreadable, run.build = None, 2
+        while client.get("/ready").json()["version"]["index"] != "2":
+            pass
+        assert client.get("/ready").json()["refused"] is None
+
+
 def test_other_columns_are_refused_as_clients_do_not_know_them() -> None:
     run = FakeRun(build=1)
     app = make_app(run)

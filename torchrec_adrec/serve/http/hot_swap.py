@@ -190,11 +190,12 @@ class HotSwap:
 
     async def look(self) -> None:
         """Swap in what was published since the last look, if it can be loaded."""
-        state = await asyncio.to_thread(self._state)
-        if state == self._tried:
-            return
-        self._tried = state
         try:
+            # It fails too while a stage is being put in its place.
+            state = await asyncio.to_thread(self._state)
+            if state == self._tried:
+                return
+            self._tried = state
             # On a thread of its own: requests are answered meanwhile.
             served = await asyncio.to_thread(self._load)
             if not self._is_like(served):
