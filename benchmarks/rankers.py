@@ -58,7 +58,12 @@ def _model(name: str, *settings: str, without: Without = "nothing") -> Row:
 # An id's vector learns what the row's own statistic left out (docs/data.md): the
 # transformer is best after one epoch, and lr likes a higher rate of its weights.
 TRANSFORMER = ("transformer", "ranking.epochs=1")
-LOGISTIC = ("lr", "ranking.table_init=null", "ranking.optimizer.tables_lr=0.02")
+LOGISTIC = (
+    "lr",
+    "ranking.table_init=null",
+    "ranking.embedding_dim=null",
+    "ranking.optimizer.tables_lr=0.02",
+)
 ROWS = {
     "lr": _model(*LOGISTIC),
     "dnn": _model("dnn"),

@@ -31,7 +31,8 @@ from torchrec_adrec.schema import Schema
 
 def build(schema: Schema, config: Config) -> TrainPipelineSparseDist:
     """The pipeline of a sharded DLRM of the ranker's sizes, on one rank."""
-    width, ranking = config.retrieval.embedding_dim, config.ranking
+    ranking = config.ranking
+    width = ranking.embedding_dim or config.retrieval.embedding_dim
     tables = [
         EmbeddingBagConfig(
             name=f"t_{feature.name}",

@@ -115,6 +115,14 @@ def test_new_tables_start_as_small_as_asked() -> None:
             assert weight.std().item() == pytest.approx(0.01, rel=0.2), name
 
 
-def test_members_of_warm_tables_are_refused() -> None:
-    with pytest.raises(ConfigError, match="set tables to scratch"):
-        load_config(None, ["ranking.seeds=2"])
+def test_tables_have_the_rankers_own_width() -> None:
+    ranker = build_ranker(SCHEMA, config(embedding_dim=12), 64)
+    for name, weight in ranker.named_parameters():
+        if "embedding_bags" in name:
+            assert weight.shape[1] == SEEDS * 12
+
+
+@pytest.mark.parametrize("word", ["ranking.seeds=2", "ranking.embedding_dim=4"])
+def test_what_does_not_fit_warm_tables_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="set tables to"):
+        load_config(None, [word])

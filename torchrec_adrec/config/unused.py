@@ -51,7 +51,11 @@ RULES = (
         ("transformer", "dcnv2"),
     ),
     Rule(("ranking.dropout",), "ranking.model", ("transformer", *DEEP)),
-    Rule(("ranking.table_init",), "ranking.model", ("transformer", *DEEP)),
+    Rule(
+        ("ranking.table_init", "ranking.embedding_dim"),
+        "ranking.model",
+        ("transformer", *DEEP),
+    ),
     Rule(("ranking.table_init",), "ranking.tables", ("scratch",)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),

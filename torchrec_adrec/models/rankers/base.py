@@ -178,7 +178,8 @@ class Ranker(nn.Module):
         """
         super().__init__()
         schema = schema.joined
-        self.width = head.table_width(schema, embedding_dim)
+        columns = config.embedding_dim or embedding_dim
+        self.width = head.table_width(schema, columns)
         width, init = config.seeds * self.width, head.table_init(config)
         self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
         self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
