@@ -76,9 +76,7 @@ def on_all(ranks: int, work: Callable[[int], Any]) -> list[Any]:
         try:
             return [job.result(60) for job in jobs]
         finally:
-            for (
-                windows
-            ) in OPEN_WINDOWS:  # a rank that waits for ever would keep the test
+            for windows in OPEN_WINDOWS:  # a rank that waits would keep the test
                 windows.leave()
             OPEN_WINDOWS.clear()
 
