@@ -46,6 +46,8 @@ bench: demo  ## speed as ratios; raw figures go to benchmarks/results
 	$(BIN)/python benchmarks/serving.py --run $(DEMO)
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/server_attack.py --run $(DEMO)
+	$(BIN)/python benchmarks/server_load.py --run $(DEMO) --minutes 1
 
 gpu-check: $(STAMP)  ## one card, under four minutes; small on a CPU
 	$(BIN)/python benchmarks/gpu.py

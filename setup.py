@@ -42,7 +42,7 @@ setup(
     extras_require={
         "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
-        "serve": ["fastapi", "uvicorn"],
+        "serve": ["fastapi", "prometheus-client", "uvicorn"],
         "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
         "dev": [
             *(

@@ -2,109 +2,171 @@
 
     adrec prepare --config configs/criteo_kaggle.yaml --out RUN data.raw=FILE \
         'data.split={train: 0.8, valid: 0.1, test: 0.1}'
-    python benchmarks/rankers.py RUN/data --seeds 0 1 2 --boosting
+    python benchmarks/rankers.py RUN/data --keep FOLDER --seeds 0 1 2
+    python benchmarks/ranker_table.py RUN/data FOLDER
 
-Settings are chosen on the validation rows; the test rows are printed beside them and
-choose nothing. A model's tables start fresh, so no retrieval model is needed.
-`--boosting` trains LightGBM on the same columns (`pip install .[baselines]`).
+Settings are those of `configs/criteo_kaggle.yaml`, chosen on the validation rows; a
+`Row` says what it changes. The logits of every fit stay in FOLDER, and a fit that is
+there is not made again, so the command may be stopped. The ranker's tables start fresh,
+so no retrieval model is needed. LightGBM reads the same columns
+(`pip install .[baselines]`).
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from typing import Literal
 
+import numpy as np
 import polars as pl
-from rich.console import Console
-from rich.table import Table
-from sklearn.metrics import log_loss, roc_auc_score
-from timing import keep_result
 
+from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.models.rankers.registry import RANKERS
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import DenseFeature, Schema
 from torchrec_adrec.training.trainer import Trainer
 
-SETTINGS = (
-    "ranking.tables=scratch",
-    "ranking.optimizer={tables_lr: 0.005, dense_lr: 0.001, warmup_steps: 50,"
-    " decay: cosine}",
-    "ranking.dropout=0.3",
-    "retrieval.embedding_dim=8",
-    "train.batch_size=512",
-    "train.epochs=3",
-    "train.checkpoint_every=1000000",
-    "train.health_every=0",
+CONFIG = Path(__file__).parents[1] / "configs/criteo_kaggle.yaml"
+COMMON = ("train.checkpoint_every=1000000", "train.health_every=0")
+SPLITS = ("valid", "test")
+Without = Literal["nothing", "pairs", "statistics", "numbers"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        settings: what differs from the shipped configuration.
+        without: inputs that are switched off; numbers: the statistics too.
+        task: what is trained; None: LightGBM.
+    """
+
+    settings: tuple[str, ...] = ()
+    without: Without = "nothing"
+    task: str | None = "ranking"
+
+
+def _model(name: str, *settings: str, without: Without = "nothing") -> Row:
+    return Row((f"ranking.model={name}", *settings), without)
+
+
+# An id's vector learns what the row's own statistic left out (docs/data.md): the
+# transformer is best after one epoch, and lr likes a higher rate of its weights.
+TRANSFORMER = ("transformer", "ranking.epochs=1")
+LOGISTIC = (
+    "lr",
+    "ranking.table_init=null",
+    "ranking.embedding_dim=null",
+    "ranking.optimizer.tables_lr=0.02",
 )
-Figures = dict[str, float]
+ROWS = {
+    "lr": _model(*LOGISTIC),
+    "dnn": _model("dnn"),
+    "deepfm": _model("deepfm"),
+    "dcnv2": _model("dcnv2"),
+    "dlrm": _model("dlrm"),
+    "finalmlp": _model("finalmlp"),
+    "transformer": _model(*TRANSFORMER),
+    "lightgbm": Row(task=None),
+    "5 dcnv2": _model("dcnv2", "ranking.seeds=5"),
+    "dcnv2 without pairs": _model("dcnv2", without="pairs"),
+    "dcnv2 without statistics": _model("dcnv2", without="statistics"),
+    "dcnv2 of ids alone": _model("dcnv2", without="numbers"),
+    "transformer without pairs": _model(*TRANSFORMER, without="pairs"),
+    "transformer without statistics": _model(*TRANSFORMER, without="statistics"),
+    "lightgbm without statistics": Row(without="statistics", task=None),
+    "towers": Row(task="retrieval"),
+    "towers without statistics": Row(without="statistics", task="retrieval"),
+}
 
 
 def main() -> None:
-    """Train each model once per seed, print the table, keep the figures."""
+    """Make every fit that is missing."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("data", type=Path, help="a prepared data set")
+    arguments.add_argument("--keep", type=Path, required=True, help="folder of fits")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument("--models", nargs="+", default=list(RANKERS))
+    arguments.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     arguments.add_argument("--set", nargs="*", default=[], help="key=value ...")
-    arguments.add_argument("--boosting", action="store_true", help="LightGBM too")
-    arguments.add_argument("--name", default="rankers", help="of the result")
     args = arguments.parse_args()
-    runs: dict[str, list[Figures]] = {}
+    args.keep.mkdir(parents=True, exist_ok=True)
     with process_group("cpu") as process:
         for seed in args.seeds:
-            for model in args.models:
-                figures = train(args.data, model, seed, args.set, process)
-                runs.setdefault(model, []).append(figures)
-                print(seed, model, figures, flush=True)
-            if args.boosting:
-                runs.setdefault("lightgbm", []).append(boosting(args.data, seed))
-    Console(width=120).print(table_of(runs))
-    settings = {"seeds": args.seeds, "settings": [*SETTINGS, *args.set]}
-    keep_result(args.name, {**settings, "runs": runs})
+            for name in args.rows:
+                path = args.keep / f"{name}-{seed}.npz"
+                if path.exists():
+                    continue
+                with reduced(args.data, ROWS[name].without) as data:
+                    fit = _fit(ROWS[name], data, seed, args.set, process)
+                np.savez(path, allow_pickle=False, **fit)
+                print(name, seed, f"{fit['seconds']:.0f} s", flush=True)
 
 
-def train(
-    data: Path, model: str, seed: int, overrides: list[str], process: Process
-) -> Figures:
-    """Train one model and judge it on validation and test rows."""
-    words = [*SETTINGS, f"ranking.model={model}", f"seed={seed}", *overrides]
-    config = load_config(None, words)
+@contextmanager
+def reduced(data: Path, without: Without) -> Iterator[Path]:
+    """The same rows with fewer columns: every reader goes by the schema."""
+    schema = Schema.load(data / "schema.json")
+    dense = tuple(f for f in schema.dense if not _is_off(f, without))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer("ranking", config, process, data, Path(folder))
+        for path in data.resolve().iterdir():
+            (Path(folder) / path.name).symlink_to(path)
+        (Path(folder) / "schema.json").unlink()
+        schema.model_copy(update={"dense": dense}).save(Path(folder) / "schema.json")
+        yield Path(folder)
+
+
+def _is_off(feature: DenseFeature, without: Without) -> bool:
+    if without == "pairs":
+        return len(feature.sources) == 2
+    if without == "statistics":
+        return feature.statistic is not None
+    return without == "numbers"
+
+
+def _fit(
+    row: Row, data: Path, seed: int, overrides: list[str], process: Process
+) -> dict[str, Float64s]:
+    """Train; logits of both splits, number of parameters, seconds, rows trained on."""
+    if row.task is None:
+        return boosting(data, seed)
+    words = [*COMMON, *row.settings, f"seed={seed}", *overrides]
+    config = load_config(CONFIG, words)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(row.task, config, process, data, Path(folder))
         began = time.perf_counter()
         metrics = trainer.fit()
         seconds = time.perf_counter() - began
+        logits = {
+            split: trainer.evaluator.logits(trainer.model, split).logits[:, 0]
+            for split in SPLITS
+        }
+    parameters = sum(p.numel() for p in trainer.model.parameters())
     # Early stopping may take fewer steps than the source has.
     rows = config.train.batch_size * metrics["train"]["steps"]
-    return _judged(metrics, trainer.schema.label_names[0]) | {
-        "parameters": float(sum(p.numel() for p in trainer.model.parameters())),
-        "samples/s": rows / seconds,
-    }
+    return logits | _numbers(parameters, seconds, rows)
 
 
-def _judged(metrics: dict[str, Any], click: str) -> Figures:
-    return {
-        f"{split} {name}": metrics[split][click][key]
-        for split in ("valid", "test")
-        for name, key in (("AUC", "auc"), ("log loss", "log_loss"))
-    }
+def _numbers(parameters: int, seconds: float, rows: int) -> dict[str, Float64s]:
+    numbers = {"parameters": parameters, "seconds": seconds, "rows": rows}
+    return {name: np.array(float(value)) for name, value in numbers.items()}
 
 
-def boosting(data: Path, seed: int) -> Figures:
+def boosting(data: Path, seed: int) -> dict[str, Float64s]:
     """LightGBM on the same ids, as categories, and numbers; stopped on validation."""
     import lightgbm
 
     schema = Schema.load(data / "schema.json")
     click = schema.label_names[0]
     ids = [feature.name for feature in schema.sparse]
-    names = [*(feature.name for feature in schema.dense), *ids]
+    names = [*(feature.name for feature in schema.joined.dense), *ids]
     frames = {
         split: pl.read_parquet(data / split / "*.parquet", columns=[*names, click])
-        for split in ("train", "valid", "test")
+        for split in ("train", *SPLITS)
     }
     sets = {
         split: lightgbm.Dataset(
@@ -121,7 +183,7 @@ def boosting(data: Path, seed: int) -> Figures:
         {
             **{"objective": "binary", "learning_rate": 0.05, "num_leaves": 31},
             **{"min_data_in_leaf": 50, "feature_fraction": 0.5, "seed": seed},
-            **{"cat_smooth": 50, "verbose": -1, "num_threads": 2},
+            **{"cat_smooth": 50, "verbose": -1, "num_threads": 1},
         },
         sets["train"],
         num_boost_round=1000,
@@ -129,39 +191,9 @@ def boosting(data: Path, seed: int) -> Figures:
         callbacks=[lightgbm.early_stopping(50, verbose=False)],
     )
     seconds = time.perf_counter() - began
-    figures: Figures = {}
-    for split in ("valid", "test"):
-        scores = model.predict(sets[split].data)
-        observed = frames[split][click].to_numpy()
-        figures[f"{split} AUC"] = float(roc_auc_score(observed, scores))
-        figures[f"{split} log loss"] = float(log_loss(observed, scores))
-    rows = len(frames["train"]) * model.best_iteration
-    return figures | {
-        "parameters": float(model.best_iteration * 31),
-        "samples/s": rows / seconds,
-    }
-
-
-def table_of(runs: dict[str, list[Figures]]) -> Table:
-    """One line a model: the mean over seeds, and the spread of the AUC."""
-    count = max(map(len, runs.values()))
-    table = Table(title=f"Rankers, {count} seeds: mean (standard deviation)")
-    names = list(next(iter(runs.values()))[0])
-    for name in ("model", *names):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for model, figures in runs.items():
-        table.add_row(model, *_cells(names, figures))
-    return table
-
-
-def _cells(names: list[str], figures: list[Figures]) -> Iterator[str]:
-    for name in names:
-        values = [run[name] for run in figures]
-        if name in ("parameters", "samples/s"):
-            yield f"{mean(values):,.0f}"
-        else:
-            spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
-            yield f"{mean(values):.4f}{spread}"
+    scores = {s: model.predict(sets[s].data, raw_score=True) for s in SPLITS}
+    trees = model.best_iteration
+    return scores | _numbers(31 * trees, seconds, len(frames["train"]) * trees)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Test figures of runs over seeds, with their spread.
 
-    python benchmarks/runs.py --config configs/criteo_kaggle.yaml --name criteo_kaggle \
-        --seeds 0 1 2 --set data.raw=PATH
+    python benchmarks/runs.py --config configs/criteo_kaggle_plain.yaml \
+        --name criteo_kaggle --seeds 0 1 2 --set data.raw=PATH
 
 Every seed is a run on two ranks in a folder of its own below --out; models beside the
 towers, as the additive one, train on the same prepared data:

@@ -9,6 +9,7 @@ one-way mask must.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +19,7 @@ from timing import interleave, keep_result, ratio
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.recommender import Recommender
 
@@ -32,14 +34,16 @@ def main() -> None:
     users = json.loads((args.run / "data/example_users.json").read_text())
     one = recommender.user_input(users[0])
     count = recommender.settings.candidates
-    ids, _ = recommender.retriever.retrieve(one, count)
+    ids, scores = recommender.retriever.retrieve(one, count)
+    raw = raw_user(users[0], recommender.encoder.schema)
+    cross = recommender.crosses.of(raw, recommender.scorer.rows(ids))
     repeated = _repeat(recommender, one, len(ids))
-    score = recommender.scorer.score
-    once, each = score(one, ids), score(repeated, ids)
+    score = partial(recommender.scorer.score, ad_ids=ids, scores=scores, cross=cross)
+    once, each = score(one), score(repeated)
     assert all(np.allclose(once[n], each[n], atol=1e-6) for n in once | each)
     ways = {
-        "user once": lambda: score(one, ids),
-        "user for every ad": lambda: score(repeated, ids),
+        "user once": lambda: score(one),
+        "user for every ad": lambda: score(repeated),
         "whole request": lambda: recommender.recommend(users[0]),
     }
     seconds = interleave(ways, args.rounds)

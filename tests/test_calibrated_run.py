@@ -28,10 +28,9 @@ def calibrated(
     config = load_config(None, [*SETTINGS, STEADY, calibration, "train.epochs=2"])
     out = tmp_path_factory.mktemp("calibrated") / "run"
     shutil.copytree(run, out)
-    patch = pytest.MonkeyPatch()
-    # 400 validation rows, of which some 40 observe each class of `engagement`.
-    patch.setattr("torchrec_adrec.training.calibrate.LEAST", 1)
-    with patch.context():
+    with pytest.MonkeyPatch.context() as patch:
+        # 400 validation rows, of which some 40 observe each class of `engagement`.
+        patch.setattr("torchrec_adrec.training.calibrate.LEAST", 1)
         train_ranker(out, config, process)
     return out
 

@@ -102,6 +102,9 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
     """The `adrec` command that is named, and the words that are left for it."""
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
+        default = getattr(command, "default", None)
+        if default is not None and not {*words[:1]} & {*command.commands}:
+            words = [default, *words]  # `adrec index` is `adrec index build`
         assert words and words[0] in command.commands, f"no command adrec {words}"
         command, words = command.commands[words[0]], words[1:]
     return command, words

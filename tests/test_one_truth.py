@@ -29,13 +29,16 @@ from torchrec_adrec.errors import CheckpointError, ManifestError, PredictionErro
 from torchrec_adrec.evaluation.predict import evaluate_split
 from torchrec_adrec.export.build_index import build_index
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest, load_vectors
+from torchrec_adrec.models.rankers.base import Ensemble
 from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve import proof, recommender
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks import sharded as sharded_task
+from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore, restore_whole
 
 
@@ -46,7 +49,7 @@ def test_all_name_the_best_checkpoint(run: Path) -> None:
         assert final.step == min(history, key=lambda pair: pair[1])[0]
         assert metrics(run, task)["checkpoint"] == final.origin.model_dump()
     exported = EmbeddingManifest.load(run / "export")
-    indexed = IndexManifest.load(run / "index")
+    indexed = IndexManifest.load(stage_folder(run, "index"))
     assert exported.checkpoint == indexed.embeddings.checkpoint == towers.origin
     tables = ranker.state["tables_from"]
     assert Origin.model_validate(tables) == towers.origin
@@ -92,12 +95,18 @@ def test_reported_is_served(task: str, run: Path, process: Process) -> None:
     )
 
 
-@pytest.mark.parametrize("name", RANKERS)
+ENSEMBLE = "ranking={seeds: 3, tables: scratch, field_dropout: 0.2, table_init: 0.01}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [*((name, ()) for name in RANKERS), pytest.param("dnn", (ENSEMBLE,), id="3 dnn")],
+)
 def test_any_ranker_is_trained_judged_and_served(
-    name: str, run: Path, process: Process, tmp_path: Path
+    name: str, words: tuple[str, ...], run: Path, process: Process, tmp_path: Path
 ) -> None:
     """Sharded, in one piece and behind the recommender: the same model."""
-    config = load_config(None, [*SETTINGS, STEADY, f"ranking.model={name}"])
+    config = load_config(None, [*SETTINGS, STEADY, f"ranking.model={name}", *words])
     again = tmp_path / "run"
     shutil.copytree(run, again)
     train_ranker(again, config, process)
@@ -110,9 +119,9 @@ def test_any_ranker_is_trained_judged_and_served(
         for label_name, figures in restored.items():
             assert figures == pytest.approx(reported[label_name], abs=1e-6, nan_ok=True)
     tables_from = checkpoint_of.state["tables_from"]
-    assert (tables_from is not None) == RANKERS[name].warm_starts
+    assert (tables_from is not None) == warm_starts(config.ranking)
     served = Recommender.load(again)
-    assert type(served.scorer.ranker.head) is RANKERS[name]
+    assert type(served.scorer.ranker.head) is (Ensemble if words else RANKERS[name])
     for ad in served.recommend({}).ads.to_dicts():
         alone = predicted_alone(whole, served, ad["ad_id"])
         for label_name, value in alone.items():
@@ -153,7 +162,7 @@ def prove(served: Recommender, run: Path, ad_tower: Any, towers: Checkpoint) -> 
         served.scorer,
         ad_tower,
         towers,
-        IndexManifest.load(run / "index"),
+        IndexManifest.load(stage_folder(run, "index")),
         run / "export",
     ).check()
 
@@ -179,7 +188,7 @@ def test_each_part_is_proved(run: Path) -> None:
 
 def test_a_ranker_with_other_tables_is_refused(run: Path) -> None:
     towers, ranker = (final_checkpoint(run / task) for task in TASKS)
-    manifest = IndexManifest.load(run / "index")
+    manifest = IndexManifest.load(stage_folder(run, "index"))
     proof.check_names(run, towers, ranker, manifest)
     tables = last(run / "retrieval").origin.model_dump()
     other = replace(ranker, state=ranker.state | {"tables_from": tables})

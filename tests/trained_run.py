@@ -14,7 +14,7 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.export.build_index import build_index
-from torchrec_adrec.export.encode import export
+from torchrec_adrec.export.export import export
 from torchrec_adrec.runs.stage_folder import make_run, stage_workspace
 from torchrec_adrec.runs.stages import DATA, EXPORT, INDEX, RANKING, RETRIEVAL
 from torchrec_adrec.runtime.ranks import SingleProcess
@@ -22,7 +22,6 @@ from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.calibration import Calibrations
 from torchrec_adrec.tasks.label_heads import prediction
-from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore
 from torchrec_adrec.training.trainer import Trainer
 
@@ -33,7 +32,9 @@ SETTINGS = (
     "train.dead_model=warn",
     "recommend.candidates=50",
     "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",
-    "ranking={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8}",
+    "ranking={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8, blend: none}",
+    # Products of products would be infinite at the learning rates below.
+    "ranking.cross_layers=0",
     # so large that the validation loss soon rises: `patience` ends training after that
     "retrieval.optimizer={tables_lr: 1, dense_lr: 0.1}",
     "ranking.optimizer={tables_lr: 1, dense_lr: 0.1}",
@@ -46,15 +47,19 @@ STEADY = "ranking.optimizer={tables_lr: 0.05, dense_lr: 0.01}"
 
 def make_trained_run(out: Path) -> None:
     """Make all that serving needs, one stage after another."""
-    config = load_config(None, SETTINGS)
+    make_stages(out, load_config(None, SETTINGS))
+    for task in TASKS:
+        assert final_checkpoint(out / task).step < last(out / task).step
+
+
+def make_stages(out: Path, config: Config) -> None:
+    """Make all stages but the baselines, on one rank."""
     make_run(out)
     with stage_workspace(DATA, config, out) as folder:
         data = open_data(config.data, config.seed, folder, SingleProcess())
         prepare(config.data, data, folder, config.seed)
     with process_group("cpu") as process:
         _train_and_export(out, config, process)
-    for task in TASKS:
-        assert final_checkpoint(out / task).step < last(out / task).step
 
 
 def _train_and_export(out: Path, config: Config, process: Process) -> None:
@@ -72,10 +77,8 @@ def _train_and_export(out: Path, config: Config, process: Process) -> None:
 def train_ranker(run: Path, config: Config, process: Process) -> None:
     """Train the ranker of a run, on its towers' tables where the ranker takes them."""
     with stage_workspace(RANKING, config, run, process) as folder:
-        tables = None
-        if warm_starts(config.ranking):
-            tables = final_checkpoint(run / "retrieval")
-        Trainer("ranking", config, process, run / "data", folder, tables).fit()
+        towers = final_checkpoint(run / "retrieval")
+        Trainer("ranking", config, process, run / "data", folder, towers).fit()
 
 
 def last(folder: Path) -> Checkpoint:

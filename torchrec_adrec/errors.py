@@ -8,6 +8,7 @@ AdRecError
 ├── ReaderError       a process that read rows ahead and died
 ├── CheckpointError   a checkpoint that does not fit the model that loads it
 ├── PredictionError   a prediction that is not finite
+├── EligibilityError  an ad that may not be shown and was about to be returned
 ├── ManifestError     an artefact that is damaged or was made from other inputs
 ├── TrainingError     a model that cannot be trained on: not finite, or dead
 │   └── NonFiniteLossError
@@ -17,6 +18,31 @@ AdRecError
 ├── LostRankError     another rank that ended while this one waited for it
 └── StoppedError      training that was asked to stop and has saved a checkpoint
 """
+
+from pydantic import ValidationError
+
+MOST_FAULTS = 3  # of a file, that one line names
+
+
+def reason(error: Exception) -> str:
+    """Say in one line why a file cannot be read.
+
+    Args:
+        error: an OSError, or what a reader of JSON raised.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, ValidationError):
+        # Its own text has several lines, the input, and the address of a web page.
+        faults = error.errors(include_url=False, include_input=False)
+        lines = [
+            ": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"])))
+            for f in faults
+        ]
+        return "; ".join(lines[:MOST_FAULTS])
+    return " ".join(str(error).split())
 
 
 class AdRecError(Exception):
@@ -63,6 +89,10 @@ class CheckpointError(AdRecError):
 
 class PredictionError(AdRecError):
     """A prediction that is not finite, by which no ads can be ordered."""
+
+
+class EligibilityError(AdRecError):
+    """An ad that may not be shown and was about to be returned."""
 
 
 class ManifestError(AdRecError):

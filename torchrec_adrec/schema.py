@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from torchrec_adrec.errors import SchemaError
+from torchrec_adrec.errors import SchemaError, reason
 
 AD_ID = "ad_id"
 LOG_Q = "log_q"
@@ -88,7 +88,8 @@ class Statistic(_Frozen):
         label: the name of a binary label.
         strength: a, the number of rows by which a rate is drawn towards p0; None stands
             for `log1p(c)`.
-        paired_with: the second raw column of a pair, of the same side.
+        paired_with: the second raw column of a pair: of the same side, or the user's
+            column of a cross.
     """
 
     label: str
@@ -218,10 +219,13 @@ class Schema(_Frozen):
     sparse: tuple[SparseFeature, ...]
     sequences: tuple[SequenceFeature, ...] = ()
     labels: tuple[Label, ...]
+    # Statistics of an ad's column paired with a user's. No tower may read them, or an
+    # ad's vector would depend on the user: `joined` hands them to the ranker.
+    cross: tuple[DenseFeature, ...] = Field(default=(), exclude_if=lambda x: not x)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [f.name for f in (*self.dense, *self.bags)]
+        names = [f.name for f in (*self.dense, *self.cross, *self.bags)]
         counts = Counter((*names, *self.label_names))
         # The catalog keeps an ad's raw values as `raw_...`, to show them.
         reserved = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
@@ -264,9 +268,12 @@ class Schema(_Frozen):
     def _statistics_have_columns_and_labels(self) -> Self:
         # They add no raw column of their own, so requests and ads need none either.
         binary = {label.name for label in self.labels if label.kind == "binary"}
-        for feature in self.dense:
+        users = self.scalar_sources_of(Side.USER)
+        for feature in (*self.dense, *self.cross):
             if feature.statistic is not None:
                 columns = set(self.scalar_sources_of(feature.side))
+                if feature in self.cross:
+                    columns.update(users)
                 lost = {feature.statistic.label} - binary
                 lost |= set(feature.sources) - columns
                 if lost:
@@ -275,6 +282,29 @@ class Schema(_Frozen):
                         f" the {feature.side}'s side nor binary labels"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _crosses_join_an_ad_and_a_user(self) -> Self:
+        users, ads = (self.scalar_sources_of(side) for side in Side)
+        for feature in self.cross:
+            first, *second = feature.sources
+            joins = first in ads and len(second) == 1 and second[0] in users
+            if feature.side != Side.AD or not joins:
+                raise ValueError(
+                    f"{feature.name}: a cross is a number of the ad, made of an ad's"
+                    f" column and a user's, found {feature.sources}"
+                )
+        return self
+
+    @property
+    def joined(self) -> "Schema":
+        """The schema of a model that sees user and ad together, as the ranker does.
+
+        What depends on both is a number of the ad, behind the ad's own: of a user's
+        candidates each has another.
+        """
+        joined = {"dense": (*self.dense, *self.cross), "cross": ()}
+        return self.model_copy(update=joined) if self.cross else self
 
     def dense_of(self, side: Side) -> tuple[DenseFeature, ...]:
         """The dense features of one side, in order."""
@@ -354,7 +384,8 @@ class Schema(_Frozen):
             SchemaError: the file is missing or is no schema.
         """
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise SchemaError(f"{path} is not a readable schema: {reason}") from error
+            raise SchemaError(
+                f"{path} is not a readable schema: {reason(error)}"
+            ) from error

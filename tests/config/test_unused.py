@@ -27,6 +27,7 @@ CHANGED: dict[str, Any] = {
     "feedforward_dim": 24,
     "head_dim": 48,
     "hidden": (48, 24),
+    "experts": 3,
     "cross_layers": 3,
     "cross_rank": 5,
     "dropout": 0.25,
@@ -67,7 +68,12 @@ def test_a_rankers_setting_is_listed_exactly_if_it_changes_nothing(
         ("retrieval={contrast: bpr, log_q: false}", "retrieval.log_q"),
         ("data.hash_size=50", "data.hash_size"),
         ("data={ids: hash, min_count: 2}", "data.min_count"),
-        ("index={kind: exact, nlist: 7}", "index.nlist"),
+        ("index={kind: exact, memory_gib: 7}", "index.memory_gib"),
+        ("ranking={model: dnn, table_init: 0.01}", "ranking.table_init"),
+        (
+            "ranking={model: lr, tables: scratch, table_init: 0.01}",
+            "ranking.table_init",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_named(given: str, named: str) -> None:

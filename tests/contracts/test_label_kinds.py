@@ -9,6 +9,7 @@ import torch
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.evaluation.metrics import LABEL_METRICS, label_metrics
 from torchrec_adrec.losses.mean import global_means
+from torchrec_adrec.models.rankers.final_logits import PRODUCTS
 from torchrec_adrec.schema import Label, Schema
 from torchrec_adrec.tasks.label_heads import LABEL_HEADS, prediction
 
@@ -36,6 +37,7 @@ def label(request: pytest.FixtureRequest) -> Label:
 def test_everybody_knows_the_same_kinds() -> None:
     kinds = set(get_args(Label.model_fields["kind"].annotation))
     assert set(LABEL_HEADS) == set(LABEL_METRICS) == set(OBSERVED) == kinds
+    assert set(PRODUCTS) == kinds
 
 
 def loss_of(label: Label, logits: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:

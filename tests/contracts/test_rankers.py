@@ -1,29 +1,43 @@
 """What training and serving rely on, asked of every ranker model by name."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from ranking_rows import SCHEMA, columns_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.models.rankers.base import Ranker
+from torchrec_adrec.models.rankers.base import Ensemble, Ranker
 from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.schema import Side
 
 ADS, DIM = 6, 8
 
 
-@pytest.fixture(params=RANKERS)
+SCRATCH = {"tables": "scratch", "field_dropout": 0.5}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "without cross layers": {"cross_layers": 0, "layers": 2},
+    "experts": {"experts": 3},
+    "conditional": {"conditional": {"value": {"given": "click"}}},
+    "corrected": {"negative_rate": 0.5},
+    "pooled ads": {"ad_tokens": 1},
+    **{f"{n} x 3": {"model": n, "seeds": 3, **SCRATCH} for n in RANKERS},
+}
+"""Settings that change the way from a row to its logits, and ensembles."""
+
+
+@pytest.fixture(params=[*RANKERS, *VARIANTS])
 def ranker(request: pytest.FixtureRequest) -> Ranker:
-    """A new model whose weights are all random, in evaluation mode."""
+    """A new model, or an ensemble, whose weights are all random; to evaluate."""
     torch.manual_seed(0)
-    config = RankingConfig(model=request.param, model_dim=8, heads=2)
+    settings = VARIANTS.get(request.param, {"model": request.param})
+    config = RankingConfig.model_validate({"model_dim": 8, "heads": 2, **settings})
     model = build_ranker(SCHEMA, config, DIM)
     with torch.no_grad():
         for weight in model.parameters():
@@ -74,8 +88,9 @@ def test_no_ad_sees_another_ad(ranker: Ranker) -> None:
 
 
 def operations(ranker: Ranker, users: int, ads: int) -> int:
-    """Operations of all matrix products of a pass."""
-    with FlopCounterMode(display=False) as counter:
+    """Operations of all matrix products of a pass, attention's too."""
+    # The counter knows the products of attention only where it is not fused.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         ranker(user(users), rows(Side.AD, ads))
     return int(counter.get_total_flops())
 
@@ -84,7 +99,8 @@ def test_the_users_part_is_computed_once_per_request(ranker: Ranker) -> None:
     """Each further ad costs the ad's part alone, however many there are."""
     few, many = (operations(ranker, 1, ads) for ads in (10, 20))
     users_part = operations(ranker, 20, 20) - many
-    assert ranker.head.shares_user == (users_part > 0) and users_part % 19 == 0
+    head = ranker.head.heads[0] if isinstance(ranker.head, Ensemble) else ranker.head
+    assert head.shares_user == (users_part > 0) and users_part % 19 == 0
     # What is left of ten ads without the user's part is ten times one ad's part.
     assert 2 * (few - users_part // 19) == many - users_part // 19
 

@@ -21,6 +21,7 @@ from test_resume import ranks_below
 from torchrec_adrec.distributed import checkpoint_files
 from torchrec_adrec.distributed.process import restarts_of, unchanged_process
 from torchrec_adrec.index.manifest import load_vectors
+from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.runtime.files import sha256
 
 NAMES = ("retrieval", "export", "index", "ranking")
@@ -97,8 +98,11 @@ def test_one_job_writes_what_separate_jobs_write(
     )
     assert np.array_equal(ids, expected_ids)
     assert np.array_equal(vectors, expected)
-    for shard in (one / "index").glob("shard-*"):
-        assert sha256(shard) == sha256(apart / "index" / shard.name)
+    versions = [stage_folder(run, "index") for run in (one, apart)]
+    shards = list(versions[0].glob("shard-*"))
+    assert shards
+    for shard in shards:
+        assert sha256(shard) == sha256(versions[1] / shard.name)
 
 
 def test_a_stage_leaves_the_process_as_it_was() -> None:

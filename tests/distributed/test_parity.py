@@ -83,7 +83,7 @@ def rounding_of(one_rank: OnOne) -> Callable[[str], Rounding]:
 Measure = Callable[[str], Rounding]
 FAULTS = {
     "retrieval": faults("ad_tower.tables.embedding_bags.ad_C14.weight"),
-    "ranking": faults("head.hidden.user.weight"),  # its tables are frozen
+    "ranking": faults("head.heads.hidden.user.weight"),  # its tables are frozen
 }
 
 

@@ -69,6 +69,18 @@ def test_every_parameter_of_both_models_moves(
             assert not still
 
 
+def test_the_ranker_may_read_the_rows_more_often(
+    prepared: Path, tmp_path: Path
+) -> None:
+    words = ("ranking={tables: scratch, epochs: 3}", "train.epochs=2")
+    steps = {}
+    with process_group("cpu") as process:
+        for task in ("retrieval", "ranking"):
+            trainer = trainer_for(task, prepared, tmp_path, process, *words)
+            steps[task] = trainer.fit()["train"]["steps"]
+    assert steps == {"retrieval": 20, "ranking": 30}
+
+
 def test_a_run_that_only_lacks_its_metrics_is_finished(
     prepared: Path, tmp_path: Path
 ) -> None:

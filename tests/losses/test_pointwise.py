@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.losses.mean import Share, global_means
 from torchrec_adrec.losses.pointwise import click_loss, value_loss
 from torchrec_adrec.schema import Label
 from torchrec_adrec.tasks.label_heads import prediction
-from torchrec_adrec.tasks.ranking import RankingLoss
+from torchrec_adrec.tasks.objectives import RankingLoss
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -61,12 +62,12 @@ def test_a_row_that_does_not_count_has_no_gradient_whatever_its_logit() -> None:
 def test_a_value_is_learned_and_predicted_as_a_multiple_of_its_mean() -> None:
     """Fails when training and prediction do not use the same unit."""
     click, value = Label(name="click"), Label(name="v", kind="value", mean=20.0)
-    loss = RankingLoss((click, value))
+    loss = RankingLoss((click, value), RankingConfig())
     labels = torch.tensor([[1.0, 30.0], [0.0, torch.nan]])
     logits = torch.zeros(2, 2)
     logits[:, 1] = torch.tensor(30.0 / 20.0).log()
     logits.requires_grad_()
-    loss(logits, labels, torch.ones(2)).backward()
+    loss(logits, logits, labels, torch.ones(2)).backward()
     assert logits.grad is not None and logits.grad[:, 1].abs().max() < 1e-5
     assert prediction(value, logits[:1, 1]).item() == pytest.approx(30.0)
     assert prediction(click, torch.zeros(1)).item() == 0.5

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchrec_adrec.modules.attention import OneWayLayer, one_way_mask
+from torchrec_adrec.modules.attention import OneWayLayer, attend_to_both, one_way_mask
 
 B, U, A, D, H = 3, 5, 2, 8, 2
 
@@ -48,3 +48,18 @@ def test_one_user_is_shared_by_all_ads(
     user, ad = tokens
     repeated = layer(user[:1].expand(B, -1, -1), ad)[1]
     torch.testing.assert_close(layer(user[:1], ad)[1], repeated)
+
+
+def test_a_shared_user_is_attended_to_like_a_repeated_one() -> None:
+    """Few own keys or many, one head or several: it is one softmax over all keys."""
+    torch.manual_seed(2)
+    for tokens in (1, 3):
+        query, key, value = torch.randn(3, B, H, tokens, D)
+        shared = torch.randn(1, H, U, D), torch.randn(1, H, U, D)
+        keys, values = (
+            torch.cat([x.expand(B, -1, -1, -1), y], dim=2)
+            for x, y in zip(shared, (key, value), strict=True)
+        )
+        expected = F.scaled_dot_product_attention(query, keys, values)
+        actual = attend_to_both(query, shared, (key, value))
+        torch.testing.assert_close(actual, expected)

@@ -113,7 +113,7 @@ def test_commands_refuse_a_link_before_they_work(
     shutil.copytree(finished_run / "ranking", run / "ranking")
     assert adrec("recommend", "--out", run).returncode == 0
     for args in (("run", "-j", "1x1"), ("index",)):
-        done = adrec(*args, "--out", run, "index.nlist=3")
+        done = adrec(*args, "--out", run, "index.queries=3")
         assert done.returncode == 2
         assert f"{run}/index is a symbolic link" in done.stderr
     assert not list(run.glob("*.partial-*"))
@@ -163,14 +163,14 @@ def test_damaged_parts_are_one_line(finished_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished_run, copy)
     for path in (
-        "data/catalog.parquet",
-        "data/vocabulary/C3.parquet",
-        "index/shard-00001.faiss",
+        copy / "data/catalog.parquet",
+        copy / "data/vocabulary/C3.parquet",
+        stages.stage_folder(copy, "index") / "shard-00001.faiss",
     ):
-        whole = (copy / path).read_bytes()
-        (copy / path).write_bytes(whole[:-9])
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9])
         answer = adrec("recommend", "--out", copy)
         assert answer.returncode == 2 and "expected sha256" in answer.stderr
         assert answer.stderr.count("\n") == 1
-        (copy / path).write_bytes(whole)
+        path.write_bytes(whole)
     assert adrec("recommend", "--out", copy).returncode == 0

@@ -40,7 +40,7 @@ VALUE = {10: 1.0, 11: 9.0, 12: 2.0, 13: 2.0, 14: 8.0, 15: 1.0}
 def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
     """One request to a recommender whose models are tables of known predictions."""
 
-    def score(_: Any, ids: Any) -> dict[str, Any]:
+    def score(_: Any, ids: Any, *__: Any) -> dict[str, Any]:
         predictions = (("click", CLICK), ("value", VALUE))
         return {n: np.array([p[i] for i in ids.tolist()]) for n, p in predictions}
 
@@ -54,10 +54,11 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
         schema=SCHEMA,
         shown=CATALOG.drop("value"),
     )
-    encoder: Any = SimpleNamespace(schema=SCHEMA)
+    encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: {})
+    crosses: Any = SimpleNamespace(of=lambda *_: {})
     settings = RecommendConfig(top=1, rank_by=rank_by)
-    recommender = Recommender(encoder, retriever, scorer, settings)
-    recommender.user_input = lambda _: None  # type: ignore
+    recommender = Recommender(encoder, retriever, scorer, crosses, settings)
+    recommender._encoded = lambda _: None  # type: ignore
     return recommender.recommend({}, top)
 
 

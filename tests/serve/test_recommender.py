@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.index.manifest import IndexManifest
+from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.serve import recommender
 from torchrec_adrec.serve.recommender import Recommender
 
@@ -20,7 +21,7 @@ def test_the_example_in_the_docstring_is_true(finished_run: Path) -> None:
 def test_the_gate_measured_as_many_ads_as_are_retrieved(
     finished_run: Path, small_config: Config
 ) -> None:
-    gate = IndexManifest.load(finished_run / "index").gate
+    gate = IndexManifest.load(stage_folder(finished_run, "index")).gate
     served = Recommender.load(finished_run)
     answer = served.recommend({})
     candidates = small_config.recommend.candidates

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from torchrec_adrec.cli import checkpoint, plan, serve, stages
+from torchrec_adrec.cli import checkpoint, index, plan, serve, stages, versions
 from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.runtime.memory import keep_freed_memory
@@ -98,7 +98,6 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     stages.train,
     stages.evaluate,
     stages.export,
-    stages.index,
     serve.recommend,
     serve.serve,
     plan.plan,
@@ -107,7 +106,9 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
 for command in COMMANDS:
     app.command()(command)
 app.command(hidden=True)(stages.job)
+app.add_typer(index.app, name="index")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(versions.app, name="versions")
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from torchrec_adrec.errors import ConfigError
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -31,3 +33,24 @@ Verbose = Annotated[
         "--verbose", "-v", help="Print the sharding plan of every table as well."
     ),
 ]
+To = Annotated[Path | None, typer.Option("--to", help="Parquet file that is written.")]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the users' file that names them and is no feature; it is"
+        " written too."
+    ),
+]
+
+
+def written_to(path: Path | None, option: str) -> Path:
+    """Return the file that a command is to write.
+
+    Raises:
+        ConfigError: none was named, or it could not be put there.
+    """
+    if path is None:
+        raise ConfigError(f"{option} needs --to FILE, the Parquet file to write")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ConfigError(f"--to {path}: expected a file in a folder that is there")
+    return path

@@ -11,7 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import ConfigFile, Out, Overrides, Verbose
+from torchrec_adrec.cli.options import (
+    ConfigFile,
+    Key,
+    Out,
+    Overrides,
+    To,
+    Verbose,
+    written_to,
+)
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.run_folder import (
@@ -21,6 +29,7 @@ from torchrec_adrec.runs.run_folder import (
     should_run,
 )
 from torchrec_adrec.runs.stage_folder import stage_workspace
+from torchrec_adrec.runtime.disk import disk_errors
 from torchrec_adrec.runtime.logs import be_verbose, log_to_file
 from torchrec_adrec.runtime.threads import keep_threads_awake
 
@@ -89,24 +98,25 @@ def run(
 def job(stage: list[TaskStage], out: Out) -> None:
     """Run several stages in the same processes, as `adrec run` launches them."""
     keep_threads_awake()  # before anything imports torch
-    _run_stages([stages.STAGES[name] for name in stage], out)
+    run_stages([stages.STAGES[name] for name in stage], out)
 
 
-def _run_stages(
+def run_stages(
     several: list[stages.Stage],
     out: Path,
     config: Path | None = None,
     overrides: list[str] | None = None,
     verbose: bool = False,
 ) -> None:
+    """Run stages in this process, one rank of the launcher's."""
     if verbose:
         be_verbose()
     # The inputs of the first stage are checked before torchrec is imported, so that a
     # refusal comes at once. Those of the others may not be made yet.
     with command_in(out, config, overrides, several[0]) as settings:
-        from torchrec_adrec.pipeline.job import run_stages
+        from torchrec_adrec.pipeline import job as work
 
-        run_stages(several, settings, out)
+        work.run_stages(several, settings, out)
 
 
 def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
@@ -184,7 +194,7 @@ def train(
             f"retrieval.init_from={origin}",
             f"retrieval.allow_new_tables={allowed}",
         ]
-    _run_stages([stages.STAGES[task]], out, config, args, verbose)
+    run_stages([stages.STAGES[task]], out, config, args, verbose)
 
 
 def evaluate(
@@ -199,6 +209,7 @@ def evaluate(
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.calibration import load_calibrations
     from torchrec_adrec.tasks.sharded import restore
+    from torchrec_adrec.training.blend import with_blend
     from torchrec_adrec.training.evaluator import Evaluator
 
     # It only reads, so it need not hold the run; but what it reads must fit.
@@ -216,6 +227,7 @@ def evaluate(
             settings.train,
             settings.data.bounds,
         )
+        evaluator = with_blend(evaluator, settings, out, checkpoint)
         test = evaluator.test(model, load_calibrations(checkpoint))
         if process.is_first:
             metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
@@ -226,26 +238,35 @@ def evaluate(
 def export(
     out: Out,
     config: ConfigFile = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file of users, who are encoded in place of the ads."
+        ),
+    ] = None,
+    to: To = None,
+    key: Key = None,
     verbose: Verbose = False,
     overrides: Overrides = None,
 ) -> None:
     """Encode every ad on all ranks; measure the recall of clicks that were held out.
 
+    Parts that were finished before a stop are kept. With --users, vectors of other
+    users are written to a file, from the towers of the run.
+
     \b
       torchx run -s local_cwd adrec.export --out runs/demo -j 1x2
+      adrec export --out runs/demo --users users.parquet --to vectors.parquet
     """
-    _run_stages([stages.EXPORT], out, config, overrides, verbose)
+    if users is None:
+        run_stages([stages.EXPORT], out, config, overrides, verbose)
+        return
+    from torchrec_adrec.distributed.process import process_group
+    from torchrec_adrec.export.users import export_users
 
-
-def index(
-    out: Out,
-    config: ConfigFile = None,
-    verbose: Verbose = False,
-    overrides: Overrides = None,
-) -> None:
-    """Build the FAISS shards on all ranks; publish them only past the recall gate.
-
-    \b
-      torchx run -s local_cwd adrec.index --out runs/demo -j 1x2 -- index.shards=4
-    """
-    _run_stages([stages.INDEX], out, config, overrides, verbose)
+    target = written_to(to, "--users")
+    # It only reads the run, so it need not hold it; but what it reads must fit.
+    settings = read_settings(config, overrides, out)
+    stages.check(stages.RETRIEVAL, settings, out)
+    with disk_errors(target.parent), process_group(settings.device) as process:
+        export_users(out, users, key, target, settings, process)

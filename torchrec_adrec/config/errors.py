@@ -16,6 +16,7 @@ RENAMED = {
     "start": "init_from",
     "high": "max_value",
     "shares": "shares_ids_with",
+    "nlist": "build",
 }
 
 

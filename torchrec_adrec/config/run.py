@@ -11,17 +11,29 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from torchrec_adrec.config.base import Count, Fraction, Settings
+from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.formula import Formula
+from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.config.train import (
     RankingConfig,
     RetrievalConfig,
     ShardingConfig,
     TrainConfig,
 )
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import ConfigError, reason
+
+VectorType = Literal["fp32", "fp16"]
+
+
+class ExportConfig(Settings):
+    """The vectors of all ads."""
+
+    dtype: VectorType = "fp32"
+    """Precision in which vectors are written. fp16 takes half the disk, and rounds each
+    number to 11 significant bits: a vector moves by less than a thousandth of its
+    length."""
 
 
 class EvaluationConfig(Settings):
@@ -37,20 +49,53 @@ class EvaluationConfig(Settings):
 class IndexConfig(Settings):
     """The FAISS index over all ads, in shards."""
 
-    kind: Literal["auto", "exact", "ivf_flat"] = "auto"
-    """auto: exact up to 100,000 ads, IVF for more."""
+    kind: Literal[
+        "auto",
+        "exact",
+        "ivf_flat",
+        "ivf_sqfp16",
+        "ivf_sq8",
+        "ivf_sq8_refined",
+        "ivf_pq_refined",
+        "ivf_rabitq_refined",
+        "pca_ivf_sq8_refined",
+        "hnsw",
+    ] = "auto"
+    """auto: exact where that is as fast (up to 100,000 ads, more than 1% of all ads
+    retrieved, or vectors without near neighbours), else inverted lists of the code that
+    suits the vectors. It says what it chose and why. The other kinds stand in
+    docs/index.md with what was measured of each."""
+    build: dict[str, Annotated[int, Field(ge=0)]] = Field({})
+    """Build parameters of the kind, as {nlist: 4000}; those that are left out follow
+    from the number of ads and the width of a vector. `auto` takes none."""
+    search: dict[str, Rate] = Field({})
+    """Search parameters that are not to be tuned, as {nprobe: 64}. The recall that they
+    give is measured all the same."""
+    memory_gib: Rate = 0
+    """Memory that `auto` may fill with the index, in GiB; 0: as much as it takes."""
     shards: Count = 2
-    nlist: Annotated[int, Field(ge=0)] = 0
-    """Number of inverted lists; 0 means 4 * sqrt(number of ads)."""
     target_recall: Fraction = 0.95
     """Recall at `recommend.candidates`, against brute force, below which the index is
     not published."""
     queries: Count = 1_000
-    """Number of held-out users whose ads the gate searches."""
+    """Number of held-out users whose ads the gate searches. Half of them choose the
+    search parameters, the other half judge them."""
+    keep_versions: Count = 3
+    """Number of published versions that stay, the current one among them: `adrec
+    versions rollback` goes back to one at once."""
+
+    @model_validator(mode="after")
+    def _auto_builds_as_it_chooses(self) -> Self:
+        if self.kind == "auto" and self.build:
+            raise ValueError("build parameters need a kind: name one beside `build`")
+        return self
+
+
+EngineName = Literal["float32", "bfloat16", "int8", "compiled", "auto"]
 
 
 class RecommendConfig(Settings):
-    """How many ads the ranker gets, how many are shown, and in which order."""
+    """How many ads the ranker gets, how fast, how many are shown, in which order."""
 
     candidates: Count = 500
     top: Count = 10
@@ -60,6 +105,27 @@ class RecommendConfig(Settings):
     the labels, which mean their predictions, and the numbers of the ad's side as they
     are in the raw data. Default: the first label, the click. Ads of the same number are
     in the order of their ids."""
+    engine: EngineName = "float32"
+    """How the ranker's dense part is computed (docs/ranking_speed.md). bfloat16: 1.4 to
+    1.7 times as fast on a processor that multiplies it faster; int8: 8-bit integers;
+    compiled: torch.compile, which takes half a minute at the start. auto: the fastest
+    of float32, bfloat16 and int8 within `max_score_error`, measured on example users
+    when the run is opened."""
+    max_score_error: Annotated[float, Field(gt=0)] = 0.02
+    """Largest difference of a logit from float32, above which an engine is refused:
+    0.02 changes odds, or a predicted value, by 2%."""
+    table_type: Literal["float32", "float16", "int8"] = "float32"
+    """Numbers of the ranker's tables while they serve. float16 and int8 take half of
+    the memory or less, and look up all tables of a side at once, which is five times as
+    fast for the one user of a request."""
+    ad_vectors_gb: Annotated[float, Field(ge=0)] = 1
+    """Memory for the vectors of all ads, looked up when the run is opened; where they
+    need more, each request looks up its own ads."""
+
+    @property
+    def serves_exactly(self) -> bool:
+        """Whether the ranker serves in the numbers that it was trained in."""
+        return self.engine == self.table_type == "float32"
 
     @model_validator(mode="after")
     def _top_of_candidates(self) -> Self:
@@ -86,9 +152,16 @@ class Config(Settings):
     ranking: RankingConfig = RankingConfig()
     train: TrainConfig = TrainConfig()
     sharding: ShardingConfig = ShardingConfig()
+    export: ExportConfig = ExportConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
+    serve: ServeConfig = ServeConfig()
+
+    def loop_of(self, task: str) -> TrainConfig:
+        """The training loop of a task: the ranker may read the rows more often."""
+        epochs = self.ranking.epochs if task == "ranking" else None
+        return self.train.model_copy(update={"epochs": epochs or self.train.epochs})
 
     def save(self, path: Path) -> None:
         """Write every setting, defaults included, as YAML."""
@@ -125,10 +198,8 @@ def _read_yaml(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is no YAML: {' '.join(str(error).split())}"
-        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is no YAML: {reason(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys with values, found {values!r}")
     base = values.pop("extends", None)
@@ -148,7 +219,7 @@ def _read_override(override: str) -> dict[str, Any]:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"{override!r}: the value is no YAML") from None
     # From the inside out: a.b=1 becomes {a: {b: 1}}, to be merged like a file.
     for part in reversed(key.split(".")):

@@ -5,6 +5,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
+from torchrec_adrec.config.objectives import (
+    Conditional,
+    LabelWeight,
+    Share,
+    parents_first,
+)
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 # At 0 nothing is learnt, without any error; `ranking.tables` is how tables are frozen.
@@ -45,6 +51,10 @@ class RetrievalConfig(Settings):
     tables that serve nothing else. On Criteo it raised the towers' AUC from 0.741 to
     0.759 and recall@100 from 0.79 to 0.83 (test, one seed; chosen on the validation
     split)."""
+    statistics: bool = True
+    """Whether the vectors read the statistics of values; the biases always do. On
+    Criteo they cost the towers a recall@10 of 0.65 to 0.53 (one seed), as they tell who
+    clicks and not what belongs together."""
     alpha: Fraction = 0.9
     """Weight of the click's cross-entropy; the rest is the contrast. On Criteo 0.7 gave
     AUC 0.748 and recall@100 0.81, 0.98 gave 0.769 and 0.53 (validation)."""
@@ -90,23 +100,68 @@ class RankingConfig(Settings):
     model_dim: Count = 16
     feedforward_dim: Count = 32
     head_dim: Count = 64
+    ad_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of an ad in the transformer, each of them mixed of all its columns. 0: one
+    per raw column. What a request costs grows with them."""
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128)
     """Hidden layers of dnn, deepfm, dcnv2, dlrm and finalmlp."""
-    cross_layers: Count = 2
-    """Cross layers of dcnv2."""
+    experts: Count = 1
+    """Hidden layers of `head_dim` that the labels share: 1 is a shared bottom, more are
+    mixed by a gate for each label (MMoE). On KuaiRand 4 of them gained nothing over one
+    (click 0.7292 against 0.7299 AUC, validation, one seed)."""
+    cross_layers: Annotated[int, Field(ge=0)] = 2
+    """Cross layers of dcnv2, and of the branch beside the transformer's tokens; 0:
+    none. Beside the transformer they are worth 0.005 of AUC on Criteo with statistics
+    and 0.008 on KuaiRand (validation, one epoch, one seed)."""
     cross_rank: Count = 32
     """Rank of their matrices."""
     dropout: Dropout = 0.1
+    field_dropout: Dropout = 0
+    """Share of the looked-up vectors that a training row does not see, each as a whole;
+    the others are scaled up to make up for it."""
+    seeds: Count = 1
+    """Members of an ensemble, of which each is a model of its own: tables get so many
+    times their columns, and the score is the mean of the members' logits. They train,
+    and are saved, looked up and served as one. Needs tables that start fresh."""
+    embedding_dim: Count | None = None
+    """Columns of the ranker's tables where they start fresh. Default: those of the
+    towers' tables, `retrieval.embedding_dim`."""
+    table_init: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of the vectors of a table that starts fresh. Default: uniform
+    within sqrt(1 / ids), so that a table of few ids starts with the largest."""
     tables: Literal["warm_start", "frozen", "scratch"] = "warm_start"
     """The source of the tables: the retrieval checkpoint, or new random values."""
+    label_weights: dict[str, LabelWeight] = Field(default_factory=dict)
+    """Weight of each label's loss, by the label's name. Default: 1.0 of the click, 0.5
+    of every other binary label, 0.3 of every value."""
+    conditional: dict[str, Conditional] = Field(default_factory=dict)
+    """Labels that can only be above 0 where another one is 1, as
+    `{value: {given: click}}`: every prediction of them, in `recommend.rank_by` too, is
+    then the one over all impressions."""
+    negative_rate: Share = 1
+    """Share of the rows without a click that training reads. The click's logit is
+    corrected by its logarithm, and other labels weigh these rows by its inverse, so
+    that predictions stay those of all rows."""
     calibration: CalibrationKind = "none"
     """What is fitted on the validation rows after training and applied to every
     prediction: temperature (a slope of the logit), platt (slope and intercept) or
     isotonic (steps). A label that is a value gets a factor. It needs 100 validation
     rows of each class."""
+    epochs: Count | None = None
+    """How often the ranker reads the rows. Default: `train.epochs`."""
+    blend: Literal["auto", "none"] = "auto"
+    """auto: the served click logit is `a * ranker + b * towers + c` with weights from 0
+    that are fitted on the validation rows, if that lowers their log loss by more than
+    its noise; otherwise the ranker serves alone. `metrics.json` and the report say
+    which. It needs 100 validation rows of each class."""
     optimizer: OptimizerConfig = OptimizerConfig(tables_lr=0.05, dense_lr=0.002)
     """A table that is warm-started and then hardly moves ranks worse than a fresh one:
     the learning rate of the tables stays high."""
+
+    @model_validator(mode="after")
+    def _no_label_is_given_itself(self) -> Self:
+        parents_first(self.conditional)
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -119,6 +174,18 @@ class RankingConfig(Settings):
                 f"finalmlp: the last of hidden {self.hidden} must be a multiple of"
                 f" heads {self.heads}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _own_tables_start_fresh(self) -> Self:
+        for name, default in (("seeds", 1), ("embedding_dim", None)):
+            value = getattr(self, name)
+            if value != default and self.tables != "scratch":
+                raise ValueError(
+                    f"{name} {value} with tables {self.tables}: the towers' tables have"
+                    " a width of their own, and vectors for one model; set tables to"
+                    " scratch"
+                )
         return self
 
 

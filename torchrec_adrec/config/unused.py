@@ -31,20 +31,37 @@ RULES = (
     Rule(
         tuple(
             f"ranking.{name}"
-            for name in ("layers", "model_dim", "feedforward_dim", "head_dim")
+            for name in (
+                "layers",
+                "model_dim",
+                "feedforward_dim",
+                "head_dim",
+                "experts",
+                "ad_tokens",
+            )
         ),
         "ranking.model",
         ("transformer",),
     ),
     Rule(("ranking.heads",), "ranking.model", ("transformer", "finalmlp")),
     Rule(("ranking.hidden",), "ranking.model", DEEP),
-    Rule(("ranking.cross_layers", "ranking.cross_rank"), "ranking.model", ("dcnv2",)),
+    Rule(
+        ("ranking.cross_layers", "ranking.cross_rank"),
+        "ranking.model",
+        ("transformer", "dcnv2"),
+    ),
     Rule(("ranking.dropout",), "ranking.model", ("transformer", *DEEP)),
+    Rule(
+        ("ranking.table_init", "ranking.embedding_dim"),
+        "ranking.model",
+        ("transformer", *DEEP),
+    ),
+    Rule(("ranking.table_init",), "ranking.tables", ("scratch",)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),
     Rule(("data.hash_size",), "data.ids", ("hash",)),
     Rule(("data.min_count",), "data.ids", ("frequency",)),
-    Rule(("index.nlist",), "index.kind", ("auto", "ivf_flat")),
+    Rule(("index.memory_gib",), "index.kind", ("auto",)),
 )
 
 

@@ -121,7 +121,9 @@ def attach(checkpoint: Checkpoint, name: str, content: Any) -> None:
         content: JSON.
     """
     path = checkpoint.path / name
-    others = {n: h for n, h in checkpoint.hashes.items() if n != name}
+    # As they are now: another file may have been added since this was opened.
+    hashes = load_hashes(checkpoint.path)
+    others = {n: h for n, h in hashes.items() if n != name}
     # A stop in between never leaves a file under another file's hash. It may leave one
     # that no hash names: loading then refuses the checkpoint and says so.
     _replace(checkpoint.path / HASHES, others)

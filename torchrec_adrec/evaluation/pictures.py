@@ -82,3 +82,54 @@ def recall_by_popularity(judged: Mapping[str, Any], path: Path) -> None:
     )
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def gate_picture(gate: Mapping[str, Any], path: Path) -> None:
+    """Draw an index's recall by popularity, and with fewer and fewer eligible ads.
+
+    Args:
+        gate: as `index.manifest.Gate` is written.
+        path: of the file.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    popularity, filtered = figure.subplots(1, 2, sharey=True)
+    groups = {"all": gate, **gate["by_popularity"]}
+    recall, low, high = (
+        np.array([group[name] for group in groups.values()])
+        for name in ("recall", "low", "high")
+    )
+    # An interval by draws may end just beside a mean of few distinct values.
+    ends = np.maximum([recall - low, high - recall], 0)
+    popularity.errorbar(range(len(groups)), recall, ends, fmt="o", capsize=2)
+    popularity.set_xticks(range(len(groups)), list(groups), fontsize=8)
+    popularity.set(xlabel="tenth of the training impressions (1: most shown)")
+    levels = [{**gate, "share": 1}, *gate["filtered"]]
+    filtered.plot(*zip(*((g["share"], g["recall"]) for g in levels), strict=True), "o-")
+    filtered.set(xscale="log", xlabel="share of the ads that are eligible")
+    for axes in (popularity, filtered):
+        axes.axhline(gate["target_recall"], linestyle="--", color="grey")
+        axes.grid(alpha=0.3)
+    popularity.set(ylabel=f"recall@{gate['k']}")
+    times = ", ".join(f"{name} {ms:.2f}" for name, ms in gate["milliseconds"].items())
+    figure.suptitle(f"recall against brute force, target dashed; ms a search: {times}")
+    figure.savefig(path, dpi=120)
+
+
+def kinds_picture(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Draw kinds of index by the time of a search and the bytes of an ad.
+
+    Args:
+        rows: as `index.compare.Compared` is written, those that reached the target.
+        title: of the picture.
+        path: of the file.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        time, size = row["milliseconds"]["p50"], row["bytes_per_ad"]
+        axes.plot(time, size, "o")
+        axes.annotate(row["kind"], (time, size), fontsize=8)
+    axes.set(xscale="log", xlabel="ms a query, median", ylabel="bytes an ad")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

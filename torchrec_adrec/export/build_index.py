@@ -1,35 +1,42 @@
 """Exported vectors -> index shards on all ranks -> gate -> a published index.
 
 index/
-  shard-00000.faiss ...    every S-th ad by rising id
-  manifest.json            made from what, kind, sizes, search setting, sha256 of shards
-  metrics.json             recall against brute force on held-out users
+  shard-00000.faiss ...    some of the inverted lists, or of the ads by rising id
+  ids.npy                  the ad of every number, by rising id
+  manifest.json            made from what, kind, build and search parameters, sha256
+  gate.json, gate.png      what was measured against brute force on held-out users
+  metrics.json             the recall alone
 """
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.config.run import IndexConfig
+from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.export.encode import QUERIES
-from torchrec_adrec.index.build import EMPTY, build_shard, shard_name, train_empty
+from torchrec_adrec.evaluation.pictures import gate_picture
+from torchrec_adrec.evaluation.ranking_metrics import popularity_deciles
+from torchrec_adrec.export.export import QUERIES
+from torchrec_adrec.index.build import build_files
+from torchrec_adrec.index.choose import SAMPLE, Choice, Purpose, choose
+from torchrec_adrec.index.embeddings import Embeddings
+from torchrec_adrec.index.exported import Exported
 from torchrec_adrec.index.gate import tune_and_validate
-from torchrec_adrec.index.kinds import derive_kind
-from torchrec_adrec.index.kinds.kind import describe
-from torchrec_adrec.index.manifest import (
-    EmbeddingManifest,
-    IndexManifest,
-    load_vectors,
-)
+from torchrec_adrec.index.kinds import derive_kind, open_kind
+from torchrec_adrec.index.manifest import IDS, Gate, IndexManifest, load_vectors
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runtime.files import check_files, sha256
+from torchrec_adrec.schema import AD_ID
 from torchrec_adrec.tasks.sharded import check_origin, final_checkpoint
 
+CHOICE = "choice.json"  # what the first rank tells the others
 log = logging.getLogger(__name__)
 
 
@@ -59,54 +66,127 @@ def build_index(
             towers than those that will be served.
         GateError: the index is too far from brute force.
     """
-    exported, ids, vectors = _load_export(embeddings)
-    kind = derive_kind(settings, exported.count)
-    if process.is_first:
-        train_empty(kind, ids, vectors, seed, out)
-    process.barrier()  # every rank starts its shards from that file
-    for number in range(process.rank, settings.shards, process.world_size):
-        build_shard(number, settings.shards, ids, vectors, out)
-    process.barrier()
+    embedded = _open_export(embeddings)
+    queries = _held_out_users(embeddings, settings.queries, seed)
+    choice = _choice(settings, embedded, queries, k, seed, process, out)
+    kind = choice.kind
+    layout = build_files(kind, embedded, settings.shards, seed, process, out)
     if not process.is_first:
         return
-    (out / EMPTY).unlink()
     # Opened from the files: what is measured is what serving will read.
-    names = [shard_name(number) for number in range(settings.shards)]
-    index = ShardedIndex.open(out, names, kind)
-    queries = _held_out_users(embeddings, settings.queries, seed)
-    gate = tune_and_validate(index, ids, vectors, queries, k, settings.target_recall)
+    index = ShardedIndex.open(out, layout, kind)
+    exported = _with_popularity(embedded, out)
+    target, fixed = settings.target_recall, settings.search
+    gate = tune_and_validate(index, exported, queries, k, target, fixed)
+    size = sum((out / name).stat().st_size for name in layout.names)
+    gate = gate.model_copy(
+        update={"bytes_per_ad": size / index.count, "choice": choice.reason}
+    )
     manifest = IndexManifest(
-        embeddings=exported,
+        embeddings=embedded.manifest,
         kind=kind.name,
-        sizes=dict(vars(kind)),
+        build=dict(vars(kind)),
         search=index.setting,
         count=index.count,
-        shards={name: sha256(out / name) for name in names},
+        layout=layout,
+        files={name: sha256(out / name) for name in (*layout.names, IDS)},
         gate=gate,
     )
     manifest.save(out)
-    (out / "metrics.json").write_text(json.dumps(gate.model_dump(), indent=1) + "\n")
-    _log_summary(manifest)
+    _write_report(gate, out)
+    log.info("index: %s", manifest.summary)
 
 
-def _load_export(embeddings: Path) -> tuple[EmbeddingManifest, Int64s, Float32s]:
-    """Read manifest, ids (N,) and vectors (N, D) of a whole export.
+def _choice(
+    settings: IndexConfig,
+    embedded: Embeddings,
+    queries: Float32s,
+    k: int,
+    seed: int,
+    process: Process,
+    out: Path,
+) -> Choice:
+    """Take the kind that the settings name, or let the vectors decide. Collective."""
+    count, dim = embedded.manifest.count, embedded.manifest.dim
+    if settings.kind != "auto":
+        kind = derive_kind(settings.kind, settings.build, count, dim)
+        return Choice(kind, "index.kind names it")
+    path = out / CHOICE
+    if process.is_first:
+        memory = settings.memory_gib * 2**30
+        purpose = Purpose(count, k, settings.target_recall, memory)
+        choice = choose(embedded.sample(SAMPLE, seed), queries, purpose)
+        log.info("index: %s, because %s", choice.kind.name, choice.reason)
+        name, build = choice.kind.name, dict(vars(choice.kind))
+        path.write_text(json.dumps([name, build, choice.reason]))
+    process.barrier()  # timings and rounding may not let every rank decide for itself
+    name, build, reason = json.loads(path.read_text())
+    process.barrier()
+    if process.is_first:
+        path.unlink()
+    return Choice(open_kind(name, build), reason)
+
+
+def exported_vectors(run: Path, users: int, seed: int) -> tuple[Exported, Float32s]:
+    """Open all exported ads, and held-out users as the gate draws them, (B, D).
+
+    Args:
+        run: its folder.
+        users: at most so many.
+        seed: of the draw.
+
+    Raises:
+        ManifestError: the files of the export are damaged, or of other ads.
+    """
+    embedded = _open_export(run / "export")
+    embedded.check(range(len(embedded.manifest.parts)))
+    with TemporaryDirectory() as folder:
+        exported = _with_popularity(embedded, Path(folder))
+    return exported, _held_out_users(run / "export", users, seed)
+
+
+def _with_popularity(embedded: Embeddings, out: Path) -> Exported:
+    """Open the exported vectors, with each ad's decile of the training impressions.
+
+    Raises:
+        ManifestError: the catalog holds other ads.
+    """
+    # The ids as they were exported, and not as the index holds them: the gate compares.
+    exported = Exported(embedded.ids(), embedded.mapped(out))
+    run = embedded.folder.parent
+    catalog = load_catalog(run / "data")
+    if not np.array_equal(catalog[AD_ID].to_numpy(), exported.ids):
+        raise ManifestError(
+            f"{run / 'data'} holds other ads than {run / 'export'}; run `adrec export`"
+            " again"
+        )
+    groups = popularity_deciles(catalog["impressions"].to_numpy())
+    return replace(exported, groups=groups)
+
+
+def _write_report(gate: Gate, out: Path) -> None:
+    """Write what the gate measured: whole, as a picture, and in short for a run."""
+    report = gate.model_dump(mode="json")
+    (out / "gate.json").write_text(json.dumps(report, indent=1) + "\n")
+    figures = {"k": gate.k, "recall": gate.recall, "target_recall": gate.target_recall}
+    (out / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
+    gate_picture(report, out / "gate.png")
+
+
+def _open_export(folder: Path) -> Embeddings:
+    """Open a whole export, made from the towers that will be served.
 
     Raises:
         ManifestError: as of `build_index`.
     """
-    exported = EmbeddingManifest.load(embeddings)
-    check_files(embeddings, exported.files)
-    towers = final_checkpoint(embeddings.parent / "retrieval")
-    check_origin(embeddings, exported.checkpoint, towers)
-    ids, vectors = load_vectors(embeddings)
-    distinct = len(np.unique(ids))
-    if len(ids) != exported.count or distinct != exported.count:
-        raise ManifestError(
-            f"{embeddings} holds {distinct} distinct ads in {len(ids)} rows, the"
-            f" manifest says {exported.count}; run `adrec export` again"
-        )
-    return exported, ids, vectors
+    exported = Embeddings.open(folder)
+    files = exported.manifest.files
+    # The parts are compared by the ranks that read them, each its own.
+    others = {n: files[n] for n in files if n not in exported.manifest.parts}
+    check_files(folder, others)
+    towers = final_checkpoint(folder.parent / "retrieval")
+    check_origin(folder, exported.manifest.checkpoint, towers)
+    return exported
 
 
 def _held_out_users(embeddings: Path, count: int, seed: int) -> Float32s:
@@ -114,15 +194,3 @@ def _held_out_users(embeddings: Path, count: int, seed: int) -> Float32s:
     _, users = load_vectors(embeddings, QUERIES)
     order = np.random.default_rng(seed).permutation(len(users))
     return users[order[:count]]
-
-
-def _log_summary(manifest: IndexManifest) -> None:
-    kind = [manifest.kind, describe(manifest.sizes), describe(manifest.search)]
-    log.info(
-        "index: %s of %d ads in %d shards, recall@%d %.4f",
-        ", ".join(filter(None, kind)),
-        manifest.count,
-        len(manifest.shards),
-        manifest.gate.k,
-        manifest.gate.recall,
-    )

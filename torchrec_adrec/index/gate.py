@@ -1,125 +1,194 @@
 """The gate: every index is measured against brute force before it is published."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Float32s, Float64s, Int64s
 from torchrec_adrec.errors import GateError
-from torchrec_adrec.index.kinds.kind import describe
-from torchrec_adrec.index.manifest import Gate
+from torchrec_adrec.index.exported import Exported
+from torchrec_adrec.index.gate_checks import check_answer, check_ids, self_hits
+from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting, describe
+from torchrec_adrec.index.manifest import FilteredSearch, Gate, GroupRecall
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.trial import Trial, interval_of_mean
+from torchrec_adrec.index.tune import more_thorough
 
-# Both are relative to a score, or absolute if it is below 1 (a cosine always is).
-SCORE_TOLERANCE = 1e-5
-TIE = 1e-6
-CHUNK = 64  # queries compared at a time: 64 x 1M ads are 256 MB
+TIMED = 200  # single queries of the chosen setting
+COLD = 10  # the number of the group of ads without impressions in training
+# Eligible shares of the ads for which a setting is tuned, from the largest down, until
+# comparing every eligible ad is as fast.
+SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+FILTERED_USERS = 100
 
 
 def tune_and_validate(
     index: ShardedIndex,
-    ids: Int64s,
-    vectors: Float32s,
+    exported: Exported,
     queries: Float32s,
     k: int,
     target: float,
+    fixed: SearchSetting | None = None,
+    shares: Sequence[float] = SHARES,
 ) -> Gate:
-    """Choose the fastest search setting that reaches the target recall.
+    """Choose the cheapest search settings that reach the target recall, and prove them.
+
+    Half of the users choose the setting and the other half judge it: a setting that
+    just reaches the target on some users would miss it on others half of the time.
 
     Args:
-        index: its `setting` is replaced by the chosen one.
-        ids, vectors: (N,), (N, D), what was exported.
+        index: its `setting` and `filtered` are replaced by the chosen ones.
+        exported: what it was built from.
         queries: (B, D), held-out users.
         k: number of ads that are retrieved when serving.
         target: recall against brute force.
+        fixed: search parameters that are not to be tuned.
+        shares: of the ads that are eligible, for which a search is tuned too.
 
     Raises:
         GateError: the shards do not hold each exported ad once, no setting reaches the
-            target recall, or a returned score is not the inner product of the exported
-            vectors.
+            target recall, an answer holds an ad twice, or scores or stored vectors are
+            further from the exported ones than the kind explains.
     """
-    k = min(k, len(ids))
-    order = np.argsort(ids)
-    ids, vectors = ids[order], vectors[order]
-    _check_ids(index, ids)
-    thresholds = _exact_thresholds(queries, vectors, k)
-    # From fast to thorough: the first that is good enough is the one to serve with.
-    for setting in index.kind.search_settings():
-        index.setting = setting
-        recall, error = _measure(index, ids, vectors, queries, thresholds, k)
-        if recall >= target:
-            break
-    # Not `error > SCORE_TOLERANCE`, which is false for NaN.
-    if not error <= SCORE_TOLERANCE:
-        raise GateError(
-            f"the index returns scores that are {error:.2g} away from the model's inner"
-            f" product, more than {SCORE_TOLERANCE:g}: it was built with another metric"
-            " or other vectors; nothing was published"
-        )
-    if recall < target:
-        raise GateError(
-            f"recall@{k} against brute force is {recall:.4f} even at the most thorough"
-            f" search ({describe(index.setting) or index.kind.name}), below"
-            f" index.target_recall {target:g}; nothing was published"
-        )
+    k = min(k, len(exported))
+    check_ids(index, exported)
+    half = max(len(queries) // 2, 1)
+    tuning = Trial(index, exported, queries[:half], k)
+    judging = Trial(index, exported, queries[half:], k) if len(queries) > 1 else tuning
+    grid = index.kind.search_grid()
+    grid |= {name: (value,) for name, value in (fixed or {}).items() if name in grid}
+    index.setting = _confirmed(tuning, judging, grid, target)
+    ids, scores = index.search(judging.queries, k)
+    errors = check_answer(index, exported, judging.queries, ids, scores)
+    recalls, self_found = judging.recalls_of(ids), self_hits(index, exported)
+    _check_recall(index, recalls, self_found, k, target)
+    index.filtered = _filtered(tuning, grid, target, shares)
     return Gate(
         k=k,
-        queries=len(queries),
-        recall=recall,
         target_recall=target,
-        score_error=error,
+        tuned_on=len(tuning.queries),
+        score_error=errors[0],
+        code_error=errors[1],
+        self_hits=self_found,
+        **_report(judging, ids, recalls),
     )
 
 
-def _check_ids(index: ShardedIndex, exported: Int64s) -> None:
-    """Compare the ids of the shards with the exported ones, (N,), sorted.
+def _confirmed(
+    tuning: Trial, judging: Trial, grid: SearchGrid, target: float
+) -> SearchSetting:
+    """Return the cheapest setting for some users, or more if others need more."""
+    most = {name: values[-1] for name, values in grid.items()}
+    chosen = tuning.cheapest(grid, target) or most
+    for setting in more_thorough(grid, chosen):
+        if judging.recalls(setting).mean() >= target:
+            return setting
+    return most
+
+
+def _check_recall(
+    index: ShardedIndex,
+    recalls: Float64s,
+    self_found: float | None,
+    k: int,
+    target: float,
+) -> None:
+    """Refuse an index that does not reach the target.
 
     Raises:
-        GateError: they differ.
+        GateError: users, or ads that are searched by their own vector, miss too many.
     """
-    indexed = np.sort(index.ids())
-    if not np.array_equal(indexed, exported):
+    search = describe(index.setting) or index.kind.name
+    if not recalls.mean() >= target:
         raise GateError(
-            f"the shards hold {len(np.unique(indexed))} distinct ads in {len(indexed)}"
-            f" entries, exported were {len(exported)}: ads are lost, doubled or others;"
+            f"recall@{k} against brute force is {recalls.mean():.4f} even at the most"
+            f" thorough search ({search}), below index.target_recall {target:g};"
             " nothing was published"
+        )
+    if self_found is not None and not self_found >= target:
+        raise GateError(
+            f"only {self_found:.4f} of sampled ads are found by their own vector"
+            f" ({search}), below index.target_recall {target:g}; nothing was published"
         )
 
 
-def _exact_thresholds(queries: Float32s, vectors: Float32s, k: int) -> Float32s:
-    """Return the k-th best inner product of each query, by brute force, (B,)."""
-    thresholds = np.empty(len(queries), dtype=np.float32)
-    for chunk in _chunks(len(queries)):
-        scores = queries[chunk] @ vectors.T
-        thresholds[chunk] = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
-    return thresholds
+def _filtered(
+    tuning: Trial, grid: SearchGrid, target: float, shares: Sequence[float]
+) -> tuple[FilteredSearch, ...]:
+    """Tune a setting for each share of eligible ads at which it is worth its while."""
+    rng = np.random.default_rng(0)
+    levels: list[FilteredSearch] = []
+    for share in shares:
+        mask = rng.random(len(tuning.exported)) < share
+        if mask.sum() <= tuning.k:  # every eligible ad is returned
+            break
+        users = tuning.queries[:FILTERED_USERS]
+        trial = Trial(tuning.index, tuning.exported, users, tuning.k, mask)
+        setting = trial.cheapest(grid, target)
+        if setting is None:
+            break
+        times = [trial.milliseconds(way)["p50"] for way in (setting, None)]
+        if times[0] >= times[1]:
+            break
+        levels.append(
+            FilteredSearch(
+                share=share,
+                search=setting,
+                recall=float(trial.recalls(setting).mean()),
+                milliseconds=times[0],
+                all_milliseconds=times[1],
+            )
+        )
+    return tuple(levels)
 
 
-def _measure(
-    index: ShardedIndex,
-    ids: Int64s,
-    vectors: Float32s,
-    queries: Float32s,
-    thresholds: Float32s,
-    k: int,
-) -> tuple[float, float]:
-    """Return the mean recall and the largest error of a score.
+def _report(judging: Trial, ids: Int64s, recalls: Float64s) -> dict[str, Any]:
+    """Measure what the chosen setting does; these are fields of `Gate`."""
+    index, exported, k = judging.index, judging.exported, judging.k
+    nearest, _ = index.nearest(judging.queries, k, index.setting)
+    shards = _by_group(judging, ids, index.shard_of_each())
+    groups = {}
+    if exported.groups is not None:
+        groups = _by_group(judging, ids, exported.groups)
+    names = {group: "cold" if group == COLD else str(group + 1) for group in groups}
+    lengths = exported.lengths
+    low, high = interval_of_mean(recalls)
+    return {
+        "queries": len(judging.queries),
+        "recall": float(recalls.mean()),
+        "low": low,
+        "high": high,
+        "by_popularity": {names[group]: groups[group] for group in groups},
+        "worst_shard": min(recall.recall for recall in shards.values()),
+        "short_lists": int((nearest < 0).any(axis=1).sum()),
+        "lengths": (float(lengths.min()), float(lengths.max())),
+        "milliseconds": judging.milliseconds(index.setting, TIMED),
+        "filtered": tuple(index.filtered),
+    }
+
+
+def _by_group(trial: Trial, ids: Int64s, groups: Int64s) -> dict[int, GroupRecall]:
+    """Measure which of the best ads were returned, for each group of ads.
 
     Args:
-        ids, vectors: sorted by id.
-        thresholds: (B,), the exact score of each query's k-th best ad.
+        trial: of the users.
+        ids: (B, K), what was returned.
+        groups: (N,) the group of each ad by rising id.
     """
-    hits, worst = 0, 0.0
-    for chunk in _chunks(len(queries)):
-        results, scores = index.search(queries[chunk], k)
-        rows = np.searchsorted(ids, results)
-        exact = np.einsum("bd,bkd->bk", queries[chunk], vectors[rows])
-        size = np.maximum(np.abs(exact), 1)
-        # Counted by score and not by id: of ads as good as the k-th best any will do,
-        # and rounding must not decide between them.
-        hits += int((exact >= thresholds[chunk, None] - TIE * size).sum())
-        # Python's `max` would lose a NaN.
-        worst = float(np.maximum(worst, (np.abs(exact - scores) / size).max()))
-    return hits / (len(queries) * k), worst
-
-
-def _chunks(rows: int) -> list[slice]:
-    return [slice(first, first + CHUNK) for first in range(0, rows, CHUNK)]
+    returned = trial.exported.returned(trial.top, ids)
+    of_each = groups[trial.top.rows]
+    recalls = {}
+    for group, ads in zip(*np.unique(groups, return_counts=True), strict=True):
+        among_best = of_each == group
+        if among_best.any():
+            hits = (among_best & returned).sum(axis=1)
+            low, high = interval_of_mean(hits, among_best.sum(axis=1))
+            recalls[int(group)] = GroupRecall(
+                ads=int(ads),
+                among_best=int(among_best.sum()),
+                recall=float(hits.sum() / among_best.sum()),
+                low=low,
+                high=high,
+            )
+    return recalls

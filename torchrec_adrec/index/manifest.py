@@ -5,24 +5,33 @@ belong together are refused.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Float32s, Int64s
-from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.config.run import VectorType
+from torchrec_adrec.errors import ManifestError, reason
+from torchrec_adrec.index.kinds.kind import SearchSetting, describe
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
+IDS = "ids.npy"  # of an index: the ad of every number
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard of an index."""
+    return f"shard-{number:05d}.faiss"
 
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    command: ClassVar[str] = "index"  # what makes it: a version's folder does not tell
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json`."""
@@ -36,11 +45,11 @@ class _Manifest(BaseModel):
             ManifestError: missing, or not of this kind.
         """
         try:
-            return cls.model_validate_json((folder / MANIFEST).read_text())
+            return cls.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise ManifestError(
-                f"{folder / MANIFEST}: {error}; it was damaged, or made by another"
-                f" version: run `adrec {folder.name}` again"
+                f"{folder / MANIFEST}: {reason(error)}; it was damaged, or made by"
+                f" another version: run `adrec {cls.command}` again"
             ) from None
 
 
@@ -50,18 +59,76 @@ class EmbeddingManifest(_Manifest):
     Attributes:
         checkpoint: of the towers that made them.
         lookups: precision in which rows of sharded tables travelled between ranks.
+        dtype: in which vectors were written.
         dim: D, the width of a vector.
         count: number of ads.
-        files: name -> sha256 of each file.
+        parts: name -> number of ads of each file of vectors, in the order of the ids.
+        files: name -> sha256 of each file, the parts among them.
     """
+
+    command: ClassVar[str] = "export"
 
     checkpoint: Origin
     lookups: Literal["fp32", "fp16"]
     schema_fingerprint: str
     similarity: str
+    dtype: VectorType = "fp32"
     dim: int
     count: int
+    parts: dict[str, int]
     files: dict[str, str]
+
+
+class Layout(_Manifest):
+    """Which part of the index each of S files holds (`pieces.py`).
+
+    Attributes:
+        rows: (S + 1,) file s holds rows `rows[s]` to `rows[s + 1]` of a table.
+        lists: (S + 1,) likewise the inverted lists; empty where there are none.
+    """
+
+    rows: tuple[int, ...]
+    lists: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the files, in order."""
+        return [shard_name(number) for number in range(len(self.rows) - 1)]
+
+
+class GroupRecall(_Manifest):
+    """The recall of some of the best ads.
+
+    Attributes:
+        ads: number of ads in the group.
+        among_best: how often brute force puts one of them among the best K.
+        recall: share of these that the index returns.
+        low, high: 95% interval, from draws of the users.
+    """
+
+    ads: int
+    among_best: int
+    recall: float
+    low: float
+    high: float
+
+
+class FilteredSearch(_Manifest):
+    """A search where only a share of the ads is eligible.
+
+    Attributes:
+        share: of all ads, drawn by chance.
+        search: the cheapest setting that reaches the target recall.
+        recall: against brute force over the eligible ads.
+        milliseconds: median of single queries on one thread.
+        all_milliseconds: the same where every eligible ad is compared.
+    """
+
+    share: float
+    search: SearchSetting
+    recall: float
+    milliseconds: float
+    all_milliseconds: float
 
 
 class Gate(_Manifest):
@@ -69,17 +136,46 @@ class Gate(_Manifest):
 
     Attributes:
         k: number of ads retrieved for each query.
-        queries: number of held-out users.
+        queries: number of held-out users who were measured.
+        tuned_on: number of other users whom the search setting was chosen on.
         recall: share of the exact top `k` that the index returns, mean over `queries`.
-        score_error: largest difference of a returned score from the inner product,
-            relative where the score exceeds 1.
+        low, high: 95% interval of it, from draws of the users.
+        score_error: largest difference of a returned score from the inner product
+            with the stored vector, relative where the score exceeds 1.
+        code_error: largest distance of a stored vector from the exported one, as a
+            share of its length.
+        by_popularity: recall by tenth of the training impressions (1: most shown) and
+            of `cold` ads; empty where the catalog does not tell.
+        worst_shard: lowest recall of the ads of one shard.
+        short_lists: users for whom fewer than `k` ads were in what the search read;
+            they were compared with every ad.
+        self_hits: share of sampled ads that their own vector finds; None for vectors
+            of different lengths, of which a longer one may score higher.
+        lengths: of the shortest and the longest exported vector.
+        milliseconds: of single queries on one thread, `p50`, `p95`, `p99`.
+        filtered: what was chosen where few ads are eligible.
+        bytes_per_ad: of the shard files.
+        choice: why this kind; both are added by who chose it and wrote the files.
     """
 
     k: int
     queries: int
+    tuned_on: int
     recall: float
+    low: float
+    high: float
     target_recall: float
     score_error: float
+    code_error: float
+    by_popularity: dict[str, GroupRecall]
+    worst_shard: float
+    short_lists: int
+    self_hits: float | None
+    lengths: tuple[float, float]
+    milliseconds: dict[str, float]
+    filtered: tuple[FilteredSearch, ...]
+    bytes_per_ad: float = 0
+    choice: str = ""
 
 
 class IndexManifest(_Manifest):
@@ -88,20 +184,33 @@ class IndexManifest(_Manifest):
     Attributes:
         embeddings: what it was built from.
         kind: a name of `index.kinds.KINDS`.
-        sizes: of that kind, as `{"nlist": 4000}`; none for exact search.
+        build: build parameters of that kind, as `{"nlist": 4000}`.
         search: the setting that the gate chose, as `{"nprobe": 32}`.
         count: number of ads.
-        shards: name -> sha256 of each file.
+        layout: what each shard holds.
+        files: name -> sha256 of each file, shards and the table of ids.
         gate: how it was measured.
     """
 
     embeddings: EmbeddingManifest
     kind: str
-    sizes: dict[str, int]
-    search: dict[str, int]
+    build: dict[str, int]
+    search: SearchSetting
     count: int
-    shards: dict[str, str]
+    layout: Layout
+    files: dict[str, str]
     gate: Gate
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        kind = [self.kind, describe(self.build), describe(self.search)]
+        shards = len(self.layout.names)
+        return (
+            f"{', '.join(filter(None, kind))} of {self.count} ads in {shards} shards,"
+            f" recall@{self.gate.k} {self.gate.recall:.4f},"
+            f" {self.gate.milliseconds['p50']:.2f} ms a search"
+        )
 
 
 def load_vectors(
@@ -116,14 +225,20 @@ def load_vectors(
     if not tables:
         raise ManifestError(f"{folder} has no {pattern}; run `adrec export`")
     ids = np.concatenate([table[AD_ID].to_numpy() for table in tables])
+    return ids, np.concatenate([vectors_in(table) for table in tables])
+
+
+def vectors_in(table: pa.Table) -> Float32s:
+    """Return the vectors of a table that was written by `export`, (n, D)."""
     # Flattened chunk by chunk: a list column becomes a matrix without a Python list.
+    lists = table["vector"]
     parts = [
         chunk.flatten().to_numpy().reshape(len(chunk), chunk.type.list_size)
-        for table in tables
-        for chunk in table["vector"].chunks
-        if len(chunk)
+        for chunk in lists.chunks
     ]
-    return ids, np.concatenate(parts)
+    if not parts:
+        return np.empty((0, lists.type.list_size), dtype=np.float32)
+    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def vectors_of(folder: Path, ids: Int64s) -> Float32s:
@@ -132,10 +247,12 @@ def vectors_of(folder: Path, ids: Int64s) -> Float32s:
     Raises:
         ManifestError: one was not exported, or the files cannot be read.
     """
+    paths = sorted(folder.glob("part-*.parquet"))
+    filters = [(AD_ID, "in", ids.tolist())]
     try:
-        rows = pl.scan_parquet(folder / "part-*.parquet")
-        exported = rows.filter(pl.col(AD_ID).is_in(ids.tolist())).collect().sort(AD_ID)
-    except (OSError, pl.exceptions.PolarsError) as error:
+        tables = [pq.read_table(path, filters=filters) for path in paths]
+        exported = pa.concat_tables(tables).sort_by(AD_ID)
+    except (OSError, pa.ArrowInvalid) as error:
         raise ManifestError(f"{folder} cannot be read: {error}") from None
     exported_ids = exported[AD_ID].to_numpy()
     missing = np.setdiff1d(ids, exported_ids)
@@ -143,5 +260,4 @@ def vectors_of(folder: Path, ids: Int64s) -> Float32s:
         raise ManifestError(
             f"ad {missing[0]} of the catalog is not in {folder}; export and index again"
         )
-    vectors = exported["vector"].to_numpy()
-    return np.asarray(vectors[np.searchsorted(exported_ids, ids)])
+    return vectors_in(exported)[np.searchsorted(exported_ids, ids)]

@@ -1,19 +1,26 @@
 """An index in shards, searched as one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import faiss
 import numpy as np
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Bools, Float32s, Int64s
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.kinds import open_kind
-from torchrec_adrec.index.kinds.kind import IndexKind, SearchSetting
-from torchrec_adrec.index.manifest import IndexManifest
+from torchrec_adrec.index.kinds.kind import IndexKind, SearchSetting, most_thorough
+from torchrec_adrec.index.manifest import IDS, FilteredSearch, IndexManifest, Layout
+from torchrec_adrec.index.pieces import can_be_joined, join, numbers_in, open_mapped
 from torchrec_adrec.runtime.files import check_files
+
+DECODED_AT_ONCE = 65_536  # vectors of width 256 take 67 MB
+KEPT = 65_536  # decoded vectors of a filter's ads that are kept for its next search
 
 
 def set_search_threads(count: int) -> None:
@@ -21,50 +28,122 @@ def set_search_threads(count: int) -> None:
     faiss.omp_set_num_threads(count)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A FAISS index that numbers its vectors, and the ad of every number.
+
+    Attributes:
+        index: of FAISS.
+        ids: (n,).
+    """
+
+    index: Any
+    ids: Int64s
+
+    @property
+    def ntotal(self) -> int:
+        """The number of vectors, n."""
+        return int(self.index.ntotal)
+
+
 @dataclass
 class ShardedIndex:
     """Searches shards that hold disjoint ids of one catalog.
 
     Attributes:
-        shards: FAISS indexes.
+        shards: one, to which all files are joined, or one a file where the kind cannot
+            be joined.
+        layout: of the files.
         kind: which all of them are.
         setting: how thorough a search is; the gate chooses it.
+        filtered: settings where only a share of the ads is eligible, from the largest
+            share down. Below the last one every eligible ad is compared.
     """
 
-    shards: list[Any]
+    shards: list[Shard]
+    layout: Layout
     kind: IndexKind
     setting: SearchSetting
+    filtered: Sequence[FilteredSearch] = ()
 
     @classmethod
-    def open(cls, folder: Path, names: Iterable[str], kind: IndexKind) -> Self:
-        """Open shards that were just built, to be searched as thoroughly as possible.
+    def open(cls, folder: Path, layout: Layout, kind: IndexKind) -> Self:
+        """Open files that were just built, to be searched as thoroughly as possible.
+
+        They are mapped into memory: several processes on a machine share them.
 
         Args:
-            folder: holds the shards.
-            names: of their files.
+            folder: holds the files.
+            layout: what each of them holds.
             kind: which they were built as.
+
+        Raises:
+            ManifestError: they do not hold what the layout says.
         """
-        shards = [faiss.read_index(str(folder / name)) for name in names]
-        return cls(shards, kind, kind.search_settings()[-1])
+        ids = np.load(folder / IDS, mmap_mode="r")
+        paths = [folder / name for name in layout.names]
+        if len(paths) == 1 or can_be_joined(open_mapped(paths[0])):
+            shards = [Shard(join(paths, layout), ids)]
+        else:
+            pairs = pairwise(layout.rows)
+            shards = [
+                Shard(open_mapped(path), ids[first:stop])
+                for path, (first, stop) in zip(paths, pairs, strict=True)
+            ]
+        for shard in shards:
+            if shard.ntotal != len(shard.ids):
+                raise ManifestError(
+                    f"{folder}: the shards hold {shard.ntotal} ads, {IDS} names"
+                    f" {len(shard.ids)}; build the index again"
+                )
+        return cls(shards, layout, kind, most_thorough(kind))
 
     @classmethod
     def load(cls, folder: Path, manifest: IndexManifest) -> Self:
         """Open the shards of a published index.
 
         Raises:
-            ManifestError: a shard is damaged, the counts do not add up, or this version
+            ManifestError: a file is damaged, the counts do not add up, the vectors are
+                not the exported ones or not compared by inner product, or this version
                 cannot open the kind.
         """
-        check_files(folder, manifest.shards)
-        kind = open_kind(manifest.kind, manifest.sizes)
-        index = cls.open(folder, manifest.shards, kind)
-        if index.count != manifest.count:
+        check_files(folder, manifest.files)
+        kind = open_kind(manifest.kind, manifest.build)
+        index = cls.open(folder, manifest.layout, kind)
+        if not index.count == manifest.count == manifest.embeddings.count:
             raise ManifestError(
                 f"{folder}: the shards hold {index.count} ads, the manifest says"
-                f" {manifest.count}; build the index again"
+                f" {manifest.count}, exported were {manifest.embeddings.count}; build"
+                " the index again"
             )
-        index.setting = manifest.search
+        for shard in index.shards:
+            if shard.index.metric_type != faiss.METRIC_INNER_PRODUCT:
+                raise ManifestError(
+                    f"{folder}: a shard is searched by another metric than the inner"
+                    " product, by which the towers score; build the index again"
+                )
+            if shard.index.d != manifest.embeddings.dim:
+                raise ManifestError(
+                    f"{folder}: a shard holds vectors of width {shard.index.d},"
+                    f" exported were {manifest.embeddings.dim}; build the index again"
+                )
+        index.setting, index.filtered = manifest.search, manifest.gate.filtered
         return index
+
+    @classmethod
+    def of_vectors(cls, kind: IndexKind, ids: Int64s, vectors: Float32s) -> Self:
+        """Build an index in memory, to be measured and thrown away.
+
+        Args:
+            kind: with its build parameters.
+            ids, vectors: (N,) rising, (N, D).
+        """
+        size = min(len(ids), kind.training_rows)
+        rows = np.random.default_rng(0).choice(len(ids), size, replace=False)
+        index = kind.create(vectors[np.sort(rows)], 0)
+        index.add(vectors)
+        layout = Layout(rows=(0, len(ids)))
+        return cls([Shard(index, ids)], layout, kind, most_thorough(kind))
 
     @property
     def count(self) -> int:
@@ -73,57 +152,226 @@ class ShardedIndex:
 
     def ids(self) -> Int64s:
         """Return the ids that the shards hold, in no order, (count,)."""
-        return np.concatenate([_ids_of(shard) for shard in self.shards])
+        return np.concatenate([shard.ids for shard in self.shards])
 
-    def search(self, queries: Float32s, k: int) -> tuple[Int64s, Float32s]:
+    def stored_ids(self) -> Int64s:
+        """Return the ids of what is really in the shards, in no order.
+
+        Inverted lists may hold a number twice and another one not at all, which the
+        counts do not tell.
+        """
+        return np.concatenate([s.ids[numbers_in(s.index)] for s in self.shards])
+
+    @cached_property
+    def stores(self) -> list[Any]:
+        """The part of each shard that decodes its vectors."""
+        return [self.kind.store(shard.index) for shard in self.shards]
+
+    def eligible(self, ids: Int64s) -> EligibleAds:
+        """Prepare a filter that lets only some ads through.
+
+        Args:
+            ids: of the eligible ads, in any order.
+
+        Raises:
+            ManifestError: an id is not in the index.
+        """
+        ids = np.unique(ids)
+        order, indexed = self._by_id
+        places = np.searchsorted(indexed, ids).clip(max=len(indexed) - 1)
+        unknown = indexed[places] != ids
+        if unknown.any():
+            raise ManifestError(
+                f"ad {ids[unknown][0]} is eligible and not in the index, nor are"
+                f" {unknown.sum() - 1} others; export and index again"
+            )
+        mask: Bools = np.zeros(len(indexed), dtype=bool)
+        mask[order[places]] = True
+        ends = np.cumsum([shard.ntotal for shard in self.shards])[:-1]
+        return EligibleAds(ids, np.split(mask, ends))
+
+    def stored(self, ids: Int64s) -> Float32s:
+        """Decode the vectors from which the scores of some ads come, (n, D)."""
+        order, indexed = self._by_id
+        places = order[np.searchsorted(indexed, ids)]
+        dim = self.shards[0].index.d
+        vectors = np.empty((len(ids), dim), dtype=np.float32)
+        first = 0
+        for shard, store in zip(self.shards, self.stores, strict=True):
+            inside = (places >= first) & (places < first + shard.ntotal)
+            if inside.any():
+                vectors[inside] = store.reconstruct_batch(places[inside] - first)
+            first += shard.ntotal
+        return vectors
+
+    def shard_of_each(self) -> Int64s:
+        """Return the number of the shard of each ad by rising id, (count,)."""
+        sizes = [shard.ntotal for shard in self.shards]
+        return np.repeat(np.arange(len(sizes)), sizes)[self._by_id[0]]
+
+    @cached_property
+    def _by_id(self) -> tuple[Int64s, Int64s]:
+        """The places of all vectors, shard after shard, by rising id; and the ids."""
+        ids = self.ids()
+        order = np.argsort(ids)
+        return order, ids[order]
+
+    def search(
+        self, queries: Float32s, k: int, eligible: EligibleAds | None = None
+    ) -> tuple[Int64s, Float32s]:
         """Find the `k` ads of the largest inner product, best first.
 
         Args:
             queries: (B, D).
-            k: at most the number of ads is returned.
+            k: at most the number of ads, or of eligible ads, is returned.
+            eligible: only these are returned, if given.
 
         Returns:
             ids and scores, both (B, min(k, count)).
+
+        Raises:
+            EligibilityError: an ad that is not eligible was about to be returned.
         """
-        k = min(k, self.count)
+        k = min(k, self.count if eligible is None else len(eligible.ids))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        ids, scores = self._search(queries, k, self.setting)
-        # FAISS fills a row with -1 when the lists that it read hold fewer than k ads.
-        # An id of -1 must never leave, so such queries are searched again.
-        short = np.flatnonzero(ids[:, -1] < 0)
-        if len(short):
-            thorough = self.kind.search_settings()[-1]
-            ids[short], scores[short] = self._search(queries[short], k, thorough)
-        assert (ids >= 0).all(), "the most thorough search must fill every row"
+        if k == 0:
+            return nothing(len(queries))
+        setting = self.setting_for(eligible)
+        if setting is None:
+            ids, scores = self.compare_all(queries, k, eligible)
+        else:
+            ids, scores = self.nearest(queries, k, setting, eligible)
+            # FAISS fills a row with -1 when what it read holds fewer than k ads. An id
+            # of -1 must never leave, so such queries are compared with every ad.
+            short = np.flatnonzero((ids < 0).any(axis=1))
+            if len(short):
+                full = self.compare_all(queries[short], k, eligible)
+                ids[short], scores[short] = full
+        if eligible is not None:
+            eligible.check(ids)
         return ids, scores
 
-    def _search(
-        self, queries: Float32s, k: int, setting: SearchSetting
+    def setting_for(self, eligible: EligibleAds | None) -> SearchSetting | None:
+        """Return how thoroughly to search; None means that all are compared.
+
+        The fewer ads are eligible, the more lists must be read to see as many of them.
+        """
+        if eligible is None or eligible.share == 1:
+            return self.setting
+        measured = [level for level in self.filtered if level.share <= eligible.share]
+        return measured[0].search if measured else None
+
+    def nearest(
+        self,
+        queries: Float32s,
+        k: int,
+        setting: SearchSetting,
+        eligible: EligibleAds | None = None,
     ) -> tuple[Int64s, Float32s]:
-        # Given with the call and not set on the shards: requests on other threads
-        # search the same shards. FAISS refuses a k of 0, also for an empty shard.
-        parameters = self.kind.search_parameters(setting)
-        results = [
-            shard.search(queries, min(k, max(shard.ntotal, 1)), params=parameters)
-            for shard in self.shards
+        """Search with one setting; what it does not find is -1, with a score of -inf.
+
+        Args:
+            queries: (B, D).
+            k: at most the number of ads.
+            setting: of the kind.
+            eligible: only these are found, if given.
+        """
+        answers = [
+            self._nearest_in(number, queries, k, setting, eligible)
+            for number in range(len(self.shards))
         ]
-        scores = np.concatenate([scores for scores, _ in results], axis=1)
-        ids = np.concatenate([ids for _, ids in results], axis=1)
-        scores[ids < 0] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(ids, best, 1), np.take_along_axis(scores, best, 1)
+        if len(answers) == 1:
+            return answers[0]
+        return _best_of(answers, k)
+
+    def _nearest_in(
+        self,
+        number: int,
+        queries: Float32s,
+        k: int,
+        setting: SearchSetting,
+        eligible: EligibleAds | None,
+    ) -> tuple[Int64s, Float32s]:
+        # Parameters are given with the call and not set on the shards: requests on
+        # other threads search the same shards.
+        selector = None
+        if eligible is not None and eligible.share < 1:
+            selector = eligible.selectors[number]
+        parameters = self.kind.search_parameters(setting, selector)
+        shard = self.shards[number]
+        # FAISS refuses a k of 0, also for an empty shard.
+        scores, numbers = shard.index.search(
+            queries, min(k, max(shard.ntotal, 1)), params=parameters
+        )
+        missing = numbers < 0
+        # An empty shard has no first id to look up in the place of what is missing.
+        ids = shard.ids[numbers] if shard.ntotal else numbers
+        ids[missing], scores[missing] = -1, -np.inf
+        return ids, scores
+
+    def compare_all(
+        self, queries: Float32s, k: int, eligible: EligibleAds | None = None
+    ) -> tuple[Int64s, Float32s]:
+        """Compare queries with the stored vector of every eligible ad.
+
+        Args:
+            queries: (B, D).
+            k: at most the number of eligible ads.
+            eligible: all ads, if not given.
+
+        Returns:
+            ids and scores, (B, k), best first.
+        """
+        best = nothing(len(queries))
+        for ids, vectors in self._vectors(eligible):
+            scores = queries @ vectors.T
+            rows = np.broadcast_to(ids, scores.shape)
+            best = _best_of([best, (rows, scores)], k)
+        return best
+
+    def _vectors(
+        self, eligible: EligibleAds | None
+    ) -> Iterator[tuple[Int64s, Float32s]]:
+        """Decode the eligible ads, or all: ids (n,) and vectors (n, D) of a part."""
+        if eligible is None:
+            yield from self._decoded([None] * len(self.shards))
+        elif len(eligible.ids) > KEPT:
+            yield from self._decoded(eligible.masks)
+        else:
+            if eligible.decoded is None:
+                parts = list(self._decoded(eligible.masks))
+                ids, vectors = map(np.concatenate, zip(*parts, strict=True))
+                eligible.decoded = ids, vectors
+            yield eligible.decoded
+
+    def _decoded(
+        self, masks: Sequence[Bools | None]
+    ) -> Iterator[tuple[Int64s, Float32s]]:
+        for shard, store, mask in zip(self.shards, self.stores, masks, strict=True):
+            count = shard.ntotal
+            numbers = np.arange(count) if mask is None else np.flatnonzero(mask)
+            for first in range(0, len(numbers), DECODED_AT_ONCE):
+                part = numbers[first : first + DECODED_AT_ONCE]
+                yield shard.ids[part], store.reconstruct_batch(part)
 
 
-def _ids_of(shard: Any) -> Int64s:
-    """Read the ids from the shard's id map or, if it has none, its inverted lists."""
-    inverted = faiss.try_extract_index_ivf(shard)
-    if inverted is None:
-        return np.asarray(faiss.vector_to_array(shard.id_map), dtype=np.int64)
-    lists: Any = inverted.invlists
-    parts = [np.empty(0, dtype=np.int64)]
-    for number in range(inverted.nlist):
-        size = lists.list_size(number)
-        if size:
-            # Copied, because the pointer shows memory that the index owns and frees.
-            parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
-    return np.concatenate(parts)
+def nothing(rows: int) -> tuple[Int64s, Float32s]:
+    """Return the answer that holds no ad."""
+    return np.empty((rows, 0), np.int64), np.empty((rows, 0), np.float32)
+
+
+def _best_of(
+    parts: Sequence[tuple[Int64s, Float32s]], k: int
+) -> tuple[Int64s, Float32s]:
+    """Keep the `k` best of several answers, ids and scores (B, n) each, best first."""
+    ids = np.concatenate([ids for ids, _ in parts], axis=1)
+    scores = np.concatenate([scores for _, scores in parts], axis=1)
+    if scores.shape[1] > 4 * k:  # sorting all would cost more than the comparisons
+        best = np.argpartition(-scores, k, axis=1)[:, :k]
+        ids, scores = _taken(ids, best), _taken(scores, best)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return _taken(ids, order), _taken(scores, order)
+
+
+def _taken(values: Any, columns: Int64s) -> Any:
+    return np.take_along_axis(values, columns, axis=1)

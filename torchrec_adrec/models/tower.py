@@ -44,24 +44,34 @@ def concat_dense(vectors: Tensor, dense: Tensor) -> Tensor:
 class TowerHead(nn.Module):
     """The dense part of a tower: looked-up vectors and numbers to (B, D)."""
 
+    numbers: Tensor
+
     def __init__(
-        self, names: list[str], width: int, side: Side, config: RetrievalConfig
+        self,
+        names: list[str],
+        numbers: list[int],
+        side: Side,
+        config: RetrievalConfig,
     ) -> None:
         """Make the layers.
 
         Args:
             names: the features with tables, in order.
-            width: E + F.
+            numbers: the places of the numbers that are read, among all of the side.
             side: whose tower; it matters for the additive score alone.
             config: sizes and the similarity.
         """
         super().__init__()
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), False)
+        width = len(names) * config.embedding_dim + len(numbers)
         self.names, self.side, self.similarity = names, side, config.similarity
         output_dim = 1 if config.similarity == "additive" else config.output_dim
         self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D)."""
+        if dense.shape[1] > len(self.numbers):
+            dense = dense.index_select(1, self.numbers)
         return self.encode(concat_dense(vectors, dense))
 
     def encode(self, joined: Tensor) -> Tensor:
@@ -130,9 +140,13 @@ class Tower(nn.Module):
     ) -> None:
         super().__init__()
         names = [f.name for f in schema.bags_of(side)]
-        width = len(names) * config.embedding_dim + len(schema.dense_of(side))
+        numbers = [
+            i
+            for i, feature in enumerate(schema.dense_of(side))
+            if config.statistics or feature.statistic is None
+        ]
         self.tables = embedding_tables(schema, side, config.embedding_dim, device)
-        self.head = TowerHead(names, width, side, config)
+        self.head = TowerHead(names, numbers, side, config)
 
     def forward(self, rows: TowerInput) -> Tensor:
         """Encode the rows of one side."""

@@ -55,6 +55,23 @@ class TwoTower(nn.Module):
         vectors = self.regroup(self.look_up(user, ad))
         return self.dense(vectors, user.dense, ad.dense)
 
+    def click_logits(self, user: TowerInput, ad: TowerInput, scores: Tensor) -> Tensor:
+        """Turn known scores of one user and N ads into click logits, (N,).
+
+        They are those of `forward`; what an index has computed is not done again.
+
+        Args:
+            user: of one row.
+            ad: of N rows.
+            scores: (N,), the inner products.
+        """
+        biases = []
+        if self.user_bias is not None and self.ad_bias is not None:
+            for tower, side in ((self.user_bias, user), (self.ad_bias, ad)):
+                vectors = regroup(tower.tables(side.sparse), tower.head.names)
+                biases.append(tower.head(vectors, side.dense))
+        return self.calibration.logits(scores, biases)
+
     def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
         """Look up the vectors of all tables: user, ad, and those of the biases."""
         vectors = (
@@ -116,8 +133,11 @@ class Calibration(nn.Module):
         """
         # Even a slice of all rows costs a copy.
         paired = ad if len(ad) == len(user) else ad[: len(user)]
-        scores = (user * paired).sum(dim=1)
+        return self.logits((user * paired).sum(dim=1), [b[: len(user)] for b in biases])
+
+    def logits(self, scores: Tensor, biases: list[Tensor]) -> Tensor:
+        """Compute the logits of scores (B,) and biases of B rows or of one."""
         logits: Tensor = self.log_scale.exp() * scores + self.bias
         for bias in biases:
-            logits = logits + bias[: len(user)]
+            logits = logits + bias
         return logits

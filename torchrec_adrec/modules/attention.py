@@ -51,12 +51,14 @@ class OneWayLayer(nn.Module):
         """Run the layer, user (B or 1, U, D) and ad (B, A, D) -> the same shapes."""
         user_q, user_k, user_v = self._project(user)
         ad_q, ad_k, ad_v = self._project(ad)
-        rows = ad.shape[0]
-        # The user's keys and values are projected once and repeated, not the reverse.
-        keys = torch.cat([user_k.expand(rows, -1, -1, -1), ad_k], dim=2)
-        values = torch.cat([user_v.expand(rows, -1, -1, -1), ad_v], dim=2)
-        user = user + self._attend(user_q, user_k, user_v)
-        ad = ad + self._attend(ad_q, keys, values)
+        user = user + self._out(self._attend(user_q, user_k, user_v))
+        if user.shape[0] == ad.shape[0]:
+            keys = torch.cat([user_k, ad_k], dim=2)
+            values = torch.cat([user_v, ad_v], dim=2)
+            ad = ad + self._out(self._attend(ad_q, keys, values))
+        else:
+            mixed = attend_to_both(ad_q, (user_k, user_v), (ad_k, ad_v))
+            ad = ad + self._out(mixed)
         return user + self.feedforward(user), ad + self.feedforward(ad)
 
     def _project(self, tokens_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,9 +72,43 @@ class OneWayLayer(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # The function does not know of `eval()`, as a module would.
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+    def _out(self, mixed: Tensor) -> Tensor:
         out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
         return out
+
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+def attend_to_both(query: Tensor, shared: KeysValues, by_row: KeysValues) -> Tensor:
+    """Attend to keys that all rows share and to keys of each row, in one softmax.
+
+    It is `scaled_dot_product_attention` over the concatenation, which would need the
+    shared keys and values once per row: of 500 candidates 34 MB a layer, half of the
+    time of a request. The rows' queries meet the shared keys in one product instead.
+
+    Args:
+        query: (B, H, A, D / H), of the ads' tokens.
+        shared: keys and values of the one user, (1, H, U, D / H).
+        by_row: those of the ads, (B, H, A, D / H).
+
+    Returns:
+        (B, H, A, D / H).
+    """
+    # (H, B, A, ...) throughout: the user's keys differ by head alone.
+    rows, heads, tokens, width = query.shape
+    query, row_keys, row_values = (x.transpose(0, 1) for x in (query, *by_row))
+    users = shared[0].shape[2]
+    to_user = query.reshape(heads, rows * tokens, width) @ shared[0][0].mT
+    to_ad = query @ row_keys.mT
+    logits = torch.cat([to_user.view(heads, rows, tokens, users), to_ad], dim=-1)
+    weights = (logits * width**-0.5).softmax(dim=-1)
+    of_user = weights[..., :users].reshape(heads, rows * tokens, users) @ shared[1][0]
+    of_ad: Tensor = weights[..., users:] @ row_values
+    attended: Tensor = of_user.view_as(of_ad) + of_ad
+    return attended.transpose(0, 1)
 
 
 def one_way_mask(user_tokens: int, ad_tokens: int) -> Tensor:

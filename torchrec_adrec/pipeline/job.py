@@ -69,13 +69,12 @@ def _train(
     task: str, settings: Config, out: Path, process: Process, folder: Path
 ) -> None:
     from torchrec_adrec.evaluation.below import warn_below
-    from torchrec_adrec.tasks.ranking import warm_starts
     from torchrec_adrec.tasks.sharded import final_checkpoint
     from torchrec_adrec.training.trainer import Trainer
 
-    is_warm = task == RANKING.name and warm_starts(settings.ranking)
-    origin = final_checkpoint(out / "retrieval") if is_warm else None
-    metrics = Trainer(task, settings, process, out / "data", folder, origin).fit()
+    is_ranker = task == RANKING.name
+    towers = final_checkpoint(out / "retrieval") if is_ranker else None
+    metrics = Trainer(task, settings, process, out / "data", folder, towers).fit()
     # Baselines of other data would be no comparison; without any, nothing is compared.
     if process.is_first and is_done(BASELINES, settings, out):
         baselines = json.loads((out / "baselines/metrics.json").read_text())
@@ -83,7 +82,7 @@ def _train(
 
 
 def _export(settings: Config, out: Path, process: Process, folder: Path) -> None:
-    from torchrec_adrec.export.encode import export
+    from torchrec_adrec.export.export import export
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.sharded import restore
 

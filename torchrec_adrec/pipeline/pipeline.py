@@ -29,7 +29,7 @@ from torchrec_adrec.pipeline.report import (
 )
 from torchrec_adrec.runs.run_lock import JOB, holder
 from torchrec_adrec.runs.stage_folder import check_place
-from torchrec_adrec.runs.stages import STAGES, Stage, is_done
+from torchrec_adrec.runs.stages import STAGES, Stage, is_done, stage_folder
 
 COMPONENTS = Path(__file__).parents[1] / "launch/components.py"
 UPDATE_EVERY_S = 0.2  # of the lines that show the stages
@@ -60,13 +60,13 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
             check_place(stage, run)  # before the work, not after it
 
     def figure_of(stage: str) -> str:
-        return headline(stage, _metrics(run / stage))
+        return headline(stage, _metrics(run, stage))
 
     details = nullcontext(VerboseDisplay())
     with details if verbose else stage_lines(run, figure_of) as display:
         _run_stages(config, run, job, display)
         examples = _serve_examples(run, display)
-        metrics = {name: _metrics(run / name) for name in STAGES}
+        metrics = {name: _metrics(run, name) for name in STAGES}
         metrics["serve"] = examples["speed"]
         warn_below(metrics)
     write_report(config.seed, metrics, run)
@@ -201,9 +201,9 @@ def _wait(
             signal.signal(number, handler)
 
 
-def _metrics(folder: Path) -> dict[str, Any]:
-    name = "report.json" if folder.name == "data" else "metrics.json"
-    return dict(json.loads((folder / name).read_text()))
+def _metrics(run: Path, stage: str) -> dict[str, Any]:
+    name = "report.json" if stage == "data" else "metrics.json"
+    return dict(json.loads((stage_folder(run, stage) / name).read_text()))
 
 
 def _serve_examples(run: Path, display: VerboseDisplay) -> dict[str, Any]:

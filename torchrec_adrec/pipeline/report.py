@@ -44,6 +44,8 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", _checkpoint(metrics[name])
+    if "blend" in metrics["ranking"]:
+        yield "click score that serves", served_score(metrics["ranking"]["blend"])
     yield from _recalls(metrics["export"]["test"])
     # In the table too: whoever reads only the end must not miss that a model is bad.
     yield from (("WARNING", line) for line in below_baselines(metrics))
@@ -63,6 +65,15 @@ def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
     shown = {"auc": "AUC", "log_loss": "log loss"}
     titles = " / ".join(shown.get(name, name) for name in names)
     return f"{title}: test {titles}", " / ".join(f"{figures[n]:.4f}" for n in names)
+
+
+def served_score(blend: Metrics) -> str:
+    """Say whose click logit serves, and what the validation rows said of a blend."""
+    why = f"{blend['gain']:+.5f} (error {blend['error']:.5f})"
+    if blend["serves"] == "ranker":
+        return f"ranker alone; a blend with the towers gains {why} of log loss"
+    weights = f"{blend['ranker']:.2f} ranker + {blend['towers']:.2f} towers"
+    return f"{blend['serves']}: {weights}, gains {why} of log loss on validation rows"
 
 
 def _checkpoint(metrics: Metrics) -> str:

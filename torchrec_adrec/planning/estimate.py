@@ -258,7 +258,7 @@ def _row_bytes(job: Job) -> float:
     ids = sum(
         f.max_length + 1 if isinstance(f, SequenceFeature) else 1 for f in schema.bags
     )
-    floats = len(schema.dense) + len(schema.labels) + 2
+    floats = len(schema.joined.dense) + len(schema.labels) + 2
     return (ids + floats) * FLOAT + 8 + 2 * FLOAT * job.clicked
 
 

@@ -2,7 +2,8 @@
 
 A stage works in `RUN/NAME.partial-<fingerprint of all that goes in>`, which is renamed
 when it is done. So a folder without `.partial` was written whole, a stage that was
-started again finds its own work, and a stage with other settings never resumes it.
+started again finds its own work, and a stage with other settings never resumes it. A
+stage that keeps its versions is put beside them (`versions.py`).
 """
 
 import shutil
@@ -14,6 +15,7 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs.run_lock import STAGE_LOCK
 from torchrec_adrec.runs.stages import CONFIG, RECORD, Record, Stage, describe
+from torchrec_adrec.runs.versions import VERSIONS, publish_version
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 from torchrec_adrec.runtime.status import Status, send
 
@@ -54,10 +56,21 @@ def stage_workspace(
     if ranks.is_first:
         config.save(partial / CONFIG)
         (partial / RECORD).write_text(record.model_dump_json() + "\n")
-        _publish(partial, run / stage.name)
+        _put_in_place(partial, stage, config, run, record.build_id)
         send(Status("end", stage.name))
     # The next stage reads this one under its final name.
     ranks.barrier()
+
+
+def _put_in_place(
+    partial: Path, stage: Stage, config: Config, run: Path, build_id: str
+) -> None:
+    final = run / stage.name
+    if stage.versions:
+        publish_version(partial, final, build_id, config.index.keep_versions)
+        _remove_partials(final)
+    else:
+        _publish(partial, final)
 
 
 def _check_same(record: Record, stage: Stage, run: Path, ranks: Ranks) -> None:
@@ -77,7 +90,9 @@ def check_place(stage: Stage, run: Path) -> None:
         ConfigError: names what is in the way, and what to do.
     """
     final = run / stage.name
-    for path in (final, _old(final), *run.glob(f"{stage.name}.partial-*")):
+    inside = (final / VERSIONS,) if stage.versions else ()
+    partials = run.glob(f"{stage.name}.partial-*")
+    for path in (final, *inside, _old(final), *partials):
         if path.is_symlink():
             raise ConfigError(
                 f"{path} is a symbolic link to {path.readlink()}: a stage is put in its"
@@ -105,6 +120,10 @@ def _publish(partial: Path, final: Path) -> None:
         final.rename(old)
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+    _remove_partials(final)
+
+
+def _remove_partials(final: Path) -> None:
     for stale in final.parent.glob(f"{final.name}.partial-*"):
         shutil.rmtree(stale)
 

@@ -3,6 +3,7 @@
 RUN/
   config.yaml                       the settings, kept in every stage's folder too
   data/ baselines/ retrieval/ export/ index/ ranking/   one folder a stage
+  index/versions/NAME/              the index keeps its last versions (`versions.py`)
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec import __version__
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.errors import ConfigError, ManifestError
+from torchrec_adrec.errors import ConfigError, ManifestError, reason
+from torchrec_adrec.runs.versions import version_folder
 from torchrec_adrec.runtime.files import HASHES
 
 RECORD = "stage.json"
@@ -35,6 +37,7 @@ SETTINGS_WITHOUT_EFFECT = {
     "hang_seconds",
     "ledger",
 }
+WITHOUT_EFFECT = {"train": SETTINGS_WITHOUT_EFFECT, "index": {"keep_versions"}}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Stage:
         ranks: how many processes may run it: `one`, `all` that there are, or `any`
             number, but one unless it is launched on its own.
         resumes: whether it goes on from what it left when it was interrupted.
+        versions: whether the builds before stay in its folder, to go back to.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     ranks: Literal["one", "any", "all"] = "all"
     resumes: bool = False
+    versions: bool = False
 
 
 DATA = Stage("data", ("prepare",), ("seed", "data"), ranks="any")
@@ -68,8 +73,20 @@ RETRIEVAL = Stage(
     ("data",),
     resumes=True,
 )
-EXPORT = Stage("export", ("export",), ("seed", "evaluation"), ("data", "retrieval"))
-INDEX = Stage("index", ("index",), ("seed", "index", "recommend"), ("export",))
+EXPORT = Stage(
+    "export",
+    ("export",),
+    ("seed", "export", "evaluation"),
+    ("data", "retrieval"),
+    resumes=True,
+)
+INDEX = Stage(
+    "index",
+    ("index",),
+    ("seed", "index", "recommend"),
+    ("data", "export"),
+    versions=True,
+)
 RANKING = Stage(
     "ranking",
     ("train", "ranking"),
@@ -102,11 +119,28 @@ class Record(BaseModel):
     raw: dict[str, tuple[int, int]]
 
 
+def stage_folder(run: Path, name: str) -> Path:
+    """Return where the files of a finished stage are: of its current version, if any.
+
+    Raises:
+        ManifestError: nothing says which version is current.
+    """
+    folder = run / name
+    return version_folder(folder) if STAGES[name].versions else folder
+
+
 def record_of(folder: Path) -> Record | None:
     """Read the record of a finished stage; None where there is none."""
     try:
         return Record.model_validate_json((folder / RECORD).read_text())
     except (OSError, ValueError):
+        return None
+
+
+def _current_record(run: Path, name: str) -> Record | None:
+    try:
+        return record_of(stage_folder(run, name))
+    except ManifestError:  # it is made again, which repairs that too
         return None
 
 
@@ -132,7 +166,7 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
 
 
 def _settings(stage: Stage, config: Config) -> str:
-    dump = config.model_dump(mode="json", exclude={"train": SETTINGS_WITHOUT_EFFECT})
+    dump = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     if "retrieval" in stage.settings and config.retrieval.init_from:
         # The path is no identity: by now it may hold another checkpoint.
         hashes = Path(config.retrieval.init_from) / HASHES
@@ -162,7 +196,7 @@ def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, in
 
 def is_done(stage: Stage, config: Config, run: Path) -> bool:
     """Return whether the stage's folder is whole and was made from these inputs."""
-    record = record_of(run / stage.name)
+    record = _current_record(run, stage.name)
     if record is None or not all(
         is_done(STAGES[name], config, run) for name in stage.needs
     ):
@@ -221,12 +255,18 @@ def load_record(run: Path, name: str) -> Record:
     """Read the record of a stage that is needed.
 
     Raises:
-        ManifestError: there is none; names the command that makes it.
+        ManifestError: there is none, or it is damaged; names the command that makes it.
     """
-    record = record_of(run / name)
-    if record is None:
-        raise ManifestError(f"{run / name} is missing; run {_how(STAGES[name])} first")
-    return record
+    how, folder = _how(STAGES[name]), stage_folder(run, name)
+    path = folder / RECORD
+    if not path.exists():
+        raise ManifestError(f"{run / name} is missing; run {how} first")
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"{path} is damaged ({reason(error)}); remove {folder} and run {how}"
+        ) from None
 
 
 def _how(stage: Stage) -> str:

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.errors import DataError, ManifestError, reason
 
 HASHES = "hashes.json"
+_HASHES = TypeAdapter(dict[str, str])
 
 
 class Origin(BaseModel):
@@ -43,6 +46,33 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk.
+
+    A rename may reach the disk before the bytes that were renamed: after a power cut
+    there would be a file of the right name without its content.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put(partial: Path, path: Path) -> None:
+    """Give a whole file its name: readers find the old one or this one, never half."""
+    sync(partial)
+    partial.rename(path)
+    sync(path.parent)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file by one with this text, on the disk when this returns."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    put(partial, path)
 
 
 def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
@@ -102,7 +132,25 @@ def load_hashes(folder: Path) -> dict[str, str]:
     Raises:
         ManifestError: there is none, or it is damaged.
     """
+    path = folder / HASHES
     try:
-        return dict(json.loads((folder / HASHES).read_text()))
+        hashes = _HASHES.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{folder / HASHES} cannot be read: {error}") from None
+        raise ManifestError(f"{path} cannot be read: {reason(error)}") from None
+    if not hashes:  # then every file would count as unchanged
+        raise ManifestError(f"{path} names no file: it was emptied, make it again")
+    return hashes
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        DataError: it cannot be read, or is none.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {reason(error)}") from None

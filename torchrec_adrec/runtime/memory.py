@@ -1,6 +1,7 @@
 """A process keeps the memory that it has freed, for the next batch of rows."""
 
 import ctypes
+import resource
 import sys
 
 # Parameters of `mallopt`, by their numbers in glibc's malloc.h.
@@ -26,3 +27,13 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_TOP_PAD, GROWTH_BYTES)
         mallopt(M_ARENA_MAX, 1)
+
+
+def peak_mebibytes() -> int:
+    """Return the most memory that this process has held at a time, in MiB.
+
+    Pages of mapped files count as long as they are in memory, though the system may
+    drop them at any time.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> (20 if sys.platform == "darwin" else 10)

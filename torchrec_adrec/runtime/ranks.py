@@ -31,3 +31,13 @@ class SingleProcess:
 
     def barrier(self) -> None:
         """Return at once: there is nobody to wait for."""
+
+
+def share_of(rows: int, ranks: Ranks) -> slice:
+    """Return this rank's contiguous share of `rows`.
+
+    >>> share_of(7, SingleProcess())
+    slice(0, 7, None)
+    """
+    share = -(-rows // ranks.world_size)
+    return slice(min(ranks.rank * share, rows), min((ranks.rank + 1) * share, rows))

@@ -38,6 +38,8 @@ SAMPLED_ADS = 256  # ads of the catalog that are encoded again
 # layers may enlarge. The last checkpoint in the place of the best one was 0.1 to 0.4
 # away.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2}
+# What `export.dtype` adds: half of the last of 11 bits is 5e-4 of a number.
+ROUNDING = {"fp32": 0.0, "fp16": 1e-3}
 
 
 def check_names(
@@ -60,6 +62,12 @@ def check_names(
         raise ManifestError(
             f"{run / INDEX.name} was built from other files than those in"
             f" {run / EXPORT.name}; run `adrec index` again"
+        )
+    if exported.schema_fingerprint != towers.state["schema"]:
+        raise ManifestError(
+            f"{run / EXPORT.name} and {run / INDEX.name} were made with schema"
+            f" {exported.schema_fingerprint}, {towers.path} with"
+            f" {towers.state['schema']}; run `adrec export` again"
         )
     tables = ranker.state["tables_from"]
     if tables is not None:  # with `ranking.tables: scratch` it has tables of its own
@@ -130,7 +138,8 @@ class Proof:
         return np.asarray(self.retriever.tower(self.user_input(user)).numpy())
 
     def _compare(self, noun: str, distances: Float32s) -> None:
-        tolerance = TOLERANCE[self.manifest.embeddings.lookups]
+        exported = self.manifest.embeddings
+        tolerance = TOLERANCE[exported.lookups] + ROUNDING[exported.dtype]
         # Not `distances > tolerance`, which is false for NaN.
         too_far = ~(distances <= tolerance)
         if too_far.any():

@@ -5,7 +5,7 @@ encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,16 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig, load_config
 from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import DataError
+from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 from torchrec_adrec.runs.stages import (
@@ -29,14 +32,22 @@ from torchrec_adrec.runs.stages import (
     RANKING,
     RETRIEVAL,
     check_inputs,
+    stage_folder,
 )
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
+from torchrec_adrec.serve.crosses import Crosses
+from torchrec_adrec.serve.eligible import Eligible, eligible_ids
+from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
-from torchrec_adrec.serve.scorer import RankingScorer
+from torchrec_adrec.serve.scorer import RankingScorer, Scores
+from torchrec_adrec.tasks.blend import ALONE, load_blend
+from torchrec_adrec.tasks.blend import FILE as BLEND
 from torchrec_adrec.tasks.calibration import load_calibrations
-from torchrec_adrec.tasks.sharded import restore_whole
+from torchrec_adrec.tasks.sharded import check_origin, restore_whole
+
+SAMPLED_USERS = 8  # on whose requests an engine is measured
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,12 @@ class Recommender:
         encoder: fitted by `adrec prepare`.
         retriever: the user tower and the index.
         scorer: the ranker and the catalog.
+        crosses: join a user with ads of that catalog.
         settings: how many ads are retrieved and returned, and in which order.
+
+    Attributes:
+        engine: with its measured error, once `speed_up` took one; None: the ranker is
+            computed as it was trained.
 
     Raises:
         ConfigError: `recommend.rank_by` names what is neither predicted nor a number of
@@ -84,15 +100,21 @@ class Recommender:
         encoder: Encoder,
         retriever: Retriever,
         scorer: RankingScorer,
+        crosses: Crosses,
         settings: RecommendConfig,
     ) -> None:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
-        self.settings = settings
+        self.crosses, self.settings = crosses, settings
+        self.engine: Engine | None = None
         self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
 
     @classmethod
     def load(
-        cls, run: Path, threads: int = 1, rank_by: str | None = None
+        cls,
+        run: Path,
+        threads: int = 1,
+        rank_by: str | None = None,
+        engine: str | None = None,
     ) -> "Recommender":
         """Open a finished run and prove that its parts belong together.
 
@@ -101,9 +123,11 @@ class Recommender:
             threads: of this process. One is best for single requests: on two, waiting
                 for a busy core made ranking 15 times slower.
             rank_by: a formula in the place of `recommend.rank_by`.
+            engine: a name in the place of `recommend.engine`.
 
         Raises:
-            ConfigError: `rank_by` is no formula of names that there are.
+            ConfigError: `rank_by` is no formula of names that there are, or the engine
+                rounds more than `recommend.max_score_error` allows.
             ManifestError, CheckpointError: a part is missing, damaged, was made from
                 another part than the ones in the run, or gives other vectors or scores
                 than were exported.
@@ -113,24 +137,34 @@ class Recommender:
         for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
             check_inputs(stage, run)
         # The index was measured at as many candidates as its own settings name.
-        overrides = [f"recommend.rank_by={json.dumps(rank_by)}"] if rank_by else []
-        config = load_config(run / "index" / CONFIG, overrides)
+        given = {"rank_by": rank_by, "engine": engine}
+        overrides = [f"recommend.{k}={json.dumps(v)}" for k, v in given.items() if v]
+        version = stage_folder(run, INDEX.name)
+        config = load_config(version / CONFIG, overrides)
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
         towers, towers_checkpoint = restore_whole("retrieval", run, schema)
         ranker, ranker_checkpoint = restore_whole("ranking", run, schema)
-        manifest = IndexManifest.load(run / "index")
+        manifest = IndexManifest.load(version)
         check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
-        index = ShardedIndex.load(run / "index", manifest)
+        blend = load_blend(ranker_checkpoint)
+        if blend != ALONE:
+            path = ranker_checkpoint.path / BLEND
+            check_origin(path, blend.origin, towers_checkpoint)
+        index = ShardedIndex.load(version, manifest)
+        catalog = load_catalog(run / "data")
         recommender = cls(
             encoder,
             Retriever(towers.model.user_tower, index),
             RankingScorer(
                 ranker.model,
                 schema,
-                load_catalog(run / "data"),
+                catalog,
                 load_calibrations(ranker_checkpoint),
+                blend,
+                None if blend == ALONE else towers.model,
             ),
+            Crosses(encoder, catalog),
             config.recommend,
         )
         Proof(
@@ -142,35 +176,133 @@ class Recommender:
             manifest,
             run / "export",
         ).check()
+        users = json.loads((run / "data/example_users.json").read_text())
+        recommender.speed_up(users[:SAMPLED_USERS])
         return recommender
 
-    def recommend(self, user: RawUser, top: int | None = None) -> Recommendation:
+    def speed_up(self, users: Sequence[RawUser]) -> None:
+        """Rank from now on as `recommend.engine` and `recommend.table_type` say.
+
+        Args:
+            users: for whose candidates the engine's error and time are measured.
+
+        Raises:
+            ConfigError: it rounds more than `recommend.max_score_error` allows.
+        """
+        if self.settings.serves_exactly:
+            self.scorer.look_up_ads(self.settings.ad_vectors_gb)
+            return
+        requests = []
+        for user in users:
+            raw = raw_user(user, self.encoder.schema)
+            encoded = self._encoded(raw)
+            ids, _ = self.retriever.retrieve(encoded, self._candidates())
+            cross = self.crosses.of(raw, self.scorer.rows(ids))
+            requests.append((encoded, ids, cross))
+        self.engine = take_engine(self.scorer, self.settings, requests)
+
+    def recommend(
+        self,
+        user: RawUser,
+        top: int | None = None,
+        eligible: Eligible | EligibleAds | None = None,
+    ) -> Recommendation:
         """Find the best ads for one user.
 
         Args:
             user: raw columns; a column that is absent or None is a missing value.
             top: number of ads; default `recommend.top`, or all of a smaller catalog.
+            eligible: the ads that may be shown: a bit for each ad of the catalog, ids,
+                or a condition on the ad's raw columns, as "budget > 0 AND country =
+                'DE'". One that serves many requests is made once, by `eligible_ads`.
 
         Raises:
             DataError: a column that no user feature is made of, a value of the wrong
-                kind, or a `top` below 1 or above the number of candidates.
+                kind, a `top` below 1 or above the number of candidates, or no ad is
+                eligible.
+            EligibilityError: the index returned an ad that is not eligible.
             PredictionError: a vector, a prediction or the formula is not finite.
         """
-        candidates = self._candidates()
+        if eligible is not None and not isinstance(eligible, EligibleAds):
+            eligible = self.eligible_ads(eligible)
+        candidates = self._candidates(eligible)
+        top = self.checked_top(top, eligible)
+        milliseconds: dict[str, float] = {}
+        with _timed("encode", milliseconds):
+            raw = raw_user(user, self.encoder.schema)
+            user_input = self._encoded(raw)
+        with _timed("retrieve", milliseconds):
+            ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
+        with _timed("rank", milliseconds):
+            cross = self.crosses.of(raw, self.scorer.rows(ids))
+            predictions = self.scorer.score(user_input, ids, scores, cross)
+        milliseconds["total"] = sum(milliseconds.values())
+        best = self._best(ids, scores, predictions, top)
+        # The join must keep that order.
+        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
+        return Recommendation(ads, len(ids), milliseconds)
+
+    def recommend_many(
+        self, users: RawColumns, top: int | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Find the best ads for several users, as `recommend` does, one after another.
+
+        Args:
+            users: (B,) raw columns of the user's side.
+            top: number of ads of each.
+
+        Yields:
+            What `recommend` returns of the ads, without their raw columns.
+
+        Raises:
+            DataError, PredictionError: as of `recommend`.
+        """
+        top, schema = self.checked_top(top), self.encoder.schema
+        encoded = self.encoder.encode(users, Side.USER)
+        keys = self.crosses.keys(users)
+        answers = self.retriever.retrieve_many(
+            tower_input(encoded, schema, Side.USER), self._candidates()
+        )
+        for row, (ids, scores) in enumerate(zip(*answers, strict=True)):
+            columns = {name: column[row : row + 1] for name, column in encoded.items()}
+            user = tower_input(columns, schema, Side.USER)
+            cross = self.crosses.joined(keys, row, self.scorer.rows(ids))
+            predictions = self.scorer.score(user, ids, scores, cross)
+            yield self._best(ids, scores, predictions, top)
+
+    def eligible_ads(self, eligible: Eligible) -> EligibleAds:
+        """Prepare the ads that may be shown, for any number of requests.
+
+        Raises:
+            DataError: it is no such selection, or no ad is eligible.
+        """
+        ids = eligible_ids(eligible, self.scorer.shown)
+        if not len(ids):
+            raise DataError(
+                f"no ad of the catalog is eligible (eligible = {str(eligible)[:200]});"
+                " nothing can be recommended"
+            )
+        return self.retriever.index.eligible(ids)
+
+    def checked_top(self, top: int | None, eligible: EligibleAds | None = None) -> int:
+        """Return how many ads an answer has: `top`, or by default `recommend.top`.
+
+        Raises:
+            DataError: there are not so many candidates.
+        """
+        candidates = self._candidates(eligible)
         if top is None:
-            top = min(self.settings.top, candidates)
+            return min(self.settings.top, candidates)
         if not 1 <= top <= candidates:
             raise DataError(
                 f"top is {top}, expected 1 to {candidates} (the candidates)"
             )
-        milliseconds: dict[str, float] = {}
-        with _timed("encode", milliseconds):
-            user_input = self.user_input(user)
-        with _timed("retrieve", milliseconds):
-            ids, scores = self.retriever.retrieve(user_input, candidates)
-        with _timed("rank", milliseconds):
-            predictions = self.scorer.score(user_input, ids)
-        milliseconds["total"] = sum(milliseconds.values())
+        return top
+
+    def _best(
+        self, ids: Int64s, scores: Float32s, predictions: Scores, top: int
+    ) -> pl.DataFrame:
+        """Order the candidates of one user and keep the best."""
         ranked = pl.DataFrame(
             {AD_ID: ids} | predictions | {SCORE: scores}
         ).with_columns(
@@ -182,15 +314,13 @@ class Recommender:
         # its own affair, and the same request must have the same answer.
         order = ranked.sort(RANK_SCORE, AD_ID, descending=[True, False])
         best = order.head(top)
-        if self.rank_by.is_label:
-            best = best.drop(RANK_SCORE)
-        # The join must keep that order.
-        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
-        return Recommendation(ads, len(ids), milliseconds)
+        return best.drop(RANK_SCORE) if self.rank_by.is_label else best
 
-    def _candidates(self) -> int:
+    def _candidates(self, eligible: EligibleAds | None = None) -> int:
         # A small catalog holds fewer ads than the settings ask for.
-        return min(self.settings.candidates, self.retriever.index.count)
+        index = self.retriever.index
+        count = index.count if eligible is None else len(eligible.ids)
+        return min(self.settings.candidates, count)
 
     def user_input(self, user: RawUser) -> TowerInput:
         """Encode one user, of one row, as the models take it.
@@ -198,7 +328,10 @@ class Recommender:
         Raises:
             DataError: as of `recommend`.
         """
-        encoded = self.encoder.encode(raw_user(user, self.encoder.schema), Side.USER)
+        return self._encoded(raw_user(user, self.encoder.schema))
+
+    def _encoded(self, raw: RawColumns) -> TowerInput:
+        encoded = self.encoder.encode(raw, Side.USER)
         return tower_input(encoded, self.encoder.schema, Side.USER)
 
 

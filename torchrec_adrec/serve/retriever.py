@@ -7,6 +7,7 @@ from torch import nn
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.errors import PredictionError
+from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import ShardedIndex
 
 
@@ -16,18 +17,39 @@ class Retriever:
     def __init__(self, tower: nn.Module, index: ShardedIndex) -> None:
         self.tower, self.index = tower, index
 
-    @torch.inference_mode()
-    def retrieve(self, user: TowerInput, k: int) -> tuple[Int64s, Float32s]:
+    def retrieve(
+        self, user: TowerInput, k: int, eligible: EligibleAds | None = None
+    ) -> tuple[Int64s, Float32s]:
         """Find ids and scores of the `k` best ads for one user, best first, both (k,).
+
+        Args:
+            user: of one row.
+            k: number of ads; fewer where fewer are eligible.
+            eligible: the ads that may be returned; None: all.
 
         Raises:
             PredictionError: the user's vector is not finite.
         """
-        vector = self.tower(user).numpy()
-        if not np.isfinite(vector).all():
+        ids, scores = self.retrieve_many(user, k, eligible)
+        return ids[0], scores[0]
+
+    @torch.inference_mode()
+    def retrieve_many(
+        self, users: TowerInput, k: int, eligible: EligibleAds | None = None
+    ) -> tuple[Int64s, Float32s]:
+        """Find ids and scores for each of some users, best first, both (B, k).
+
+        Args:
+            users: B rows.
+            k, eligible: as of `retrieve`.
+
+        Raises:
+            PredictionError: a vector is not finite.
+        """
+        vectors = self.tower(users).numpy()
+        if not np.isfinite(vectors).all():
             raise PredictionError(
                 "the vector of the user is not finite: `adrec checkpoint inspect` shows"
                 " whether the towers' weights are; train again"
             )
-        ids, scores = self.index.search(vector, k)
-        return ids[0], scores[0]
+        return self.index.search(vectors, k, eligible)

@@ -1,19 +1,29 @@
 """From candidates to click probabilities."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor
 
-from torchrec_adrec.arrays import Float64s, Int64s
+from torchrec_adrec.arrays import Columns, Float32s, Float64s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.models.two_tower import TwoTower
+from torchrec_adrec.modules.embeddings import regroup
 from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.tasks.blend import ALONE, Blend
 from torchrec_adrec.tasks.calibration import Calibrations
 from torchrec_adrec.tasks.label_heads import prediction
 
+BLOCK = 65_536  # ads of the catalog that are looked up at once
+
 Scores = dict[str, Float64s]
+# Of the ranker's dense part: vectors of both sides, the user's numbers, the ads'.
+Inputs = tuple[Sequence[Tensor], Tensor, Tensor]
 
 
 class RankingScorer:
@@ -24,21 +34,29 @@ class RankingScorer:
         schema: of the data.
         catalog: every ad, encoded and raw.
         calibrations: of the ranker's checkpoint.
+        blend: of the ranker's checkpoint, with the click of the towers.
+        towers: the model of that blend; None: the ranker serves alone.
 
     Attributes:
         ids: (N,), of the catalog, rising.
         columns: the encoded features, (N,) each.
         shown: `ad_id` and the raw columns of each ad, for people to read.
+        looked_up: vectors (N, E) and numbers (N, F) of all ads, once `look_up_ads` was
+            called.
     """
 
     def __init__(
         self,
-        ranker: nn.Module,
+        ranker: Any,
         schema: Schema,
         catalog: pl.DataFrame,
         calibrations: Calibrations | None = None,
+        blend: Blend = ALONE,
+        towers: TwoTower | None = None,
     ) -> None:
+        self.blend, self.towers = blend, towers
         self.ranker, self.schema, self.calibrations = ranker, schema, calibrations
+        self.looked_up: tuple[Tensor, Tensor] | None = None
         self.ids = catalog[AD_ID].to_numpy()
         names = schema.columns_of(Side.AD)
         self.columns = {name: catalog[name].to_numpy() for name in names}
@@ -48,30 +66,97 @@ class RankingScorer:
         )
 
     @torch.inference_mode()
-    def score(self, user: TowerInput, ad_ids: Int64s) -> Scores:
+    def score(
+        self,
+        user: TowerInput,
+        ad_ids: Int64s,
+        scores: Float32s,
+        cross: Columns | None = None,
+    ) -> Scores:
         """Predict each label for each ad and a user of one row: (n,) by label.
+
+        Args:
+            user: of one row.
+            ad_ids: (n,).
+            scores: (n,) inner products of the towers, which a blend reads.
+            cross: (n,) each, what joins the user with these ads (`serve.crosses`).
 
         Raises:
             ManifestError: an ad that the catalog does not hold.
             PredictionError: a prediction is not finite.
         """
-        logits = self.ranker(user, self.features(ad_ids))
+        logits = self.ranker.dense(*self.inputs(user, ad_ids, cross)).double()
+        if self.towers is not None:
+            # Their numbers without crosses: what towers were trained on.
+            alone = self.features(ad_ids)
+            towers = self.towers.click_logits(user, alone, torch.from_numpy(scores))
+            logits[:, 0] = self.blend.apply(logits[:, 0], towers.double())
         return {
-            label.name: prediction(
-                label, logits[:, column].double(), self.calibrations
-            ).numpy()
+            label.name: prediction(label, logits[:, column], self.calibrations).numpy()
             for column, label in enumerate(self.schema.labels)
         }
 
-    def features(self, ad_ids: Int64s) -> TowerInput:
-        """Gather the catalog's features of some ads, one row each.
+    def inputs(
+        self, user: TowerInput, ad_ids: Int64s, cross: Columns | None = None
+    ) -> Inputs:
+        """Look up one user and gather some ads.
+
+        Args:
+            user: of one row.
+            ad_ids: (n,).
+            cross: as of `score`.
 
         Raises:
             ManifestError: an ad that the catalog does not hold.
         """
+        of_user = self._vectors(self.ranker.user_tables, user, Side.USER)
+        if self.looked_up is None:
+            vectors, numbers = self._look_up(ad_ids)
+        else:
+            rows = torch.from_numpy(self.rows(ad_ids))
+            vectors, numbers = (x.index_select(0, rows) for x in self.looked_up)
+        if self.schema.cross:
+            # Behind the ad's own numbers, as in `Schema.joined`.
+            joining = [(cross or {})[feature.name] for feature in self.schema.cross]
+            crossed = torch.from_numpy(np.stack(joining, axis=1))
+            numbers = torch.cat([numbers, crossed], dim=1)
+        return (of_user, vectors), user.dense, numbers
+
+    @torch.inference_mode()
+    def look_up_ads(self, gigabytes: float) -> None:
+        """Look up every ad now, so that a request only gathers rows.
+
+        Args:
+            gigabytes: what the vectors and numbers may take; where they take more, each
+                request goes on looking up its own ads.
+        """
+        row = sum(x.nbytes for x in self._look_up(self.ids[:1]))
+        if row * len(self.ids) > gigabytes * 1e9:
+            return
+        starts = range(0, len(self.ids), BLOCK)
+        parts = [self._look_up(self.ids[start : start + BLOCK]) for start in starts]
+        vectors, numbers = (torch.cat(side) for side in zip(*parts, strict=True))
+        self.looked_up = vectors, numbers
+
+    def _look_up(self, ad_ids: Int64s) -> tuple[Tensor, Tensor]:
+        ads = self.features(ad_ids)
+        return self._vectors(self.ranker.ad_tables, ads, Side.AD), ads.dense
+
+    def _vectors(self, tables: Any, rows: TowerInput, side: Side) -> Tensor:
+        names = [feature.name for feature in self.schema.bags_of(side)]
+        return regroup(tables(rows.sparse), names)
+
+    def features(self, ad_ids: Int64s) -> TowerInput:
+        """Gather the catalog's features of some ads, one row each, as towers read them.
+
+        Raises:
+            ManifestError: an ad that the catalog does not hold.
+        """
+        return tower_input(self._columns(ad_ids), self.schema, Side.AD)
+
+    def _columns(self, ad_ids: Int64s) -> Columns:
         rows = self.rows(ad_ids)
-        columns = {name: column[rows] for name, column in self.columns.items()}
-        return tower_input(columns, self.schema, Side.AD)
+        return {name: column[rows] for name, column in self.columns.items()}
 
     def rows(self, ad_ids: Int64s) -> Int64s:
         """Find the catalog's rows of some ads, (n,).

@@ -40,11 +40,13 @@ class Computed(NamedTuple):
     Attributes:
         loss: (), this rank's share of the global one.
         logits: (B, T).
+        labels: (B, T), to be compared with the logits.
         ads: (N, D) or (0, 0), see `Outputs`.
     """
 
     loss: Tensor
     logits: Tensor
+    labels: Tensor
     ads: Tensor
 
 
@@ -95,7 +97,5 @@ class AfterLookup(nn.Module):
 def _outputs(
     computed: Computed, batch: Batch, report: Tensor
 ) -> tuple[Tensor, Outputs]:
-    logits = computed.logits.detach()
-    labels = batch.labels[:, : logits.shape[1]]
-    ads = computed.ads.detach()
-    return computed.loss, Outputs(report, logits, labels, batch.weights, ads)
+    logits, ads = computed.logits.detach(), computed.ads.detach()
+    return computed.loss, Outputs(report, logits, computed.labels, batch.weights, ads)

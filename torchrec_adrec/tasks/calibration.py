@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from torchrec_adrec.distributed.checkpoint_files import Checkpoint, attach, attachment
-from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.errors import CheckpointError, reason
 
 FILE = "calibration.json"
 
@@ -104,5 +104,4 @@ def load_calibrations(checkpoint: Checkpoint) -> Calibrations:
     try:
         return _ADAPTER.validate_python(saved or {})
     except ValidationError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.path / FILE}: {reason}") from None
+        raise CheckpointError(f"{checkpoint.path / FILE}: {reason(error)}") from None

@@ -18,7 +18,13 @@ from torchrec_adrec.tasks.calibration import Calibrations
 
 
 class LabelHead(Protocol):
-    """One kind of label, from the logit on."""
+    """One kind of label, from the logit on.
+
+    Attributes:
+        weight: of the loss, where the settings give none.
+    """
+
+    weight: float
 
     def loss(
         self, label: Label, logits: Tensor, observed: Tensor, weights: Tensor
@@ -39,6 +45,8 @@ class LabelHead(Protocol):
 class BinaryHead:
     """A probability; the logit is its log odds."""
 
+    weight = 0.5
+
     def loss(
         self, label: Label, logits: Tensor, observed: Tensor, weights: Tensor
     ) -> Share:
@@ -56,6 +64,8 @@ class ValueHead:
     Without that scale a label in milliseconds would outweigh one in seconds a thousand
     times.
     """
+
+    weight = 0.3
 
     def loss(
         self, label: Label, logits: Tensor, observed: Tensor, weights: Tensor

@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.losses.mean import global_means
 from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
-from torchrec_adrec.schema import Label, Schema
+from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.after_lookup import AfterLookup, Computed, Outputs
 from torchrec_adrec.tasks.guard import Guard
-from torchrec_adrec.tasks.label_heads import LABEL_HEADS
+from torchrec_adrec.tasks.objectives import RankingLoss
 
 
 def warm_starts(config: RankingConfig) -> bool:
@@ -21,7 +20,7 @@ def warm_starts(config: RankingConfig) -> bool:
 
 
 class RankingTask(nn.Module):
-    """The sum of the labels' losses, each over the rows that observe it."""
+    """The ranker, trained on the labels as `RankingLoss` weighs them."""
 
     def __init__(
         self,
@@ -31,8 +30,8 @@ class RankingTask(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        self.loss = RankingLoss(schema.labels, config)
         self.model = build_ranker(schema, config, embedding_dim, device)
-        self.loss = RankingLoss(schema.labels)
         self.guard = Guard()
         self.after_lookup = AfterLookup(self.model, self._compute, self.guard)
 
@@ -41,25 +40,14 @@ class RankingTask(nn.Module):
         looked_up = self.model.look_up(batch.user, batch.ad)
         return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
 
-    def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> "Computed":
-        logits = self.model.dense(vectors, batch.user.dense, batch.ad.dense)
-        loss = self.loss(logits, batch.labels, batch.weights)
-        return Computed(loss, logits, logits.new_empty(0, 0))
-
-
-class RankingLoss(nn.Module):
-    """The sum of each label's loss, by its kind: see `label_heads`."""
-
-    def __init__(self, labels: tuple[Label, ...]) -> None:
-        super().__init__()
-        self.labels = labels
-
-    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """(B, T) logits and labels -> the sum of the losses; 0 in evaluation."""
-        if not self.training:
-            return logits.new_zeros(())
-        shares = [
-            LABEL_HEADS[label.kind].loss(label, logits[:, t], labels[:, t], weights)
-            for t, label in enumerate(self.labels)
-        ]
-        return global_means(shares).sum()
+    def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> Computed:
+        members = self.model.members(vectors, batch.user.dense, batch.ad.dense)
+        logits = self.model.final_logits(members.mean(dim=0))
+        labels = self.loss.completed(batch.labels)
+        # The mean of the members' losses, and not the loss of their mean: none of them
+        # knows of the others, or they would all learn one function in parts.
+        raw, count = members.flatten(0, 1), len(members)
+        final = logits if count == 1 else self.model.final_logits(raw)
+        weights = batch.weights.repeat(count)
+        loss = self.loss(raw, final, labels.repeat(count, 1), weights)
+        return Computed(loss, logits, labels, logits.new_empty(0, 0))

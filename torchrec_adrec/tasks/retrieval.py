@@ -46,7 +46,8 @@ class RetrievalTask(nn.Module):
 
     def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> "Computed":
         user, ad, logits = self.model.dense(vectors, batch.user.dense, batch.ad.dense)
-        return Computed(self.loss(user, ad, logits, batch), logits[:, None], ad)
+        loss = self.loss(user, ad, logits, batch)
+        return Computed(loss, logits[:, None], batch.labels[:, :1], ad)
 
 
 class RetrievalLoss(nn.Module):

@@ -22,7 +22,7 @@ from torchrec_adrec.distributed.optimizer import (
 )
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
-from torchrec_adrec.errors import CheckpointError, ManifestError
+from torchrec_adrec.errors import CheckpointError, ManifestError, reason
 from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import Schema, Side
@@ -89,13 +89,14 @@ def final_checkpoint(folder: Path) -> checkpoint.Checkpoint:
         ManifestError: another one stands in its place.
     """
     try:
-        recorded = json.loads((folder / METRICS).read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError) as error:
+        recorded = json.loads((folder / METRICS).read_bytes())["checkpoint"]
+        origin = Origin.model_validate(recorded)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{folder} has no model: {METRICS} names no checkpoint ({error}); it was"
-            " damaged, or made by another version: remove it and run `adrec train`"
+            f"{folder} has no model: {METRICS} names no checkpoint ({reason(error)});"
+            " it was damaged, or made by another version: remove it and run"
+            " `adrec train`"
         ) from None
-    origin = Origin.model_validate(recorded)
     path = checkpoint.folder_of(folder / CHECKPOINTS, origin.step)
     final = checkpoint.open_checkpoint(path)
     check_origin(folder / METRICS, origin, final)

@@ -10,6 +10,16 @@ from torchrec_adrec.tasks.retrieval import RetrievalTask
 TASKS = ("retrieval", "ranking")
 
 
+def columns_of(name: str, schema: Schema) -> Schema:
+    """Return the schema of a task's batches: towers read their own side alone.
+
+    Args:
+        name: one of `TASKS`.
+        schema: of the data.
+    """
+    return schema.joined if name == "ranking" else schema
+
+
 def build_task(
     name: str, schema: Schema, config: Config, device: torch.device | None = None
 ) -> "RetrievalTask | RankingTask":

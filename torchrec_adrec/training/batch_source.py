@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.data import Bounds
-from torchrec_adrec.config.train import TrainConfig
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.train import RankingConfig, TrainConfig
 from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns
@@ -15,11 +16,16 @@ from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.reader_process import read_in_process
-from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.loader.sampled_split import training_split
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.training.neighbours import share_windows
+
+
+def negative_rate(task: str, config: RankingConfig) -> float:
+    """The share of the rows without a click that a task reads; towers read all."""
+    return config.negative_rate if task == "ranking" else 1
 
 
 @dataclass
@@ -35,6 +41,7 @@ class BatchSource:
         folder: where the ledger goes, if `train.ledger` asks for one.
         bounds: what happens to values out of range.
         negatives: draws ads in addition to those of the rows; None: no ads.
+        negative_rate: the share of the rows without a click that is read.
 
     Attributes:
         repaired: counts the values out of range that were repaired.
@@ -48,6 +55,7 @@ class BatchSource:
     folder: Path
     bounds: Bounds = "raise"
     negatives: UniformNegatives | None = None
+    negative_rate: float = 1
     repaired: RepairCounts = field(default_factory=RepairCounts)
     # Batches that were read and whose step nobody has looked at yet, by step.
     _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
@@ -55,7 +63,7 @@ class BatchSource:
     def __post_init__(self) -> None:
         train, process = self.train, self.process
         self.reader = Reader(
-            Split.open(self.data / "train"),
+            training_split(self.data, self.schema, self.negative_rate, self.seed),
             batch_columns(self.schema),
             train.batch_size,
             process.rank,
@@ -118,3 +126,29 @@ class BatchSource:
         """Say which rows of a step this rank has: how many, and where the first is."""
         rows, _ = self._ahead[step]
         return f"{rows.count} rows, the first is {self.reader.split.locate(rows.first)}"
+
+
+def negatives_of(
+    task: str, config: Config, data: Path, schema: Schema, process: Process
+) -> UniformNegatives | None:
+    """Make the uniform negatives that towers are trained with, if any are asked for.
+
+    Args:
+        task: a ranker has none.
+        config: of the run.
+        data: a prepared data set.
+        schema: of the data.
+        process: this rank.
+    """
+    count = config.retrieval.uniform_negatives
+    if task != "retrieval" or not count:
+        return None
+    return UniformNegatives(
+        data,
+        schema,
+        count,
+        config.train.batch_size,
+        config.seed,
+        process.rank,
+        process.world_size,
+    )

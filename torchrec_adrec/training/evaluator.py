@@ -1,10 +1,11 @@
 """Computes a model's figures on the splits that training never reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from torchrec_adrec.config.data import Bounds
@@ -16,7 +17,9 @@ from torchrec_adrec.evaluation.pictures import reliability_picture
 from torchrec_adrec.evaluation.predict import SplitLogits, split_logits
 from torchrec_adrec.evaluation.row_keys import check_segment, read_row_keys
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks.blend import ALONE, Blend
 from torchrec_adrec.tasks.calibration import Calibrations, to_json
+from torchrec_adrec.tasks.task import columns_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Evaluator:
         process: this rank.
         train: how many rows of all ranks are predicted at a time.
         bounds: what happens to values out of range.
+        blend: of the ranker with the towers; every figure is that of the blend.
+        towers: sharded; only a blend that reads them needs them.
     """
 
     task: str
@@ -40,6 +45,8 @@ class Evaluator:
     process: Process
     train: TrainConfig
     bounds: Bounds
+    blend: Blend = ALONE
+    towers: nn.Module | None = None
 
     def __post_init__(self) -> None:
         # Now, and not after hours of training.
@@ -92,11 +99,22 @@ class Evaluator:
         return metrics
 
     def logits(self, model: nn.Module, split: str) -> SplitLogits:
-        """Compute the logits of one split, the same on every rank."""
+        """Compute the logits of one split that are served, the same on every rank."""
+        logits = self._logits(self.task, model, split)
+        if self.blend == ALONE:
+            return logits
+        assert self.towers is not None, "the blend reads the towers"
+        towers = self._logits("retrieval", self.towers, split)
+        assert np.array_equal(logits.rows, towers.rows), "rows of one split"
+        served = logits.logits.copy()
+        served[:, 0] = self.blend.apply(served[:, 0], towers.logits[:, 0])
+        return replace(logits, logits=served)
+
+    def _logits(self, task: str, model: nn.Module, split: str) -> SplitLogits:
         return split_logits(
             model,
             self.data / split,
-            self.schema,
+            columns_of(task, self.schema),
             self.process,
             self.train.eval_batch_size,
             self.bounds,

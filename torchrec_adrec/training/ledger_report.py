@@ -5,12 +5,13 @@ from pathlib import Path
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader.ledger import LEDGER, Audit, audit
 from torchrec_adrec.data.loader.parquet import Reader
-from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.data.loader.sampled_split import training_split
 from torchrec_adrec.distributed.checkpoint_files import latest
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runs.stages import CONFIG
-from torchrec_adrec.schema import AD_ID
+from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.tasks.sharded import CHECKPOINTS
+from torchrec_adrec.training.batch_source import negative_rate
 
 
 def audit_stage(folder: Path) -> list[Audit]:
@@ -23,9 +24,11 @@ def audit_stage(folder: Path) -> list[Audit]:
     segments = last.state["ledger"] if last is not None else []
     if not segments:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")
-    config = load_config(folder / CONFIG)
+    config, data = load_config(folder / CONFIG), folder.parent / "data"
+    rate = negative_rate(folder.name, config.ranking)
+    schema = Schema.load(data / "schema.json")
     reader = Reader(
-        Split.open(folder.parent / "data/train"),
+        training_split(data, schema, rate, config.seed),
         (AD_ID,),
         config.train.batch_size,
         seed=config.seed,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts_of
@@ -25,9 +24,17 @@ from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.runtime.files import Origin, vocabulary_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
-from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.tasks.task import columns_of
+from torchrec_adrec.training.batch_source import (
+    BatchSource,
+    negative_rate,
+    negatives_of,
+)
+from torchrec_adrec.training.blend import blend_towers
 from torchrec_adrec.training.calibrate import calibrate, check_enough_rows
+from torchrec_adrec.training.conditions import check_conditions
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.schedule import Schedule
@@ -55,7 +62,8 @@ class Trainer:
         data: a prepared data set.
         folder: where checkpoints, curves and metrics go; a run that finds checkpoints
             here goes on from the last one.
-        warm_start: retrieval checkpoint whose tables a ranker starts with.
+        towers: retrieval checkpoint whose tables a ranker starts with, if its settings
+            say so, and with whose score its own may be blended.
     """
 
     task: str
@@ -63,22 +71,27 @@ class Trainer:
     process: Process
     data: Path
     folder: Path
-    warm_start: checkpoint.Checkpoint | None = None
+    towers: checkpoint.Checkpoint | None = None
 
     def __post_init__(self) -> None:
-        config, train, bounds = self.config, self.config.train, self.config.data.bounds
+        config, bounds = self.config, self.config.data.bounds
+        train = config.loop_of(self.task)
         self.schema = Schema.load(self.data / "schema.json")
+        # The checkpoint whose tables a ranker starts with.
+        is_warm = self.task == "ranking" and warm_starts(config.ranking)
+        self.warm_start = self.towers if is_warm else None
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
         self.source = BatchSource(
             self.data,
-            self.schema,
+            columns_of(self.task, self.schema),
             train,
             config.seed,
             self.process,
             self.folder,
             bounds,
-            self._negatives(),
+            negatives_of(self.task, config, self.data, self.schema, self.process),
+            negative_rate(self.task, config.ranking),
         )
         accumulate = self.optimizer.config.accumulate
         self.schedule = Schedule(self.source.steps, accumulate, train)
@@ -87,25 +100,12 @@ class Trainer:
             self.task, self.data, self.folder, self.schema, self.process, train, bounds
         )
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
+        check_conditions(self.task, config.ranking, self.data)
         if train.evaluate_every and not self.evaluator.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
                 " prepare with data.split.valid above 0"
             )
-
-    def _negatives(self) -> UniformNegatives | None:
-        count = self.config.retrieval.uniform_negatives
-        if self.task != "retrieval" or not count:
-            return None
-        return UniformNegatives(
-            self.data,
-            self.schema,
-            count,
-            self.config.train.batch_size,
-            self.config.seed,
-            self.process.rank,
-            self.process.world_size,
-        )
 
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
@@ -120,7 +120,11 @@ class Trainer:
             )
         samples_per_second, last = self._train(first)
         best = load_best(self.model, self.folder, self.state.stopping, self.schema)
-        calibrations = calibrate(self.config.ranking, best, self.evaluator, self.model)
+        # What follows judges what is served: the blend, where there is one.
+        evaluator, blended = blend_towers(
+            self.config, best, self.towers, self.evaluator, self.model
+        )
+        calibrations = calibrate(self.config.ranking, best, evaluator, self.model)
         metrics = {
             "task": self.task,
             "seed": self.config.seed,
@@ -137,7 +141,8 @@ class Trainer:
                 "validation": self.state.stopping.history,
                 "restarts": restarts,
             },
-            **self.evaluator.held_out(self.model, calibrations),
+            **blended,
+            **evaluator.held_out(self.model, calibrations),
         }
         if self.process.is_first:
             (self.folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")

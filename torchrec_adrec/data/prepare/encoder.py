@@ -174,6 +174,14 @@ class Encoder:
             encoded |= self.statistics.encode(features, raw, folds)
         return encoded
 
+    def encode_cross(
+        self, raw: RawColumns, folds: Int64s | None = None
+    ) -> dict[str, Float32s]:
+        """Encode the crosses of rows with both sides, (B,) by feature; see `encode`."""
+        if self.statistics is None:
+            return {}
+        return self.statistics.encode(self.schema.cross, raw, folds)
+
     def _ids(self, feature: Bag, column: Column) -> Int32s:
         """Return the id of each distinct value."""
         value_keys = _keys(feature, column.values, self.quantiles)

@@ -9,28 +9,51 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.config.data import StatisticsConfig
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.prepare.counts import Counter, Counts, load_counts
+from torchrec_adrec.data.prepare.cross_switch import CrossSwitch, judge_crosses
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.pairs import (
     SAMPLE_ROWS,
     PairGain,
+    Sample,
+    across,
     choose_pairs,
+    same_side,
     sample_rows,
 )
 from torchrec_adrec.data.prepare.spill import ChunkRef, map_chunks
-from torchrec_adrec.data.prepare.statistics import Folds, Statistics, ValueCounts
+from torchrec_adrec.data.prepare.statistics import Folds, Statistics
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
+from torchrec_adrec.data.prepare.value_counts import ValueCounts
 from torchrec_adrec.data.prepare.value_keys import KeyedColumn, Sources, ValueKeys
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
 from torchrec_adrec.schema import DenseFeature, Schema, Side, Statistic
 
 CELL = ("key", "fold")
+
+
+class ChosenPairs(BaseModel):
+    """The pairs that get statistics.
+
+    Attributes:
+        pairs: of columns of one side.
+        cross: of an ad's and a user's column, and what validation says of them; None:
+            none were asked for.
+    """
+
+    pairs: tuple[PairGain, ...] = ()
+    cross: CrossSwitch | None = None
+
+    @property
+    def crosses(self) -> tuple[PairGain, ...]:
+        """The crosses that stay."""
+        return self.cross.pairs if self.cross and self.cross.is_kept else ()
 
 
 def add_statistics(
@@ -40,7 +63,7 @@ def add_statistics(
     rows: TrainingRows,
     train_rows: int,
     ranks: Ranks,
-) -> tuple[Encoder, list[PairGain]]:
+) -> tuple[Encoder, ChosenPairs]:
     """Choose the pairs, count the training rows, and add the fitted statistics.
 
     Args:
@@ -57,33 +80,48 @@ def add_statistics(
     path = rows.store.chunks[0].path.parent / "pairs"
     # One rank chooses for all: the others would only do the same work once more.
     if ranks.is_first:
-        chosen: list[PairGain] = []
-        if config.pairs:
+        chosen = ChosenPairs()
+        if config.pairs or config.cross_pairs:
             share = SAMPLE_ROWS / max(train_rows, 1)
             sample = sample_rows(encoder.schema, keys, rows, share)
-            chosen = choose_pairs(sample, encoder.schema, config)
-        path.write_text(_PAIRS.dump_json(chosen).decode())
+            chosen = _choose(sample, encoder.schema, config)
+        path.write_text(chosen.model_dump_json())
     ranks.barrier()
-    chosen = _PAIRS.validate_json(path.read_text())
-    pairs = [(pair.first, pair.second) for pair in chosen]
-    return _with_counted(encoder, keys, config, pairs, rows, ranks), chosen
+    chosen = ChosenPairs.model_validate_json(path.read_text())
+    features = statistic_features(encoder.schema, config, _names(chosen.pairs))
+    crosses = cross_features(encoder.schema, config, _names(chosen.crosses))
+    # Made anew, because `model_copy` would check nothing.
+    fields = {name: getattr(encoder.schema, name) for name in Schema.model_fields}
+    fields |= {"dense": (*encoder.schema.dense, *features), "cross": crosses}
+    all_features = (*features, *crosses)
+    statistics = _counted(encoder.schema, keys, config, all_features, rows, ranks)
+    return replace(encoder, schema=Schema(**fields), statistics=statistics), chosen
 
 
-_PAIRS = TypeAdapter(list[PairGain])
+def _choose(sample: Sample, schema: Schema, config: StatisticsConfig) -> ChosenPairs:
+    pairs = choose_pairs(sample, same_side(schema), config.pairs, config)
+    if not config.cross_pairs:
+        return ChosenPairs(pairs=tuple(pairs))
+    crosses = choose_pairs(sample, across(schema), config.cross_pairs, config)
+    switch = judge_crosses(sample, pairs, crosses, config)
+    return ChosenPairs(pairs=tuple(pairs), cross=switch)
 
 
-def _with_counted(
-    encoder: Encoder,
+def _names(pairs: tuple[PairGain, ...]) -> list[Sources]:
+    return [(pair.first, pair.second) for pair in pairs]
+
+
+def _counted(
+    schema: Schema,
     keys: ValueKeys,
     config: StatisticsConfig,
-    pairs: Sequence[Sources],
+    features: tuple[DenseFeature, ...],
     rows: TrainingRows,
     ranks: Ranks,
-) -> Encoder:
-    """Count the training rows and add the statistics of columns and pairs."""
-    features = statistic_features(encoder.schema, config, pairs)
+) -> Statistics:
+    """Count the training rows and fit the statistics of columns and pairs."""
     columns = list(dict.fromkeys(f.sources for f in features))
-    labels = binary_labels(encoder.schema)
+    labels = binary_labels(schema)
 
     def count_chunk(ref: ChunkRef) -> tuple[Counts, int]:
         chunk, train, folds = rows.load(ref)
@@ -105,11 +143,7 @@ def _with_counted(
     ranks.barrier()
     frames = load_counts(sorted(raw.glob("statistics-*")), names, CELL)
     by_sources = dict(zip(columns, frames.values(), strict=True))
-    fitted = fit(keys, labels, by_sources, features, config.min_count, rows.folds)
-    # Made anew, because `model_copy` would check nothing.
-    fields = {name: getattr(encoder.schema, name) for name in Schema.model_fields}
-    fields["dense"] = (*encoder.schema.dense, *features)
-    return replace(encoder, schema=Schema(**fields), statistics=fitted)
+    return fit(keys, labels, by_sources, features, config.min_count, rows.folds)
 
 
 def binary_labels(schema: Schema) -> tuple[str, ...]:
@@ -127,29 +161,44 @@ def statistic_features(
     `C1.C2.click.count`.
     """
 
-    def of(side: Side, sources: Sources) -> Iterator[DenseFeature]:
-        strengths = config.strengths if len(sources) == 1 else (config.pair_strength,)
-        for label in binary_labels(schema):
-            for strength in (*strengths, None):
-                kind = "count" if strength is None else f"{strength:g}"
-                yield DenseFeature(
-                    name=".".join((*sources, label, kind)),
-                    side=side,
-                    source=sources[0],
-                    statistic=Statistic(
-                        label=label,
-                        strength=strength,
-                        paired_with=sources[1] if len(sources) > 1 else None,
-                    ),
-                )
-
     features: list[DenseFeature] = []
     for side in Side:
         scalars = schema.scalar_sources_of(side)
         of_side = [pair for pair in pairs if pair[0] in scalars]
         for sources in (*((name,) for name in scalars), *of_side):
-            features += of(side, sources)
+            features += _features(schema, config, side, sources)
     return tuple(features)
+
+
+def cross_features(
+    schema: Schema, config: StatisticsConfig, crosses: Sequence[Sources]
+) -> tuple[DenseFeature, ...]:
+    """Return the features of crosses; of a user's candidates each has another value."""
+    return tuple(
+        feature
+        for sources in crosses
+        for feature in _features(schema, config, Side.AD, sources)
+    )
+
+
+def _features(
+    schema: Schema, config: StatisticsConfig, side: Side, sources: Sources
+) -> Iterator[DenseFeature]:
+    """Yield the statistics of a column or a pair."""
+    strengths = config.strengths if len(sources) == 1 else (config.pair_strength,)
+    for label in binary_labels(schema):
+        for strength in (*strengths, None):
+            kind = "count" if strength is None else f"{strength:g}"
+            yield DenseFeature(
+                name=".".join((*sources, label, kind)),
+                side=side,
+                source=sources[0],
+                statistic=Statistic(
+                    label=label,
+                    strength=strength,
+                    paired_with=sources[1] if len(sources) > 1 else None,
+                ),
+            )
 
 
 def _count(

@@ -31,11 +31,12 @@ from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import COUNTED, AdCounter, load_ads
 from torchrec_adrec.data.column import Chunk, Column, RawColumns, hex_text
 from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.prepare.ad_keys import ad_keys
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
-from torchrec_adrec.data.prepare.fit_statistics import add_statistics
+from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
 from torchrec_adrec.data.prepare.leaks import (
     Dependency,
@@ -43,7 +44,6 @@ from torchrec_adrec.data.prepare.leaks import (
     refuse_leaky_sides,
 )
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
-from torchrec_adrec.data.prepare.pairs import PairGain
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
@@ -97,7 +97,7 @@ def prepare(
     split = splitter(config.split, data, store, seed)
     pairs, held = _leaks(config, data, store, split)
     encoder, keys, combinations = _fit(config, data, store, split, ranks)
-    chosen: list[PairGain] = []
+    chosen = ChosenPairs()
     if config.statistics is not None and keys is not None:
         rows = TrainingRows(store, split, Folds(config.statistics.folds, seed))
         train_rows = int(combinations[COUNTED[0]].sum())
@@ -284,8 +284,7 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
     """Write what serving needs: the transforms and the catalog, with their hashes."""
     encoder.save(out)
     schema = encoder.schema
-    # The ads go through the encoder like any row, so the ad tower reads the same ids
-    # at export as in training.
+    # The ads go through the encoder like any row: export reads what training read.
     raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
     encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
     hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
@@ -293,8 +292,8 @@ def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
         f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
         for n in raw
     }
-    catalog = ads.drop(list(raw)).with_columns(**encoded, **texts)
-    catalog.write_parquet(out / "catalog.parquet")
-    fitted = [out / "schema.json", out / "transforms.json", *out.glob("vocabulary/*")]
-    fitted += sorted(out.glob(f"{FOLDER}/*"))
-    write_hashes(out, [*fitted, out / "catalog.parquet"])
+    columns = encoded | texts | ad_keys(encoder, raw)
+    ads.drop(list(raw)).with_columns(**columns).write_parquet(out / "catalog.parquet")
+    names = ("schema.json", "transforms.json", "catalog.parquet")
+    fitted = [path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")]
+    write_hashes(out, [*(out / name for name in names), *sorted(fitted)])

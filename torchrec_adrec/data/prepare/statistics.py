@@ -21,12 +21,17 @@ from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int64s
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.keys import salt, salted_hash
 from torchrec_adrec.data.prepare.numeric import Quantiles
-from torchrec_adrec.data.prepare.value_keys import KeyedColumn, Sources, ValueKeys
+from torchrec_adrec.data.prepare.value_counts import NO_FOLD, ValueCounts
+from torchrec_adrec.data.prepare.value_keys import (
+    KeyedColumn,
+    KeyedColumns,
+    Sources,
+    ValueKeys,
+)
 from torchrec_adrec.schema import DenseFeature, Statistic
 
 FOLDER = "statistics"
 FITTED = "fitted.json"
-NO_FOLD = -1  # of a row that sees all counts
 LOWEST = 1e-4  # probability; a rate of 0 or 1 would have an infinite logit
 MOST_DEVIATIONS = 5.0
 
@@ -56,60 +61,6 @@ class Folds:
         hashed = salted_hash(rows, salt(f"fold {self.seed}"))
         folds = (hashed % np.uint64(self.count)).astype(np.int64)
         return np.where(train, folds, NO_FOLD)
-
-
-@dataclass(frozen=True)
-class ValueCounts:
-    """The counts of one column's values, or of one pair's.
-
-    Attributes:
-        keys: (K,) the keys that training saw often enough, in rising order.
-        totals: (K, 2 * labels) rows of each key in which a label was observed, and the
-            positive ones among them, label after label.
-        cells: (E,) position of a key * folds + fold, in rising order; only `prepare`
-            has them.
-        parts: (E, 2 * labels) the part of `totals` that is of this fold.
-        folds: the number of folds.
-    """
-
-    keys: Int64s
-    totals: Int64s
-    cells: Int64s | None = None
-    parts: Int64s | None = None
-    folds: int = 1
-
-    def positions(self, value_keys: Int64s) -> Int64s:
-        """Return where some keys stand in `totals`, (V,); K for an unseen one."""
-        positions, known = _find(self.keys, value_keys)
-        return np.where(known, positions, len(self.keys))
-
-    def of(self, value_keys: Int64s, folds: Int64s) -> Int64s:
-        """Return the counts of some keys, (V, 2 * labels); 0 of unseen ones.
-
-        Args:
-            value_keys: (V,).
-            folds: (V,) the fold whose counts are left out, or `NO_FOLD`.
-        """
-        assert self.cells is not None and self.parts is not None, "only in prepare"
-        positions, known = _find(self.keys, value_keys)
-        counts = _rows(self.totals, positions, known)
-        has_fold = known & (folds != NO_FOLD)
-        cells, occurs = _find(self.cells, positions * self.folds + folds)
-        return counts - _rows(self.parts, cells, occurs & has_fold)
-
-
-def _find(ordered: Int64s, values: Int64s) -> tuple[Int64s, Bools]:
-    """Return the position of each value, and whether it is there at all."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
-    positions = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
-    return positions, ordered[positions] == values
-
-
-def _rows(table: Int64s, positions: Int64s, is_there: Bools) -> Int64s:
-    rows = np.zeros((len(positions), table.shape[1]), dtype=np.int64)
-    rows[is_there] = table[positions[is_there]]
-    return rows
 
 
 def raw_statistic(
@@ -170,13 +121,25 @@ class Statistics:
             folds: (B,) of `Folds`, for training rows, which must not see their own
                 labels; None for rows that see all counts.
         """
-        grouped = {
-            sources: list(group)
-            for sources, group in groupby(features, lambda feature: feature.sources)
-        }
+        keyed = self.keys.of(raw, by_sources(features))
+        return self.encode_keyed(features, keyed, folds)
+
+    def encode_keyed(
+        self,
+        features: tuple[DenseFeature, ...],
+        keyed: KeyedColumns,
+        folds: Int64s | None = None,
+    ) -> dict[str, Float32s]:
+        """Encode rows of which the keys are known, as `encode` does.
+
+        Args:
+            features: those to make.
+            keyed: the keys of their columns and pairs.
+            folds: (B,) of training rows; None for rows that see all counts.
+        """
         encoded: dict[str, Float32s] = {}
-        for sources, column in self.keys.of(raw, grouped).items():
-            group = grouped[sources]
+        for sources, group in by_sources(features).items():
+            column = keyed[sources]
             if folds is None:
                 table = self._all_values(sources, group)
                 rows = self.counts[sources].positions(column.keys)[column.codes]
@@ -257,6 +220,16 @@ class Statistics:
             counts,
             {name: (mean, std) for name, (mean, std) in fitted["scales"].items()},
         )
+
+
+def by_sources(
+    features: tuple[DenseFeature, ...],
+) -> dict[Sources, list[DenseFeature]]:
+    """Group features by the columns that they are made of."""
+    return {
+        sources: list(group)
+        for sources, group in groupby(features, lambda feature: feature.sources)
+    }
 
 
 def _file(sources: Sources) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs
 from torchrec_adrec.data.prepare.leaks import grouped_auc
-from torchrec_adrec.data.prepare.pairs import PairGain
 from torchrec_adrec.schema import DenseFeature, Schema
 
 ROWS = 200_000  # of validation; an AUC to about 0.002
@@ -17,18 +17,19 @@ SHOWN = 20  # columns in report.md; report.json has all
 Report = dict[str, Any]
 
 
-def statistics_figures(schema: Schema, out: Path, pairs: list[PairGain]) -> Report:
+def statistics_figures(schema: Schema, out: Path, chosen: ChosenPairs) -> Report:
     """Measure each column's and pair's rate as a score of the first validation rows.
 
     Args:
         schema: with the statistics.
         out: the folder of the prepared data.
-        pairs: the chosen pairs with their gains.
+        chosen: the pairs with their gains.
 
     Returns:
         `auc`: by the name of a statistic, its AUC for its own label, NaN where it could
         not be measured; `pairs`: the dumped gains, each with the pair's AUC and the
-        better AUC of its two columns.
+        better AUC of its two columns, crosses that stay behind the others; `cross`:
+        whether crosses were kept, and why; None: none were asked for.
     """
     auc = {feature.name: _auc(feature, out) for feature in _rates(schema)}
     click = schema.labels[0].name
@@ -38,17 +39,22 @@ def statistics_figures(schema: Schema, out: Path, pairs: list[PairGain]) -> Repo
         if f.statistic and f.statistic.label == click
     }
     figures = []
-    for pair in pairs:
+    for pair in (*chosen.pairs, *chosen.crosses):
         apart = max(by_sources[(pair.first,)], by_sources[(pair.second,)])
         together = by_sources[(pair.first, pair.second)]
         figures.append(pair.model_dump() | {"auc": together, "auc_apart": apart})
-    return {"auc": auc, "pairs": figures}
+    cross = chosen.cross
+    return {
+        "auc": auc,
+        "pairs": figures,
+        "cross": cross and cross.model_dump() | {"kept": cross.is_kept},
+    }
 
 
 def _rates(schema: Schema) -> Iterator[DenseFeature]:
     """Yield one rate of every column, pair and label: that of the first strength."""
     done = set()
-    for feature in schema.dense:
+    for feature in (*schema.dense, *schema.cross):
         statistic = feature.statistic
         if statistic is not None and statistic.strength is not None:
             kind = (feature.sources, statistic.label)
@@ -91,3 +97,16 @@ def statistics_lines(figures: Report | None) -> Iterator[str]:
             aucs = f"{pair['auc']:.3f} | {pair['auc_apart']:.3f}"
             yield f"| {name} | {pair['gain']:.5f} | {aucs} |"
         yield ""
+    if figures["cross"]:
+        yield from (_cross_line(figures["cross"]), "")
+
+
+def _cross_line(cross: Report) -> str:
+    """Say whether the pairs across the sides were kept."""
+    names = [f"{pair['first']} x {pair['second']}" for pair in cross["pairs"]]
+    verdict = "kept" if cross["kept"] else "dropped, for that is no more than noise"
+    return (
+        f"Across the sides, {len(names)} pairs ({', '.join(names)}) change the log loss"
+        f" of {cross['rows']:,} validation rows by {-cross['gain']:+.5f} (standard"
+        f" error {cross['error']:.5f}) beside everything else: {verdict}."
+    )

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore
-from torchrec_adrec.data.prepare.splits import TRAIN, Splitter
+from torchrec_adrec.data.prepare.splits import TRAIN, VALID, Splitter
 from torchrec_adrec.data.prepare.statistics import Folds
 
 
@@ -28,3 +30,7 @@ class TrainingRows:
         chunk = ref.load()
         train = self.split.assign(chunk, ref) == TRAIN
         return chunk, train, self.folds.of(ref.row, train)
+
+    def valid(self, chunk: Chunk, ref: ChunkRef) -> Bools:
+        """Return the mask of a chunk's validation rows."""
+        return np.asarray(self.split.assign(chunk, ref) == VALID)

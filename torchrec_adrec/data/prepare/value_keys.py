@@ -99,10 +99,14 @@ def _paired(first: KeyedColumn, second: KeyedColumn) -> KeyedColumn:
     pairs = first.codes * len(second.keys) + second.codes
     distinct, codes = np.unique(pairs, return_inverse=True)
     left, right = np.divmod(distinct, len(second.keys))
+    return KeyedColumn(pair_keys(first.keys[left], second.keys[right]), codes)
+
+
+def pair_keys(first: Int64s, second: Int64s) -> Int64s:
+    """Return the keys of pairs of values, of the keys of both; one may be for all."""
     # The second splitmix sets (a, b) apart from (b, a).
-    hashed = splitmix(first.keys[left].view(np.uint64))
-    mixed = splitmix(hashed ^ second.keys[right].view(np.uint64))
-    return KeyedColumn(mixed.view(np.int64), codes)
+    hashed = splitmix(first.view(np.uint64))
+    return splitmix(hashed ^ second.view(np.uint64)).view(np.int64)
 
 
 def number_sources(schema: Schema) -> list[str]:

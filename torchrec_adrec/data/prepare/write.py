@@ -115,6 +115,7 @@ class SplitWriter:
         try:
             for side in Side:
                 columns |= encoder.encode(chunk.columns, side, folds)
+            columns |= encoder.encode_cross(chunk.columns, folds)
         except NotFiniteError as error:
             file = self.data.files[ref.file]
             row = ref.row_in_file + error.row + 1

@@ -1,52 +1,71 @@
-"""The kinds of index by name: one file each, entered in `KINDS` and `IndexConfig`."""
+"""The kinds of index by name: entered in `KINDS` here and in `IndexConfig`."""
 
-from torchrec_adrec.config.run import IndexConfig
-from torchrec_adrec.errors import ManifestError
+from collections.abc import Mapping
+from inspect import signature
+
+from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.index.kinds.exact import Exact
-from torchrec_adrec.index.kinds.ivf_flat import IvfFlat
+from torchrec_adrec.index.kinds.hnsw import Hnsw
+from torchrec_adrec.index.kinds.ivf import IvfFlat, IvfSq8, IvfSqFp16
+from torchrec_adrec.index.kinds.ivf_refined import (
+    IvfPqRefined,
+    IvfRabitqRefined,
+    IvfSq8Refined,
+    PcaIvfSq8Refined,
+)
 from torchrec_adrec.index.kinds.kind import IndexKind
 
-_CLASSES: tuple[type[IndexKind], ...] = (Exact, IvfFlat)
+_CLASSES: tuple[type[IndexKind], ...] = (
+    Exact,
+    IvfFlat,
+    IvfSqFp16,
+    IvfSq8,
+    IvfSq8Refined,
+    IvfPqRefined,
+    IvfRabitqRefined,
+    PcaIvfSq8Refined,
+    Hnsw,
+)
 KINDS = {kind.name: kind for kind in _CLASSES}
 
 
-def derive_kind(config: IndexConfig, count: int) -> IndexKind:
-    """Choose the kind and its sizes where the settings leave them open.
+def derive_kind(name: str, build: Mapping[str, int], count: int, dim: int) -> IndexKind:
+    """Make a kind, with its own values for what `build` leaves open.
 
     Args:
-        config: with `auto`, the kind that starts at the largest number of ads up to
-            `count` is taken.
+        name: of `KINDS`.
+        build: build parameters by name.
         count: number of ads.
+        dim: D, the width of a vector.
 
     Raises:
-        ConfigError: the settings do not fit so few ads.
+        ConfigError: the kind has no such parameter, or it does not fit the ads.
     """
-    if config.kind != "auto":
-        return KINDS[config.kind].derive(config, count)
-    # Of the kinds that suit so many ads, the one that starts last was made for the
-    # largest catalogs.
-    starts = {
-        kind.auto_from: kind
-        for kind in KINDS.values()
-        if kind.auto_from is not None and kind.auto_from <= count
-    }
-    return starts[max(starts)].derive(config, count)
+    fields = list(signature(KINDS[name]).parameters)
+    unknown = [key for key in build if key not in fields]
+    if unknown:
+        raise ConfigError(
+            f"index.build has {unknown[0]!r}, index.kind {name} takes"
+            f" {', '.join(fields) or 'no build parameters'}"
+        )
+    return KINDS[name].derive(build, count, dim)
 
 
-def open_kind(name: str, sizes: dict[str, int]) -> IndexKind:
+def open_kind(name: str, build: Mapping[str, int]) -> IndexKind:
     """Make the kind of a published index again.
 
     Args:
-        name, sizes: as the manifest holds them.
+        name, build: as the manifest holds them.
 
     Raises:
         ManifestError: this version knows no such kind.
     """
-    # Sizes that the kind does not have are a TypeError of its constructor.
+    # Parameters that the kind does not have are a TypeError of its constructor.
     try:
-        return KINDS[name](**sizes)
+        return KINDS[name](**build)
     except (KeyError, TypeError):
         raise ManifestError(
-            f"the index is of kind {name!r} with sizes {sizes}, expected one of"
-            f" {list(KINDS)} with the sizes of this version; run `adrec index` again"
+            f"the index is of kind {name!r} with {dict(build)}, expected one of"
+            f" {list(KINDS)} with the build parameters of this version; run"
+            " `adrec index` again"
         ) from None

@@ -10,14 +10,17 @@ Shape letters: B ads, E the concatenated vectors of a side, F numbers, T labels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RankingConfig
+from torchrec_adrec.models.rankers.final_logits import FinalLogits
 from torchrec_adrec.modules.embeddings import Init, embedding_tables, regroup
 from torchrec_adrec.schema import Schema, Side
 
@@ -61,9 +64,11 @@ class RankerHead(nn.Module, ABC):
         return embedding_dim
 
     @staticmethod
-    def table_init() -> Init | None:
+    def table_init(config: RankingConfig) -> Init | None:
         """What fills a new table; None: TorchRec's uniform numbers."""
-        return None
+        if config.table_init is None:
+            return None
+        return partial(nn.init.normal_, std=config.table_init)
 
     @abstractmethod
     def forward(
@@ -81,6 +86,71 @@ class RankerHead(nn.Module, ABC):
             (B, T) float32 logits, one column per label. float32 under autocast too:
             a logit of 8 bits would tie candidates that training told apart.
         """
+
+    def members(
+        self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """The logits that are trained, one loss each: (members, B, T).
+
+        `forward` is their mean; a single head has one member.
+        """
+        logits: Tensor = self(user, user_dense, ad, ad_dense)
+        return logits[None]
+
+
+class Ensemble(RankerHead):
+    """The mean of several heads, each with weights and table columns of its own.
+
+    They share the rows of every step, the lookup, and the row-wise state of the tables'
+    optimizer, which is the mean over the members' columns. The mean of logits needs no
+    word of what a label is; a value's prediction is then the geometric mean.
+
+    Source: Lakshminarayanan et al., deep ensembles, NeurIPS 2017 (arXiv:1612.01474).
+    """
+
+    def __init__(
+        self,
+        head: type[RankerHead],
+        schema: Schema,
+        config: RankingConfig,
+        width: int,
+    ) -> None:
+        """Make the members.
+
+        Args:
+            head: the model.
+            schema: features and labels.
+            config: sizes, and the number of members.
+            width: columns of each table that a member has for itself.
+        """
+        super().__init__(schema, config, width)
+        self.heads = nn.ModuleList(
+            head(schema, config, width) for _ in range(config.seeds)
+        )
+        self.width = width
+
+    def forward(
+        self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """See `RankerHead`."""
+        return self.members(user, user_dense, ad, ad_dense).mean(dim=0)
+
+    def members(
+        self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """See `RankerHead`."""
+        pairs = zip(self._parts(user), self._parts(ad), strict=True)
+        return torch.stack(
+            [
+                head(of_user, user_dense, of_ad, ad_dense)
+                for head, (of_user, of_ad) in zip(self.heads, pairs, strict=True)
+            ]
+        )
+
+    def _parts(self, vectors: Tensor) -> list[Tensor]:
+        """Each member's columns, (B, E), of all features' vectors side by side."""
+        fields = vectors.view(len(vectors), -1, len(self.heads), self.width)
+        return [part.flatten(1) for part in fields.unbind(dim=2)]
 
 
 class Ranker(nn.Module):
@@ -107,12 +177,21 @@ class Ranker(nn.Module):
             device: where the tables are; meta for tables that are going to be sharded.
         """
         super().__init__()
-        width, init = head.table_width(schema, embedding_dim), head.table_init()
+        schema = schema.joined
+        columns = config.embedding_dim or embedding_dim
+        self.width = head.table_width(schema, columns)
+        width, init = config.seeds * self.width, head.table_init(config)
         self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
         self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
         self.frozen = config.tables == "frozen"
+        self.field_dropout = config.field_dropout
         self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
-        self.head = head(schema, config, width)
+        self.head: RankerHead
+        if config.seeds == 1:
+            self.head = head(schema, config, self.width)
+        else:
+            self.head = Ensemble(head, schema, config, self.width)
+        self.final_logits = FinalLogits(schema.labels, config)
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
         """Score B ads, each for its user or all for one user."""
@@ -134,8 +213,25 @@ class Ranker(nn.Module):
         self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """Score as `forward` does, from vectors that are looked up and in order."""
+        user, ad = map(self._as_trained, vectors)
+        raw = self.head(user, user_dense, ad, ad_dense)
+        logits: Tensor = self.final_logits(raw)
+        return logits
+
+    def members(
+        self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """Compute the members' raw logits, (members, B, T).
+
+        `dense` is `final_logits` of their mean.
+        """
+        user, ad = map(self._as_trained, vectors)
+        return self.head.members(user, user_dense, ad, ad_dense)
+
+    def _as_trained(self, vectors: Tensor) -> Tensor:
+        """Freeze looked-up vectors, or drop whole ones in training."""
         if self.frozen:
             # requires_grad=False does not freeze a sharded table; this does.
-            vectors = [looked_up.detach() for looked_up in vectors]
-        logits: Tensor = self.head(vectors[0], user_dense, vectors[1], ad_dense)
-        return logits
+            vectors = vectors.detach()
+        fields = vectors.view(len(vectors), -1, self.width)
+        return F.dropout1d(fields, self.field_dropout, self.training).flatten(1)

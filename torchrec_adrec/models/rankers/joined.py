@@ -39,8 +39,8 @@ class JoinedHead(RankerHead):
         self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """See `RankerHead`."""
-        vectors = _side_by_side(user, ad)
-        numbers = _side_by_side(user_dense, ad_dense)
+        vectors = side_by_side(user, ad)
+        numbers = side_by_side(user_dense, ad_dense)
         return self.mix(vectors.view(-1, self.fields, self.dim), numbers).float()
 
     @abstractmethod
@@ -48,6 +48,6 @@ class JoinedHead(RankerHead):
         """(B, F, D) vectors and (B, N) numbers -> (B, T) logits."""
 
 
-def _side_by_side(user: Tensor, ad: Tensor) -> Tensor:
+def side_by_side(user: Tensor, ad: Tensor) -> Tensor:
     """(B or 1, X) and (B, Y) -> (B, X + Y): one user's row stands before every ad."""
     return torch.cat([user.expand(len(ad), -1), ad], dim=1)

@@ -60,7 +60,7 @@ class LogisticHead(RankerHead):
         return -(-len(schema.labels) // WIDTH_STEP) * WIDTH_STEP
 
     @staticmethod
-    def table_init() -> Init:
+    def table_init(config: RankingConfig) -> Init:
         """Zeros, as usual for a regression without a hidden layer.
 
         An id that training never showed then says nothing, where a random start would

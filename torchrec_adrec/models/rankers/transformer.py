@@ -1,8 +1,10 @@
 """The token transformer that orders the candidates.
 
-There is one token per raw column. User tokens attend to user tokens alone, so a request
+There is one token per raw column, or an ad has a few that are mixed of all its columns
+(`ranking.ad_tokens`). User tokens attend to user tokens alone, so a request
 computes them once and its 500 candidates share them; an ad's tokens attend to the
-user's and to their own.
+user's and to their own. Cross layers (DCNv2) over all vectors and numbers stand beside
+the tokens, and are computed for each candidate.
 
 Shape letters: B ads, E the concatenated vectors of a side, F numbers, U user tokens, A
 ad tokens, D model width, T labels.
@@ -10,22 +12,33 @@ ad tokens, D model width, T labels.
 
 import torch
 from torch import Tensor, nn
+from torchrec.modules.crossnet import LowRankCrossNet
 
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.models.rankers.base import RankerHead
+from torchrec_adrec.models.rankers.joined import side_by_side
 from torchrec_adrec.modules.attention import OneWayLayer
+from torchrec_adrec.modules.experts import MultiGateExperts, SharedBottom
+from torchrec_adrec.modules.pooled_tokens import PooledTokens
 from torchrec_adrec.modules.split_linear import SplitLinear
 from torchrec_adrec.schema import Schema, Side
 
 
 class TransformerHead(RankerHead):
-    """Tokens of both sides, transformer layers, a hidden layer and a linear term."""
+    """Tokens of both sides, transformer layers, a hidden layer and a linear term.
+
+    The hidden layer is the labels' shared bottom, or experts with a gate a label.
+    """
 
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__(schema, config, width)
         dim = config.model_dim
         self.user_tokens = FeatureTokenizer(schema, Side.USER, width, dim)
-        self.ad_tokens = FeatureTokenizer(schema, Side.AD, width, dim)
+        self.ad_tokens = (
+            PooledTokens(*_widths(schema, width), config.ad_tokens, dim)
+            if config.ad_tokens
+            else FeatureTokenizer(schema, Side.AD, width, dim)
+        )
         self.layers = nn.ModuleList(
             OneWayLayer(dim, config.heads, config.feedforward_dim, config.dropout)
             for _ in range(config.layers)
@@ -35,11 +48,17 @@ class TransformerHead(RankerHead):
         # in place of the flat tokens cost 0.007.
         widths = self.user_tokens.count * dim, self.ad_tokens.count * dim
         tasks = len(schema.labels)
-        self.hidden = SplitLinear(*widths, config.head_dim)
         self.linear = SplitLinear(*widths, tasks, bias=False)
-        self.out = nn.Sequential(
-            nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(config.head_dim, tasks)
-        )
+        self.heads: nn.Module
+        if config.experts == 1:
+            self.heads = SharedBottom(widths, config.head_dim, tasks, config.dropout)
+        else:
+            self.heads = MultiGateExperts(
+                widths, config.experts, config.head_dim, tasks, config.dropout
+            )
+        self.cross = None
+        if config.cross_layers:
+            self.cross = CrossBranch(schema, config, width)
 
     def forward(
         self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
@@ -50,10 +69,47 @@ class TransformerHead(RankerHead):
         linear = self.linear(user_bud.flatten(1), ad_bad.flatten(1))
         for layer in self.layers:
             user_bud, ad_bad = layer(user_bud, ad_bad)
-        hidden = self.hidden(user_bud.flatten(1), ad_bad.flatten(1))
         # float32 also where the products are not
-        logits: Tensor = self.out(hidden).float() + linear.float()
+        logits: Tensor = self.heads(user_bud.flatten(1), ad_bad.flatten(1)).float()
+        logits = logits + linear.float()
+        if self.cross is not None:
+            logits = logits + self.cross(user, user_dense, ad, ad_dense).float()
         return logits
+
+
+class CrossBranch(nn.Module):
+    """Cross layers over all vectors and numbers, read by one linear layer.
+
+    They are worth what attention between tokens is not: 0.005 of AUC on Criteo with
+    statistics, 0.008 on KuaiRand (validation, one epoch).
+
+    Source: Wang et al., DCN V2, WWW 2021 (arXiv:2008.13535).
+    """
+
+    def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
+        super().__init__()
+        columns = sum(
+            len(schema.bags_of(side)) * width + len(schema.dense_of(side))
+            for side in Side
+        )
+        self.cross = LowRankCrossNet(
+            columns, config.cross_layers, min(config.cross_rank, columns)
+        )
+        self.out = nn.Linear(columns, len(schema.labels), bias=False)
+        nn.init.zeros_(self.out.weight)  # it begins as the transformer alone
+
+    def forward(
+        self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
+    ) -> Tensor:
+        """See `RankerHead`; (B, T)."""
+        joined = [side_by_side(user, ad), side_by_side(user_dense, ad_dense)]
+        logits: Tensor = self.out(self.cross(torch.cat(joined, dim=1)))
+        return logits
+
+
+def _widths(schema: Schema, width: int) -> tuple[int, int]:
+    """Columns of an ad's vectors and of its numbers."""
+    return len(schema.bags_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
 
 
 class FeatureTokenizer(nn.Module):

@@ -1,0 +1,156 @@
+"""The table of what `rankers.py` has kept, and what is paired with LightGBM.
+
+    python benchmarks/ranker_table.py RUN/data FOLDER --name rankers
+
+AUC and log loss are means over seeds (standard deviation of the AUC). The intervals are
+of the mean difference over seeds to LightGBM on the same columns: rows are drawn with
+replacement, the same ones for all seeds of both (paired bootstrap, 95%).
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import polars as pl
+from rankers import ROWS, SPLITS
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import log_loss, roc_auc_score
+from timing import keep_result
+
+from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.evaluation.bootstrap import interval
+from torchrec_adrec.schema import Schema
+
+REFERENCE = "lightgbm"
+DRAWS = 500
+Fit = dict[str, Float64s]
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Read the fits, print the table, keep the figures."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("data", type=Path, help="a prepared data set")
+    arguments.add_argument("folder", type=Path, help="of the fits")
+    arguments.add_argument("--name", default="rankers", help="of the result")
+    args = arguments.parse_args()
+    labels = {split: _clicks(args.data, split) for split in SPLITS}
+    fits = _fits(args.folder)
+    figures = {
+        name: [_figures(labels, fit) for fit in of_seeds]
+        for name, of_seeds in fits.items()
+    }
+    gains = {
+        name: {split: _gains(labels[split], fits, name, split) for split in SPLITS}
+        for name in fits
+        if REFERENCE in fits and name != REFERENCE
+    }
+    Console(width=150).print(_table(figures, gains))
+    keep_result(args.name, {"fits": figures, f"minus {REFERENCE}": gains})
+
+
+def _clicks(data: Path, split: str) -> Float64s:
+    click = Schema.load(data / "schema.json").label_names[0]
+    frame = pl.read_parquet(data / split / "*.parquet", columns=[click])
+    return frame[click].to_numpy().astype(np.float64)
+
+
+def _fits(folder: Path) -> dict[str, list[Fit]]:
+    """The fits of each row of the table, in the order of seeds."""
+    fits = defaultdict(list)
+    for name in ROWS:
+        for path in sorted(folder.glob(f"{name}-[0-9].npz")):
+            fits[name].append(dict(np.load(path)))
+    return fits
+
+
+def _figures(labels: dict[str, Float64s], fit: Fit) -> Figures:
+    figures: Figures = {}
+    for split, label in labels.items():
+        figures[f"{split} AUC"] = float(roc_auc_score(label, fit[split]))
+        figures[f"{split} log loss"] = float(log_loss(label, _probability(fit[split])))
+    figures["parameters"] = float(fit["parameters"])
+    return figures | {"samples/s": float(fit["rows"] / fit["seconds"])}
+
+
+def _probability(logits: Float64s) -> Float64s:
+    return 1 / (1 + np.exp(-logits))
+
+
+def _gains(
+    label: Float64s, fits: dict[str, list[Fit]], name: str, split: str
+) -> dict[str, list[float]]:
+    """AUC and log loss less LightGBM's, means over seeds: each and its interval."""
+    rng, count = np.random.default_rng(0), len(label)
+    drawn = rng.integers(count, size=(DRAWS, count))
+    # The first line counts every row once: it is the difference itself.
+    times = np.stack(
+        [np.ones(count), *(np.bincount(d, minlength=count) for d in drawn)]
+    )
+    pairs = [
+        (
+            _bootstrapped(label, fit[split], times),
+            _bootstrapped(label, of[split], times),
+        )
+        for fit, of in zip(fits[name], fits[REFERENCE], strict=False)
+    ]
+    gains = np.mean([one - other for one, other in pairs], axis=0)
+    low, high = interval(gains[:, 1:].T)
+    return {
+        figure: [float(gains[k, 0]), float(low[k]), float(high[k])]
+        for k, figure in enumerate(("AUC", "log loss"))
+    }
+
+
+def _bootstrapped(label: Float64s, logits: Float64s, times: Float64s) -> Float64s:
+    """AUC and log loss where row i counts `times[:, i]` times, (2, draws).
+
+    The AUC is the share of (positive, negative) pairs in order, equal scores by half.
+    """
+    order = np.argsort(logits)
+    starts = np.flatnonzero(np.diff(logits[order], prepend=-np.inf) > 0)
+    positive, negative = (
+        np.add.reduceat((times * of_class)[:, order], starts, axis=1)
+        for of_class in (label, 1 - label)
+    )
+    below = negative.cumsum(axis=1) - negative / 2
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    losses = np.logaddexp(0, logits) - label * logits
+    return np.stack(
+        [(positive * below).sum(axis=1) / pairs, times @ losses / times.sum(axis=1)]
+    )
+
+
+def _table(
+    figures: dict[str, list[Figures]],
+    gains: dict[str, dict[str, dict[str, list[float]]]],
+) -> Table:
+    seeds = max(map(len, figures.values()))
+    table = Table(title=f"{seeds} seeds: mean (standard deviation)")
+    names = list(next(iter(figures.values()))[0])
+    columns = [*names, *(f"{split} AUC - {REFERENCE}" for split in SPLITS)]
+    for column in ("row", *columns):
+        table.add_column(column, justify="left" if column == "row" else "right")
+    for row, runs in figures.items():
+        cells = [_cell(name, [run[name] for run in runs]) for name in names]
+        paired = [_paired(of_split["AUC"]) for of_split in gains.get(row, {}).values()]
+        table.add_row(row, *cells, *paired)
+    return table
+
+
+def _cell(name: str, values: list[float]) -> str:
+    if name in ("parameters", "samples/s"):
+        return f"{mean(values):,.0f}"
+    spread = f" ({stdev(values):.4f})" if "AUC" in name and len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread}"
+
+
+def _paired(gain: list[float]) -> str:
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*gain)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Parts of an export: kept if whole and of the same towers, else made again."""
+
+import errno
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from trained_run import SETTINGS
+
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.errors import CheckpointError, ManifestError
+from torchrec_adrec.export import encode
+from torchrec_adrec.export.export import export
+from torchrec_adrec.export.parts import Parts, rows_of_a_part
+from torchrec_adrec.index.embeddings import Embeddings
+from torchrec_adrec.index.manifest import IndexManifest, load_vectors
+from torchrec_adrec.runs.stages import stage_folder
+from torchrec_adrec.schema import Schema
+from torchrec_adrec.serve.proof import Proof
+from torchrec_adrec.serve.recommender import Recommender
+from torchrec_adrec.tasks.sharded import restore, restore_whole
+
+SOURCE = {"checkpoint": "step 1 (weights 0)", "schema": "0"}
+
+
+@pytest.mark.parametrize("ads", [1, 63, 64, 65, 4096, 100_000, 1_000_000, 10_000_000])
+def test_parts_cover_all_ads_whatever_the_number_of_ranks(
+    ads: int, tmp_path: Path
+) -> None:
+    parts = Parts(tmp_path, np.arange(ads), "fp32", SOURCE)
+    slices = [parts.slice_of(number) for number in range(parts.count)]
+    assert slices[0].start == 0 and slices[-1].stop == ads
+    assert all(a.stop == b.start for a, b in pairwise(slices))
+    assert all(0 < s.stop - s.start <= rows_of_a_part(ads) <= 32_768 for s in slices)
+
+
+def written(parts: Parts) -> None:
+    for number in range(parts.count):
+        rows = parts.slice_of(number)
+        parts.write(number, np.ones((rows.stop - rows.start, 4), dtype=np.float32))
+
+
+def test_a_part_is_kept_only_if_nothing_about_it_differs(tmp_path: Path) -> None:
+    ids = np.arange(200) + 2**62
+    parts = Parts(tmp_path, ids, "fp32", SOURCE)
+    assert parts.missing() == [0, 1, 2, 3]
+    written(parts)
+    assert parts.missing() == []
+    (tmp_path / "part-00001.parquet").unlink()
+    path = tmp_path / "part-00002.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert parts.missing() == [1, 2]
+    place = whole.index(np.ones(4, dtype=np.float32).tobytes())
+    path.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
+    assert parts.missing() == [1, 2]  # a flipped byte of a vector
+    path.write_bytes(whole)
+    assert parts.missing() == [1]
+    for other in (
+        Parts(tmp_path, ids, "fp16", SOURCE),
+        Parts(tmp_path, ids, "fp32", SOURCE | {"checkpoint": "step 2 (weights 1)"}),
+        Parts(tmp_path, ids, "fp32", SOURCE | {"schema": "1"}),
+        Parts(tmp_path, ids + 1, "fp32", SOURCE),
+    ):
+        assert other.missing() == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def config() -> Config:
+    return load_config(None, SETTINGS)
+
+
+def exported(run: Path, config: Config, process: Process, out: Path) -> Any:
+    out.mkdir(exist_ok=True)
+    schema = Schema.load(run / "data/schema.json")
+    model, towers = restore("retrieval", run, schema, config, process)
+    export(model, towers, run / "data", config, process, out)
+    return load_vectors(out)
+
+
+def test_an_export_that_was_stopped_goes_on(
+    run: Path,
+    config: Config,
+    process: Process,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was finished is kept, and nothing else is: the result is the same."""
+    ids, vectors = load_vectors(run / "export")
+    write = Parts.write
+    numbers: list[int] = []
+    most = 2
+
+    def count(self: Parts, number: int, vectors: Any) -> None:
+        if len(numbers) == most:
+            raise OSError(errno.ENOSPC, "")
+        numbers.append(number)
+        write(self, number, vectors)
+
+    monkeypatch.setattr(Parts, "write", count)
+    with pytest.raises(OSError, match="Errno 28"):
+        exported(run, config, process, tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    most = 1000
+    again_ids, again = exported(run, config, process, tmp_path)
+    parts = Embeddings.open(run / "export").manifest.parts
+    assert len(parts) > 2 and sorted(numbers) == list(range(len(parts)))
+    np.testing.assert_array_equal(again_ids, ids)
+    np.testing.assert_allclose(again, vectors, atol=1e-6)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_half_floats_are_near_and_are_served(
+    run: Path, config: Config, process: Process, tmp_path: Path
+) -> None:
+    _, vectors = load_vectors(run / "export")
+    half = load_config(None, [*SETTINGS, "export.dtype=fp16"])
+    _, rounded = exported(run, half, process, tmp_path)
+    manifest = Embeddings.open(tmp_path).manifest
+    assert manifest.dtype == "fp16" and rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - vectors).max() < 1e-3
+    # Serving compares what it encodes with what was exported.
+    served = Recommender.load(run)
+    towers, loaded = restore_whole("retrieval", run, served.encoder.schema)
+    indexed = IndexManifest.load(stage_folder(run, "index"))
+    proof = Proof(
+        served.user_input,
+        served.retriever,
+        served.scorer,
+        towers.model.ad_tower,
+        loaded,
+        indexed.model_copy(update={"embeddings": manifest}),
+        tmp_path,
+    )
+    proof.check()
+    full = manifest.model_copy(update={"dtype": "fp32"})
+    with pytest.raises(ManifestError, match="gives other ads"):
+        replace(proof, manifest=indexed.model_copy(update={"embeddings": full})).check()
+    norms = np.linalg.norm(rounded, axis=1)
+    np.testing.assert_allclose(norms, 1, atol=encode.NORM_TOLERANCE)
+
+
+def test_vectors_that_cannot_be_compared_are_not_written(
+    run: Path,
+    config: Config,
+    process: Process,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded = encode.encode_rows
+    monkeypatch.setattr(encode, "encode_rows", lambda *args: encoded(*args) * 2)
+    with pytest.raises(CheckpointError, match="not of length 1"):
+        exported(run, config, process, tmp_path)
+    assert not list(tmp_path.glob("part-*"))

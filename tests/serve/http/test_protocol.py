@@ -1,0 +1,136 @@
+"""On real sockets: no client holds a connection, nor the end of the server."""
+
+import socket
+import threading
+import time
+from http.client import HTTPResponse
+
+import pytest
+from fake_run import FakeRun, listening
+
+HEAD = (
+    b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 12\r\n\r\n"
+)
+RIGHT = HEAD + b'{"user": {}}'
+
+
+def connect(port: int, data: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(data)
+    return connection
+
+
+def status_of(connection: socket.socket) -> int:
+    """Read one whole answer."""
+    response = HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response.status
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1 << 16) == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize("data", [b"", b"POST /recomm", HEAD[:60], RIGHT + b"GET /h"])
+def test_a_head_that_stays_half_is_cut_off(data: bytes) -> None:
+    with listening(FakeRun(), receive_seconds=0.2) as (_, port):
+        connection = connect(port, data)
+        if data.startswith(RIGHT):
+            assert status_of(connection) == 200
+        assert is_closed(connection)
+
+
+def test_a_head_that_comes_byte_by_byte_is_cut_off_too() -> None:
+    with listening(FakeRun(), receive_seconds=0.3) as (_, port):
+        connection = connect(port, b"")
+        with pytest.raises(ConnectionError):
+            for byte in HEAD + HEAD:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+
+
+def test_half_a_body_is_answered_with_408_and_a_close() -> None:
+    with listening(FakeRun(), receive_seconds=0.2) as (_, port):
+        connection = connect(port, HEAD + b'{"us')
+        assert status_of(connection) == 408
+        assert is_closed(connection)
+
+
+def test_a_request_after_a_long_answer_is_not_cut_off() -> None:
+    with listening(FakeRun(seconds=0.4), receive_seconds=0.2) as (_, port):
+        connection = connect(port, RIGHT)
+        assert status_of(connection) == 200
+        connection.sendall(RIGHT)
+        assert status_of(connection) == 200
+
+
+def test_a_client_that_never_reads_is_cut_off() -> None:
+    with listening(FakeRun(), receive_seconds=0.3) as (server, port):
+        connection = connect(port, b"")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+
+        def flood() -> None:
+            try:
+                while True:
+                    connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+            except OSError:
+                pass  # cut off, as it should be
+
+        sender = threading.Thread(target=flood)
+        sender.start()
+        sender.join(20)
+        assert not sender.is_alive()
+        assert not server.server_state.connections
+
+
+def test_with_all_connections_taken_the_slowest_one_makes_room() -> None:
+    with listening(FakeRun(), connections=3) as (_, port):
+        slow = []
+        for data in (HEAD + b"{", b"", b"POST"):
+            slow.append(connect(port, data))
+            time.sleep(0.05)
+        connection = connect(port, RIGHT)
+        assert status_of(connection) == 200
+        assert is_closed(slow[0])
+        slow[2].sendall(RIGHT[4:])
+        assert status_of(slow[2]) == 200
+
+
+def test_refusals_that_are_held_back_leave_room_for_others() -> None:
+    wrong = RIGHT.replace(b"user", b"usar")
+    with listening(FakeRun(), connections=3, refusal_share=1e-6, grace_seconds=1) as (
+        _,
+        port,
+    ):
+        held = []
+        for _ in range(3):
+            held.append(connect(port, wrong))
+            time.sleep(0.1)
+        connection = connect(port, RIGHT)
+        assert status_of(connection) == 200
+        assert is_closed(held[0])
+
+
+def test_it_ends_within_its_grace_whatever_slow_clients_do() -> None:
+    with listening(FakeRun(), receive_seconds=60, grace_seconds=1) as (server, port):
+        slow = [connect(port, data) for data in (b"", b"POST", HEAD + b"{")]
+        answered = connect(port, RIGHT)
+        assert status_of(answered) == 200
+        started = time.monotonic()
+        server.should_exit = True
+        assert status_of(slow[2]) == 503
+        assert all(map(is_closed, [*slow, answered]))
+    assert time.monotonic() - started < 10
+
+
+def test_a_request_under_way_is_answered_before_the_end() -> None:
+    with listening(FakeRun(seconds=0.5)) as (server, port):
+        connection = connect(port, RIGHT)
+        time.sleep(0.2)
+        server.should_exit = True
+        assert status_of(connection) == 200

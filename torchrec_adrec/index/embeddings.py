@@ -1,0 +1,134 @@
+"""The exported vectors, read a part at a time: nobody has to hold all of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.index.manifest import EmbeddingManifest, vectors_in
+from torchrec_adrec.runtime.files import check_files
+from torchrec_adrec.schema import AD_ID
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `export` wrote: parts of consecutive ads, in rising order of their ids.
+
+    The number of an ad is its place in this order.
+
+    Attributes:
+        folder: of the files.
+        manifest: names them, with their rows.
+    """
+
+    folder: Path
+    manifest: EmbeddingManifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the manifest.
+
+        Raises:
+            ManifestError: it is damaged, or its parts do not add up.
+        """
+        manifest = EmbeddingManifest.load(folder)
+        if sum(manifest.parts.values()) != manifest.count:
+            raise ManifestError(
+                f"{folder}: the parts hold {sum(manifest.parts.values())} ads, the"
+                f" manifest says {manifest.count}; run `adrec export` again"
+            )
+        return cls(folder, manifest)
+
+    @property
+    def starts(self) -> Int64s:
+        """The number of each part's first ad, and of all ads, (P + 1,)."""
+        return np.cumsum([0, *self.manifest.parts.values()])
+
+    def share(self, number: int, shares: int) -> range:
+        """Return the parts of one of several equal shares, which are whole parts."""
+        parts = len(self.manifest.parts)
+        return range(number * parts // shares, (number + 1) * parts // shares)
+
+    def check(self, parts: range) -> None:
+        """Compare some files with their hashes.
+
+        Raises:
+            ManifestError: one is damaged.
+        """
+        names = list(self.manifest.parts)
+        hashes = {names[part]: self.manifest.files[names[part]] for part in parts}
+        check_files(self.folder, hashes)
+
+    def read(self, parts: range) -> Iterator[tuple[Int64s, Int64s, Float32s]]:
+        """Yield numbers (n,), ids (n,) and vectors (n, D) of one part after the other.
+
+        Raises:
+            ManifestError: a part does not hold what the manifest says.
+        """
+        names, starts = list(self.manifest.parts), self.starts
+        for part in parts:
+            numbers = np.arange(starts[part], starts[part + 1])
+            table = pq.read_table(self.folder / names[part])
+            ids = table[AD_ID].to_numpy()
+            if len(ids) != len(numbers) or not (np.diff(ids) > 0).all():
+                raise ManifestError(
+                    f"{self.folder / names[part]} holds {len(ids)} ads, expected"
+                    f" {len(numbers)} in rising order of ids; run `adrec export` again"
+                )
+            yield numbers, ids, vectors_in(table)
+
+    def vectors(self, parts: range) -> Float32s:
+        """Return the vectors of some parts, (n, D).
+
+        Raises:
+            ManifestError: as of `read`.
+        """
+        empty = np.empty((0, self.manifest.dim), dtype=np.float32)
+        return np.concatenate([empty, *(v for *_, v in self.read(parts))])
+
+    def sample(self, size: int, seed: int) -> Float32s:
+        """Draw vectors of all parts without holding more, (at most `size`, D)."""
+        count, parts = self.manifest.count, range(len(self.manifest.parts))
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(count, min(size, count), replace=False)
+        picked = [vectors[np.isin(n, rows)] for n, _, vectors in self.read(parts)]
+        return np.concatenate(picked)
+
+    def mapped(self, folder: Path) -> Float32s:
+        """Return all vectors, (N, D), in a file that is mapped and has no name.
+
+        Brute force reads them block by block; they are never in memory as a whole.
+
+        Args:
+            folder: on a disk with 4 x N x D bytes to spare.
+        """
+        path = folder / "vectors.npy"
+        shape = self.manifest.count, self.manifest.dim
+        matrix: Float32s = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        path.unlink()  # the disk is free again when the mapping goes
+        for numbers, _, vectors in self.read(range(len(self.manifest.parts))):
+            matrix[numbers[0] : numbers[-1] + 1] = vectors
+        return matrix
+
+    def ids(self) -> Int64s:
+        """Return the ids of all ads, (N,): 8 bytes each, without their vectors.
+
+        Raises:
+            ManifestError: they do not rise from part to part.
+        """
+        names = self.manifest.parts
+        tables = [pq.read_table(self.folder / n, columns=[AD_ID]) for n in names]
+        ids = np.concatenate([table[AD_ID].to_numpy() for table in tables])
+        distinct = len(np.unique(ids))
+        if len(ids) != self.manifest.count or not (np.diff(ids) > 0).all():
+            raise ManifestError(
+                f"{self.folder} holds {distinct} distinct ads in {len(ids)} rows, the"
+                f" manifest says {self.manifest.count}, in rising order; run `adrec"
+                " export` again"
+            )
+        return ids

@@ -1,0 +1,60 @@
+"""The best ads of all users of a file, each as a request would be answered."""
+
+from pathlib import Path
+
+import polars as pl
+
+from torchrec_adrec.data.prepare.user_file import ROW, UserFile
+from torchrec_adrec.data.shared_file import shared_parquet
+from torchrec_adrec.runtime.progress import Progress
+from torchrec_adrec.runtime.ranks import Ranks, share_of
+from torchrec_adrec.serve.recommender import Recommender
+
+CHUNK = 256  # users that are retrieved at a time
+PLACE = "place"  # of an ad in its user's list, from 1
+
+
+def recommend_batch(
+    recommender: Recommender,
+    users: UserFile,
+    out: Path,
+    ranks: Ranks,
+    top: int | None = None,
+) -> None:
+    """Write the best ads of every user to one Parquet file. Collective.
+
+    A line is an ad: the row of its user (and the key), its place, and what `recommend`
+    returns of it but its raw columns. The file appears when it is whole. All rows are
+    read once before the work, so that a bad one is not found at its end.
+
+    Args:
+        recommender: of this rank.
+        users: who gets ads.
+        out: the file to write.
+        ranks: the processes that share the users.
+        top: number of ads of each; default `recommend.top`.
+
+    Raises:
+        DataError: a user's row is bad; names file and row.
+    """
+    top = recommender.checked_top(top)
+    share = share_of(users.count, ranks)
+    users.check(share)
+    with (
+        shared_parquet(out, ranks) as write,
+        Progress("recommending", share.stop - share.start, "users") as progress,
+    ):
+        for first, stop in users.chunks(share, CHUNK):
+            lists = recommender.recommend_many(users.raw(first, stop), top)
+            rows = [_numbered(ads, first + place) for place, ads in enumerate(lists)]
+            named = users.names(first, stop).join(
+                pl.concat(rows), on=ROW, maintain_order="right"
+            )
+            write(named.to_arrow(compat_level=pl.CompatLevel.oldest()))
+            progress.advance(stop - first)
+
+
+def _numbered(ads: pl.DataFrame, row: int) -> pl.DataFrame:
+    """Put the user's row and the ads' places in front."""
+    places = pl.arange(1, pl.len() + 1, dtype=pl.Int32).alias(PLACE)
+    return ads.select(pl.lit(row, dtype=pl.Int64).alias(ROW), places, pl.all())

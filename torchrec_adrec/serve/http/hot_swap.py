@@ -1,0 +1,219 @@
+"""The version that is served, and the watch for a newer one.
+
+A new version is loaded beside the old one and proved like the first; then one
+assignment swaps them. Requests that are under way keep the version that they began
+with, so none is dropped and none mixes two. One that cannot be loaded changes nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from torchrec_adrec.data.request import scalar_kinds
+from torchrec_adrec.errors import AdRecError, ManifestError, PredictionError
+from torchrec_adrec.index.manifest import MANIFEST, IndexManifest
+from torchrec_adrec.runs.stages import (
+    EXPORT,
+    INDEX,
+    RANKING,
+    RECORD,
+    RETRIEVAL,
+    load_record,
+    stage_folder,
+)
+from torchrec_adrec.runtime.files import read_json
+from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.serve.http.schema_model import Version
+from torchrec_adrec.serve.recommender import Recommender
+from torchrec_adrec.tasks.sharded import final_checkpoint
+
+log = logging.getLogger(__name__)
+EXAMPLES = "data/example_users.json"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version that answers requests.
+
+    Attributes:
+        recommender: loaded and proved.
+        version: of its parts, for every answer.
+        published: the state of the folder that it was loaded from.
+        examples: raw users of the data.
+    """
+
+    recommender: Recommender
+    version: Version
+    published: str
+    examples: list[dict[str, Any]]
+
+    @classmethod
+    def load(
+        cls, run: Path, rank_by: str | None = None, engine: str | None = None
+    ) -> "Served":
+        """Open the run, and refuse here what would fail with the first request.
+
+        Args:
+            run: its folder.
+            rank_by: as of `Recommender.load`.
+            engine: likewise.
+
+        Raises:
+            AdRecError: as `Recommender.load`.
+            PredictionError: a weight, a prediction or a number of the catalog is not
+                finite.
+            ManifestError: the folder was changed meanwhile.
+        """
+        published = published_state(run)
+        recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
+        check_finite(recommender)
+        version = Version(
+            towers=IndexManifest.load(
+                stage_folder(run, INDEX.name)
+            ).embeddings.checkpoint.weights,
+            ranker=final_checkpoint(run / RANKING.name).origin.weights,
+            index=load_record(run, INDEX.name).build_id,
+        )
+        examples = read_json(run / EXAMPLES)
+        if published_state(run) != published:
+            raise ManifestError(f"{run} was changed while it was being loaded")
+        return cls(recommender, version, published, examples[:100])
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of its data."""
+        return self.recommender.scorer.schema
+
+    def answer(self, user: Any, top: int | None, waited: float) -> dict[str, Any]:
+        """Recommend ads, as JSON holds them.
+
+        Args:
+            user: raw columns.
+            top: number of ads.
+            waited: milliseconds in the queue.
+
+        Raises:
+            DataError, PredictionError: as of `Recommender.recommend`.
+        """
+        try:
+            answer = self.recommender.recommend(user, top)
+        except PredictionError as error:
+            kinds = scalar_kinds(self.schema, Side.USER)
+            given = [f"{n} ({kinds.get(n, 'list')})" for n, v in user.items() if v]
+            raise PredictionError(f"{error}; the user had {given}") from None
+        ads = [{**ad, AD_ID: str(ad[AD_ID])} for ad in answer.ads.to_dicts()]
+        milliseconds = {"queue": waited, **answer.milliseconds}
+        return {
+            "ads": ads,
+            "candidates": answer.candidates,
+            "milliseconds": {n: round(ms, 3) for n, ms in milliseconds.items()},
+        }
+
+
+def published_state(run: Path) -> str:
+    """Name the state of a run's folder; another one after every build of a stage."""
+    stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
+    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
+    paths.append(run / MANIFEST)
+    texts = [path.read_bytes() if path.exists() else b"" for path in paths]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+
+
+def check_finite(recommender: Recommender) -> None:
+    """Refuse weights, and numbers of the catalog, that are not finite.
+
+    Raises:
+        PredictionError: names the model or the column.
+    """
+    models: tuple[tuple[str, Any], ...] = (
+        ("user tower", recommender.retriever.tower),
+        ("ranker", recommender.scorer.ranker),
+    )
+    for model_name, model in models:
+        tensors = model.state_dict() if isinstance(model, nn.Module) else {}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise PredictionError(
+                    f"the {model_name}'s weight {name} is not finite; train again"
+                )
+    shown = recommender.scorer.shown
+    for name in shown.columns:
+        if shown[name].dtype.is_float():
+            numbers = shown[name].drop_nulls().to_numpy()
+            if not np.isfinite(numbers).all():
+                raise PredictionError(
+                    f"the catalog's column {name} holds numbers that are not finite,"
+                    " which JSON cannot hold; mend it in the data"
+                )
+    # A weight that is finite may still be too large to compute with.
+    recommender.recommend({})
+
+
+class HotSwap:
+    """Holds the version that is served, and replaces it when a newer one is published.
+
+    Args:
+        load: opens the version that is published now.
+        state: names the published version without loading it.
+        is_like: whether a new version takes and gives the same columns as the first.
+
+    Attributes:
+        served: answers requests.
+        refusal: why the newest version is not served; None if it is.
+        swaps: number of versions that were swapped in.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Served],
+        state: Callable[[], str],
+        is_like: Callable[[Served], bool],
+    ) -> None:
+        self._load, self._state, self._is_like = load, state, is_like
+        self.served = load()
+        self.refusal: str | None = None
+        self.swaps = 0
+        self._tried = self.served.published
+
+    async def watch(self, seconds: float) -> None:
+        """Look again and again, until this task is cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            await self.look()
+
+    async def look(self) -> None:
+        """Swap in what was published since the last look, if it can be loaded."""
+        try:
+            # It fails too while a stage is being put in its place.
+            state = await asyncio.to_thread(self._state)
+            if state == self._tried:
+                return
+            self._tried = state
+            # On a thread of its own: requests are answered meanwhile.
+            served = await asyncio.to_thread(self._load)
+            if not self._is_like(served):
+                raise ManifestError(
+                    "its users or ads have other columns, so that OpenAPI would change"
+                    " under the clients; start the server again"
+                )
+        except (AdRecError, OSError) as error:
+            # While a run is being made again its stages do not fit together; the next
+            # stage changes the state, and then it is tried again.
+            self.refusal = str(error)
+            log.warning("kept the version that is served: %s", error)
+            return
+        except Exception:
+            # A bug must not end the watch without a word, nor the server.
+            self.refusal = "an unexpected error, see the log of the server"
+            log.exception("kept the version that is served")
+            return
+        self.served, self.refusal = served, None
+        self.swaps += 1
+        log.info("serving %s", served.version)

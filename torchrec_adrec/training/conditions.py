@@ -1,0 +1,41 @@
+"""Refuses conditional labels that the training rows contradict."""
+
+from pathlib import Path
+
+import polars as pl
+
+from torchrec_adrec.config.train import RankingConfig
+from torchrec_adrec.errors import ConfigError
+
+ALLOWED = 0.01  # share of a label's sum; faults in logs are below it
+
+
+def check_conditions(task: str, config: RankingConfig, data: Path) -> None:
+    """Check that conditional labels are 0 where the label that they are given is 0.
+
+    p(given) p(label | given) leaves out all else, so predictions would be too low.
+
+    Args:
+        task: towers know the click alone.
+        config: says what is given what.
+        data: a prepared data set.
+
+    Raises:
+        ConfigError: more than a hundredth of a label's sum stands in such rows.
+    """
+    if task != "ranking" or not config.conditional:
+        return
+    rows = pl.scan_parquet(sorted((data / "train").glob("part-*.parquet")))
+    for name, rule in config.conditional.items():
+        label, given = pl.col(name).fill_nan(None), pl.col(rule.given)
+        sums = rows.select(
+            all=label.sum(), outside=label.filter(given == 0).sum()
+        ).collect()
+        total, outside = sums.row(0)
+        if outside > ALLOWED * total:
+            raise ConfigError(
+                f"ranking.conditional: {outside / total:.1%} of the {name} in the"
+                f" training rows of {data} stand in rows without a {rule.given},"
+                f" expected at most {ALLOWED:.0%}: {name} is not given {rule.given};"
+                " take it out of ranking.conditional"
+            )
