@@ -10,7 +10,7 @@ from trained_run import SETTINGS, STEADY, metrics, predicted_alone, train_ranker
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.errors import CheckpointError
+from torchrec_adrec.errors import CheckpointError, TrainingError
 from torchrec_adrec.evaluation.predict import evaluate_split, split_logits
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve.recommender import Recommender
@@ -43,12 +43,18 @@ def test_a_calibration_is_fitted_on_the_validation_rows(
     model, final = restore_whole("ranking", calibrated, schema)
     kept = load_calibrations(final)
     assert set(kept) == set(schema.label_names)
+    slope = kept["click"].model_dump()["slope"]
     for name, is_same in (("valid", True), ("test", False)):
         folder = calibrated / "data" / name
         logits = split_logits(model, folder, schema, process, 512)
-        again = fit_calibrations("platt", schema, logits)
-        slopes = [c["click"].model_dump()["slope"] for c in (kept, again)]
-        assert (slopes[1] == pytest.approx(slopes[0], rel=1e-3)) == is_same
+        try:
+            again = fit_calibrations("platt", schema, logits)
+        except TrainingError:
+            # So small a model may order these rows no better than chance.
+            assert not is_same
+        else:
+            refitted = again["click"].model_dump()["slope"]
+            assert (refitted == pytest.approx(slope, rel=1e-3)) == is_same
 
 
 def test_a_calibrated_prediction_is_reported_and_served(

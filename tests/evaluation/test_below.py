@@ -12,7 +12,7 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.evaluation.below import below_baselines, warn_below
 from torchrec_adrec.pipeline import pipeline
 from torchrec_adrec.pipeline.report import summary_table, wide_console, write_report
-from torchrec_adrec.runs.stages import STAGES
+from torchrec_adrec.runs.stages import STAGES, stage_folder
 
 MODELS = {"retrieval": "towers", "ranking": "ranker"}
 
@@ -20,7 +20,10 @@ MODELS = {"retrieval": "towers", "ranking": "ranker"}
 def of_run(run: Path) -> dict[str, Any]:
     """The figures of a finished run, as the report gets them."""
     names = dict.fromkeys(STAGES, "metrics.json") | {"data": "report.json"}
-    metrics = {n: json.loads((run / n / file).read_text()) for n, file in names.items()}
+    metrics = {
+        name: json.loads((stage_folder(run, name) / file).read_text())
+        for name, file in names.items()
+    }
     speed = {"requests": 1, "milliseconds": {"total": 1.0}}
     return metrics | {"serve": speed}
 
