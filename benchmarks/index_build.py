@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--ads", type=int, default=1_000_000)
     parser.add_argument("--small", type=int, default=250_000)
     parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--nlist", type=int, default=1024)
+    parser.add_argument("--nlist", type=int, default=256)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ import pytest
 
 from torchrec_adrec.cli import app
 from torchrec_adrec.errors import AdRecError, reason
+from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.serve.http.hot_swap import Served
 from torchrec_adrec.serve.http.server import listen
@@ -45,13 +46,15 @@ def test_a_damaged_file_of_a_run_is_named(
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy, copy_function=os.link)
-    (copy / file).unlink()
-    (copy / file).write_text(text)
+    stage, _, name = file.partition("/")
+    path = stage_folder(copy, stage) / name if stage == "index" else copy / file
+    path.unlink()
+    path.write_text(text)
     with pytest.raises(AdRecError) as raised:
         Served.load(copy)
     message = str(raised.value)
     assert is_one_plain_line(message)
-    assert file.partition("/")[0] in message and raised.value.code == 2
+    assert stage in message and raised.value.code == 2
 
 
 USERS: dict[str, tuple[str | bytes, str]] = {

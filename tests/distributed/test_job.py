@@ -71,7 +71,7 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 def figures(run: Path, stage: str) -> Any:
-    metrics = json.loads((run / stage / "metrics.json").read_text())
+    metrics = json.loads((stage_folder(run, stage) / "metrics.json").read_text())
     if "train" in metrics:
         del metrics["train"]["samples_per_second"]
     return metrics

@@ -219,7 +219,7 @@ def test_an_index_of_another_version_is_refused(
 ) -> None:
     with pytest.raises(ManifestError, match=r"is of kind .*; run `adrec index` again"):
         open_kind(name, build)
-    (tmp_path / "index").mkdir()
-    (tmp_path / "index/manifest.json").write_text('{"kind": "exact", "nlist": 1}')
+    (tmp_path / "000001-a").mkdir()
+    (tmp_path / "000001-a/manifest.json").write_text('{"kind": "exact", "nlist": 1}')
     with pytest.raises(ManifestError, match="another version: run `adrec index` again"):
-        IndexManifest.load(tmp_path / "index")
+        IndexManifest.load(tmp_path / "000001-a")

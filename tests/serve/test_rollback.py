@@ -50,7 +50,7 @@ def test_back_to_the_version_before_and_forth(copy: Path, process: Process) -> N
     second = stage_folder(copy, "index").name
     assert version_names(copy / "index") == [first, second]
     expected = Recommender.load(copy).recommend({}).ads
-    assert roll_back(copy).startswith(f"{first} is current: exact of 200 ads")
+    assert roll_back(copy).startswith(f"{first} is current: exact of 197 ads")
     assert not is_done(INDEX, config, copy)
     assert (
         Recommender.load(copy).recommend({}).ads["ad_id"].to_list()
@@ -119,7 +119,7 @@ def test_the_commands(copy: Path, process: Process) -> None:
     done = adrec("versions", "list", "--out", copy)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"  {first}: exact of 200 ads in 2 shards, recall@50 1")
+    assert lines[0].startswith(f"  {first}: exact of 197 ads in 2 shards, recall@50 1")
     assert lines[1].startswith(f"* {second}: ivf_flat, nlist")
     done = adrec("versions", "rollback", "--out", copy)
     assert done.returncode == 0 and done.stdout.startswith(f"{first} is current")

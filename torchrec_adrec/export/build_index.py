@@ -111,6 +111,10 @@ def _choice(
     if settings.kind != "auto":
         kind = derive_kind(settings.kind, settings.build, count, dim)
         return Choice(kind, "index.kind names it")
+    # The sample reads all parts, of which each rank has looked at its own: a damaged
+    # one would be an error of Parquet, or wrong vectors.
+    embedded.check(embedded.share(process.rank, process.world_size))
+    process.barrier()
     path = out / CHOICE
     if process.is_first:
         memory = settings.memory_gib * 2**30

@@ -5,7 +5,7 @@ belong together are refused.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ def shard_name(number: int) -> str:
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    command: ClassVar[str] = "index"  # what makes it: a version's folder does not tell
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json`."""
@@ -48,7 +49,7 @@ class _Manifest(BaseModel):
         except (OSError, ValueError) as error:
             raise ManifestError(
                 f"{folder / MANIFEST}: {reason(error)}; it was damaged, or made by"
-                f" another version: run `adrec {folder.name}` again"
+                f" another version: run `adrec {cls.command}` again"
             ) from None
 
 
@@ -64,6 +65,8 @@ class EmbeddingManifest(_Manifest):
         parts: name -> number of ads of each file of vectors, in the order of the ids.
         files: name -> sha256 of each file, the parts among them.
     """
+
+    command: ClassVar[str] = "export"
 
     checkpoint: Origin
     lookups: Literal["fp32", "fp16"]

@@ -25,7 +25,7 @@ from torchrec_adrec.errors import DataError, ReaderError
 
 BATCH, WINDOW, EPOCHS = 12, 40, 3
 Order = list[list[int]]
-MADE: list[NodeWindows] = []
+OPEN_WINDOWS: list[NodeWindows] = []
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def readers(split: Split, ranks: int, pids: list[int] | None = None) -> list[Rea
     pids = pids or [1] * ranks  # the first process of the machine never ends
     for rank, reader in enumerate(each):
         windows = NodeWindows(split, COLUMNS, rows, file, rank, pids)
-        MADE.append(windows)
+        OPEN_WINDOWS.append(windows)
         reader.decode_to(windows)
     return each
 
@@ -76,9 +76,9 @@ def on_all(ranks: int, work: Callable[[int], Any]) -> list[Any]:
         try:
             return [job.result(60) for job in jobs]
         finally:
-            for windows in MADE:  # a rank that waits for ever would keep the test
+            for windows in OPEN_WINDOWS:  # a rank that waits would keep the test
                 windows.leave()
-            MADE.clear()
+            OPEN_WINDOWS.clear()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,8 @@ IDS = (2**62 + 1, 2**62 + 2, 2**62 + 3)  # JavaScript would round them
 class FakeRun:
     """Answers after `seconds`, or raises `error`; `build` counts its versions.
 
+    The brand of every ad is the build that answered.
+
     Attributes:
         users: all that it was asked for.
     """
@@ -71,7 +74,7 @@ class FakeRun:
     def load(self) -> Served:
         name = str(self.build)
         recommender: Any = SimpleNamespace(
-            recommend=self._recommend,
+            recommend=partial(self._recommend, name),
             settings=RecommendConfig(top=2, candidates=3),
             retriever=SimpleNamespace(index=SimpleNamespace(count=3)),
             scorer=SimpleNamespace(schema=self.schema),
@@ -84,7 +87,7 @@ class FakeRun:
             raise self.unreadable
         return str(self.build)
 
-    def _recommend(self, user: Any, top: int | None) -> Recommendation:
+    def _recommend(self, build: str, user: Any, top: int | None) -> Recommendation:
         self.users.append(user)
         time.sleep(self.seconds)
         if self.error is not None:
@@ -94,7 +97,7 @@ class FakeRun:
                 "ad_id": IDS,
                 "click": [0.3, 0.2, 0.1],
                 "score": [0.5, 0.6, 0.7],
-                "brand": ["a", "b", None],
+                "brand": [build, build, None],
             }
         )
         times = {"encode": 1.0, "retrieve": 1.0, "rank": 1.0, "total": 3.0}

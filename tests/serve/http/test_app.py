@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.errors import DataError, PredictionError
+from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.serve.http.app import App
 from torchrec_adrec.serve.http.hot_swap import Served
 from torchrec_adrec.serve.recommender import Recommender
@@ -32,7 +33,9 @@ def test_it_answers_as_the_recommender_does(finished_run: Path) -> None:
     ads = answer.json()["ads"]
     assert [int(ad["ad_id"]) for ad in ads] == expected["ad_id"].to_list()
     assert [ad["click"] for ad in ads] == expected["click"].to_list()
-    manifest = json.loads((finished_run / "index/manifest.json").read_text())
+    manifest = json.loads(
+        (stage_folder(finished_run, "index") / "manifest.json").read_text()
+    )
     weights = manifest["embeddings"]["checkpoint"]["weights"]
     assert answer.json()["version"]["towers"] == weights
 

@@ -1,6 +1,7 @@
 """A new version is swapped in whole, or not at all."""
 
 import asyncio
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,7 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_shown(error: Exception) ->
     app.swap._load = fail
     asyncio.run(app.swap.look())
     assert versions(app) == {"1"} and app.swap.refusal is not None
+    assert isinstance(error, KeyError) or app.swap.refusal == str(error)
     # It is not loaded again and again, but the next one is.
     app.swap._load = load
     asyncio.run(app.swap.look())
@@ -107,7 +109,10 @@ def test_a_request_ends_with_the_version_that_it_began_with() -> None:
         assert versions(app) == {"2"}
         return dict(vars(await answer))
 
-    assert b'"index":"1"' in asyncio.run(scenario())["body"]
+    answers = json.loads(asyncio.run(scenario())["body"])
+    brands = [answer["ads"][0]["brand"] for answer in answers["answers"]]
+    # The second user was computed after the swap.
+    assert answers["version"]["index"] == "1" and brands == ["1", "1"]
 
 
 def test_requests_are_answered_while_a_version_is_loaded() -> None:
