@@ -64,8 +64,8 @@ def test_more_eligible_ads_than_are_kept_are_compared_in_parts(
     data = corpus()
     eligible = index.eligible(index.ids()[::7])
     expected = index.compare_all(data.queries, K, eligible)
-    for name in ("KEPT", "DECODED_AT_ONCE"):
-        monkeypatch.setattr(f"torchrec_adrec.index.sharded.{name}", 37)
+    for name in ("sharded.KEPT", "shards.DECODED_AT_ONCE"):
+        monkeypatch.setattr(f"torchrec_adrec.index.{name}", 37)
     eligible = index.eligible(index.ids()[::7])
     ids, scores = index.compare_all(data.queries, K, eligible)
     assert eligible.decoded is None

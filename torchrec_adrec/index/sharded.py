@@ -2,24 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import faiss
 import numpy as np
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.index.answers import best_of, nothing
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.kinds import open_kind
 from torchrec_adrec.index.kinds.kind import IndexKind, SearchSetting, most_thorough
 from torchrec_adrec.index.manifest import IDS, FilteredSearch, IndexManifest, Layout
-from torchrec_adrec.index.pieces import can_be_joined, join, numbers_in, open_mapped
+from torchrec_adrec.index.pieces import can_be_joined, join, open_mapped
+from torchrec_adrec.index.shards import Shard, Shards
 from torchrec_adrec.runtime.files import check_files
 
-DECODED_AT_ONCE = 65_536  # vectors of width 256 take 67 MB
 KEPT = 65_536  # decoded vectors of a filter's ads that are kept for its next search
 
 
@@ -28,41 +28,16 @@ def set_search_threads(count: int) -> None:
     faiss.omp_set_num_threads(count)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A FAISS index that numbers its vectors, and the ad of every number.
-
-    Attributes:
-        index: of FAISS.
-        ids: (n,).
-    """
-
-    index: Any
-    ids: Int64s
-
-    @property
-    def ntotal(self) -> int:
-        """The number of vectors, n."""
-        return int(self.index.ntotal)
-
-
 @dataclass
-class ShardedIndex:
-    """Searches shards that hold disjoint ids of one catalog.
+class ShardedIndex(Shards):
+    """Searches shards as one index.
 
     Attributes:
-        shards: one, to which all files are joined, or one a file where the kind cannot
-            be joined.
-        layout: of the files.
-        kind: which all of them are.
         setting: how thorough a search is; the gate chooses it.
         filtered: settings where only a share of the ads is eligible, from the largest
             share down. Below the last one every eligible ad is compared.
     """
 
-    shards: list[Shard]
-    layout: Layout
-    kind: IndexKind
     setting: SearchSetting
     filtered: Sequence[FilteredSearch] = ()
 
@@ -145,28 +120,6 @@ class ShardedIndex:
         layout = Layout(rows=(0, len(ids)))
         return cls([Shard(index, ids)], layout, kind, most_thorough(kind))
 
-    @property
-    def count(self) -> int:
-        """The number of vectors in all shards."""
-        return int(sum(shard.ntotal for shard in self.shards))
-
-    def ids(self) -> Int64s:
-        """Return the ids that the shards hold, in no order, (count,)."""
-        return np.concatenate([shard.ids for shard in self.shards])
-
-    def stored_ids(self) -> Int64s:
-        """Return the ids of what is really in the shards, in no order.
-
-        Inverted lists may hold a number twice and another one not at all, which the
-        counts do not tell.
-        """
-        return np.concatenate([s.ids[numbers_in(s.index)] for s in self.shards])
-
-    @cached_property
-    def stores(self) -> list[Any]:
-        """The part of each shard that decodes its vectors."""
-        return [self.kind.store(shard.index) for shard in self.shards]
-
     def eligible(self, ids: Int64s) -> EligibleAds:
         """Prepare a filter that lets only some ads through.
 
@@ -177,7 +130,7 @@ class ShardedIndex:
             ManifestError: an id is not in the index.
         """
         ids = np.unique(ids)
-        order, indexed = self._by_id
+        order, indexed = self.by_id
         places = np.searchsorted(indexed, ids).clip(max=len(indexed) - 1)
         unknown = indexed[places] != ids
         if unknown.any():
@@ -189,32 +142,6 @@ class ShardedIndex:
         mask[order[places]] = True
         ends = np.cumsum([shard.ntotal for shard in self.shards])[:-1]
         return EligibleAds(ids, np.split(mask, ends))
-
-    def stored(self, ids: Int64s) -> Float32s:
-        """Decode the vectors from which the scores of some ads come, (n, D)."""
-        order, indexed = self._by_id
-        places = order[np.searchsorted(indexed, ids)]
-        dim = self.shards[0].index.d
-        vectors = np.empty((len(ids), dim), dtype=np.float32)
-        first = 0
-        for shard, store in zip(self.shards, self.stores, strict=True):
-            inside = (places >= first) & (places < first + shard.ntotal)
-            if inside.any():
-                vectors[inside] = store.reconstruct_batch(places[inside] - first)
-            first += shard.ntotal
-        return vectors
-
-    def shard_of_each(self) -> Int64s:
-        """Return the number of the shard of each ad by rising id, (count,)."""
-        sizes = [shard.ntotal for shard in self.shards]
-        return np.repeat(np.arange(len(sizes)), sizes)[self._by_id[0]]
-
-    @cached_property
-    def _by_id(self) -> tuple[Int64s, Int64s]:
-        """The places of all vectors, shard after shard, by rising id; and the ids."""
-        ids = self.ids()
-        order = np.argsort(ids)
-        return order, ids[order]
 
     def search(
         self, queries: Float32s, k: int, eligible: EligibleAds | None = None
@@ -282,7 +209,7 @@ class ShardedIndex:
         ]
         if len(answers) == 1:
             return answers[0]
-        return _best_of(answers, k)
+        return best_of(answers, k)
 
     def _nearest_in(
         self,
@@ -326,7 +253,7 @@ class ShardedIndex:
         for ids, vectors in self._vectors(eligible):
             scores = queries @ vectors.T
             rows = np.broadcast_to(ids, scores.shape)
-            best = _best_of([best, (rows, scores)], k)
+            best = best_of([best, (rows, scores)], k)
         return best
 
     def _vectors(
@@ -334,44 +261,12 @@ class ShardedIndex:
     ) -> Iterator[tuple[Int64s, Float32s]]:
         """Decode the eligible ads, or all: ids (n,) and vectors (n, D) of a part."""
         if eligible is None:
-            yield from self._decoded([None] * len(self.shards))
+            yield from self.decoded([None] * len(self.shards))
         elif len(eligible.ids) > KEPT:
-            yield from self._decoded(eligible.masks)
+            yield from self.decoded(eligible.masks)
         else:
             if eligible.decoded is None:
-                parts = list(self._decoded(eligible.masks))
+                parts = list(self.decoded(eligible.masks))
                 ids, vectors = map(np.concatenate, zip(*parts, strict=True))
                 eligible.decoded = ids, vectors
             yield eligible.decoded
-
-    def _decoded(
-        self, masks: Sequence[Bools | None]
-    ) -> Iterator[tuple[Int64s, Float32s]]:
-        for shard, store, mask in zip(self.shards, self.stores, masks, strict=True):
-            count = shard.ntotal
-            numbers = np.arange(count) if mask is None else np.flatnonzero(mask)
-            for first in range(0, len(numbers), DECODED_AT_ONCE):
-                part = numbers[first : first + DECODED_AT_ONCE]
-                yield shard.ids[part], store.reconstruct_batch(part)
-
-
-def nothing(rows: int) -> tuple[Int64s, Float32s]:
-    """Return the answer that holds no ad."""
-    return np.empty((rows, 0), np.int64), np.empty((rows, 0), np.float32)
-
-
-def _best_of(
-    parts: Sequence[tuple[Int64s, Float32s]], k: int
-) -> tuple[Int64s, Float32s]:
-    """Keep the `k` best of several answers, ids and scores (B, n) each, best first."""
-    ids = np.concatenate([ids for ids, _ in parts], axis=1)
-    scores = np.concatenate([scores for _, scores in parts], axis=1)
-    if scores.shape[1] > 4 * k:  # sorting all would cost more than the comparisons
-        best = np.argpartition(-scores, k, axis=1)[:, :k]
-        ids, scores = _taken(ids, best), _taken(scores, best)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return _taken(ids, order), _taken(scores, order)
-
-
-def _taken(values: Any, columns: Int64s) -> Any:
-    return np.take_along_axis(values, columns, axis=1)

@@ -1,196 +1,25 @@
-"""What is known about the columns: names, sides, table sizes and the one key order.
-
-A schema is saved as JSON with the data, every checkpoint and every index. Its
-fingerprint lets a later stage refuse files that were made from other columns.
-"""
+"""All columns of a data set, and the one order of their keys."""
 
 import hashlib
-import math
 from collections import Counter
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from torchrec_adrec.errors import SchemaError, reason
-
-AD_ID = "ad_id"
-LOG_Q = "log_q"
-SCORE = "score"
-RANK_SCORE = "rank_score"
-USER_KEY = "user_key"  # of a row's user, where the data names one
-NO_USER = -1  # the key of a row whose user is missing
-MOST_ROWS = 2**31 - 1  # of a table: ids are 32 bits wide
-# Columns of our own files and answers.
-RESERVED = (AD_ID, USER_KEY, LOG_Q, SCORE, RANK_SCORE, "impressions", "clicks")
-# Feature names are file names and parts of column names.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+from torchrec_adrec.schema.contract import RESERVED, Frozen
+from torchrec_adrec.schema.features import (
+    Bag,
+    DenseFeature,
+    SequenceFeature,
+    Side,
+    SparseFeature,
+)
+from torchrec_adrec.schema.labels import Label
 
 
-@dataclass(frozen=True)
-class LabelRule:
-    """The data's half of a label kind: which numbers a label of this kind may hold.
-
-    The smallest is always 0, and NaN always means that the label was not observed.
-
-    Attributes:
-        highest: the largest number. Infinity: the kind has no limit of its own. A table
-            must then give one (`max_value`), to which larger numbers are cut, and
-            `adrec prepare` fits the label's mean, because its unit is the user's.
-        whole: whether only whole numbers are allowed.
-        expected: the allowed numbers, in the words of an error message.
-    """
-
-    highest: float
-    whole: bool
-    expected: str
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the kind has no upper limit of its own."""
-        return math.isinf(self.highest)
-
-
-# A new kind is added here, in `tasks/` (head and loss) and in `evaluation/` (metrics).
-LabelKind = Literal["binary", "value"]
-LABEL_RULES: dict[LabelKind, LabelRule] = {
-    "binary": LabelRule(highest=1, whole=True, expected="0 or 1"),
-    "value": LabelRule(highest=math.inf, whole=False, expected="a number from 0"),
-}
-
-
-class Side(StrEnum):
-    """The tower that reads a feature."""
-
-    USER = "user"
-    AD = "ad"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Feature(_Frozen):
-    name: Name
-    side: Side
-
-
-class Statistic(_Frozen):
-    """What the training rows tell about a value, or about a pair of values.
-
-    It is `logit((s + a * p0) / (c + a))`, or `log1p(c)`: c is the number of training
-    rows that have the value and whose label was observed, s the number of positive ones
-    among them, and p0 the label's rate in all training rows.
-
-    Attributes:
-        label: the name of a binary label.
-        strength: a, the number of rows by which a rate is drawn towards p0; None stands
-            for `log1p(c)`.
-        paired_with: the second raw column of a pair: of the same side, or the user's
-            column of a cross.
-    """
-
-    label: str
-    strength: float | None = None
-    paired_with: str | None = None
-
-
-class DenseFeature(_Feature):
-    """A number per row, float32 and finite, made from the raw column `source`.
-
-    The transforms are those of `data.prepare.numeric`. A feature with a `statistic` is
-    not the column's number: it is what `data.prepare.statistics` counted of the
-    column's value, and then the column may also hold ids.
-    """
-
-    source: str
-    transform: Literal["log_standard", "standard", "log"] = "log_standard"
-    # Left out of the JSON where it is None: data without statistics keep the
-    # fingerprint that they had before there were any.
-    statistic: Statistic | None = Field(default=None, exclude_if=lambda x: x is None)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The raw columns that it is made of: one, or the two of a pair."""
-        second = self.statistic and self.statistic.paired_with
-        return (self.source, second) if second else (self.source,)
-
-
-class SparseFeature(_Feature):
-    """An id per row, looked up in a table of `num_embeddings` rows of its own.
-
-    `source` is the raw column that the id is made from, and `kind` says how its values
-    are read: eight hexadecimal digits, any text, or a number, which `buckets` make
-    discrete first. `num_embeddings` is 0 until `adrec prepare` has fitted the
-    vocabulary.
-    """
-
-    source: str
-    kind: Literal["hex", "text", "number"] = "hex"
-    buckets: Literal["log_square", "quantile"] | None = None
-    num_embeddings: Annotated[int, Field(ge=0, le=MOST_ROWS)] = 0
-
-    @model_validator(mode="after")
-    def _numbers_have_buckets(self) -> Self:
-        if (self.kind == "number") != (self.buckets is not None):
-            raise ValueError(f"{self.name}: a number needs buckets, nothing else may")
-        return self
-
-
-class SequenceFeature(_Feature):
-    """Up to `max_length` ids per row, the latest last: a history.
-
-    The table itself averages its vectors (`PoolingType.MEAN`); a row without history
-    has the zero vector. In Parquet it is `max_length` plain columns, because a list
-    column reads three to five times slower; -1 fills the places after the last id.
-
-    `shares_ids_with` names an ad's sparse feature that has the same values: the
-    sequence then uses that feature's ids, and the ads in it are never negatives of
-    their user.
-    """
-
-    source: str
-    kind: Literal["hex", "text"] = "text"
-    max_length: int = 20
-    num_embeddings: Annotated[int, Field(ge=0, le=MOST_ROWS)] = 0
-    shares_ids_with: str | None = None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of its Parquet columns."""
-        return tuple(f"{self.name}:{i}" for i in range(self.max_length))
-
-
-Bag = SparseFeature | SequenceFeature
-
-
-class Label(_Frozen):
-    """Something that was observed of a row; NaN where it was not observed.
-
-    A `binary` label is 0 or 1; a `value` lies between 0 and `max_value`. `mean` is the
-    mean of the training rows, fitted by `adrec prepare`: models predict a value as a
-    multiple of it, so that a label in seconds does not outweigh one in minutes.
-    """
-
-    name: Name
-    kind: LabelKind = "binary"
-    max_value: float | None = None
-    mean: float = 1.0
-
-    @property
-    def rule(self) -> LabelRule:
-        """Which numbers labels of this kind may hold."""
-        return LABEL_RULES[self.kind]
-
-    @property
-    def highest(self) -> float:
-        """The largest number that this label may hold; infinity: any finite one."""
-        return self.rule.highest if self.max_value is None else self.max_value
-
-
-class Schema(_Frozen):
+class Schema(Frozen):
     """All columns of a data set.
 
     The order of `sparse`, then `sequences`, is every KJT's key order. The first label
