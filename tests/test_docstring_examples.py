@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-EXAMPLES = ("config.formula", "data.loader.parquet", "schema")
+EXAMPLES = ("config.formula", "data.loader.parquet", "schema.data_schema")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -109,7 +109,7 @@ def test_no_circle_in_a_room() -> None:
 
 def test_every_file_stands_in_a_room() -> None:
     loose = {p.stem for p in PACKAGE.glob("*.py")}
-    assert loose == {"__init__", "__main__", "schema", "arrays", "batch", "errors"}
+    assert loose == {"__init__", "__main__", "arrays", "batch", "errors"}
 
 
 def test_the_components_import_nothing_of_the_package() -> None:

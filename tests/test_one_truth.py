@@ -34,7 +34,7 @@ from torchrec_adrec.models.rankers.registry import RANKERS
 from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.serve import proof, recommender
+from torchrec_adrec.serve import open_run, proof
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks import sharded as sharded_task
@@ -137,7 +137,7 @@ def test_the_last_checkpoint_in_the_place_of_the_best_is_refused(
     both = rf"made from step {best.step} .*is step {newest.step} "
     with pytest.raises(ManifestError, match=both):
         Recommender.load(run)
-    monkeypatch.setattr(recommender, "check_names", lambda *_: None)
+    monkeypatch.setattr(open_run, "check_names", lambda *_: None)
     both = f"step {newest.step} .* gives other ads .* made from step {best.step} "
     with pytest.raises(ManifestError, match=both):
         Recommender.load(run)
@@ -184,6 +184,24 @@ def test_each_part_is_proved(run: Path) -> None:
     served.retriever.index.search = lambda *a: (search(*a)[0], search(*a)[1] * 0.999)  # type: ignore[method-assign]
     with pytest.raises(ManifestError, match="gives other scores of the index than"):
         prove(served, run, ad_tower, loaded)
+
+
+def test_what_codes_round_is_allowed_as_far_as_the_gate_measured_it(run: Path) -> None:
+    served = Recommender.load(run)
+    towers, loaded = restore_whole("retrieval", run, served.encoder.schema)
+    search = served.retriever.index.search
+    served.retriever.index.search = lambda *a: (search(*a)[0], search(*a)[1] * 0.999)  # type: ignore[method-assign]
+    manifest = IndexManifest.load(stage_folder(run, "index"))
+    parts = served.user_input, served.retriever, served.scorer, towers.model.ad_tower
+    for code_error, is_refused in ((1e-4, True), (0.01, False)):
+        gate = manifest.gate.model_copy(update={"code_error": code_error})
+        rounding = manifest.model_copy(update={"gate": gate})
+        proof_of = Proof(*parts, loaded, rounding, run / "export")
+        if is_refused:
+            with pytest.raises(ManifestError, match="other scores of the index"):
+                proof_of.check()
+        else:
+            assert 0 < proof_of.check() < 0.01
 
 
 def test_a_ranker_with_other_tables_is_refused(run: Path) -> None:

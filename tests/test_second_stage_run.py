@@ -16,8 +16,9 @@ from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.distributed import checkpoint
-from torchrec_adrec.errors import CheckpointError, ManifestError
+from torchrec_adrec.errors import CheckpointError, ConfigError, ManifestError
 from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.blend import Blend, load_blend, save_blend
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore_whole
@@ -97,6 +98,28 @@ def test_served_is_reported(blended: Path) -> None:
     expected = blended_by_hand(blended, pl.DataFrame(columns))
     np.testing.assert_allclose(answer["click"].to_numpy(), expected, atol=1e-5)
     assert (np.diff(answer["click"].to_numpy()) <= 0).all()
+
+
+def test_an_index_that_rounds_too_much_for_the_blend_is_refused(
+    blended: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Recommender.load(blended)
+    user = served.user_input({})
+    ids, scores = served.retriever.retrieve(user, 5)
+    cross = served.crosses.of(raw_user({}, served.encoder.schema), np.arange(5))
+    clicks = [
+        served.scorer.score(user, ids, scores + error, cross)["click"]
+        for error in (0, np.float32(0.25))
+    ]
+    shift = np.diff([np.log(p / (1 - p)) for p in clicks], axis=0)[0]
+    np.testing.assert_allclose(shift, served.scorer.logit_error(0.25), rtol=1e-3)
+    bound = served.settings.max_score_error / served.scorer.logit_error(1.0)
+    for score_error in (bound * 1.01, float("nan")):
+        monkeypatch.setattr(Proof, "check", lambda _, error=score_error: error)
+        with pytest.raises(ConfigError, match="changes the blended click logit by"):
+            Recommender.load(blended)
+    monkeypatch.setattr(Proof, "check", lambda _: bound * 0.99)
+    Recommender.load(blended)
 
 
 def test_a_blend_that_is_missing_damaged_or_of_other_towers_is_refused(

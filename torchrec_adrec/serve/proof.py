@@ -99,8 +99,11 @@ class Proof:
     manifest: IndexManifest
     embeddings: Path
 
-    def check(self) -> None:
+    def check(self) -> float:
         """Compare ads, users and one user's scores.
+
+        Returns:
+            The largest difference of an index's score from the towers' product.
 
         Raises:
             ManifestError: a difference above the tolerance; names both sides.
@@ -112,7 +115,7 @@ class Proof:
         users = np.concatenate([self._encode_user(e["user"]) for e in examples])
         expected = np.array([e["vector"] for e in examples], dtype=np.float32)
         self._compare("users", _distance(users, expected))
-        self._check_scores(users[:1])
+        return self._check_scores(users[:1])
 
     def _check_ads(self) -> None:
         ids = self.scorer.ids
@@ -121,13 +124,16 @@ class Proof:
         expected = vectors_of(self.embeddings, sample)
         self._compare("ads", _distance(self._encode_ads(sample), expected))
 
-    def _check_scores(self, user: Float32s) -> None:
+    def _check_scores(self, user: Float32s) -> float:
         """Compare the index's scores of one user, (1, D), with the towers' products."""
         ids, scores = self.retriever.index.search(user, self.manifest.gate.k)
         ads = self._encode_ads(ids[0])
         error = np.abs(ads @ user[0] - scores[0])
         lengths = np.linalg.norm(ads, axis=1) * np.linalg.norm(user)
-        self._compare("scores of the index", error / _positive(lengths))
+        # What the kind's codes round was measured, and allowed, by the gate.
+        rounding = self.manifest.gate.code_error
+        self._compare("scores of the index", error / _positive(lengths), rounding)
+        return float(error.max())
 
     @torch.inference_mode()
     def _encode_ads(self, ids: Int64s) -> Float32s:
@@ -137,9 +143,9 @@ class Proof:
     def _encode_user(self, user: RawUser) -> Float32s:
         return np.asarray(self.retriever.tower(self.user_input(user)).numpy())
 
-    def _compare(self, noun: str, distances: Float32s) -> None:
+    def _compare(self, noun: str, distances: Float32s, rounding: float = 0) -> None:
         exported = self.manifest.embeddings
-        tolerance = TOLERANCE[exported.lookups] + ROUNDING[exported.dtype]
+        tolerance = TOLERANCE[exported.lookups] + ROUNDING[exported.dtype] + rounding
         # Not `distances > tolerance`, which is false for NaN.
         too_far = ~(distances <= tolerance)
         if too_far.any():

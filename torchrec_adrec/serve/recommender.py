@@ -3,7 +3,6 @@
 encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer)
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,37 +14,22 @@ import torch
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.run import RecommendConfig, load_config
-from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.index.eligible import EligibleAds
-from torchrec_adrec.index.manifest import IndexManifest
-from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
-from torchrec_adrec.runs.stages import (
-    CONFIG,
-    EXPORT,
-    INDEX,
-    RANKING,
-    RETRIEVAL,
-    check_inputs,
-    stage_folder,
-)
+from torchrec_adrec.index.sharded import set_search_threads
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
 from torchrec_adrec.serve.crosses import Crosses
 from torchrec_adrec.serve.eligible import Eligible, eligible_ids
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
-from torchrec_adrec.serve.proof import Proof, check_names
+from torchrec_adrec.serve.open_run import encode_user, example_users, open_run
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer, Scores
-from torchrec_adrec.tasks.blend import ALONE, load_blend
-from torchrec_adrec.tasks.blend import FILE as BLEND
-from torchrec_adrec.tasks.calibration import load_calibrations
-from torchrec_adrec.tasks.sharded import check_origin, restore_whole
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
 
@@ -127,57 +111,22 @@ class Recommender:
 
         Raises:
             ConfigError: `rank_by` is no formula of names that there are, or the engine
-                rounds more than `recommend.max_score_error` allows.
+                or the index rounds more than `recommend.max_score_error` allows.
             ManifestError, CheckpointError: a part is missing, damaged, was made from
                 another part than the ones in the run, or gives other vectors or scores
                 than were exported.
         """
         torch.set_num_threads(threads)
         set_search_threads(threads)
-        for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
-            check_inputs(stage, run)
-        # The index was measured at as many candidates as its own settings name.
-        given = {"rank_by": rank_by, "engine": engine}
-        overrides = [f"recommend.{k}={json.dumps(v)}" for k, v in given.items() if v]
-        version = stage_folder(run, INDEX.name)
-        config = load_config(version / CONFIG, overrides)
-        encoder = Encoder.load(run / "data")
-        schema = encoder.schema
-        towers, towers_checkpoint = restore_whole("retrieval", run, schema)
-        ranker, ranker_checkpoint = restore_whole("ranking", run, schema)
-        manifest = IndexManifest.load(version)
-        check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
-        blend = load_blend(ranker_checkpoint)
-        if blend != ALONE:
-            path = ranker_checkpoint.path / BLEND
-            check_origin(path, blend.origin, towers_checkpoint)
-        index = ShardedIndex.load(version, manifest)
-        catalog = load_catalog(run / "data")
+        parts = open_run(run, rank_by=rank_by, engine=engine)
         recommender = cls(
-            encoder,
-            Retriever(towers.model.user_tower, index),
-            RankingScorer(
-                ranker.model,
-                schema,
-                catalog,
-                load_calibrations(ranker_checkpoint),
-                blend,
-                None if blend == ALONE else towers.model,
-            ),
-            Crosses(encoder, catalog),
-            config.recommend,
+            parts.encoder,
+            parts.retriever,
+            parts.scorer,
+            parts.crosses,
+            parts.settings,
         )
-        Proof(
-            recommender.user_input,
-            recommender.retriever,
-            recommender.scorer,
-            towers.model.ad_tower,
-            towers_checkpoint,
-            manifest,
-            run / "export",
-        ).check()
-        users = json.loads((run / "data/example_users.json").read_text())
-        recommender.speed_up(users[:SAMPLED_USERS])
+        recommender.speed_up(example_users(run)[:SAMPLED_USERS])
         return recommender
 
     def speed_up(self, users: Sequence[RawUser]) -> None:
@@ -331,8 +280,7 @@ class Recommender:
         return self._encoded(raw_user(user, self.encoder.schema))
 
     def _encoded(self, raw: RawColumns) -> TowerInput:
-        encoded = self.encoder.encode(raw, Side.USER)
-        return tower_input(encoded, self.encoder.schema, Side.USER)
+        return encode_user(self.encoder, raw)
 
 
 @contextmanager

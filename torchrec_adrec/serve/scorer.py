@@ -96,6 +96,13 @@ class RankingScorer:
             for column, label in enumerate(self.schema.labels)
         }
 
+    def logit_error(self, score_error: float) -> float:
+        """Return what an error of the towers' score makes of the served click logit."""
+        if self.towers is None:
+            return 0.0
+        scale = self.towers.calibration.log_scale.exp().item()
+        return self.blend.towers * scale * score_error
+
     def inputs(
         self, user: TowerInput, ad_ids: Int64s, cross: Columns | None = None
     ) -> Inputs:
