@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from scipy.special import expit
 from trained_run import SETTINGS, STEADY, make_stages, metrics
 
 from torchrec_adrec.arrays import Columns, Float64s
 from torchrec_adrec.config.run import load_config
-from torchrec_adrec.data.request import raw_user, raw_users
+from torchrec_adrec.data.request import RawUser, raw_user, raw_users
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.schema import AD_ID, LOG_Q, Side
@@ -98,9 +97,10 @@ def candidates(served: Recommender, run: Path, answer: pl.DataFrame) -> Columns:
     return {AD_ID: answer[AD_ID].to_numpy()} | columns | others
 
 
-def example_user(run: Path) -> dict[str, object]:
+def example_user(run: Path) -> RawUser:
     users = json.loads((run / "data/example_users.json").read_text())
-    return dict(users[3])
+    user: RawUser = users[3]
+    return user
 
 
 def evaluated(
