@@ -18,6 +18,7 @@ from torchrec_adrec.schema import AD_ID, LOG_Q, Side
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.blend import Blend, load_blend, save_blend
 from torchrec_adrec.tasks.calibration import (
+    Calibrations,
     Line,
     Ratio,
     load_calibrations,
@@ -41,7 +42,7 @@ SWITCHES = (
 )
 # A line that is fitted to the blend changes nothing: these do, and not in any order.
 BLEND = Blend(ranker=0.7, towers=0.5, intercept=-0.2)
-LINES = {
+LINES: Calibrations = {
     "click": Line(kind="platt", slope=0.6, intercept=-0.7),
     "engagement": Line(kind="platt", slope=1.3, intercept=0.4),
     "value": Ratio(kind="ratio", factor=1.7),
