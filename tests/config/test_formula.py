@@ -65,3 +65,16 @@ def test_a_wrong_formula_is_refused_where_settings_are_read() -> None:
     assert load_config(None, ["recommend.rank_by=click * bid"]).recommend.rank_by
     with pytest.raises(ConfigError, match=r"recommend.rank_by: .*'open\(bid\)'"):
         load_config(None, ["recommend.rank_by=click * open(bid)"])
+
+
+@pytest.mark.parametrize("formula", ["click * value", "value * bid * (click + 1)"])
+def test_a_click_that_a_label_holds_already_counts_once(formula: str) -> None:
+    """Also through a label in between."""
+    words = [
+        f"recommend.rank_by={formula}",
+        "ranking.conditional={value: {given: engagement}, engagement: {given: click}}",
+    ]
+    assert load_config(None, words[:1]).recommend.rank_by == formula
+    with pytest.raises(ConfigError, match="multiplies value by click, but"):
+        load_config(None, words)
+    assert load_config(None, [*words, "recommend.rank_by=click * 1000 + value"])

@@ -10,6 +10,7 @@ from scipy.special import expit
 from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.distributed.checkpoint_files import Checkpoint, attach
 from torchrec_adrec.runtime.files import Origin
+from torchrec_adrec.tasks.blend import ALONE
 from torchrec_adrec.training.blend import BlendFit, fit_blend
 
 ROWS = 4000
@@ -42,6 +43,13 @@ def test_towers_that_add_nothing_are_left_out() -> None:
         assert kept.blend.serves == "ranker" and kept.blend.towers == 0
         assert (kept.blend.ranker, kept.blend.intercept) == (1, 0)
         assert kept.rows == ROWS
+
+
+def test_a_blend_without_the_towers_is_the_ranker_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torchrec_adrec.training.blend.DEVIATIONS", -1e9)
+    assert fitted(FIRST / 2, -SECOND).blend == ALONE
 
 
 def test_the_towers_serve_where_the_ranker_knows_nothing() -> None:

@@ -75,6 +75,24 @@ class Formula:
         ordered = sorted(names, key=lambda node: (node.lineno, node.col_offset))
         return tuple(dict.fromkeys(node.id for node in ordered))
 
+    def multiplies(self, one: str, other: str) -> bool:
+        """Whether it multiplies two names, or sums that they stand in.
+
+        >>> Formula.parse("click * 2 + value").multiplies("click", "value")
+        False
+        >>> Formula.parse("click * bid * (value + 1)").multiplies("value", "click")
+        True
+        """
+        for node in _parts(self.tree):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+                left, right = (
+                    {part.id for part in _parts(side) if isinstance(part, ast.Name)}
+                    for side in (node.left, node.right)
+                )
+                if (one in left and other in right) or (other in left and one in right):
+                    return True
+        return False
+
     def value(self, values: Mapping[str, Any]) -> Any:
         """Compute it from the values of its names: numbers, or arrays of one shape."""
         return _value(self.tree, values)

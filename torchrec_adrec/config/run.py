@@ -158,6 +158,22 @@ class Config(Settings):
     recommend: RecommendConfig = RecommendConfig()
     serve: ServeConfig = ServeConfig()
 
+    @model_validator(mode="after")
+    def _no_click_counts_twice(self) -> Self:
+        rules, text = self.ranking.conditional, self.recommend.rank_by
+        formula = Formula.parse(text) if text else None
+        for name in rules if formula else ():
+            given = name
+            while given in rules:
+                given = rules[given].given
+                if formula and formula.multiplies(name, given):
+                    raise ValueError(
+                        f"recommend.rank_by {text!r} multiplies {name} by {given}, but"
+                        f" with ranking.conditional the prediction of {name} is the"
+                        f" product already: leave {given} out of the formula"
+                    )
+        return self
+
     def loop_of(self, task: str) -> TrainConfig:
         """The training loop of a task: the ranker may read the rows more often."""
         epochs = self.ranking.epochs if task == "ranking" else None

@@ -145,6 +145,9 @@ def fit_blend(
     if gain <= DEVIATIONS * error:
         return BlendFit(ALONE, rows, gain, error)
     a, b, intercept = _fit(both, clicks).tolist()
+    if not b:
+        # A ranker with a new slope would serve, and the report would call it alone.
+        return BlendFit(ALONE, rows, gain, error)
     blend = Blend(ranker=a, towers=b, intercept=intercept, origin=origin)
     return BlendFit(blend, rows, gain, error)
 
