@@ -14,8 +14,8 @@ from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ManifestError
 from torchrec_adrec.export import encode
-from torchrec_adrec.export.export import export
-from torchrec_adrec.export.parts import Parts, rows_of_a_part
+from torchrec_adrec.export.export import QUERIES, export
+from torchrec_adrec.export.parts import Parts, rows_of_a_part, write_vectors
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.manifest import IndexManifest, load_vectors
 from torchrec_adrec.runs.stages import stage_folder
@@ -91,6 +91,9 @@ def test_an_export_that_was_stopped_goes_on(
 ) -> None:
     """What was finished is kept, and nothing else is: the result is the same."""
     ids, vectors = load_vectors(run / "export")
+    _, queries = load_vectors(run / "export", QUERIES)
+    # Of a rank that there is no longer: the users of all ranks are in those of fewer.
+    write_vectors(tmp_path / "queries-00001.parquet", ids[:3], vectors[:3])
     write = Parts.write
     numbers: list[int] = []
     most = 2
@@ -111,6 +114,9 @@ def test_an_export_that_was_stopped_goes_on(
     assert len(parts) > 2 and sorted(numbers) == list(range(len(parts)))
     np.testing.assert_array_equal(again_ids, ids)
     np.testing.assert_allclose(again, vectors, atol=1e-6)
+    _, again_queries = load_vectors(tmp_path, QUERIES)
+    np.testing.assert_allclose(again_queries, queries, atol=1e-6)
+    assert sorted(tmp_path.glob("queries*")) == [tmp_path / QUERIES]
     assert not list(tmp_path.glob("*.partial"))
 
 
