@@ -15,7 +15,7 @@ import torch
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.run import RecommendConfig, load_config
+from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
@@ -25,8 +25,8 @@ from torchrec_adrec.errors import DataError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
+from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
-    CONFIG,
     EXPORT,
     INDEX,
     RANKING,
@@ -140,7 +140,7 @@ class Recommender:
         given = {"rank_by": rank_by, "engine": engine}
         overrides = [f"recommend.{k}={json.dumps(v)}" for k, v in given.items() if v]
         version = stage_folder(run, INDEX.name)
-        config = load_config(version / CONFIG, overrides)
+        config = stage_settings(version, overrides)
         encoder = Encoder.load(run / "data")
         schema = encoder.schema
         towers, towers_checkpoint = restore_whole("retrieval", run, schema)
