@@ -69,6 +69,13 @@ def test_a_part_is_kept_only_if_nothing_about_it_differs(tmp_path: Path) -> None
         assert other.missing() == [0, 1, 2, 3]
 
 
+def test_a_vector_that_half_floats_do_not_reach_is_refused(tmp_path: Path) -> None:
+    vectors = np.full((1, 4), 7e4, dtype=np.float32)
+    with pytest.raises(CheckpointError, match="a vector holds 70000, half floats end"):
+        write_vectors(tmp_path / "part", np.arange(1), vectors, "fp16")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def config() -> Config:
     return load_config(None, SETTINGS)
