@@ -146,18 +146,21 @@ def test_other_users_judge_a_filtered_search_than_those_who_chose_it(
     index = built("ivf_flat", 1, tmp_path, data)
     recalls, judged = Trial.recalls, data.queries[20:]
 
-    def harder(trial: Trial, setting: Any) -> Any:
-        each = recalls(trial, setting)
-        if trial.mask is None or not np.array_equal(trial.queries, judged):
-            return each
-        return each - lost
+    def harder_by(lost: float) -> Any:
+        def recalls_of(trial: Trial, setting: Any) -> Any:
+            each = recalls(trial, setting)
+            if trial.mask is None or not np.array_equal(trial.queries, judged):
+                return each
+            return each - lost
 
-    monkeypatch.setattr(Trial, "recalls", harder)
+        return recalls_of
+
     monkeypatch.setattr(
         Trial, "milliseconds", lambda _, way, n=1: dict.fromkeys(["p50"], way is None)
     )
     searches = []
     for lost in (0, 0.08, 0.2):
+        monkeypatch.setattr(Trial, "recalls", harder_by(lost))
         exported = data.exported()
         gate = tune_and_validate(
             index, exported, data.queries, K, 0.9, shares=[0.5, 0.2]
