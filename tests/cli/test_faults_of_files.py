@@ -28,7 +28,10 @@ FAULTS = [
         "data/hashes.json": ("", "{}", "[1]", '{"schema.json": 3}', DEEP),
         "data/schema.json": ("{}",),
         "ranking/metrics.json": ("", "[]", '{"checkpoint": 3}', DEEP),
-        "index/config.yaml": ("[", "seed: [1, 2", DEEP),
+        # The last ones are settings, but not all that the stage was made with.
+        "index/config.yaml": ("[", "seed: [1, 2", DEEP, "", "{}", "seed: 0"),
+        "retrieval/config.yaml": ("", "seed: 0"),
+        "ranking/config.yaml": ("", "seed: 0"),
     }.items()
     for text in texts
 ]

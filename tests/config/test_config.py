@@ -88,6 +88,14 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
         load_config(path)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "# seed: 1\n"])
+def test_a_file_that_was_emptied_is_not_the_defaults(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="holds no settings"):
+        load_config(path)
+
+
 def test_a_saved_config_is_read_back_the_same(tmp_path: Path) -> None:
     config = load_config(None, ["data.raw=x.tsv", "seed=3"])
     config.save(tmp_path / "config.yaml")

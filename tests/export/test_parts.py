@@ -14,8 +14,8 @@ from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ManifestError
 from torchrec_adrec.export import encode
-from torchrec_adrec.export.export import export
-from torchrec_adrec.export.parts import Parts, rows_of_a_part
+from torchrec_adrec.export.export import QUERIES, export
+from torchrec_adrec.export.parts import Parts, rows_of_a_part, write_vectors
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.manifest import IndexManifest, load_vectors
 from torchrec_adrec.runs.stages import stage_folder
@@ -69,6 +69,13 @@ def test_a_part_is_kept_only_if_nothing_about_it_differs(tmp_path: Path) -> None
         assert other.missing() == [0, 1, 2, 3]
 
 
+def test_a_vector_that_half_floats_do_not_reach_is_refused(tmp_path: Path) -> None:
+    vectors = np.full((1, 4), 7e4, dtype=np.float32)
+    with pytest.raises(CheckpointError, match="a vector holds 70000, half floats end"):
+        write_vectors(tmp_path / "part", np.arange(1), vectors, "fp16")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def config() -> Config:
     return load_config(None, SETTINGS)
@@ -91,6 +98,9 @@ def test_an_export_that_was_stopped_goes_on(
 ) -> None:
     """What was finished is kept, and nothing else is: the result is the same."""
     ids, vectors = load_vectors(run / "export")
+    _, queries = load_vectors(run / "export", QUERIES)
+    # Of a rank that there is no longer: the users of all ranks are in those of fewer.
+    write_vectors(tmp_path / "queries-00001.parquet", ids[:3], vectors[:3])
     write = Parts.write
     numbers: list[int] = []
     most = 2
@@ -111,6 +121,9 @@ def test_an_export_that_was_stopped_goes_on(
     assert len(parts) > 2 and sorted(numbers) == list(range(len(parts)))
     np.testing.assert_array_equal(again_ids, ids)
     np.testing.assert_allclose(again, vectors, atol=1e-6)
+    _, again_queries = load_vectors(tmp_path, QUERIES)
+    np.testing.assert_allclose(again_queries, queries, atol=1e-6)
+    assert sorted(tmp_path.glob("queries*")) == [tmp_path / QUERIES]
     assert not list(tmp_path.glob("*.partial"))
 
 

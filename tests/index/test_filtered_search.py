@@ -12,6 +12,7 @@ from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.kinds.ivf import IvfFlat
 from torchrec_adrec.index.manifest import FilteredSearch
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.trial import Trial
 
 
 def level(share: float, nprobe: int) -> FilteredSearch:
@@ -136,3 +137,35 @@ def test_the_gate_measures_where_comparing_all_begins(
     assert all(level.recall >= 0.9 for level in gate.filtered)
     probes = [index.setting, *(level.search for level in gate.filtered)]
     assert sorted(s["nprobe"] for s in probes) == [s["nprobe"] for s in probes]
+
+
+def test_other_users_judge_a_filtered_search_than_those_who_chose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = clustered_corpus()
+    index = built("ivf_flat", 1, tmp_path, data)
+    recalls, judged = Trial.recalls, data.queries[20:]
+
+    def harder_by(lost: float) -> Any:
+        def recalls_of(trial: Trial, setting: Any) -> Any:
+            each = recalls(trial, setting)
+            if trial.mask is None or not np.array_equal(trial.queries, judged):
+                return each
+            return each - lost
+
+        return recalls_of
+
+    monkeypatch.setattr(
+        Trial, "milliseconds", lambda _, way, n=1: dict.fromkeys(["p50"], way is None)
+    )
+    searches = []
+    for lost in (0, 0.08, 0.2):
+        monkeypatch.setattr(Trial, "recalls", harder_by(lost))
+        exported = data.exported()
+        gate = tune_and_validate(
+            index, exported, data.queries, K, 0.9, shares=[0.5, 0.2]
+        )
+        assert all(level.recall >= 0.9 for level in gate.filtered)
+        searches.append([level.search["nprobe"] for level in gate.filtered])
+    assert [*map(len, searches)] == [2, 2, 0]
+    assert searches[1] > searches[0]

@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from built_index import K, N, built, corpus
+from built_index import K, N, built, corpus, exported
 
 from torchrec_adrec.errors import ConfigError, GateError, ManifestError
 from torchrec_adrec.index.gate import COLD, _check_recall, tune_and_validate
@@ -17,7 +17,12 @@ from torchrec_adrec.index.kinds import derive_kind, open_kind
 from torchrec_adrec.index.kinds.ivf import IvfFlat
 from torchrec_adrec.index.kinds.ivf_refined import IvfPqRefined, PcaIvfSq8Refined
 from torchrec_adrec.index.kinds.kind import steps
-from torchrec_adrec.index.manifest import Gate, IndexManifest, shard_name
+from torchrec_adrec.index.manifest import (
+    EmbeddingManifest,
+    Gate,
+    IndexManifest,
+    shard_name,
+)
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.trial import Trial
 from torchrec_adrec.runtime.files import check_files, sha256
@@ -102,6 +107,23 @@ def test_ads_of_few_impressions_are_measured_apart(tmp_path: Path) -> None:
     assert gate.by_popularity["cold"].recall == 0
     assert gate.by_popularity["cold"].ads == len(missed)
     assert gate.by_popularity["1"].recall > gate.recall > gate.worst_shard - 1e-9
+
+
+def test_a_vector_that_is_no_number_is_not_published() -> None:
+    """No search returns its ad and brute force does not miss it."""
+    data = corpus().exported()
+    data.vectors[7] = np.nan
+    index = ShardedIndex.of_vectors(IvfFlat(30), data.ids, corpus().vectors)
+    with pytest.raises(GateError, match=f"1 of 3000 .* ad {data.ids[7]} is one"):
+        tune_and_validate(index, data, corpus().queries, K, 0.5)
+
+
+def test_a_manifest_that_names_no_hash_of_a_file_is_refused(tmp_path: Path) -> None:
+    """Nothing would be compared with anything."""
+    manifest = exported(corpus(), tmp_path).manifest
+    manifest.model_copy(update={"files": {}}).save(tmp_path)
+    with pytest.raises(ManifestError, match=r"no hash of part-00000\.parquet"):
+        EmbeddingManifest.load(tmp_path)
 
 
 def test_an_index_that_doubles_ads_in_an_answer_is_not_published(

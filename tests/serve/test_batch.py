@@ -152,6 +152,28 @@ def test_a_key_that_is_not_there(
         users_of(path, run, "who")
 
 
+@pytest.mark.parametrize("key", ["row", PLACE, AD_ID, "click", SCORE, "vector"])
+def test_a_key_that_is_called_like_what_is_written(
+    key: str,
+    run: Path,
+    served: Recommender,
+    requests: list[dict[str, Any]],
+    process: Process,
+    tmp_path: Path,
+) -> None:
+    """With its values in the place of the rows, users would get others' ads."""
+    columns: dict[str, Any] = {key: list(range(21))[::-1]}
+    path = written(requests, tmp_path / "users.parquet", **columns)
+    out = tmp_path / "out.parquet"
+    with pytest.raises(ConfigError, match=f"'{key}' cannot be the key"):
+        if key == "vector":
+            config = load_config(run / "retrieval" / CONFIG)
+            export_users(run, path, key, out, config, process)
+        else:
+            recommend_batch(served, users_of(path, run, key), out, SingleProcess())
+    assert not out.exists()
+
+
 def test_users_are_exported_as_they_are_served(
     run: Path,
     served: Recommender,

@@ -15,7 +15,14 @@ from torchrec_adrec.errors import ConfigError, GateError, ManifestError
 from torchrec_adrec.export.build_index import build_index
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest
 from torchrec_adrec.runs.stage_folder import stage_workspace
-from torchrec_adrec.runs.stages import INDEX, is_done, stage_folder
+from torchrec_adrec.runs.stages import (
+    CONFIG,
+    INDEX,
+    RECORD,
+    Record,
+    is_done,
+    stage_folder,
+)
 from torchrec_adrec.runs.versions import VERSIONS, version_names
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.serve.proof import check_names
@@ -88,8 +95,21 @@ def test_a_version_of_another_export_is_not_served(
     before = stage_folder(copy, "index")
     with pytest.raises(ManifestError, match=r"built from vectors of step 9 .*adrec in"):
         roll_back(copy)
-    # A version that is damaged, likewise.
     manifest.save(first)
+    # Nor one of an export that was made again since: serving would refuse it.
+    path = first / RECORD
+    record = Record.model_validate_json(path.read_bytes())
+    again = record.model_copy(update={"needs": record.needs | {"export": "0" * 16}})
+    path.write_text(again.model_dump_json())
+    with pytest.raises(ManifestError, match="made from export 0000"):
+        roll_back(copy)
+    path.write_text(record.model_dump_json())
+    # A version that is damaged, likewise.
+    settings = (first / CONFIG).read_text()
+    (first / CONFIG).write_text("")
+    with pytest.raises(ManifestError, match=r"config\.yaml: expected sha256"):
+        roll_back(copy)
+    (first / CONFIG).write_text(settings)
     shard = first / "shard-00000.faiss"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ManifestError, match="expected sha256"):

@@ -193,10 +193,16 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         overrides: settings as `dotted.key=value`, the value in YAML.
 
     Raises:
-        ConfigError: no such file, no YAML, an unknown key (with its new name or the
-            nearest one), or a value out of range.
+        ConfigError: no such file, no YAML, no settings, an unknown key (with its new
+            name or the nearest one), or a value out of range.
     """
     values = _read_yaml(path) if path is not None else {}
+    # Whoever names a file means what stood in it, and not the defaults.
+    if path is not None and not values:
+        raise ConfigError(
+            f"{path} holds no settings: it was emptied; write them again, or name no"
+            " file to have the defaults"
+        )
     for override in overrides:
         values = _merge(values, _read_override(override))
     try:

@@ -92,13 +92,13 @@ def export(
         towers.user_tower, clicks, schema, Side.USER, similarity, size, process
     )
     clicked = clicks[AD_ID].to_numpy()[share_of(len(clicks), process)]
-    write_vectors(out / f"queries-{process.rank:05d}.parquet", clicked, users)
+    write_vectors(_queries_of(out, process.rank), clicked, users)
     examples = encode_examples(towers.user_tower, data, process)
     # The first rank lists the parts of all ranks, so they must be written by now.
     process.barrier()
     if process.is_first:
         (out / EXAMPLES).write_text(json.dumps(examples) + "\n")
-        _join_queries(out)
+        _join_queries(out, process.world_size)
         lookups = config.sharding.qcomm
         _write_manifest(checkpoint, parts, schema, config.retrieval, lookups)
     process.barrier()
@@ -120,10 +120,15 @@ def export(
     )
 
 
-def _join_queries(out: Path) -> None:
-    parts = sorted(out.glob("queries-*.parquet"))
+def _queries_of(out: Path, rank: int) -> Path:
+    return out / f"queries-{rank:05d}.parquet"
+
+
+def _join_queries(out: Path, world_size: int) -> None:
+    # An attempt of more ranks may have left files, whose users are in these already.
+    parts = [_queries_of(out, rank) for rank in range(world_size)]
     pq.write_table(pa.concat_tables([pq.read_table(p) for p in parts]), out / QUERIES)
-    for part in parts:
+    for part in out.glob("queries-*.parquet"):
         part.unlink()
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.config.run import VectorType
+from torchrec_adrec.errors import CheckpointError
 from torchrec_adrec.runtime.files import put
 from torchrec_adrec.schema import AD_ID
 
@@ -118,11 +119,21 @@ def write_vectors(
 
 
 def vector_column(vectors: Float32s, dtype: VectorType) -> pa.Array:
-    """Make a column of vectors, (n, D)."""
+    """Make a column of vectors, (n, D).
+
+    Raises:
+        CheckpointError: one is too long for half floats.
+    """
     # Lists of a fixed size are one flat buffer, which is read back as a matrix.
     width = np.float16 if dtype == "fp16" else np.float32
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=width).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    with np.errstate(over="ignore"):
+        flat = np.ascontiguousarray(vectors, dtype=width).ravel()
+    if not np.isfinite(flat).all():
+        raise CheckpointError(
+            f"a vector holds {np.abs(vectors).max():g}, half floats end at"
+            f" {np.finfo(np.float16).max}; set export.dtype=fp32"
+        )
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
 
 
 def _bytes(source: dict[str, str], dtype: VectorType) -> bytes:

@@ -19,6 +19,8 @@ from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Side
 from torchrec_adrec.tasks.sharded import restore
 
+VECTOR = "vector"
+
 
 def export_users(
     run: Path,
@@ -39,12 +41,13 @@ def export_users(
         process: this rank.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or its key has a name that is taken.
         DataError: a row is bad; names file and row.
         CheckpointError: the model gives vectors that cannot be compared.
     """
     encoder = Encoder.load(run / "data")
     users = UserFile.open(path, encoder, key)
+    users.check_key([VECTOR])
     rows = share_of(users.count, process)
     users.check(rows)
     model, _ = restore("retrieval", run, encoder.schema, config, process)
@@ -75,7 +78,7 @@ def export_users(
                 compat_level=pl.CompatLevel.oldest()
             )
             column: pa.Array = vector_column(np.asarray(vectors), config.export.dtype)
-            write(names.append_column("vector", column))
+            write(names.append_column(VECTOR, column))
             progress.advance(stop - first)
 
 

@@ -1,6 +1,7 @@
 """The exported vectors and brute force over them, which an index is measured by."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -78,7 +79,7 @@ class Exported:
                 scores = np.take_along_axis(scores, best, 1)
         return ExactTop(rows, scores.min(axis=1))
 
-    @property
+    @cached_property
     def lengths(self) -> Float32s:
         """The length of every vector, (N,)."""
         parts = [np.linalg.norm(self.vectors[b], axis=1) for b in blocks(len(self))]

@@ -1,6 +1,7 @@
 """The gate: every index is measured against brute force before it is published."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,12 @@ import numpy as np
 from torchrec_adrec.arrays import Float32s, Float64s, Int64s
 from torchrec_adrec.errors import GateError
 from torchrec_adrec.index.exported import Exported
-from torchrec_adrec.index.gate_checks import check_answer, check_ids, self_hits
+from torchrec_adrec.index.gate_checks import (
+    check_answer,
+    check_ids,
+    check_lengths,
+    self_hits,
+)
 from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting, describe
 from torchrec_adrec.index.manifest import FilteredSearch, Gate, GroupRecall
 from torchrec_adrec.index.sharded import ShardedIndex
@@ -47,12 +53,14 @@ def tune_and_validate(
         shares: of the ads that are eligible, for which a search is tuned too.
 
     Raises:
-        GateError: the shards do not hold each exported ad once, no setting reaches the
-            target recall, an answer holds an ad twice, or scores or stored vectors are
-            further from the exported ones than the kind explains.
+        GateError: the shards do not hold each exported ad once, an exported vector is
+            not finite, no setting reaches the target recall, an answer holds an ad
+            twice, or scores or stored vectors are further from the exported ones than
+            the kind explains.
     """
     k = min(k, len(exported))
     check_ids(index, exported)
+    check_lengths(exported)
     half = max(len(queries) // 2, 1)
     tuning = Trial(index, exported, queries[:half], k)
     judging = Trial(index, exported, queries[half:], k) if len(queries) > 1 else tuning
@@ -63,7 +71,7 @@ def tune_and_validate(
     errors = check_answer(index, exported, judging.queries, ids, scores)
     recalls, self_found = judging.recalls_of(ids), self_hits(index, exported)
     _check_recall(index, recalls, self_found, k, target)
-    index.filtered = _filtered(tuning, grid, target, shares)
+    index.filtered = _filtered(tuning, judging, grid, target, shares)
     return Gate(
         k=k,
         target_recall=target,
@@ -81,10 +89,18 @@ def _confirmed(
     """Return the cheapest setting for some users, or more if others need more."""
     most = {name: values[-1] for name, values in grid.items()}
     chosen = tuning.cheapest(grid, target) or most
+    setting = _raised(judging, grid, chosen, target)
+    return most if setting is None else setting
+
+
+def _raised(
+    judging: Trial, grid: SearchGrid, chosen: SearchSetting, target: float
+) -> SearchSetting | None:
+    """Return the first setting from the chosen one on that is enough for users."""
     for setting in more_thorough(grid, chosen):
         if judging.recalls(setting).mean() >= target:
             return setting
-    return most
+    return None
 
 
 def _check_recall(
@@ -114,28 +130,38 @@ def _check_recall(
 
 
 def _filtered(
-    tuning: Trial, grid: SearchGrid, target: float, shares: Sequence[float]
+    tuning: Trial,
+    judging: Trial,
+    grid: SearchGrid,
+    target: float,
+    shares: Sequence[float],
 ) -> tuple[FilteredSearch, ...]:
-    """Tune a setting for each share of eligible ads at which it is worth its while."""
+    """Tune a setting for each share of eligible ads at which it is worth its while.
+
+    As where all ads are eligible, some users choose and others judge.
+    """
     rng = np.random.default_rng(0)
     levels: list[FilteredSearch] = []
     for share in shares:
         mask = rng.random(len(tuning.exported)) < share
         if mask.sum() <= tuning.k:  # every eligible ad is returned
             break
-        users = tuning.queries[:FILTERED_USERS]
-        trial = Trial(tuning.index, tuning.exported, users, tuning.k, mask)
-        setting = trial.cheapest(grid, target)
+        chooser, judge = (
+            replace(trial, queries=trial.queries[:FILTERED_USERS], mask=mask)
+            for trial in (tuning, judging)
+        )
+        chosen = chooser.cheapest(grid, target)
+        setting = None if chosen is None else _raised(judge, grid, chosen, target)
         if setting is None:
             break
-        times = [trial.milliseconds(way)["p50"] for way in (setting, None)]
+        times = [judge.milliseconds(way)["p50"] for way in (setting, None)]
         if times[0] >= times[1]:
             break
         levels.append(
             FilteredSearch(
                 share=share,
                 search=setting,
-                recall=float(trial.recalls(setting).mean()),
+                recall=float(judge.recalls(setting).mean()),
                 milliseconds=times[0],
                 all_milliseconds=times[1],
             )

@@ -27,6 +27,20 @@ def check_ids(index: ShardedIndex, exported: Exported) -> None:
         )
 
 
+def check_lengths(exported: Exported) -> None:
+    """Refuse vectors that are no numbers: their ads are never found, nor missed.
+
+    Raises:
+        GateError: there are some.
+    """
+    wrong = ~np.isfinite(exported.lengths)
+    if wrong.any():
+        raise GateError(
+            f"{wrong.sum()} of {len(exported)} exported vectors are not finite, that of"
+            f" ad {exported.ids[wrong][0]} is one; nothing was published"
+        )
+
+
 def check_answer(
     index: ShardedIndex,
     exported: Exported,

@@ -4,13 +4,14 @@ Each names what it was made from and the hash of every file, so that parts that 
 belong together are refused.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.config.run import VectorType
@@ -77,6 +78,11 @@ class EmbeddingManifest(_Manifest):
     count: int
     parts: dict[str, int]
     files: dict[str, str]
+
+    @model_validator(mode="after")
+    def _parts_have_hashes(self) -> Self:
+        _check_hashed(self.parts, self.files)
+        return self
 
 
 class Layout(_Manifest):
@@ -201,6 +207,11 @@ class IndexManifest(_Manifest):
     files: dict[str, str]
     gate: Gate
 
+    @model_validator(mode="after")
+    def _shards_have_hashes(self) -> Self:
+        _check_hashed([*self.layout.names, IDS], self.files)
+        return self
+
     @property
     def summary(self) -> str:
         """One line for people."""
@@ -211,6 +222,13 @@ class IndexManifest(_Manifest):
             f" recall@{self.gate.k} {self.gate.recall:.4f},"
             f" {self.gate.milliseconds['p50']:.2f} ms a search"
         )
+
+
+def _check_hashed(names: Iterable[str], files: Mapping[str, str]) -> None:
+    # What is not named is not compared with anything: a reader would take any file.
+    for name in names:
+        if name not in files:
+            raise ValueError(f"files has no hash of {name}")
 
 
 def load_vectors(

@@ -22,6 +22,7 @@ from torchrec_adrec.runs.run_lock import (
 )
 from torchrec_adrec.runs.stage_folder import check_place, make_run
 from torchrec_adrec.runtime.disk import disk_errors
+from torchrec_adrec.runtime.files import put
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def _save_config(settings: Config, out: Path) -> None:
     # By renaming, so that a reader finds the old file or the new one and never half.
     partial = out / f"{stages.CONFIG}.partial"
     settings.save(partial)
-    partial.rename(out / stages.CONFIG)
+    put(partial, out / stages.CONFIG)
 
 
 def should_run(stage: stages.Stage, settings: Config, out: Path) -> bool:

@@ -16,6 +16,7 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.runs.run_lock import STAGE_LOCK
 from torchrec_adrec.runs.stages import CONFIG, RECORD, Record, Stage, describe
 from torchrec_adrec.runs.versions import VERSIONS, publish_version
+from torchrec_adrec.runtime.files import sha256
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 from torchrec_adrec.runtime.status import Status, send
 
@@ -55,6 +56,7 @@ def stage_workspace(
     ranks.barrier()
     if ranks.is_first:
         config.save(partial / CONFIG)
+        record = record.model_copy(update={"config": sha256(partial / CONFIG)})
         (partial / RECORD).write_text(record.model_dump_json() + "\n")
         _put_in_place(partial, stage, config, run, record.build_id)
         send(Status("end", stage.name))

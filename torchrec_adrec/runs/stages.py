@@ -108,6 +108,7 @@ class Record(BaseModel):
         settings: fingerprint of its settings alone.
         needs: `build_id` of each stage that it read.
         raw: path -> size and time of change of each raw file.
+        config: sha256 of the `config.yaml` beside it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,6 +118,7 @@ class Record(BaseModel):
     settings: str
     needs: dict[str, str]
     raw: dict[str, tuple[int, int]]
+    config: str = ""
 
 
 def stage_folder(run: Path, name: str) -> Path:
@@ -236,13 +238,17 @@ def check(stage: Stage, config: Config, run: Path) -> None:
     check_inputs(stage, run)
 
 
-def check_inputs(stage: Stage, run: Path) -> None:
+def check_inputs(stage: Stage, run: Path, version: Path | None = None) -> None:
     """Refuse a stage whose inputs were built again since it was made.
+
+    Args:
+        stage, run: the stage of a run.
+        version: folder of one of its versions; None: the current one.
 
     Raises:
         ManifestError: names both builds.
     """
-    for name, expected in load_record(run, stage.name).needs.items():
+    for name, expected in load_record(run, stage.name, version).needs.items():
         actual = load_record(run, name).build_id
         if actual != expected:
             raise ManifestError(
@@ -251,13 +257,17 @@ def check_inputs(stage: Stage, run: Path) -> None:
             )
 
 
-def load_record(run: Path, name: str) -> Record:
+def load_record(run: Path, name: str, version: Path | None = None) -> Record:
     """Read the record of a stage that is needed.
+
+    Args:
+        run, name: the stage of a run.
+        version: folder of one of its versions; None: the current one.
 
     Raises:
         ManifestError: there is none, or it is damaged; names the command that makes it.
     """
-    how, folder = _how(STAGES[name]), stage_folder(run, name)
+    how, folder = _how(STAGES[name]), version or stage_folder(run, name)
     path = folder / RECORD
     if not path.exists():
         raise ManifestError(f"{run / name} is missing; run {how} first")

@@ -35,6 +35,7 @@ def recommend_batch(
         top: number of ads of each; default `recommend.top`.
 
     Raises:
+        ConfigError: the key is called like a column that is written.
         DataError: a user's row is bad; names file and row.
     """
     top = recommender.checked_top(top)
@@ -47,9 +48,9 @@ def recommend_batch(
         for first, stop in users.chunks(share, CHUNK):
             lists = recommender.recommend_many(users.raw(first, stop), top)
             rows = [_numbered(ads, first + place) for place, ads in enumerate(lists)]
-            named = users.names(first, stop).join(
-                pl.concat(rows), on=ROW, maintain_order="right"
-            )
+            best = pl.concat(rows)
+            users.check_key(best.columns)
+            named = users.names(first, stop).join(best, on=ROW, maintain_order="right")
             write(named.to_arrow(compat_level=pl.CompatLevel.oldest()))
             progress.advance(stop - first)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.run import RecommendConfig, load_config
+from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
@@ -15,8 +15,8 @@ from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
-    CONFIG,
     EXPORT,
     INDEX,
     RANKING,
@@ -73,7 +73,7 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
     given = [f"recommend.{k}={json.dumps(v)}" for k, v in overrides.items() if v]
     version = stage_folder(run, INDEX.name)
     # The index was measured at as many candidates as its own settings name.
-    settings = load_config(version / CONFIG, given).recommend
+    settings = stage_settings(version, given).recommend
     encoder = Encoder.load(run / "data")
     towers, towers_checkpoint = restore_whole("retrieval", run, encoder.schema)
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)

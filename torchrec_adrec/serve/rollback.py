@@ -5,7 +5,8 @@ from pathlib import Path
 from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
-from torchrec_adrec.runs.stages import EXPORT, INDEX
+from torchrec_adrec.runs.stage_settings import stage_settings
+from torchrec_adrec.runs.stages import EXPORT, INDEX, check_inputs
 from torchrec_adrec.runs.versions import (
     VERSIONS,
     make_current,
@@ -23,8 +24,8 @@ def roll_back(run: Path, name: str | None = None) -> str:
 
     Raises:
         ConfigError: there is no version of that name.
-        ManifestError: the version is damaged, or was built from another export than
-            the run's, whose towers are the ones that are served.
+        ManifestError: the version or its settings are damaged, or it was built from
+            another export than the run's, whose towers are the ones that are served.
     """
     folder = run / INDEX.name
     name = name or previous_name(folder)
@@ -42,6 +43,8 @@ def roll_back(run: Path, name: str | None = None) -> str:
             " be compared with users of other towers; choose another version, or run"
             " `adrec index`"
         )
+    check_inputs(INDEX, run, version)
+    stage_settings(version)
     ShardedIndex.load(version, manifest)
     make_current(folder, name)
     return f"{name} is current: {manifest.summary}"

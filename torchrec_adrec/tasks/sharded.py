@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.audit import audit, collections_of
 from torchrec_adrec.distributed.constraints import ids_per_row
@@ -23,7 +23,7 @@ from torchrec_adrec.distributed.optimizer import (
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
 from torchrec_adrec.errors import CheckpointError, ManifestError, reason
-from torchrec_adrec.runs.stages import CONFIG
+from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.tasks.ranking import RankingTask
@@ -157,7 +157,7 @@ def restore_whole(
     Raises:
         CheckpointError, ManifestError: as `final_checkpoint`, or it does not fit.
     """
-    model: nn.Module = build_task(task, schema, load_config(run / task / CONFIG))
+    model: nn.Module = build_task(task, schema, stage_settings(run / task))
     loaded = final_checkpoint(run / task)
     checkpoint.load(loaded, model, schema)
     return model.eval(), loaded

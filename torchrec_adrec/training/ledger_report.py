@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader.ledger import LEDGER, Audit, audit
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.sampled_split import training_split
 from torchrec_adrec.distributed.checkpoint_files import latest
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.runs.stages import CONFIG
+from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.tasks.sharded import CHECKPOINTS
 from torchrec_adrec.training.batch_source import negative_rate
@@ -24,7 +23,7 @@ def audit_stage(folder: Path) -> list[Audit]:
     segments = last.state["ledger"] if last is not None else []
     if not segments:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")
-    config, data = load_config(folder / CONFIG), folder.parent / "data"
+    config, data = stage_settings(folder), folder.parent / "data"
     rate = negative_rate(folder.name, config.ranking)
     schema = Schema.load(data / "schema.json")
     reader = Reader(

@@ -1,6 +1,6 @@
 """Users in a Parquet file: the values of requests, one row each."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -43,7 +43,8 @@ class UserFile:
             key: see `UserFile`.
 
         Raises:
-            ConfigError: it cannot be read, is empty, or has no column `key`.
+            ConfigError: it cannot be read, is empty, or has no column `key`; or the
+                key's name is taken.
         """
         try:
             rows = pl.scan_parquet(path, glob=False)
@@ -56,7 +57,27 @@ class UserFile:
             raise ConfigError(f"{path} has no column {key!r}, expected one of {names}")
         if not count:
             raise ConfigError(f"{path} holds no users")
-        return cls(path, count, encoder, key)
+        users = cls(path, count, encoder, key)
+        users.check_key([ROW])
+        return users
+
+    def check_key(self, columns: Collection[str]) -> None:
+        """Refuse a key that is called like a column that is written beside it.
+
+        One would replace the other, or stand under another name: with a key `row`
+        users would get the ads of others.
+
+        Args:
+            columns: that are written beside the key.
+
+        Raises:
+            ConfigError: the key is one of them.
+        """
+        if self.key in columns:
+            raise ConfigError(
+                f"{self.path}: {self.key!r} cannot be the key, because a column of that"
+                f" name is written beside it ({', '.join(columns)}); rename it"
+            )
 
     def names(self, first: int, stop: int) -> pl.DataFrame:
         """Return what names some users: their rows, and the key if there is one."""
