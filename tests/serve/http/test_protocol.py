@@ -116,6 +116,20 @@ def test_refusals_that_are_held_back_leave_room_for_others() -> None:
         assert is_closed(held[0])
 
 
+def test_users_of_a_client_that_left_are_not_computed() -> None:
+    run = FakeRun(seconds=0.5)
+    with listening(run) as (server, port):
+        first = connect(port, RIGHT)
+        while not run.users:
+            time.sleep(0.01)
+        with connect(port, RIGHT):  # it waits for its turn
+            while server.server_state.total_requests + len(server.server_state.tasks) < 2:
+                time.sleep(0.01)
+        last = connect(port, RIGHT)
+        assert status_of(first) == status_of(last) == 200
+    assert len(run.users) == 2
+
+
 def test_it_ends_within_its_grace_whatever_slow_clients_do() -> None:
     with listening(FakeRun(), receive_seconds=60, grace_seconds=1) as (server, port):
         slow = [connect(port, data) for data in (b"", b"POST", HEAD + b"{")]
