@@ -138,7 +138,9 @@ def test_users_of_a_client_that_left_are_not_computed() -> None:
         while not run.users:
             time.sleep(0.01)
         with connect(port, RIGHT):  # it waits for its turn
-            while server.server_state.total_requests + len(server.server_state.tasks) < 2:
+            while (
+                server.server_state.total_requests + len(server.server_state.tasks) < 2
+            ):
                 time.sleep(0.01)
         last = connect(port, RIGHT)
         assert status_of(first) == status_of(last) == 200

@@ -15,7 +15,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.serve.http.limits import HELD
 
-
 READ = 4_096  # bytes at a time: h11 parses a head of any size that comes in one read
 
 
