@@ -58,7 +58,7 @@ IDS = (2**62 + 1, 2**62 + 2, 2**62 + 3)  # JavaScript would round them
 class FakeRun:
     """Answers after `seconds`, or raises `error`; `build` counts its versions.
 
-    The brand of every ad is the build that answered.
+    The brand of every ad is the build that answered, its score the user's age.
 
     Attributes:
         users: all that it was asked for.
@@ -96,7 +96,7 @@ class FakeRun:
             {
                 "ad_id": IDS,
                 "click": [0.3, 0.2, 0.1],
-                "score": [0.5, 0.6, 0.7],
+                "score": [float(user.get("age") or 0)] * 3,
                 "brand": [build, build, None],
             }
         )

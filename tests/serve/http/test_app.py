@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import IDS, USER, FakeRun, client_of
+from fake_run import IDS, USER, FakeRun, client_of, make_app
 from fastapi.testclient import TestClient
 
 from torchrec_adrec.config.serve import ServeConfig
@@ -57,8 +57,9 @@ def test_a_batch_is_answered_in_the_order_of_its_users() -> None:
     users = [{"age": age} for age in range(5)]
     with client_of(run) as client:
         answers = client.post("/batch", json={"users": users, "top": 1}).json()
-    assert run.users == users and len(answers["answers"]) == 5
-    assert all(len(answer["ads"]) == 1 for answer in answers["answers"])
+    assert run.users == users
+    ages = [[ad["score"] for ad in answer["ads"]] for answer in answers["answers"]]
+    assert ages == [[0], [1], [2], [3], [4]], "each user gets what is its own"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,43 @@ def test_metrics_count_requests_stages_and_versions() -> None:
     ):
         assert line in text
     assert SECRET not in text
+
+
+def test_gauges_are_true_although_nobody_asked_this_worker() -> None:
+    app = make_app(FakeRun(build=3))
+    with TestClient(app.asgi) as client:
+        client.get("/health")
+        value = app.metrics.registry.get_sample_value
+        assert value("adrec_newest_version_served") == 1.0
+
+
+def test_every_user_of_a_batch_counts_in_the_metrics_and_one_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "torchrec_adrec.access")
+    with client_of(FakeRun(seconds=0.02)) as client:
+        answers = client.post("/batch", json={"users": [{}] * 3}).json()["answers"]
+        text = client.get("/metrics").text
+    assert 'adrec_stage_seconds_count{stage="rank"} 3.0' in text
+    assert 'adrec_stage_seconds_sum{stage="rank"} 0.003' in text
+    stages = json.loads(caplog.records[0].getMessage())["stages"]
+    assert stages["rank"] == 3.0
+    waits = [answer["milliseconds"]["queue"] for answer in answers]
+    assert stages["queue"] == max(waits), "they waited at the same time"
+
+
+def test_a_bug_is_answered_in_the_form_of_every_error() -> None:
+    app = make_app(FakeRun(error=KeyError(SECRET)))
+    with TestClient(app.asgi, raise_server_exceptions=False) as client:
+        answer = client.post("/recommend", json={"user": {}})
+    assert answer.status_code == 500 and "the log" in answer.json()["detail"]
+    assert SECRET not in answer.text
+
+
+def test_a_path_is_right_or_it_is_none() -> None:
+    with client_of(FakeRun()) as client:
+        answer = client.post("/recommend/", headers={"host": SECRET})
+    assert answer.status_code == 404 and SECRET not in str(answer.headers)
 
 
 def test_the_access_log_is_json_with_stages_and_without_the_clients_words(

@@ -1,5 +1,6 @@
 """On real sockets: no client holds a connection, nor the end of the server."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -52,6 +53,20 @@ def test_a_head_that_comes_byte_by_byte_is_cut_off_too() -> None:
             for byte in HEAD + HEAD:
                 connection.sendall(bytes([byte]))
                 time.sleep(0.02)
+
+
+@pytest.mark.parametrize("before", [b"", RIGHT], ids=["alone", "pipelined"])
+def test_a_head_is_bounded_also_where_it_comes_in_one_piece(before: bytes) -> None:
+    """Parsing thousands of headers would take as long as hundreds of refusals."""
+    with listening(FakeRun()) as (_, port):
+        many = b"GET /health HTTP/1.1\r\nHost: x\r\n" + 10_000 * b"a:b\r\n" + b"\r\n"
+        connection = connect(port, before + many)
+        if before:
+            assert status_of(connection) == 200
+        # Closed with bytes unread: the answer may be lost with them.
+        with contextlib.suppress(ConnectionError):
+            assert status_of(connection) == 400
+        assert is_closed(connection)
 
 
 def test_half_a_body_is_answered_with_408_and_a_close() -> None:
@@ -114,6 +129,22 @@ def test_refusals_that_are_held_back_leave_room_for_others() -> None:
         connection = connect(port, RIGHT)
         assert status_of(connection) == 200
         assert is_closed(held[0])
+
+
+def test_users_of_a_client_that_left_are_not_computed() -> None:
+    run = FakeRun(seconds=0.5)
+    with listening(run) as (server, port):
+        first = connect(port, RIGHT)
+        while not run.users:
+            time.sleep(0.01)
+        with connect(port, RIGHT):  # it waits for its turn
+            while (
+                server.server_state.total_requests + len(server.server_state.tasks) < 2
+            ):
+                time.sleep(0.01)
+        last = connect(port, RIGHT)
+        assert status_of(first) == status_of(last) == 200
+    assert len(run.users) == 2
 
 
 def test_it_ends_within_its_grace_whatever_slow_clients_do() -> None:

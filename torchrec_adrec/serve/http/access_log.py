@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from datetime import UTC, datetime
+from itertools import chain
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torchrec_adrec.serve.http.metrics import Metrics
 
 log = logging.getLogger("torchrec_adrec.access")
-STAGES = "stages"  # key of the scope's state: milliseconds by stage, set by the routes
+# Key of the scope's state, set by the routes: milliseconds by stage, of each user.
+STAGES = "stages"
 GONE = 499  # the client closed the connection before it was answered; as nginx has it
 
 
@@ -38,7 +40,7 @@ class AccessLog:
             return
         started = time.perf_counter()
         request_id, status = uuid4().hex, GONE
-        scope.setdefault("state", {})[STAGES] = {}
+        scope.setdefault("state", {})[STAGES] = []
 
         async def send_and_note(message: Message) -> None:
             nonlocal status
@@ -60,8 +62,8 @@ class AccessLog:
         path = scope["path"] if scope["path"] in self.paths else "other"
         self.metrics.requests.labels(path, str(status)).inc()
         self.metrics.seconds.labels(path).observe(seconds)
-        stages = scope["state"][STAGES]
-        for stage, milliseconds in stages.items():
+        users = scope["state"][STAGES]
+        for stage, milliseconds in chain.from_iterable(u.items() for u in users):
             if stage != "total":
                 self.metrics.stage_seconds.labels(stage).observe(milliseconds / 1e3)
         log.info(
@@ -74,10 +76,16 @@ class AccessLog:
                     "path": path,
                     "status": status,
                     "milliseconds": round(seconds * 1e3, 3),
-                    "stages": stages,
+                    "stages": _summary(users),
                 }
             )
         )
+
+
+def _summary(users: list[dict[str, float]]) -> dict[str, float]:
+    """Join the stages of all users: they wait together, all else adds up."""
+    join = {stage: max if stage == "queue" else sum for stage in chain(*users)}
+    return {n: round(f(user[n] for user in users), 3) for n, f in join.items()}
 
 
 def setup_access_log() -> None:

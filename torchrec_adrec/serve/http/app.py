@@ -1,7 +1,6 @@
 """The routes: POST /recommend and /batch, GET /health, /ready, /metrics and /docs."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,6 +28,7 @@ from torchrec_adrec.serve.http.schema_model import (
     Version,
 )
 
+SHOW_SECONDS = 1.0  # by which the gauges of a worker may be out of date
 RETRY = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Fault, "description": "The body is no text, or nested too deeply."},
@@ -37,7 +37,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": Fault, "description": "The body is too large."},
     422: {"model": Fault, "description": "A value is not what its column expects."},
     429: {"model": Fault, "description": "The queue is full.", "headers": RETRY},
-    500: {"model": Fault, "description": "A model gave a number that is not finite."},
+    500: {"model": Fault, "description": "A number is not finite, or a bug."},
 }
 DENIED: dict[int | str, dict[str, Any]] = {401: ERRORS[401]}
 
@@ -92,11 +92,25 @@ class App:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         seconds = self.bounds.watch_seconds
-        watch = asyncio.create_task(self.swap.watch(seconds)) if seconds else None
+        tasks = [asyncio.create_task(self._keep_showing())]
+        if seconds:
+            tasks.append(asyncio.create_task(self.swap.watch(seconds)))
         yield
-        if watch is not None:
-            watch.cancel()
+        for task in tasks:
+            task.cancel()
         self.queue.close()
+
+    async def _keep_showing(self) -> None:
+        """Keep the gauges true; GET /metrics may be answered by another worker."""
+        while True:
+            self._show()
+            await asyncio.sleep(SHOW_SECONDS)
+
+    def _show(self) -> None:
+        self.metrics.waiting.set(self.queue.waiting)
+        self.metrics.swaps.set(self.swap.swaps)
+        self.metrics.is_newest.set(self.swap.refusal is None)
+        self.metrics.show_version(self.swap.served.version)
 
     def _routes(self) -> FastAPI:
         app = FastAPI(
@@ -105,6 +119,8 @@ class App:
             # The pages of FastAPI load their scripts from a foreign host.
             docs_url=None,
             redoc_url=None,
+            # Their address would repeat the Host that the client names.
+            redirect_slashes=False,
             lifespan=self._lifespan,
             # `Limits` checks the token, before the body is read; this only names it.
             dependencies=[Depends(HTTPBearer(auto_error=False))] if self.token else [],
@@ -138,10 +154,7 @@ class App:
         served = self.swap.served
         jobs = [partial(served.answer, user, top) for user in users]
         answers = await self.queue.compute(jobs)
-        stages = Counter[str]()
-        for answer in answers:
-            stages.update(answer["milliseconds"])
-        request.scope["state"][STAGES] = {n: round(ms, 3) for n, ms in stages.items()}
+        request.scope["state"][STAGES] = [a["milliseconds"] for a in answers]
         version = served.version.model_dump()
         if is_batch:
             return JSONResponse({"answers": answers, "version": version})
@@ -161,10 +174,7 @@ class App:
         @app.get("/metrics", response_class=Response, responses=DENIED)
         async def metrics() -> Response:
             """Give the numbers that Prometheus reads."""
-            self.metrics.waiting.set(self.queue.waiting)
-            self.metrics.swaps.set(self.swap.swaps)
-            self.metrics.is_newest.set(self.swap.refusal is None)
-            self.metrics.show_version(self.swap.served.version)
+            self._show()
             return self.metrics.answer()
 
         page = HTMLResponse(docs_page(app.openapi()))
@@ -193,6 +203,11 @@ def add_error_handlers(app: FastAPI, bodies: Bodies) -> None:
         # The types of the body let through what fits no transform, or a `top` that is
         # too large for a new index; the error's own text would repeat the value.
         return fault(422, "a value of the user, or top, is out of range")
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        # It is raised again after the answer, so that the log has the traceback.
+        return fault(500, "an unexpected error; the log of the server has it")
 
     @app.exception_handler(AdRecError)
     async def failed(_: Request, error: AdRecError) -> Response:

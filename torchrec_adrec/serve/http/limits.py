@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import time
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -89,7 +90,8 @@ class Limits:
             await refuse(send, 503, "the server is being stopped; ask another one")
         else:
             if body is not None:
-                await self.app(scope, _replay(body, receive), self._paced(scope, send))
+                send = self._paced(scope, send)
+                await _unless_gone(self.app(scope, _replay(body), send), receive)
 
     async def _hold(self, scope: Scope, seconds: float) -> None:
         scope.setdefault("state", {})[HELD] = True
@@ -163,15 +165,36 @@ async def refuse(send: Send, status: int, detail: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body that was read already, then goes on."""
-    is_given = False
+async def _unless_gone(answer: Awaitable[None], receive: Receive) -> None:
+    """Answer a request, and give it up when its client goes.
+
+    The server tells an application that the client has gone, but lets it go on: users
+    whom nobody waits for any more would be computed before those who do wait.
+
+    Args:
+        answer: the work.
+        receive: gives its next message only when the client has gone.
+    """
+    work = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+    finally:
+        work.cancel()
+        gone.cancel()
+
+
+def _replay(body: bytes) -> Receive:
+    """Return a `receive` that gives a body that was read already, then nothing."""
+    messages: list[Message] = [
+        {"type": "http.request", "body": body, "more_body": False}
+    ]
 
     async def replayed() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop()
 
     return replayed

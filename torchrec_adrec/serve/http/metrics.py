@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -56,18 +58,24 @@ class Metrics:
         )
         self.swaps = self._gauge("adrec_swaps", "Versions that were swapped in.")
         self.is_newest = self._gauge(
-            "adrec_newest_version_served", "0: the newest version was refused."
+            "adrec_newest_version_served",
+            "0: the newest version was refused, by one worker or more.",
+            mode="livemin",
         )
         self._shown: Gauge | None = None
         self.version = self._gauge(
             "adrec_version_info", "What is served.", ["towers", "ranker", "index"]
         )
 
-    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+    def _gauge(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str] = (),
+        mode: Literal["livesum", "livemin"] = "livesum",
+    ) -> Gauge:
         # Of several workers that live the sum is shown, as of counters.
-        return Gauge(
-            name, text, labels, registry=self.registry, multiprocess_mode="livesum"
-        )
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
 
     def show_version(self, version: Version) -> None:
         """Show one version as served, and the one before it no more."""
@@ -80,6 +88,15 @@ class Metrics:
         """Return the answer to GET /metrics."""
         registry = self.registry
         if SHARED in os.environ:
+            _forget_dead_workers(Path(os.environ[SHARED]))
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Drop what workers that were killed showed last; their counts stay."""
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        if not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)  # by another worker at the same time

@@ -15,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.serve.http.limits import HELD
 
+READ = 4_096  # bytes at a time: h11 parses a head of any size that comes in one read
+
 
 class ServerConfig(uvicorn.Config):
     """The configuration of uvicorn, with our bounds.
@@ -25,7 +27,8 @@ class ServerConfig(uvicorn.Config):
     """
 
     def __init__(self, bounds: ServeConfig, **arguments: Any) -> None:
-        super().__init__(http=BoundedProtocol, **arguments)
+        # The loop whose transports can be told how much to read at a time.
+        super().__init__(http=BoundedProtocol, loop="asyncio", **arguments)
         self.bounds = bounds
 
 
@@ -58,6 +61,7 @@ class BoundedProtocol(H11Protocol):
         """Make room for the connection, and wait for its first head."""
         is_full = len(self.connections) >= self.config.bounds.connections
         super().connection_made(transport)
+        transport.max_size = READ  # type: ignore[attr-defined]
         self._await_head()
         if is_full:
             # The new one itself, if the server owes all others an answer.

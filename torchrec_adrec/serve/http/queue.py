@@ -1,8 +1,7 @@
 """Users wait in one bounded queue for the one thread that computes.
 
-Users are not gathered into batches. On a CPU nine tenths of a request are the ranker's,
-whose cost is per candidate: two users cost as much together as one after the other, and
-the first of them would wait for the second.
+Users are not gathered into batches. On a CPU most of a request is the ranker's, whose
+cost is per candidate, and the first of two users would wait for the second.
 """
 
 import asyncio
