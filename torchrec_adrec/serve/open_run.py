@@ -74,6 +74,11 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
     version = stage_folder(run, INDEX.name)
     # The index was measured at as many candidates as its own settings name.
     settings = stage_settings(version, given).recommend
+    if settings.rank_by is not None:
+        # The formula is checked against the labels as the ranker was made to predict
+        # them; the index may have been built before that was settled.
+        formula = f"recommend.rank_by={json.dumps(settings.rank_by)}"
+        stage_settings(run / RANKING.name, [formula])
     encoder = Encoder.load(run / "data")
     towers, towers_checkpoint = restore_whole("retrieval", run, encoder.schema)
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)
