@@ -44,6 +44,13 @@ def test_towers_that_add_nothing_are_left_out() -> None:
         assert kept.rows == ROWS
 
 
+def test_what_does_not_hold_later_is_left_out() -> None:
+    """Right in the first half of the rows, the reverse in the second one."""
+    turned = np.where(np.arange(ROWS) < ROWS // 2, SECOND, -SECOND)
+    kept = fitted(FIRST, turned)
+    assert kept.gain < 0 and kept.blend.serves == "ranker"
+
+
 def test_the_towers_serve_where_the_ranker_knows_nothing() -> None:
     kept = fitted(-FIRST, SECOND)
     assert kept.blend.serves == "towers" and kept.blend.ranker == 0
