@@ -212,8 +212,8 @@ def test_two_ranks_export_what_one_does(
     for size in (4, 8):
         exported = pl.read_parquet(tmp_path / f"{size}.parquet")
         assert exported["who"].to_list() == list(range(21))
-        vectors = (frame["vector"].to_numpy() for frame in (exported, expected))
-        np.testing.assert_allclose(*vectors, atol=1e-6)
+        vectors = exported["vector"].to_numpy()
+        np.testing.assert_allclose(vectors, expected["vector"].to_numpy(), atol=1e-6)
 
 
 def test_the_command_writes_a_file(
