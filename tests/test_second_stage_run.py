@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,21 @@ from sklearn.metrics import roc_auc_score
 from trained_run import SETTINGS, STEADY, make_stages, metrics
 
 from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.cli.stages import TaskName, evaluate
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.distributed import checkpoint
+from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ConfigError, ManifestError
+from torchrec_adrec.evaluation.predict import split_logits
+from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.blend import Blend, load_blend, save_blend
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore_whole
+from torchrec_adrec.training.blend import fit_blend
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,51 @@ def test_reported_is_the_blend(blended: Path) -> None:
     assert blend["serves"] in ("blend", "towers") and blend["towers"] > 0
     assert blend["towers_alone"]["auc"] == pytest.approx(towers["auc"], abs=1e-6)
     assert blend["ranker_alone"]["auc"] != pytest.approx(auc, abs=1e-6)
+
+
+def test_the_blend_is_fitted_on_the_validation_rows(
+    blended: Path, process: Process
+) -> None:
+    """Fitted again on these rows it is the same, on others another one."""
+    schema = Schema.load(blended / "data/schema.json")
+    ranker, final = restore_whole("ranking", blended, schema)
+    towers, origin = restore_whole("retrieval", blended, schema)
+    kept = load_blend(final)
+    for split in ("train", "valid", "test"):
+        folder = blended / "data" / split
+        of_ranker = split_logits(ranker, folder, schema.joined, process, 512)
+        of_towers = split_logits(towers, folder, schema, process, 512)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("torchrec_adrec.training.blend.LEAST", 1)
+            patch.setattr("torchrec_adrec.training.blend.DEVIATIONS", -1e9)
+            again = fit_blend(
+                of_ranker.logits[:, 0],
+                of_towers.logits[:, 0],
+                of_ranker.labels[:, 0],
+                origin.origin,
+            ).blend
+        weights = [(b.ranker, b.towers, b.intercept) for b in (kept, again)]
+        is_same = weights[0] == pytest.approx(weights[1], abs=0.01)
+        assert is_same == (split == "valid"), weights
+
+
+def test_the_command_evaluates_what_is_served(
+    blended: Path,
+    process: Process,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The blend, and not the ranker alone."""
+    monkeypatch.setattr(
+        "torchrec_adrec.distributed.process.process_group",
+        lambda device: nullcontext(process),
+    )
+    evaluate(TaskName.RANKING, blended, blended / "ranking" / CONFIG)
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    reported = metrics(blended, "ranking")["test"]
+    for label, figures in reported.items():
+        expected = pytest.approx(figures, abs=1e-6, nan_ok=True)
+        assert printed["test"][label] == expected
 
 
 def test_served_is_reported(blended: Path) -> None:

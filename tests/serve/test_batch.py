@@ -1,6 +1,8 @@
 """Users of a file get what each of them would get by a request."""
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,48 @@ def test_users_are_exported_as_they_are_served(
     for row, user in enumerate(requests):
         vector = served.retriever.tower(served.user_input(user)).detach().numpy()[0]
         np.testing.assert_allclose(exported["vector"][row], vector, atol=1e-6)
+
+
+USERS_SCRIPT = """
+from pathlib import Path
+from torchrec_adrec.config.run import load_config
+from torchrec_adrec.distributed.process import process_group
+from torchrec_adrec.export.users import export_users
+from torchrec_adrec.runs.stages import CONFIG
+
+run = Path(RUN)
+with process_group("cpu") as process:
+    for size in (4, 8):
+        settings = [f"train.eval_batch_size={size}"]
+        config = load_config(run / "retrieval" / CONFIG, settings)
+        out = Path(OUT) / f"{size}.parquet"
+        export_users(run, Path(USERS), "who", out, config, process)
+"""
+
+
+def test_two_ranks_export_what_one_does(
+    run: Path,
+    requests: list[dict[str, Any]],
+    process: Process,
+    ranks_script: Callable[[int, str], subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """Of 11 and 10 users: in the last step one rank has none, or one fewer."""
+    path = written(requests, tmp_path / "users.parquet", who=list(range(21)))
+    config = load_config(run / "retrieval" / CONFIG)
+    export_users(run, path, "who", tmp_path / "one.parquet", config, process)
+    expected = pl.read_parquet(tmp_path / "one.parquet")
+    paths = {"RUN": run, "OUT": tmp_path, "USERS": path}
+    script = USERS_SCRIPT
+    for name, value in paths.items():
+        script = script.replace(f"Path({name})", f"Path({str(value)!r})")
+    done = ranks_script(2, script)
+    assert done.returncode == 0, done.stderr
+    for size in (4, 8):
+        exported = pl.read_parquet(tmp_path / f"{size}.parquet")
+        assert exported["who"].to_list() == list(range(21))
+        vectors = exported["vector"].to_numpy()
+        np.testing.assert_allclose(vectors, expected["vector"].to_numpy(), atol=1e-6)
 
 
 def test_the_command_writes_a_file(

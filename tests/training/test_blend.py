@@ -52,6 +52,13 @@ def test_a_blend_without_the_towers_is_the_ranker_as_it_is(
     assert fitted(FIRST / 2, -SECOND).blend == ALONE
 
 
+def test_what_does_not_hold_later_is_left_out() -> None:
+    """Right in the first half of the rows, the reverse in the second one."""
+    turned = np.where(np.arange(ROWS) < ROWS // 2, SECOND, -SECOND)
+    kept = fitted(FIRST, turned)
+    assert kept.gain < 0 and kept.blend.serves == "ranker"
+
+
 def test_the_towers_serve_where_the_ranker_knows_nothing() -> None:
     kept = fitted(-FIRST, SECOND)
     assert kept.blend.serves == "towers" and kept.blend.ranker == 0

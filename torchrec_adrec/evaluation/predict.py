@@ -155,6 +155,8 @@ def split_logits(
     parts = [_from_all(part) for part in (numbers, logits, labels)]
     # Each rank has a slice of every step: the numbers restore the order of the files.
     order = np.argsort(parts[0])
+    each_once = np.array_equal(parts[0][order], np.arange(split.num_rows))
+    assert each_once, "figures are of every row of the split, each once"
     return SplitLogits(parts[0][order], parts[1][order], parts[2][order])
 
 

@@ -8,10 +8,14 @@ import polars as pl
 import pytest
 from statistics_rows import ROWS, TRAIN_ROWS, VALID_ROWS, prepare_rows, raw_rows
 
+from torchrec_adrec.config.data import StatisticsConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import batch_columns
+from torchrec_adrec.data.prepare.cross_switch import judge_crosses
 from torchrec_adrec.data.prepare.encoder import Encoder
+from torchrec_adrec.data.prepare.pairs import PairGain, Sample
 from torchrec_adrec.data.prepare.statistics import Folds
+from torchrec_adrec.data.prepare.value_counts import NO_FOLD
 from torchrec_adrec.data.request import raw_user
 from torchrec_adrec.errors import SchemaError
 from torchrec_adrec.schema import AD_ID, Schema, Side
@@ -107,6 +111,23 @@ def test_pairs_that_validation_rows_refute_are_dropped(tmp_path: Path) -> None:
     assert "brand.device" not in " ".join(load_catalog(tmp_path / "a").columns)
     text = (tmp_path / "a/report.md").read_text()
     assert "1 pairs (brand x device)" in text and ": dropped, for" in text
+
+
+def test_validation_rows_judge_and_are_not_fitted() -> None:
+    """Of a law that is the reverse in validation, which has more rows."""
+    draw = np.random.default_rng(0)
+    train = np.arange(5000) < 1000
+    first, second = draw.integers(0, 2, (2, 5000))
+    law = (first != second) == train
+    sample = Sample(
+        {"brand": first, "device": second},
+        np.where(train, np.arange(5000) % 4, NO_FOLD),
+        (draw.random(5000) < 0.3 + 0.4 * law).astype(np.float64),
+    )
+    pair = PairGain(first="brand", second="device", gain=1)
+    switch = judge_crosses(sample, [], [pair], StatisticsConfig(folds=4))
+    assert switch.rows == 4000 and switch.gain < -10 * switch.error < 0
+    assert not switch.is_kept
 
 
 def test_a_cross_must_join_both_sides(crossed: Path, tmp_path: Path) -> None:
