@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from torchrec_adrec.cli import checkpoint, index, plan, serve, stages, versions
+from torchrec_adrec.cli import (
+    checkpoint,
+    index,
+    plan,
+    serve,
+    settings,
+    stages,
+    versions,
+)
 from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.runtime.memory import keep_freed_memory
@@ -101,6 +109,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     serve.recommend,
     serve.serve,
     plan.plan,
+    settings.settings,
     doctor,
 )
 for command in COMMANDS:

@@ -18,8 +18,11 @@ class SplitConfig(Settings):
     """time: the latest rows are held out, as a live system meets them. user: all rows
     of a user are in one split. random: row by row, so that training sees the future."""
     train: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of the rows that is trained on; the three shares add up to 1."""
     valid: Fraction = 0.1
+    """Share of the rows on which settings, checkpoints and calibration are chosen."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the rows by which the models are judged at the end."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
@@ -33,8 +36,11 @@ class SyntheticConfig(Settings):
     """A synthetic world whose law is known (docs/known_world.md), without download."""
 
     rows: Count = 200_000
+    """Number of impressions."""
     ads: Count = 2_000
+    """Number of ads, those that are born later among them."""
     users: Count = 20_000
+    """Number of users."""
     days: Count = 14
     """Length of the log."""
     cold_share: Fraction = 0.3
@@ -53,6 +59,8 @@ class NumbersConfig(Settings):
     """How the integers of Criteo rows become inputs."""
 
     transform: Literal["log_standard", "standard", "log"] = "log_standard"
+    """log_standard: sign(x) log(1 + |x|), then mean 0 and deviation 1. standard:
+    without the logarithm. log: the logarithm alone."""
     buckets: Literal["log_square", "quantile"] | None = "log_square"
     """Each number is also an id, made discrete like this; null: a number only."""
 
