@@ -20,7 +20,7 @@ This page lists every setting of a run, with the values that it may have, its de
 and its meaning. A command prints it from the code, and a test compares the two:
 
 ```bash
-adrec settings > docs/configuration.md
+adrec settings
 ```
 
 Settings stand in blocks. The full name of a setting is the heading of its block, a dot
