@@ -1,5 +1,6 @@
 """A run of an own table whose ads have names, so that they can be replaced."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from trained_run import make_stages
 
 from torchrec_adrec.config.run import Config, load_config
 
-ADS, USERS, ROWS = 200, 150, 4000
+ADS, USERS, ROWS = 200, 150, 3000
 TABLE: dict[str, Any] = {
     "labels": {"click": {}},
     "user": {"user": "text", "city": "text", "age": "number"},
@@ -19,7 +20,7 @@ TABLE: dict[str, Any] = {
 SETTINGS = (
     "data.adapter=table",
     f"data.table={TABLE}",
-    "train={batch_size: 128, epochs: 2, dead_model: warn}",
+    "train={batch_size: 128, epochs: 1, dead_model: warn}",
     "retrieval={embedding_dim: 4, hidden: [8], output_dim: 8}",
     "ranking={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8, blend: none}",
     "recommend={candidates: 50, top: 10}",
@@ -54,3 +55,27 @@ def raw_rows() -> pl.DataFrame:
             "price": (item % 5) * 1.5,
         }
     )
+
+
+def copy_of(run: Path, out: Path) -> Path:
+    """Copy a run whose ads, export and index may be changed."""
+    out.mkdir()
+    for stage in ("data", "retrieval", "ranking"):
+        (out / stage).symlink_to(run / stage)
+    for stage in ("export", "index"):
+        shutil.copytree(run / stage, out / stage)
+    return out
+
+
+def rows_of(folder: Path, *lines: str) -> Path:
+    """Write a file of ads."""
+    path = folder / "ads.csv"
+    path.write_text("\n".join(["item,brand,price", *lines]) + "\n")
+    return path
+
+
+def ids_of(folder: Path, *ids: object) -> Path:
+    """Write a file of ids."""
+    path = folder / "ids.txt"
+    path.write_text("".join(f"{ad}\n" for ad in ids))
+    return path

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import typer
@@ -155,6 +154,5 @@ def ranks_of_launcher() -> Iterator[Ranks]:
         return
     from torchrec_adrec.distributed.process import process_group
 
-    # Ranks wait for the one with the most rows, which takes hours for a terabyte.
-    with process_group("cpu", timeout=timedelta(days=7)) as process:
+    with process_group("cpu") as process:
         yield process
