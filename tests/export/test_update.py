@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import adrec
-from named_ads import config, copy_of, ids_of, rows_of
+from named_ads import copy_of, ids_of, rows_of
+from typer.testing import CliRunner
 
+from torchrec_adrec.cli.app import app
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.user_file import UserFile
-from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.errors import AdRecError, ConfigError, GateError, ManifestError
+from torchrec_adrec.export import update as export_update
 from torchrec_adrec.export.ad_encoder import AdEncoder
 from torchrec_adrec.export.ad_file import AdIds, AdRows
 from torchrec_adrec.export.export import export
@@ -22,9 +24,10 @@ from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.updated import UpdatedIndex
 from torchrec_adrec.pipeline.job import run_stages
 from torchrec_adrec.runs import versions
-from torchrec_adrec.runs.ad_changes import changes_name, open_changes
+from torchrec_adrec.runs.ad_changes import changes_name
 from torchrec_adrec.runs.run_lock import Job, hold
 from torchrec_adrec.runs.stage_folder import stage_workspace
+from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import EXPORT, INDEX, stage_folder
 from torchrec_adrec.runs.versions import version_names
 from torchrec_adrec.runtime.ranks import SingleProcess
@@ -75,6 +78,18 @@ def answers(served: Recommender) -> dict[str, dict[str, Any]]:
     return items(served, top=served.retriever.index.count)
 
 
+def alike(
+    actual: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]
+) -> None:
+    """Compare what is served of some ads, up to rounding."""
+    for item, ad in expected.items():
+        numbers = {n: x for n, x in ad.items() if isinstance(x, float)}
+        texts = {n: x for n, x in ad.items() if n not in numbers}
+        assert {n: actual[item][n] for n in texts} == texts
+        for name, number in numbers.items():
+            np.testing.assert_allclose(actual[item][name], number, rtol=1e-4)
+
+
 def test_an_update_is_served_at_once_and_alike_after_a_new_start(
     run: Path, updater: Updater
 ) -> None:
@@ -96,15 +111,11 @@ def test_an_update_is_served_at_once_and_alike_after_a_new_start(
     assert (after["a3"]["brand"], after["a3"]["price"]) == ("b5", "7.5")
     assert after["a3"]["score"] != before["a3"]["score"]
     assert after["new"]["price"] is None
-    same = set(before) - {"a3", "a10", "a11"}
-    assert all(after[item] == before[item] for item in same)
+    alike(after, {n: ad for n, ad in before.items() if n not in ("a3", "a10", "a11")})
     assert newest.retriever.index.count == len(after)
     # The one that was loaded before is what it was; a new start serves the same.
     assert answers(served) == before
-    again = answers(Recommender.load(run))
-    for item, ad in again.items():
-        assert ad.keys() == after[item].keys()
-        np.testing.assert_allclose(ad["click"], after[item]["click"], rtol=1e-6)
+    alike(answers(Recommender.load(run)), after)
     # A removed ad is there again when it is added again.
     update(updater, "a10,b3,1.5")
     assert answers(newest.refreshed(run))["a10"]["ad_id"] == gone[0]
@@ -192,7 +203,7 @@ def test_files_of_other_columns_are_refused(updater: Updater, tmp_path: Path) ->
     rows = AdRows.read(tmp_path / "ads.parquet", schema)
     assert updater.ads.encode(rows)[0]["raw_price"].to_list() == ["1.0", "2.0"]
     frame.with_columns(item=pl.Series([7, 8])).write_parquet(tmp_path / "ads.parquet")
-    with pytest.raises(AdRecError, match="ads.parquet:row 1: item is 7, expected text"):
+    with pytest.raises(AdRecError, match=r"parquet:row 1: item is 7, expected text"):
         updater.ads.encode(AdRows.read(tmp_path / "ads.parquet", schema))
 
 
@@ -207,20 +218,17 @@ def test_killed_before_it_is_published_nothing_has_changed(
     def die(*args: object) -> None:
         raise KeyboardInterrupt
 
-    module = versions if step == "make_current" else update.__globals__["Updater"]
+    module: Any = versions if step == "make_current" else export_update
     with monkeypatch.context() as patch:
-        if step == "make_current":
-            patch.setattr(module, step, die)
-        else:
-            patch.setattr("torchrec_adrec.export.update.publish_version", die)
+        patch.setattr(module, step, die)
         with pytest.raises(KeyboardInterrupt):
             update(updater, "second,b1,1")
     assert changes_name(run) == name
     assert {"first", "second"} & set(answers(served.refreshed(run))) == {"first"}
     update(updater, "third,b1,1")
     assert not list(run.glob("changes.partial*"))
-    found = {"first", "second", "third"} & set(answers(served.refreshed(run)))
-    assert found == {"first", "third"}
+    items_now = set(answers(served.refreshed(run)))
+    assert {"first", "second", "third"} & items_now == {"first", "third"}
 
 
 def test_the_gate_refuses_too_many_changes(run: Path, updater: Updater) -> None:
@@ -251,13 +259,149 @@ def test_of_two_commands_at_once_the_second_is_refused(
 
 def rebuild(run: Path, *overrides: str) -> None:
     """Build the index as `adrec index compact` does."""
-    settings = config(run.parent / "named.csv", *overrides)
+    settings = stage_settings(run / "data", overrides)
     run_stages([INDEX], settings, run, again=True)
 
 
-@pytest.fixture
-def raw(named_run: Path, run: Path) -> Path:
-    """The rows that the run was made of, where `rebuild` looks for them."""
-    link = run.parent / "named.csv"
-    link.symlink_to(named_run.with_name("named.csv"))
-    return link
+def test_compaction_builds_the_changes_in_and_answers_the_same(
+    run: Path, updater: Updater
+) -> None:
+    served = Recommender.load(run)
+    gone = served.recommend(USER, 1).ads["ad_id"][0]
+    update(updater, "a3,b6,7.5", "new,b1,", remove=(gone,))
+    before = answers(served.refreshed(run))
+    first = stage_folder(run, "index")
+    rebuild(run)
+    version = stage_folder(run, "index")
+    manifest = IndexManifest.load(version)
+    assert version != first and manifest.count == 200
+    assert manifest.changes == changes_name(run)
+    compacted = Recommender.load(run)
+    index = compacted.retriever.index
+    assert isinstance(index, UpdatedIndex)
+    assert index.segment.count == 0 and index.changed_share == 0
+    alike(answers(compacted), before)
+    # It goes on from there, and so does one that was opened before.
+    done = update(updater, "new,b2,2", "newer,b1,1")
+    assert done.changed_share == 2 / 200
+    newest = answers(compacted.refreshed(run))
+    assert (newest["new"]["brand"], len(newest)) == ("b2", len(before) + 1)
+    # Back in the version before, what was removed stays removed.
+    assert roll_back(run).startswith(first.name)
+    alike(answers(Recommender.load(run)), newest)
+    rebuild(run, "index.kind=ivf_flat", "index.shards=3")
+    alike(answers(Recommender.load(run)), newest)
+
+
+def test_an_index_that_the_gate_refuses_leaves_the_updates_served(
+    run: Path, updater: Updater, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(updater, "new,b1,")
+    version = stage_folder(run, "index")
+
+    def refuse(*args: object) -> None:
+        raise GateError("too low")
+
+    monkeypatch.setattr("torchrec_adrec.export.build_index.tune_and_validate", refuse)
+    with pytest.raises(GateError):
+        rebuild(run)
+    assert stage_folder(run, "index") == version
+    assert "new" in answers(Recommender.load(run))
+
+
+def test_changes_that_are_older_than_the_index_are_refused(
+    run: Path, updater: Updater
+) -> None:
+    update(updater, "new,b1,")
+    name = changes_name(run)
+    update(updater, "newer,b1,")
+    rebuild(run)
+    versions.make_current(run / "changes", name)
+    with pytest.raises(
+        ManifestError, match=r"not in the run's changes .*: they are older"
+    ):
+        Recommender.load(run)
+
+
+def test_a_new_export_encodes_the_changed_ads_again(
+    run: Path, updater: Updater
+) -> None:
+    served = Recommender.load(run)
+    gone = served.recommend(USER, 1).ads["ad_id"][0]
+    update(updater, "a3,b6,7.5", "new,b1,", remove=(gone,))
+    expected = answers(served.refreshed(run))
+    settings = stage_settings(run / "data", ["export.dtype=fp16"])
+    schema = Encoder.load(run / "data").schema
+    with (
+        process_group("cpu") as process,
+        stage_workspace(EXPORT, settings, run, process) as folder,
+    ):
+        model, towers = restore("retrieval", run, schema, settings, process)
+        export(model, towers, run / "data", settings, process, folder)
+    with pytest.raises(ManifestError, match="made from export"):
+        Recommender.load(run)
+    with pytest.raises(AdRecError):
+        update(updater, "newest,b1,")
+    old = changes_name(run)
+    rebuild(run, "export.dtype=fp16")
+    assert changes_name(run) != old
+    served = Recommender.load(run)
+    assert set(answers(served)) == set(expected)
+    # Changes of the export before, in the place of the new ones, are refused.
+    versions.make_current(run / "changes", old)
+    with pytest.raises(ManifestError, match="encodes the changed ads again"):
+        served.refreshed(run)
+
+
+def test_a_damaged_update_is_refused_and_the_old_one_stays(
+    run: Path, updater: Updater
+) -> None:
+    served = Recommender.load(run)
+    update(updater, "new,b1,")
+    path = run / "changes/versions" / changes_name(run) / "vectors.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for refused in (lambda: served.refreshed(run), lambda: Recommender.load(run)):
+        with pytest.raises(ManifestError, match=r"vectors\.npy: expected sha256"):
+            refused()
+    assert "new" not in answers(served)
+
+
+def test_another_transform_than_that_of_the_catalog_is_noticed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AdEncoder.open(run)
+    encode = Encoder.encode
+
+    def wrong(self: Encoder, *args: Any) -> Any:
+        columns = encode(self, *args)
+        return columns | {"price": columns["price"] + 1}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode", wrong)
+        with pytest.raises(ManifestError, match="would get other price now"):
+            AdEncoder.open(run)
+    vectors = AdEncoder._vectors
+    monkeypatch.setattr(AdEncoder, "_vectors", lambda *args: -vectors(*args))
+    with pytest.raises(ManifestError, match="the towers give vectors that are 2 of"):
+        AdEncoder.open(run)
+
+
+def test_the_commands(run: Path) -> None:
+    def command(*args: object) -> Any:
+        words = ["index", *map(str, args), "--out", str(run)]
+        return CliRunner().invoke(app, words)
+
+    stage_settings(run / "data").save(run / "config.yaml")
+    rows, ids = rows_of(run.parent, "new,b1,"), ids_of(run.parent, 7)
+    with pytest.raises(AdRecError, match="there is no ad 7"):
+        raise command("update", "--add", rows, "--remove", ids).exception
+    with pytest.raises(ConfigError, match="nothing to update"):
+        raise command("update").exception
+    done = command("update", "--add", rows)
+    assert done.exit_code == 0 and done.stdout.startswith("000001-")
+    assert "1 ads added, 0 replaced, 0 removed; 0.50%" in done.stdout
+    assert command("compact").exit_code == 0
+    manifest = IndexManifest.load(stage_folder(run, "index"))
+    assert manifest.changes == changes_name(run)
