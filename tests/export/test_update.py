@@ -382,7 +382,7 @@ def test_another_transform_than_that_of_the_catalog_is_noticed(
         patch.setattr(Encoder, "encode", wrong)
         with pytest.raises(ManifestError, match="would get other price now"):
             AdEncoder.open(run)
-    vectors = AdEncoder._vectors
+    vectors: Any = AdEncoder._vectors
     monkeypatch.setattr(AdEncoder, "_vectors", lambda *args: -vectors(*args))
     with pytest.raises(ManifestError, match="the towers give vectors that are 2 of"):
         AdEncoder.open(run)

@@ -121,7 +121,8 @@ class Changes:
         rng = np.random.default_rng(0)
         # Odd factors and sums modulo 2^64: two vectors share one by chance of 2^-32.
         factors = rng.integers(2**63, size=words.shape[1], dtype=np.uint64)
-        return (words * (2 * factors + 1)).sum(axis=1, dtype=np.uint64).view(np.int64)
+        sums = (words * (2 * factors + 1)).sum(axis=1, dtype=np.uint64)
+        return np.asarray(sums.view(np.int64))
 
     @property
     def touched(self) -> Int64s:

@@ -71,7 +71,7 @@ class Served:
             AdRecError: as `Recommender.load`.
             PredictionError: a weight, a prediction or a number of the catalog is not
                 finite.
-            ManifestError: the folder was changed meanwhile.
+            ManifestError: a stage was built again meanwhile.
         """
         published = published_state(run)
         recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
@@ -84,8 +84,7 @@ class Served:
             index=_with_changes(load_record(run, INDEX.name).build_id, recommender),
         )
         examples = read_json(run / EXAMPLES)
-        if published_state(run) != published:
-            raise ManifestError(f"{run} was changed while it was being loaded")
+        published = _loaded_state(run, published, recommender)
         return cls(recommender, version, published, examples[:100])
 
     def refreshed(self, run: Path) -> Self:
@@ -97,17 +96,12 @@ class Served:
         Raises:
             AdRecError: as `Recommender.refreshed`.
             PredictionError: no ads can be ordered.
-            ManifestError: the folder was changed meanwhile.
+            ManifestError: a stage was built again meanwhile.
         """
-        published = published_state(run)
         recommender = self.recommender.refreshed(run)
         recommender.recommend({})
-        build = self.version.index.partition(CHANGED)[0]
-        index = _with_changes(build, recommender)
-        # A build that was published meanwhile is none of changes alone.
-        now = published_state(run)
-        if now != published or not is_same_build(now, self.published):
-            raise ManifestError(f"{run} was changed while it was being loaded")
+        published = _loaded_state(run, self.published, recommender)
+        index = _with_changes(self.version.index.partition(CHANGED)[0], recommender)
         version = self.version.model_copy(update={"index": index})
         return replace(
             self, recommender=recommender, version=version, published=published
@@ -185,6 +179,25 @@ def published_state(run: Path) -> str:
 def is_same_build(state: str, other: str) -> bool:
     """Whether two states of a run differ in the changes of its ads at most."""
     return state.partition(CHANGED)[0] == other.partition(CHANGED)[0]
+
+
+def _loaded_state(run: Path, before: str, recommender: Recommender) -> str:
+    """Return the state that was loaded, if no stage was built again meanwhile.
+
+    Ads may have been updated meanwhile, or nothing could ever be loaded of a run that
+    is updated every second. They are looked for again at the next look.
+
+    Args:
+        run: its folder.
+        before: its state when the loading began.
+        recommender: that was loaded.
+
+    Raises:
+        ManifestError: a stage was built again.
+    """
+    if not is_same_build(published_state(run), before):
+        raise ManifestError(f"{run} was changed while it was being loaded")
+    return f"{before.partition(CHANGED)[0]}{CHANGED}{recommender.changes}"
 
 
 def _with_changes(build: str, recommender: Recommender) -> str:
