@@ -120,14 +120,14 @@ class Trial:
         run: its folder.
         port: of the server.
         removed: id -> version number of the changes and time of its removal.
-        seconds: of answers, `found`: until a new ad was in one, `apply`: of updates.
+        seconds: of answers, `waits`: until a new ad was in one, `apply`: of updates.
     """
 
     run: Path
     port: int
     removed: dict[str, tuple[int, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
-    found: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
     apply: list[float] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -158,7 +158,7 @@ class Trial:
             group.create_task(self._ask(args.queries))
             group.create_task(self._update(args.rate))
             group.create_task(self._measure(recalls))
-        late = sum(seconds > LATE for seconds in self.found)
+        late = sum(seconds > LATE for seconds in self.waits)
         return {
             "minutes": args.minutes,
             "updates_a_second": args.rate,
@@ -166,9 +166,9 @@ class Trial:
             "load": [load, os.getloadavg()[0]],
             "updates": len(self.apply),
             "update_ms": percentiles(self.apply),
-            "found": len(self.found),
-            "found_ms": percentiles(self.found),
-            "found_slowest_ms": round(1e3 * max(self.found), 1),
+            "found": len(self.waits),
+            "found_ms": percentiles(self.waits),
+            "found_slowest_ms": round(1e3 * max(self.waits), 1),
             "found_after_a_second": late,
             "answers": len(self.seconds),
             "answer_ms": percentiles(self.seconds),
@@ -216,7 +216,7 @@ class Trial:
             ids, _ = await self._answer(connection, user)
             waited = time.perf_counter() - published
             if str(ad) in ids:
-                self.found.append(waited)
+                self.waits.append(waited)
                 break
             if waited > LONGEST:
                 self.counts["new ads never found"] += 1

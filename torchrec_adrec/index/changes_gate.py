@@ -75,11 +75,11 @@ def _check_self_hits(index: UpdatedIndex, k: int) -> None:
     squares = (vectors**2).sum(axis=1)
     # Among themselves, so that none is crowded out by a longer one of the index.
     answer, scores = index.search(vectors, len(ids), index.eligible(ids))
-    own = answer == ids[:, None]
-    if not (own.sum(axis=1) == 1).all():
-        lost = ids[own.sum(axis=1) != 1][0]
+    matches = answer == ids[:, None]
+    if not (matches.sum(axis=1) == 1).all():
+        lost = ids[matches.sum(axis=1) != 1][0]
         raise GateError(f"ad {lost} was added and is not found by its own vector")
-    _check_scores(squares, scores[own])
+    _check_scores(squares, scores[matches])
     if np.abs(squares - 1).max() <= UNIT:
         _, scores = index.search(vectors, k)
         if not (scores[:, 0] >= squares - SCORE_TOLERANCE).all():

@@ -258,7 +258,7 @@ class RankingScorer:
         return np.asarray(rows, dtype=np.int64)
 
 
-def _places(ids: Int64s, wanted: Int64s) -> tuple[Int64s, Bools]:
+def _places(ids: Int64s, ad_ids: Int64s) -> tuple[Int64s, Bools]:
     """Find ids among others that rise: the places, and whether they are there."""
-    places = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
-    return places, ids[places] == wanted
+    places = np.searchsorted(ids, ad_ids).clip(max=len(ids) - 1)
+    return places, ids[places] == ad_ids
