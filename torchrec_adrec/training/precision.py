@@ -3,8 +3,8 @@
 A setting's name promises nothing. On one CPU `medium` is oneDNN's float32 product, 1.1
 to 2 times as fast as MKL's; on the next it rounds to bfloat16. It is taken wherever it
 is exact, and not only where it is faster today: two runs on one machine must make their
-products in the same way. bfloat16 is four times faster where the processor knows it and a hundred
-times slower where it does not, so there the time decides.
+products in the same way. bfloat16 is four times faster where the processor knows it and
+a hundred times slower where it does not, so there the time decides.
 """
 
 import logging
