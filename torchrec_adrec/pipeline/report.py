@@ -82,7 +82,13 @@ def _checkpoint(metrics: Metrics) -> str:
     origin = Origin.model_validate(metrics["checkpoint"])
     evaluations = len(train["validation"])
     best = f", the best of {evaluations} evaluations" if evaluations else ""
-    return f"{origin} of {train['steps']}{best}"
+    rows = ""
+    if "first_fit" in metrics:
+        rows = (
+            f", refitted on {' + '.join(metrics['trained_on'])}; blend and calibration"
+            " are those of the fit on train"
+        )
+    return f"{origin} of {train['steps']}{best}{rows}"
 
 
 def _recalls(test: Metrics) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,191 @@
+"""A ranker that is fitted again with the validation rows, never with the test."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import prepare_world
+
+from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.data.loader.row_groups import Split
+from torchrec_adrec.distributed.checkpoint_files import Checkpoint, latest
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.pipeline.report import _checkpoint
+from torchrec_adrec.tasks.blend import load_blend
+from torchrec_adrec.tasks.calibration import load_calibrations
+from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, final_checkpoint
+from torchrec_adrec.training.first_fit import FirstFit
+from torchrec_adrec.training.refit import FIRST_FIT, fit_stage
+from torchrec_adrec.training.trainer import Trainer
+
+ROWS = 3000
+SETTINGS = (
+    "train={batch_size: 64, epochs: 2, health_every: 0, dead_model: warn}",
+    "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",
+    "ranking={model: dnn, hidden: [8], tables: scratch, refit: true}",
+    "ranking.calibration=platt",
+    "ranking.optimizer={tables_lr: 0.05, dense_lr: 0.01}",
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("refit") / "data"
+    prepare_world(data, rows=ROWS, ads=40, users=40)
+    return data
+
+
+def refit(data: Path, folder: Path, process: Process, *words: str) -> dict[str, Any]:
+    """Refit a ranker alone."""
+    folder.mkdir(exist_ok=True)
+    config = load_config(None, [*SETTINGS, *words])
+    with pytest.MonkeyPatch.context() as patch:
+        for part in ("blend", "calibrate"):
+            patch.setattr(f"torchrec_adrec.training.{part}.LEAST", 1)
+        return fit_stage("ranking", config, process, data, folder)
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    world: Path, process: Process, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("fitted") / "ranking"
+    refit(world, folder, process)
+    return folder
+
+
+def reported(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / METRICS).read_text()))
+
+
+def turn_clicks(data: Path, split: str) -> None:
+    """Make a click of every row without one, and the reverse."""
+    for path in (data / split).glob("*.parquet"):
+        rows = pl.read_parquet(path)
+        rows.with_columns(click=1 - pl.col("click")).write_parquet(path)
+
+
+def test_a_planted_leak_from_test_rows_is_not_learned(
+    world: Path, fitted: Path, process: Process, tmp_path: Path
+) -> None:
+    """Other validation rows give other weights, other test rows the very same."""
+    weights = {}
+    for split in ("valid", "test"):
+        data = tmp_path / split / "data"
+        shutil.copytree(world, data)
+        turn_clicks(data, split)
+        weights[split] = refit(data, tmp_path / split / "ranking", process)
+    same, other = final_checkpoint(fitted), weights["valid"]["checkpoint"]
+    assert weights["test"]["checkpoint"] == same.origin.model_dump() != other
+
+
+def test_it_reads_both_splits_whole(world: Path) -> None:
+    """In the order of time, each row under its own number."""
+    train, valid, test = (world / name for name in ("train", "valid", "test"))
+    both = Split.open(train, valid)
+    parts = [pl.read_parquet(folder / "*.parquet") for folder in (train, valid)]
+    read = list(both.read(range(len(both.groups)), ["ad_id", "click"]))
+    for name in ("ad_id", "click"):
+        expected = np.concatenate([part[name].to_numpy() for part in parts])
+        np.testing.assert_array_equal(
+            np.concatenate([columns[name] for columns in read]), expected
+        )
+    assert both.num_rows == sum(map(len, parts)) < ROWS
+    assert str(valid) in both.locate(both.num_rows - 1)
+    assert str(test) not in str(both.groups)
+
+
+def test_checkpoint_and_report_say_what_it_was_trained_on(fitted: Path) -> None:
+    metrics, first = reported(fitted), reported(fitted / FIRST_FIT)
+    assert metrics["trained_on"] == ["train", "valid"]
+    assert first["trained_on"] == ["train"]
+    for folder, said in ((fitted, metrics), (fitted / FIRST_FIT, first)):
+        assert final_checkpoint(folder).state["trained_on"] == said["trained_on"]
+    # Figures of rows that it was trained on would say nothing.
+    assert "valid" not in metrics
+    assert metrics["first_fit"]["valid"] == first["valid"]
+    assert metrics["first_fit"]["checkpoint"] == first["checkpoint"]
+    assert metrics["train"]["steps"] > first["train"]["steps"]
+    assert "refitted on train + valid" in _checkpoint(metrics)
+    assert "refitted" not in _checkpoint(first)
+
+
+def test_calibration_and_blend_are_those_of_the_first_fit(fitted: Path) -> None:
+    before, after = (final_checkpoint(f) for f in (fitted / FIRST_FIT, fitted))
+    assert load_calibrations(after) == load_calibrations(before) != {}
+    assert load_blend(after) == load_blend(before)
+    assert reported(fitted)["blend"]["rows"] == 0  # there were no towers
+
+
+def test_a_blend_with_towers_is_kept(
+    world: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchrec_adrec.training.blend.DEVIATIONS", -1e9)
+    monkeypatch.setattr("torchrec_adrec.training.blend.LEAST", 1)
+    config = load_config(None, [*SETTINGS, "ranking.calibration=none"])
+    towers = towers_of(world, config, process, tmp_path / "retrieval")
+    ranking = tmp_path / "ranking"
+    ranking.mkdir()
+    metrics = fit_stage("ranking", config, process, world, ranking, towers)
+    first = reported(ranking / FIRST_FIT)
+    shared = ("serves", "ranker", "towers", "intercept", "origin", "rows", "gain")
+    assert metrics["blend"]["towers"] > 0
+    for name in shared:
+        assert metrics["blend"][name] == first["blend"][name]
+    # What is reported of the ranker alone is said of the one that serves.
+    alone = [m["blend"]["ranker_alone"]["auc"] for m in (metrics, first)]
+    assert alone[0] != alone[1]
+
+
+def towers_of(data: Path, config: Config, process: Process, out: Path) -> Checkpoint:
+    out.mkdir()
+    Trainer("retrieval", config, process, data, out).fit()
+    return final_checkpoint(out)
+
+
+def test_it_ends_where_the_first_fit_was_best(
+    world: Path, process: Process, tmp_path: Path
+) -> None:
+    """At the same share of a schedule that more rows have made longer."""
+    early = "train={batch_size: 64, epochs: 4, evaluate_every: 3, patience: 1, dead_model: warn}"
+    steep = "ranking.optimizer={tables_lr: 1, dense_lr: 0.1, accumulate: 2}"
+    folder = tmp_path / "ranking"
+    metrics = refit(world, folder, process, early, steep, "ranking.calibration=none")
+    first = FirstFit.open(folder / FIRST_FIT)
+    best, planned = first.checkpoint.step, first.metrics["train"]["planned_steps"]
+    assert best < planned and metrics["train"]["validation"] == []
+    longer = metrics["train"]["planned_steps"]
+    assert longer > planned
+    assert metrics["train"]["steps"] == pytest.approx(best / planned * longer, abs=2)
+    assert metrics["train"]["steps"] % 2 == 0
+    assert first.last_step(longer, 1) == round(best / planned * longer)
+
+
+def test_an_interrupted_refit_keeps_its_first_fit(
+    world: Path, fitted: Path, process: Process, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ranking"
+    shutil.copytree(fitted, folder)
+    shutil.rmtree(folder / CHECKPOINTS)
+    (folder / METRICS).unlink()
+    kept = latest(folder / FIRST_FIT / CHECKPOINTS)
+    assert kept is not None
+    before = kept.path.stat().st_mtime_ns
+    again = refit(world, folder, process)
+    assert again["checkpoint"] == reported(fitted)["checkpoint"]
+    assert kept.path.stat().st_mtime_ns == before
+
+
+def test_without_validation_rows_there_is_nothing_to_add(
+    world: Path, process: Process, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world, data)
+    shutil.rmtree(data / "valid")
+    with pytest.raises(ConfigError, match=r"ranking\.refit is set, but .*valid has no"):
+        refit(data, tmp_path / "ranking", process)
