@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import prepare_world
+from conftest import criteo_line, prepare_criteo
 
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.loader.row_groups import Split
@@ -23,7 +23,7 @@ from torchrec_adrec.training.first_fit import FirstFit
 from torchrec_adrec.training.refit import FIRST_FIT, fit_stage
 from torchrec_adrec.training.trainer import Trainer
 
-ROWS = 3000
+ROWS = 1500
 SETTINGS = (
     "train={batch_size: 64, epochs: 2, health_every: 0, dead_model: warn}",
     "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",
@@ -34,10 +34,16 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = tmp_path_factory.mktemp("refit") / "data"
-    prepare_world(data, rows=ROWS, ads=40, users=40)
-    return data
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of eleven users, five of whom click more than the others."""
+    folder = tmp_path_factory.mktemp("refit")
+    random = np.random.default_rng(0).random(ROWS)
+    clicks = [p < (0.7 if i % 11 < 5 else 0.2) for i, p in enumerate(random)]
+    raw = folder / "raw.tsv"
+    lines = [criteo_line(i, int(click)) for i, click in enumerate(clicks)]
+    raw.write_text("\n".join(lines) + "\n")
+    prepare_criteo(folder / "data", raw)
+    return folder / "data"
 
 
 def refit(data: Path, folder: Path, process: Process, *words: str) -> dict[str, Any]:
@@ -52,10 +58,10 @@ def refit(data: Path, folder: Path, process: Process, *words: str) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def fitted(
-    world: Path, process: Process, tmp_path_factory: pytest.TempPathFactory
+    rows: Path, process: Process, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("fitted") / "ranking"
-    refit(world, folder, process)
+    refit(rows, folder, process)
     return folder
 
 
@@ -66,27 +72,27 @@ def reported(folder: Path) -> dict[str, Any]:
 def turn_clicks(data: Path, split: str) -> None:
     """Make a click of every row without one, and the reverse."""
     for path in (data / split).glob("*.parquet"):
-        rows = pl.read_parquet(path)
-        rows.with_columns(click=1 - pl.col("click")).write_parquet(path)
+        frame = pl.read_parquet(path)
+        frame.with_columns(click=1 - pl.col("click")).write_parquet(path)
 
 
 def test_a_planted_leak_from_test_rows_is_not_learned(
-    world: Path, fitted: Path, process: Process, tmp_path: Path
+    rows: Path, fitted: Path, process: Process, tmp_path: Path
 ) -> None:
     """Other validation rows give other weights, other test rows the very same."""
     weights = {}
     for split in ("valid", "test"):
         data = tmp_path / split / "data"
-        shutil.copytree(world, data)
+        shutil.copytree(rows, data)
         turn_clicks(data, split)
         weights[split] = refit(data, tmp_path / split / "ranking", process)
     same, other = final_checkpoint(fitted), weights["valid"]["checkpoint"]
     assert weights["test"]["checkpoint"] == same.origin.model_dump() != other
 
 
-def test_it_reads_both_splits_whole(world: Path) -> None:
+def test_it_reads_both_splits_whole(rows: Path) -> None:
     """In the order of time, each row under its own number."""
-    train, valid, test = (world / name for name in ("train", "valid", "test"))
+    train, valid, test = (rows / name for name in ("train", "valid", "test"))
     both = Split.open(train, valid)
     parts = [pl.read_parquet(folder / "*.parquet") for folder in (train, valid)]
     read = list(both.read(range(len(both.groups)), ["ad_id", "click"]))
@@ -123,18 +129,18 @@ def test_calibration_and_blend_are_those_of_the_first_fit(fitted: Path) -> None:
 
 
 def test_a_blend_with_towers_is_kept(
-    world: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torchrec_adrec.training.blend.DEVIATIONS", -1e9)
     monkeypatch.setattr("torchrec_adrec.training.blend.LEAST", 1)
     config = load_config(None, [*SETTINGS, "ranking.calibration=none"])
-    towers = towers_of(world, config, process, tmp_path / "retrieval")
+    towers = towers_of(rows, config, process, tmp_path / "retrieval")
     ranking = tmp_path / "ranking"
     ranking.mkdir()
-    metrics = fit_stage("ranking", config, process, world, ranking, towers)
+    metrics = fit_stage("ranking", config, process, rows, ranking, towers)
     first = reported(ranking / FIRST_FIT)
     shared = ("serves", "ranker", "towers", "intercept", "origin", "rows", "gain")
-    assert metrics["blend"]["towers"] > 0
+    assert metrics["blend"]["rows"] > 0 and len(first["blend"]) == 11
     for name in shared:
         assert metrics["blend"][name] == first["blend"][name]
     # What is reported of the ranker alone is said of the one that serves.
@@ -149,13 +155,13 @@ def towers_of(data: Path, config: Config, process: Process, out: Path) -> Checkp
 
 
 def test_it_ends_where_the_first_fit_was_best(
-    world: Path, process: Process, tmp_path: Path
+    rows: Path, process: Process, tmp_path: Path
 ) -> None:
     """At the same share of a schedule that more rows have made longer."""
-    early = "train={batch_size: 64, epochs: 4, evaluate_every: 3, patience: 1, dead_model: warn}"
+    early = "train={epochs: 4, evaluate_every: 3, patience: 1}"
     steep = "ranking.optimizer={tables_lr: 1, dense_lr: 0.1, accumulate: 2}"
     folder = tmp_path / "ranking"
-    metrics = refit(world, folder, process, early, steep, "ranking.calibration=none")
+    metrics = refit(rows, folder, process, early, steep, "ranking.calibration=none")
     first = FirstFit.open(folder / FIRST_FIT)
     best, planned = first.checkpoint.step, first.metrics["train"]["planned_steps"]
     assert best < planned and metrics["train"]["validation"] == []
@@ -167,7 +173,7 @@ def test_it_ends_where_the_first_fit_was_best(
 
 
 def test_an_interrupted_refit_keeps_its_first_fit(
-    world: Path, fitted: Path, process: Process, tmp_path: Path
+    rows: Path, fitted: Path, process: Process, tmp_path: Path
 ) -> None:
     folder = tmp_path / "ranking"
     shutil.copytree(fitted, folder)
@@ -176,16 +182,16 @@ def test_an_interrupted_refit_keeps_its_first_fit(
     kept = latest(folder / FIRST_FIT / CHECKPOINTS)
     assert kept is not None
     before = kept.path.stat().st_mtime_ns
-    again = refit(world, folder, process)
+    again = refit(rows, folder, process)
     assert again["checkpoint"] == reported(fitted)["checkpoint"]
     assert kept.path.stat().st_mtime_ns == before
 
 
 def test_without_validation_rows_there_is_nothing_to_add(
-    world: Path, process: Process, tmp_path: Path
+    rows: Path, process: Process, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    shutil.copytree(world, data)
+    shutil.copytree(rows, data)
     shutil.rmtree(data / "valid")
     with pytest.raises(ConfigError, match=r"ranking\.refit is set, but .*valid has no"):
         refit(data, tmp_path / "ranking", process)
