@@ -15,7 +15,7 @@ from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.checkpoint_files import Checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.pipeline.report import _checkpoint
+from torchrec_adrec.pipeline.report import served_checkpoint
 from torchrec_adrec.tasks.blend import load_blend
 from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, final_checkpoint
@@ -116,8 +116,8 @@ def test_checkpoint_and_report_say_what_it_was_trained_on(fitted: Path) -> None:
     assert metrics["first_fit"]["valid"] == first["valid"]
     assert metrics["first_fit"]["checkpoint"] == first["checkpoint"]
     assert metrics["train"]["steps"] > first["train"]["steps"]
-    assert "refitted on train + valid" in _checkpoint(metrics)
-    assert "refitted" not in _checkpoint(first)
+    assert "refitted on train + valid" in served_checkpoint(metrics)
+    assert "refitted" not in served_checkpoint(first)
 
 
 def test_calibration_and_blend_are_those_of_the_first_fit(fitted: Path) -> None:
