@@ -73,11 +73,11 @@ def _train(
 ) -> None:
     from torchrec_adrec.evaluation.below import warn_below
     from torchrec_adrec.tasks.sharded import final_checkpoint
-    from torchrec_adrec.training.trainer import Trainer
+    from torchrec_adrec.training.refit import fit_stage
 
     is_ranker = task == RANKING.name
     towers = final_checkpoint(out / "retrieval") if is_ranker else None
-    metrics = Trainer(task, settings, process, out / "data", folder, towers).fit()
+    metrics = fit_stage(task, settings, process, out / "data", folder, towers)
     # Baselines of other data would be no comparison; without any, nothing is compared.
     if process.is_first and is_done(BASELINES, settings, out):
         baselines = json.loads((out / "baselines/metrics.json").read_text())
