@@ -1,6 +1,6 @@
 """Ads are added, replaced and removed: all of an update is served, or nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -362,9 +362,10 @@ def test_a_damaged_update_is_refused_and_the_old_one_stays(
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    for refused in (lambda: served.refreshed(run), lambda: Recommender.load(run)):
+    readers: list[Callable[[Path], object]] = [served.refreshed, Recommender.load]
+    for read in readers:
         with pytest.raises(ManifestError, match=r"vectors\.npy: expected sha256"):
-            refused()
+            read(run)
     assert "new" not in answers(served)
 
 
