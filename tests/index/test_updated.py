@@ -194,6 +194,13 @@ def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path: Path) -> None:
             with pytest.raises(ManifestError):
                 Changes.load(folder)
         path.write_bytes(content)
+    # One that leaves a manifest which could be of other towers.
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"step": 1', b'"step": 2'))
+    with pytest.raises(ManifestError, match="was damaged or changed"):
+        Changes.load(folder)
+    path.write_bytes(content)
     Changes.load(folder)
 
 

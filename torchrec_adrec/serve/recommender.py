@@ -59,6 +59,7 @@ class Recommender:
     Attributes:
         engine: with its measured error, once `speed_up` took one; None: the ranker is
             computed as it was trained.
+        parts: of the run that it was loaded from; None: it was not loaded.
 
     Raises:
         ConfigError: `recommend.rank_by` names what is neither predicted nor a number of
@@ -76,7 +77,7 @@ class Recommender:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
         self.crosses, self.settings = crosses, settings
         self.engine: Engine | None = None
-        self._parts: Parts | None = None
+        self.parts: Parts | None = None
         self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
 
     @classmethod
@@ -114,13 +115,13 @@ class Recommender:
     def _of(cls, parts: Parts) -> "Recommender":
         models = parts.retriever, parts.scorer, parts.crosses
         recommender = cls(parts.encoder, *models, parts.settings)
-        recommender._parts = parts
+        recommender.parts = parts
         return recommender
 
     @property
     def changes(self) -> str:
         """Name of the changes of the ads that it knows; empty: there are none."""
-        return "" if self._parts is None else self._parts.changes
+        return "" if self.parts is None else self.parts.changes
 
     def refreshed(self, run: Path) -> "Recommender":
         """Return a recommender that knows the newest changes of the run's ads.
@@ -135,12 +136,12 @@ class Recommender:
             ManifestError: the changes are damaged, of another export, or older than
                 the index.
         """
-        assert self._parts is not None, "loaded from a run"
+        assert self.parts is not None, "loaded from a run"
         name = changes_name(run)
         if name == self.changes:
             return self
-        changes = open_changes(run, self._parts.exported)
-        recommender = self._of(self._parts.with_changes(changes))
+        changes = open_changes(run, self.parts.exported)
+        recommender = self._of(self.parts.with_changes(changes))
         recommender.engine = self.engine
         return recommender
 
