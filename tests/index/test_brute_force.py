@@ -30,7 +30,8 @@ def answered(world_size: int, folder: Path) -> Answers:
     )
     assert [answer is None for answer in answers] == [False] + [True] * (world_size - 1)
     assert not list(folder.glob("*.npz")) and not (folder / VECTORS).exists()
-    return answers[0]
+    first: Answers = answers[0]
+    return first
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 9])

@@ -26,6 +26,7 @@ from torchrec_adrec.export.export import QUERIES
 from torchrec_adrec.index.brute_force import Answers, brute_force
 from torchrec_adrec.index.build import build_files
 from torchrec_adrec.index.choose import SAMPLE, Choice, Purpose, choose
+from torchrec_adrec.index.device import check_limits, find_gpus, place
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.exported import Exported
 from torchrec_adrec.index.gate import gate_questions, tune_and_validate
@@ -69,20 +70,26 @@ def build_index(
     """
     embedded = _open_export(embeddings)
     queries = _held_out_users(embeddings, settings.queries, seed)
-    choice = _choice(settings, embedded, queries, k, seed, process, out)
+    gpus = find_gpus(settings.device)
+    on_gpu = gpus is not None
+    choice = _choice(settings, embedded, queries, k, seed, process, out, on_gpu)
     kind = choice.kind
-    layout = build_files(kind, embedded, settings.shards, seed, process, out)
+    layout = build_files(kind, embedded, settings.shards, seed, process, out, gpus)
     questions = gate_questions(queries, embedded.manifest.count, k)
     answers = brute_force(embedded, questions, process, out)
     if answers is None:  # the first rank measures
         return
     # Opened from the files: what is measured is what serving will read.
     index = ShardedIndex.open(out, layout, kind)
+    if gpus is not None:
+        place(index, settings.device, k, tuned=False)
     exported = _with_popularity(embedded, answers)
     target, fixed = settings.target_recall, settings.search
     gate = tune_and_validate(
         index, exported, queries, k, target, fixed, exact=answers.tops
     )
+    if settings.device == "gpu":
+        check_limits(k, index.setting)  # of the setting that was tuned
     size = sum((out / name).stat().st_size for name in layout.names)
     gate = gate.model_copy(
         update={"bytes_per_ad": size / index.count, "choice": choice.reason}
@@ -110,6 +117,7 @@ def _choice(
     seed: int,
     process: Process,
     out: Path,
+    on_gpu: bool,
 ) -> Choice:
     """Take the kind that the settings name, or let the vectors decide. Collective."""
     count, dim = embedded.manifest.count, embedded.manifest.dim
@@ -123,7 +131,7 @@ def _choice(
     path = out / CHOICE
     if process.is_first:
         memory = settings.memory_gib * 2**30
-        purpose = Purpose(count, k, settings.target_recall, memory)
+        purpose = Purpose(count, k, settings.target_recall, memory, on_gpu)
         choice = choose(embedded.sample(SAMPLE, seed), queries, purpose)
         log.info("index: %s, because %s", choice.kind.name, choice.reason)
         name, build = choice.kind.name, dict(vars(choice.kind))

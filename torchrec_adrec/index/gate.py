@@ -65,11 +65,10 @@ def tune_and_validate(
     check_ids(index, exported)
     check_lengths(exported)
     questions = gate_questions(queries, len(exported), k, shares)
+    tops: Sequence[ExactTop | None] = exact or [None] * len(questions)
     tuning, judging, *filtered = (
         Trial(index, exported, question.queries, k, question.mask, top)
-        for question, top in zip(
-            questions, exact or [None] * len(questions), strict=True
-        )
+        for question, top in zip(questions, tops, strict=True)
     )
     grid = index.kind.search_grid()
     grid |= {name: (value,) for name, value in (fixed or {}).items() if name in grid}
@@ -217,6 +216,7 @@ def _report(judging: Trial, ids: Int64s, recalls: Float64s) -> dict[str, Any]:
         "lengths": (float(lengths.min()), float(lengths.max())),
         "milliseconds": judging.milliseconds(index.setting, TIMED),
         "filtered": tuple(index.filtered),
+        "device": "gpu" if any(shard.copy for shard in index.shards) else "cpu",
     }
 
 
