@@ -214,7 +214,7 @@ def test_filters_and_large_searches_stay_on_the_cpu(
 
     monkeypatch.setattr(copy, "search", refuse)
     eligible = index.eligible(data.ids[:2000])
-    ids, _ = index.search(data.queries, K, eligible)
+    ids, _ = index.nearest(data.queries, K, {"nprobe": 30}, eligible)
     assert np.isin(ids, data.ids[:2000]).all()
     index.search(data.queries, LIMIT + 1)
     assert not searches
