@@ -101,7 +101,9 @@ class IvfPqRefined(IvfSq8Refined):
                 f"index.build.parts = {self.parts} does not divide {dim}, the width of"
                 " a vector"
             )
-        return f"IVF{self.nlist},PQ{self.parts}x4fs"
+        # "r": what is written is the way from the centre of the list. 16 values a part
+        # say far more of it than of a whole vector: half of the k_factor suffices.
+        return f"IVF{self.nlist},PQ{self.parts}x4fsr"
 
     def bytes_per_ad(self, dim: int) -> float:
         """Return half a byte a part and what is compared again."""
