@@ -253,9 +253,9 @@ def _at_equal_recall(rows: list[dict[str, Any]], k: int) -> list[dict[str, Any]]
                 best = fastest.setdefault(row["index"], row)
                 if row["p50"] < best["p50"]:
                     fastest[row["index"]] = row
-        slowest = fastest.get("hnswlib")
+        graph = fastest.get("hnswlib")
         for row in fastest.values():
-            speed = round(slowest["p50"] / row["p50"], 2) if slowest else None
+            speed = round(graph["p50"] / row["p50"], 2) if graph else None
             table.append({"target": target, "times_as_fast": speed, **row})
     return table
 
