@@ -12,6 +12,7 @@ filter, and to ours, which must return none. Two threads search at once.
 
 import argparse
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
@@ -159,7 +160,7 @@ def _searched(
         "median_difference": float(np.median(np.abs(scores - expected))),
     }
     for size in BATCHES:
-        ways = {
+        ways: dict[str, Callable[[], Any]] = {
             "here": partial(index.nearest, users[:size], k, setting),
             "cpu": partial(plain.nearest, users[:size], k, setting),
         }

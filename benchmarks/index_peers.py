@@ -5,7 +5,7 @@
     python benchmarks/index_peers.py --rows 20000 --dim 64 --kinds exact ivf_sqfp16
 
 At 1M x 256 the graphs alone take about 25 minutes to build on two cores, the whole run
-about an hour. hnswlib and usearch must be importable.
+about an hour. hnswlib and usearch, which needs numkong, must be importable.
 
 Every index is searched with settings of rising effort, for each K: recall of users
 against brute force, time of single queries on one thread, queries/s of a batch on two.
@@ -18,7 +18,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,110 +27,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 from index_build import write_export
 from index_vectors import falling_clusters, interleaved_microseconds, print_table
+from peer_indexes import (
+    Way,
+    build_hnswlib,
+    build_usearch,
+    hnswlib_ways,
+    ours,
+    usearch_ways,
+)
 from timing import RESULTS, interleave, keep_result, ratio
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.index.build import build_files
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.kinds import derive_kind
-from torchrec_adrec.index.kinds.kind import SearchSetting, describe
+from torchrec_adrec.index.kinds.kind import SearchSetting
 from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 from torchrec_adrec.runtime.ranks import SingleProcess
 
 TARGETS = (0.9, 0.95, 0.99)
-LINKS, FINDS = 32, 100  # of the graphs: links of an ad, finds kept while building
-EFFORTS = (1, 1.5, 2, 3, 5, 8, 12, 20)  # finds kept in a search, times K
 BATCH_THREADS = 2
-Search = Callable[[Float32s, int], Int64s]  # queries, K to rows
-
-
-@dataclass(frozen=True)
-class Way:
-    """An index with one setting.
-
-    Attributes:
-        index: name of what it is.
-        setting: for people.
-        search: finds rows.
-        threads: sets how many threads search.
-    """
-
-    index: str
-    setting: str
-    search: Search
-    threads: Callable[[int], None]
-
-
-def ours(name: str, vectors: Float32s, k: int, index: ShardedIndex) -> Iterator[Way]:
-    """Every third number of lists, with a k_factor that suffices."""
-    grid = index.kind.search_grid()
-    settings: list[SearchSetting] = [{}]
-    if "nprobe" in grid:
-        some = [n for n in grid["nprobe"] if 4 <= n <= len(vectors) ** 0.5][::2]
-        factors = [f for f in grid.get("k_factor", (0,)) if f in (0, 1.25, 2, 4)]
-        settings = [{"nprobe": n, "k_factor": f} for n in some for f in factors]
-
-    def search(setting: SearchSetting, queries: Float32s, k: int) -> Int64s:
-        return index.nearest(queries, k, setting)[0]
-
-    for setting in settings:
-        shown = describe({n: v for n, v in setting.items() if v})
-        yield Way(name, shown, partial(search, setting), set_search_threads)
-
-
-def hnswlib_ways(vectors: Float32s, k: int, index: Any) -> Iterator[Way]:
-    """Graphs of hnswlib, from K finds on."""
-
-    def search(finds: int, queries: Float32s, k: int) -> Int64s:
-        index.set_ef(finds)
-        return np.asarray(index.knn_query(queries, k)[0], dtype=np.int64)
-
-    for effort in EFFORTS:
-        finds = int(effort * max(k, 50))
-        name = f"ef {finds}"
-        yield Way("hnswlib", name, partial(search, finds), index.set_num_threads)
-
-
-def usearch_ways(vectors: Float32s, k: int, index: Any) -> Iterator[Way]:
-    """Graphs of usearch, from K finds on."""
-    threads = [1]
-
-    def search(finds: int, queries: Float32s, k: int) -> Int64s:
-        index.expansion_search = finds
-        keys = index.search(queries, k, threads=threads[0]).keys
-        return np.asarray(keys, dtype=np.int64).reshape(len(queries), -1)
-
-    def set_threads(count: int) -> None:
-        threads[0] = count
-
-    for effort in EFFORTS:
-        finds = int(effort * max(k, 50))
-        yield Way("usearch", f"expansion {finds}", partial(search, finds), set_threads)
-
-
-def build_hnswlib(vectors: Float32s, threads: int) -> Any:
-    """Build a graph of inner products, numbered by row."""
-    import hnswlib  # type: ignore[import-not-found, unused-ignore]
-
-    index = hnswlib.Index("ip", vectors.shape[1])
-    index.init_index(len(vectors), M=LINKS, ef_construction=FINDS)
-    index.add_items(vectors, num_threads=threads)
-    return index
-
-
-def build_usearch(vectors: Float32s, threads: int) -> Any:
-    """Build a graph of inner products over half floats, its fastest form here."""
-    from usearch.index import Index  # type: ignore[import-not-found, unused-ignore]
-
-    index = Index(
-        ndim=vectors.shape[1],
-        metric="ip",
-        dtype="f16",
-        connectivity=LINKS,
-        expansion_add=FINDS,
-    )
-    index.add(np.arange(len(vectors)), vectors, threads=threads)
-    return index
 
 
 def main() -> None:
@@ -225,14 +140,14 @@ def _all_measured(
         rows.append({"k": k, "index": way.index, "setting": way.setting})
         rows[-1]["recall"] = round(float(np.mean(hits)), 4)
     names = [str(number) for number in range(len(ways))]
-    singles = {
-        name: (lambda number, way=way: way.search(users[number : number + 1], k))
+    singles: dict[str, Callable[[int], Any]] = {
+        name: partial(_search_one, way, users, k)
         for name, way in zip(names, ways, strict=True)
     }
     times = interleaved_microseconds(singles, min(args.timed, len(users)))
     for name, way, row in zip(names, ways, rows, strict=True):
         way.threads(BATCH_THREADS)
-        batches = interleave({name: lambda way=way: way.search(users, k)}, 3)
+        batches = interleave({name: partial(way.search, users, k)}, 3)
         row |= times[name]
         row["batch_per_s"] = round(len(users) / median(batches[name]))
     for row in rows:
@@ -241,6 +156,10 @@ def _all_measured(
             for other in rows
         )
     return rows
+
+
+def _search_one(way: Way, users: Float32s, k: int, number: int) -> None:
+    way.search(users[number : number + 1], k)
 
 
 def _at_equal_recall(rows: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
@@ -283,7 +202,9 @@ def _sharded(name: str, args: argparse.Namespace) -> dict[str, Any]:
             for row in range(len(users)):
                 index.nearest(users[row : row + 1], k, setting)
 
-        ways = {str(n): partial(search, index) for n, index in indexes.items()}
+        ways: dict[str, Callable[[], Any]] = {
+            str(n): partial(search, index) for n, index in indexes.items()
+        }
         seconds = interleave(ways, args.rounds)
     row = {
         "kind": name,

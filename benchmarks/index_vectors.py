@@ -20,14 +20,14 @@ def falling_clusters(rows: int, dim: int, seed: int) -> Float32s:
     rng = np.random.default_rng(0)
     scale = (1 / np.arange(1, dim + 1)).astype(np.float32)
     rotation = np.linalg.qr(rng.normal(size=(dim, dim)))[0].astype(np.float32)
-    centres = rng.normal(size=(CENTRES, dim)).astype(np.float32)
+    centres: Float32s = rng.normal(size=(CENTRES, dim)).astype(np.float32)
     rng = np.random.default_rng(seed)
     vectors = np.empty((rows, dim), dtype=np.float32)
     for first in range(0, rows, 65_536):
         size = min(65_536, rows - first)
-        some = centres[rng.integers(CENTRES, size=size)]
-        some += NOISE * rng.standard_normal((size, dim), dtype=np.float32)
-        some = (some * scale) @ rotation
+        noise = rng.standard_normal((size, dim), dtype=np.float32)
+        some = centres[rng.integers(CENTRES, size=size)] + NOISE * noise
+        some = np.asarray((some * scale) @ rotation, dtype=np.float32)
         some /= np.linalg.norm(some, axis=1, keepdims=True)
         vectors[first : first + size] = some
     return vectors

@@ -72,7 +72,7 @@ def test_back_to_the_version_before_and_forth(copy: Path, process: Process) -> N
 def test_an_index_that_fails_the_gate_leaves_the_old_one(
     copy: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise GateError("too low")
 
     before = stage_folder(copy, "index")
