@@ -53,10 +53,10 @@ def interleaved_microseconds(
             for name, way in ways.items():
                 began, busy_before = time.perf_counter(), time.process_time()
                 way(number)
-                taken = time.process_time() - busy_before
-                busy[name][number] = min(busy[name][number], taken)
-                taken = time.perf_counter() - began
-                clock[name][number] = min(clock[name][number], taken)
+                seconds = time.process_time() - busy_before
+                busy[name][number] = min(busy[name][number], seconds)
+                seconds = time.perf_counter() - began
+                clock[name][number] = min(clock[name][number], seconds)
     return {
         name: {
             "p10": _percentile(clock[name], 10),
