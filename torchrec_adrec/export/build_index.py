@@ -4,6 +4,7 @@ index/
   shard-00000.faiss ...    some of the inverted lists, or of the ads by rising id
   ids.npy                  the ad of every number, by rising id
   manifest.json            made from what, kind, build and search parameters, sha256
+  absorbed.npz             the changes of the ads that it was built with, if any
   gate.json, gate.png      what was measured against brute force on held-out users
   metrics.json             the recall alone
 """
@@ -25,14 +26,17 @@ from torchrec_adrec.evaluation.ranking_metrics import popularity_deciles
 from torchrec_adrec.export.export import QUERIES
 from torchrec_adrec.index.brute_force import Answers, brute_force
 from torchrec_adrec.index.build import build_files
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.choose import SAMPLE, Choice, Purpose, choose
 from torchrec_adrec.index.device import check_limits, find_gpus, place
-from torchrec_adrec.index.embeddings import Embeddings
+from torchrec_adrec.index.embeddings import ChangedEmbeddings, Embeddings
 from torchrec_adrec.index.exported import Exported
 from torchrec_adrec.index.gate import gate_questions, tune_and_validate
 from torchrec_adrec.index.kinds import derive_kind, open_kind
 from torchrec_adrec.index.manifest import IDS, Gate, IndexManifest, load_vectors
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.updated import ABSORBED, Absorbed
+from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.runtime.files import check_files, sha256
 from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.schema import AD_ID
@@ -68,14 +72,14 @@ def build_index(
             towers than those that will be served.
         GateError: the index is too far from brute force.
     """
-    embedded = _open_export(embeddings)
+    embedded, changes = _open_export(embeddings)
     queries = _held_out_users(embeddings, settings.queries, seed)
     gpus = find_gpus(settings.device)
     on_gpu = gpus is not None
     choice = _choice(settings, embedded, queries, k, seed, process, out, on_gpu)
     kind = choice.kind
     layout = build_files(kind, embedded, settings.shards, seed, process, out, gpus)
-    questions = gate_questions(queries, embedded.manifest.count, k)
+    questions = gate_questions(queries, embedded.count, k)
     answers = brute_force(embedded, questions, process, out)
     if answers is None:  # the first rank measures
         return
@@ -83,7 +87,7 @@ def build_index(
     index = ShardedIndex.open(out, layout, kind)
     if gpus is not None:
         place(index, settings.device, k, tuned=False)
-    exported = _with_popularity(embedded, answers)
+    exported = _with_popularity(embedded, changes, answers)
     target, fixed = settings.target_recall, settings.search
     gate = tune_and_validate(
         index, exported, queries, k, target, fixed, exact=answers.tops
@@ -91,6 +95,10 @@ def build_index(
     if settings.device == "gpu":
         check_limits(k, index.setting)  # of the setting that was tuned
     size = sum((out / name).stat().st_size for name in layout.names)
+    names = [*layout.names, IDS]
+    if changes.name:
+        Absorbed.of(changes).save(out)
+        names.append(ABSORBED)
     gate = gate.model_copy(
         update={"bytes_per_ad": size / index.count, "choice": choice.reason}
     )
@@ -101,7 +109,8 @@ def build_index(
         search=index.setting,
         count=index.count,
         layout=layout,
-        files={name: sha256(out / name) for name in (*layout.names, IDS)},
+        changes=changes.name,
+        files={name: sha256(out / name) for name in names},
         gate=gate,
     )
     manifest.save(out)
@@ -120,7 +129,7 @@ def _choice(
     on_gpu: bool,
 ) -> Choice:
     """Take the kind that the settings name, or let the vectors decide. Collective."""
-    count, dim = embedded.manifest.count, embedded.manifest.dim
+    count, dim = embedded.count, embedded.manifest.dim
     if settings.kind != "auto":
         kind = derive_kind(settings.kind, settings.build, count, dim)
         return Choice(kind, "index.kind names it")
@@ -155,16 +164,18 @@ def exported_vectors(run: Path, users: int, seed: int) -> tuple[Exported, Float3
     Raises:
         ManifestError: the files of the export are damaged, or of other ads.
     """
-    embedded = _open_export(run / "export")
+    embedded, changes = _open_export(run / "export")
     embedded.check(range(len(embedded.manifest.parts)))
     with TemporaryDirectory() as folder:
         answers = brute_force(embedded, (), SingleProcess(), Path(folder))
     assert answers is not None  # of the only rank
     queries = _held_out_users(run / "export", users, seed)
-    return _with_popularity(embedded, answers), queries
+    return _with_popularity(embedded, changes, answers), queries
 
 
-def _with_popularity(embedded: Embeddings, answers: Answers) -> Exported:
+def _with_popularity(
+    embedded: Embeddings, changes: Changes, answers: Answers
+) -> Exported:
     """Open the exported vectors, with each ad's decile of the training impressions.
 
     Raises:
@@ -173,7 +184,7 @@ def _with_popularity(embedded: Embeddings, answers: Answers) -> Exported:
     # The ids as they were exported, and not as the index holds them: the gate compares.
     ids = embedded.ids()
     run = embedded.folder.parent
-    catalog = load_catalog(run / "data")
+    catalog = changes.applied_to(load_catalog(run / "data"))
     if not np.array_equal(catalog[AD_ID].to_numpy(), ids):
         raise ManifestError(
             f"{run / 'data'} holds other ads than {run / 'export'}; run `adrec export`"
@@ -192,8 +203,8 @@ def _write_report(gate: Gate, out: Path) -> None:
     gate_picture(report, out / "gate.png")
 
 
-def _open_export(folder: Path) -> Embeddings:
-    """Open a whole export, made from the towers that will be served.
+def _open_export(folder: Path) -> tuple[Embeddings, Changes]:
+    """Open a whole export, made from the towers that will be served, as it is changed.
 
     Raises:
         ManifestError: as of `build_index`.
@@ -205,7 +216,10 @@ def _open_export(folder: Path) -> Embeddings:
     check_files(folder, others)
     towers = final_checkpoint(folder.parent / "retrieval")
     check_origin(folder, exported.manifest.checkpoint, towers)
-    return exported
+    changes = open_changes(folder.parent, exported.manifest)
+    if not changes.name:
+        return exported, changes
+    return ChangedEmbeddings(folder, exported.manifest, changes), changes
 
 
 def _held_out_users(embeddings: Path, count: int, seed: int) -> Float32s:

@@ -150,7 +150,7 @@ def _merged(
                 places = 2 * number + 1, 2 * number + 2
                 best.merge(*(arrays[f"arr_{place}"] for place in places))
         path.unlink()
-    path, shape = out / VECTORS, (embeddings.manifest.count, embeddings.manifest.dim)
+    path, shape = out / VECTORS, (embeddings.count, embeddings.manifest.dim)
     vectors = np.memmap(path, np.float32, "r", shape=shape)
     path.unlink()  # the disk is free again when the mapping goes
     return Answers([best.top for best in bests], np.concatenate(lengths), vectors)
