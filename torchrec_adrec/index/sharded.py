@@ -1,10 +1,10 @@
 """An index in shards, searched as one."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import faiss
 import numpy as np
@@ -40,7 +40,6 @@ class ShardedIndex(Shards):
 
     setting: SearchSetting
     filtered: Sequence[FilteredSearch] = ()
-    _parameters: dict[tuple[float, ...], Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: Path, layout: Layout, kind: IndexKind) -> Self:
@@ -250,22 +249,13 @@ class ShardedIndex(Shards):
         if shard.copy is not None and selector is None and shard.copy.can(k, setting):
             scores, numbers = shard.copy.search(queries, k, setting)
         else:
-            parameters = self._search_parameters(setting, selector)
+            parameters = self.search_parameters(setting, selector)
             scores, numbers = shard.index.search(queries, k, params=parameters)
         missing = numbers < 0
         # An empty shard has no first id to look up in the place of what is missing.
         ids = shard.ids[numbers] if shard.ntotal else numbers
         ids[missing], scores[missing] = -1, -np.inf
         return ids, scores
-
-    def _search_parameters(self, setting: SearchSetting, selector: Any) -> Any:
-        if selector is not None:
-            return self.kind.search_parameters(setting, selector)
-        # FAISS only reads them, and to make them takes as long as ten lists: 14 us.
-        values = tuple(setting[name] for name in sorted(setting))
-        if values not in self._parameters:
-            self._parameters[values] = self.kind.search_parameters(setting)
-        return self._parameters[values]
 
     def compare_all(
         self, queries: Float32s, k: int, eligible: EligibleAds | None = None
