@@ -16,6 +16,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.changes import Changes
+from torchrec_adrec.index.device import place
 from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.updated import Absorbed, UpdatedIndex
@@ -106,7 +107,8 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
     given = [f"recommend.{k}={json.dumps(v)}" for k, v in overrides.items() if v]
     version = stage_folder(run, INDEX.name)
     # The index was measured at as many candidates as its own settings name.
-    settings = stage_settings(version, given).recommend
+    version_settings = stage_settings(version, given)
+    settings = version_settings.recommend
     if settings.rank_by is not None:
         # The formula is checked against the labels as the ranker was made to predict
         # them; the index may have been built before that was settled.
@@ -122,9 +124,11 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
         path = ranker_checkpoint.path / BLEND
         check_origin(path, blend.origin, towers_checkpoint)
     catalog = load_catalog(run / "data")
+    index = ShardedIndex.load(version, manifest)
+    place(index, version_settings.index.device, settings.candidates, tuned=True)
     parts = Parts(
         encoder,
-        Retriever(towers.model.user_tower, ShardedIndex.load(version, manifest)),
+        Retriever(towers.model.user_tower, index),
         RankingScorer(
             ranker.model,
             encoder.schema,
