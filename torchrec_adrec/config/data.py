@@ -130,6 +130,10 @@ class DataConfig(Settings):
     mean."""
     max_bad_rows: Fraction = 0.001
     """Share of unreadable lines above which `prepare` stops."""
+    max_unmatched_rows: Fraction = 0.1
+    """Share of the rows whose user or ad has no row in its side table (`table.users`,
+    `table.items`) above which `prepare` stops: ids that are written in another way, as
+    7 and 07, match none. Fewer rows keep missing values, are counted and named."""
     chunk_megabytes: Count = 32
     """Raw text held in memory at a time."""
     synthetic: SyntheticConfig = SyntheticConfig()

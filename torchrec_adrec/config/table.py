@@ -8,7 +8,7 @@ file, if that is another one. As all settings, this imports no torch and reads n
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from torchrec_adrec.config.base import Settings
 from torchrec_adrec.schema import LABEL_RULES, RESERVED, LabelKind
@@ -56,9 +56,17 @@ class SequenceColumn(_Column):
 class LabelColumn(_Column):
     """An outcome; a missing value was not observed (the first label must always be)."""
 
+    column: Annotated[
+        str | None, Field(validation_alias=AliasChoices("column", "from"))
+    ] = None
+    """Its name in the file (`from` is another word for it); default: the name of the
+    label."""
     kind: LabelKind = "binary"
     max_value: Annotated[float, Field(gt=0)] | None = None
     """A larger number is cut to it: a few outliers would rule every squared error."""
+    at_least: float | None = None
+    """The label is 1 where the column's number is at least this, else 0: a rating of 4
+    stars or more is a click with `{from: rating, at_least: 4}`."""
 
     @model_validator(mode="after")
     def _open_kinds_have_a_limit(self) -> Self:
@@ -67,6 +75,10 @@ class LabelColumn(_Column):
             raise ValueError(f"`kind: {self.kind}` needs `max_value`")
         if not is_open and self.max_value is not None:
             raise ValueError(f"`max_value` is for values, a {self.kind} label has none")
+        if is_open and self.at_least is not None:
+            raise ValueError(
+                f"`at_least` makes 0 and 1, `kind: {self.kind}` has neither"
+            )
         return self
 
 
@@ -79,10 +91,23 @@ class TimeColumn(Settings):
     names no offset). number: integers of any unit, the same in all files."""
 
 
+class SideTableConfig(Settings):
+    """A file of what is known about users or ads, joined to the log by their id."""
+
+    file: str
+    """Parquet, CSV or TSV (also .gz) with one row for each id; it is held in memory."""
+    key: str | None = None
+    """Its column with the id; default: the name that the id has in the log."""
+
+
 # `country: text` is short for `country: {kind: text}`, and `time: ts` for
 # `time: {column: ts}`.
 def _block_of_kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
+
+
+def _block_of_file(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
 
 
 def _block_of_column(value: Any) -> Any:
@@ -99,6 +124,9 @@ FeatureColumn = Annotated[
     ],
     BeforeValidator(_block_of_kind),
 ]
+
+
+SideTable = Annotated[SideTableConfig, BeforeValidator(_block_of_file)]
 
 
 class TableConfig(Settings):
@@ -118,6 +146,11 @@ class TableConfig(Settings):
     """The column that names the ad; a feature of the ad must be made of it too. An ad
     whose other values change stays one ad, with its latest values. Default: rows with
     the same values of all the ad's features show the same ad."""
+    users: SideTable | None = None
+    """A file whose columns may be features of the user, joined by `user_id`. A user
+    without a row in it has missing values."""
+    items: SideTable | None = None
+    """A file whose columns may be features of the ad, joined by `ad_id`."""
     ignore: tuple[str, ...] = ()
     """Columns that are not used; patterns such as `tmp_*` work too. Every other column
     must be used, so that none is forgotten by a slip."""
@@ -153,6 +186,19 @@ class TableConfig(Settings):
                 " no answer could name the ad; add one to `ad`, as"
                 f" `item: {{column: {self.ad_id}, kind: text}}`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _side_tables_have_an_id_in_the_log(self) -> Self:
+        for name, table, needed in (
+            ("users", self.users, "user_id"),
+            ("items", self.items, "ad_id"),
+        ):
+            if table is not None and getattr(self, needed) is None:
+                raise ValueError(
+                    f"{name}: `{needed}` is missing; it names the column of the log by"
+                    f" which {table.file} is joined"
+                )
         return self
 
     @property

@@ -67,6 +67,11 @@ def _warnings(report: Report) -> Iterator[str]:
         for name, rows in report["repaired"].items()
     ]
     lines += [f"- {line}" for line in odd_lines(report)]
+    lines += [
+        f"- {rows:,} rows have no row in {table}, the first one"
+        f" `{report['unmatched_rows']['first'][0]}`"
+        for table, rows in report["unmatched_rows"]["tables"].items()
+    ]
     lines += _mostly_missing(report["splits"])
     if report["varying_ads"]:
         lines.append(f"- {report['varying_ads']['line']}")

@@ -138,9 +138,8 @@ def _check_bad_rows(store: ChunkStore, config: DataConfig) -> None:
     store.bad.check(config.max_bad_rows)
     if not store.num_rows:
         raise DataError(f"no row can be used; first: {store.bad.first[:1]}")
-    if store.bad.count:
-        first = store.bad.first[0]
-        log.warning("%d bad rows left out; first: %s", store.bad.count, first)
+    store.bad.check_unmatched(config.max_unmatched_rows)
+    store.bad.warn()
 
 
 def _training_rows(store: ChunkStore, split: Splitter) -> Iterator[tuple[Chunk, Bools]]:

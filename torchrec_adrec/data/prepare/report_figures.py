@@ -65,6 +65,7 @@ def report_figures(
     return {
         "rows_in": store.num_rows + bad.count,
         "bad_rows": {"count": bad.count, "first": bad.first},
+        "unmatched_rows": {"tables": bad.unmatched, "first": bad.first_unmatched},
         "repaired": tally.repaired(),
         "ads": {"all": len(ads), "in_train": int((ads["impressions"] > 0).sum())},
         "num_embeddings": {f.name: f.num_embeddings for f in schema.bags},
