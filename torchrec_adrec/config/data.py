@@ -14,9 +14,11 @@ Bounds = Literal["raise", "clamp", "unknown"]
 class SplitConfig(Settings):
     """The rows that are trained on, and those that are held out."""
 
-    by: Literal["time", "user", "random"] = "time"
+    by: Literal["time", "user", "random", "leave_one_out"] = "time"
     """time: the latest rows are held out, as a live system meets them. user: all rows
-    of a user are in one split. random: row by row, so that training sees the future."""
+    of a user are in one split. random: row by row, so that training sees the future.
+    leave_one_out: the last click of each user is the test and the one before validates,
+    as papers on sequences have it; the shares do not count."""
     train: Annotated[float, Field(gt=0, lt=1)] = 0.8
     valid: Fraction = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.1

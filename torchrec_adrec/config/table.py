@@ -53,6 +53,24 @@ class SequenceColumn(_Column):
     user."""
 
 
+class HistoryColumn(Settings):
+    """The ads that the user clicked before the row's time, made of the log itself.
+
+    Clicks of the row's own time are not before it. It needs `user_id`.
+    """
+
+    kind: Literal["history"]
+    of: str
+    """The ad's feature that it holds, whose ids it shares; these ads are no negatives
+    of their user."""
+    length: Annotated[int, Field(ge=1)] = 20
+    """The number of clicks that are kept, the latest ones."""
+
+    @property
+    def column(self) -> None:
+        """Its name in the file: there is none."""
+
+
 class LabelColumn(_Column):
     """An outcome; a missing value was not observed (the first label must always be)."""
 
@@ -67,6 +85,15 @@ class LabelColumn(_Column):
     at_least: float | None = None
     """The label is 1 where the column's number is at least this, else 0: a rating of 4
     stars or more is a click with `{from: rating, at_least: 4}`."""
+    positives_only: bool = False
+    """Every row is a positive, and no column says so: `prepare` draws negatives, for
+    each row out of the ads that the log had shown until then, without those that the
+    user took. It needs `user_id`; the first label alone can be so."""
+    negatives: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Drawn for each positive, with `positives_only`."""
+    negatives_by: Literal["popularity", "uniform"] = "popularity"
+    """popularity: an ad is as likely as it was taken until then. uniform: all ads that
+    existed are equally likely."""
 
     @model_validator(mode="after")
     def _open_kinds_have_a_limit(self) -> Self:
@@ -103,6 +130,8 @@ class SideTableConfig(Settings):
 # `country: text` is short for `country: {kind: text}`, and `time: ts` for
 # `time: {column: ts}`.
 def _block_of_kind(value: Any) -> Any:
+    if isinstance(value, dict) and "of" in value:
+        return {"kind": "history", **value}
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -119,7 +148,7 @@ def _block_of_column(value: Any) -> Any:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FeatureColumn = Annotated[
     Annotated[
-        TextColumn | HexColumn | NumberColumn | SequenceColumn,
+        TextColumn | HexColumn | NumberColumn | SequenceColumn | HistoryColumn,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_block_of_kind),
@@ -189,6 +218,28 @@ class TableConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _what_is_made_of_the_log_knows_its_users(self) -> Self:
+        first, *others = self.labels.values()
+        if any(label.positives_only for label in others):
+            raise ValueError("`positives_only` is for the first label, the click")
+        histories = {n: f for n, f in self.user.items() if f.kind == "history"}
+        if any(f.kind == "history" for f in self.ad.values()):
+            raise ValueError("ad: a history is one of the user; put it under `user`")
+        ids = [n for n, f in self.ad.items() if f.kind == "text"]
+        for name, feature in histories.items():
+            if isinstance(feature, HistoryColumn) and feature.of not in ids:
+                raise ValueError(
+                    f"user.{name}.of: expected a text feature of the ad, one of"
+                    f" {', '.join(ids)}, found {feature.of!r}"
+                )
+        if self.user_id is None and (histories or first.positives_only):
+            raise ValueError(
+                f"{next(iter(histories), 'positives_only')} is made of the log:"
+                " `user_id` must name the user's column"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _side_tables_have_an_id_in_the_log(self) -> Self:
         for name, table, needed in (
             ("users", self.users, "user_id"),
@@ -210,14 +261,17 @@ class TableConfig(Settings):
         return ids.get(self.ad_id) if self.ad_id else None
 
     def features(self) -> Iterator[tuple[str, FeatureColumn, str]]:
-        """Name, settings and column of every feature, the user's first."""
+        """Name, settings and column of every feature of a column, the user's first."""
         for side in (self.user, self.ad):
             for name, feature in side.items():
-                yield name, feature, feature.column or name
+                if feature.kind != "history":
+                    yield name, feature, feature.column or name
 
     def columns(self) -> tuple[str, ...]:
         """The columns of the file that are used, each once."""
-        labels = [f.column or name for name, f in self.labels.items()]
+        labels = [
+            f.column or name for name, f in self.labels.items() if not f.positives_only
+        ]
         others = [self.time.column] if self.time else []
         others += [self.user_id] if self.user_id else []
         features = [column for _, _, column in self.features()]

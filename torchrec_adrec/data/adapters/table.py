@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.table import (
     FeatureColumn,
+    HistoryColumn,
     LabelColumn,
     NumberColumn,
     SequenceColumn,
@@ -28,7 +29,7 @@ from torchrec_adrec.data.adapters.side_tables import (
     open_side_tables,
 )
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.dataset import DataSet, raw_files
+from torchrec_adrec.data.dataset import DataSet, Negatives, raw_files
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -70,6 +71,12 @@ def open_data(config: DataConfig) -> DataSet:
         sides="data.table.user, data.table.ad",
         ad=table.key,
         items=tuple(f.source for f in ids),
+        histories={
+            name: feature.of
+            for name, feature in table.user.items()
+            if isinstance(feature, HistoryColumn)
+        },
+        negatives=_negatives(table),
         copies={
             TIME: _features_of(table.time.column if table.time else None, table),
             USER: _features_of(table.user_id, table),
@@ -85,6 +92,13 @@ def files_read(config: DataConfig) -> tuple[Path, ...]:
 
 
 ADAPTER: Adapter = RawFiles(open_data, files_read)
+
+
+def _negatives(table: TableConfig) -> Negatives | None:
+    first = next(iter(table.labels.values()))
+    if not first.positives_only:
+        return None
+    return Negatives(first.negatives, first.negatives_by)
 
 
 def _features_of(source: str | None, table: TableConfig) -> tuple[str, ...]:
@@ -123,7 +137,15 @@ def _label(name: str, column: LabelColumn) -> Label:
 def _features(
     name: str, side: Side, column: FeatureColumn
 ) -> Iterator[DenseFeature | SparseFeature | SequenceFeature]:
-    if isinstance(column, SequenceColumn):
+    if isinstance(column, HistoryColumn):
+        yield SequenceFeature(
+            name=name,
+            side=side,
+            source=name,
+            max_length=column.length,
+            shares_ids_with=column.of,
+        )
+    elif isinstance(column, SequenceColumn):
         yield SequenceFeature(
             name=name,
             side=side,
@@ -194,7 +216,9 @@ def _columns(
 
     # The first label is the click: a row without it teaches nothing.
     rules = [
-        values.label(
+        values.always(name)
+        if column.positives_only
+        else values.label(
             _label(name, column),
             raw(column.column or name),
             required=i == 0,

@@ -104,6 +104,12 @@ def label(
     return label_column(label, raw.source, number, raw.value(), required)
 
 
+def always(name: str) -> ColumnRule:
+    """The rule of a label that is 1 in every row and has no column."""
+    one = pl.lit(1.0, dtype=pl.Float32)
+    return ColumnRule(name, name, one, pl.lit(False), "1")
+
+
 def required_text(name: str, raw: RawColumn) -> ColumnRule:
     """The rule of text that must not be missing in any row."""
     return required_ids(_text(name, raw))

@@ -37,6 +37,7 @@ from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
+from torchrec_adrec.data.prepare.from_log import make_from_log
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
 from torchrec_adrec.data.prepare.leaks import (
     Dependency,
@@ -47,7 +48,7 @@ from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
-from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes, splitter
+from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes
 from torchrec_adrec.data.prepare.statistics import FOLDER, Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
@@ -94,7 +95,8 @@ def prepare(
     # Most refusals come before anything is counted or written. Every rank checks the
     # same chunks, so all of them stop and none waits for the others.
     refuse_twins(store, data)
-    split = splitter(config.split, data, store, seed)
+    from_log = make_from_log(config, data, store, seed, ranks)
+    store, split = from_log.store, from_log.split
     pairs, held = _leaks(config, data, store, split)
     encoder, keys, combinations = _fit(config, data, store, split, ranks)
     chosen = ChosenPairs()
@@ -121,6 +123,7 @@ def prepare(
             "raw": [str(path) for path in data.files],
             "split_by": config.split.by,
             "seed": seed,
+            "negatives": from_log.negatives,
         } | report_figures(store, encoder, ads, tally, findings)
         if encoder.statistics is not None:
             report["statistics"] = statistics_figures(encoder.schema, out, chosen)

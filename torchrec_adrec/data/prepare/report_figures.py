@@ -63,7 +63,7 @@ def report_figures(
     held_ads = findings.held_ads[:PAIRS_KEPT]
     dependencies = findings.dependencies[:PAIRS_KEPT]
     return {
-        "rows_in": store.num_rows + bad.count,
+        "rows_in": bad.rows_read + bad.count,
         "bad_rows": {"count": bad.count, "first": bad.first},
         "unmatched_rows": {"tables": bad.unmatched, "first": bad.first_unmatched},
         "repaired": tally.repaired(),
