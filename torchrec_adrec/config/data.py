@@ -51,6 +51,24 @@ class SyntheticConfig(Settings):
     """Power by which users look at lower positions less; 0: they look at all alike."""
 
 
+class MovieLabConfig(Settings):
+    """A small world of numbers alone, without any id (`data.adapter: movie_lab`)."""
+
+    rows: Count = 60_000
+    """Pairs of a user and a movie, each at most once."""
+    users: Count = 1_000
+    movies: Count = 500
+
+    @model_validator(mode="after")
+    def _rows_are_different_pairs(self) -> Self:
+        if self.rows > self.users * self.movies:
+            raise ValueError(
+                f"{self.users} users and {self.movies} movies make"
+                f" {self.users * self.movies} pairs, found {self.rows} rows"
+            )
+        return self
+
+
 class NumbersConfig(Settings):
     """How the integers of Criteo rows become inputs."""
 
@@ -96,8 +114,8 @@ class DataConfig(Settings):
     """Raw files and how they become ids and floats."""
 
     adapter: str = "criteo"
-    """Which data set the files are: criteo, kuairand, synthetic (made here) or table
-    (your own columns)."""
+    """Which data set the files are: criteo, kuairand, synthetic or movie_lab (made
+    here), or table (your own columns)."""
     raw: tuple[str, ...] = ()
     """Raw files in time order; one path may be written without a list. A pattern such
     as day_*.gz means its files in name order, day_2 before day_10."""
@@ -139,6 +157,7 @@ class DataConfig(Settings):
     chunk_megabytes: Count = 32
     """Raw text held in memory at a time."""
     synthetic: SyntheticConfig = SyntheticConfig()
+    movie_lab: MovieLabConfig = MovieLabConfig()
     table: TableConfig | None = None
     """The meaning of the columns, for the adapter `table`: docs/own_data.md."""
 
