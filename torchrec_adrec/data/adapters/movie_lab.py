@@ -28,7 +28,7 @@ USER = "row:user"
 RANK = 4  # directions of taste
 # Deviations of the three parts of the logit, and its mean: a click rate of 0.38, and an
 # AUC of the true probability of about 0.82.
-TASTE, OF_USER, OF_MOVIE, MEAN = 1.6, 0.5, 0.8, -0.7
+TASTE, OF_USER, OF_MOVIE, MEAN = 1.4, 0.5, 0.8, -0.7
 
 
 def write(config: MovieLabConfig, seed: int, folder: Path) -> None:
@@ -64,7 +64,7 @@ def _logits(users: Float64s, movies: Float64s, rng: np.random.Generator) -> Floa
         for x in (users, movies)
     )
     of_user, of_movie = (
-        x @ rng.standard_normal(x.shape[1]) / np.sqrt(x.shape[1])
+        x @ np.linalg.qr(rng.standard_normal((x.shape[1], 1)))[0][:, 0]
         for x in (users, movies)
     )
     taste = TASTE / np.sqrt(RANK) * likes @ has.T
