@@ -277,7 +277,6 @@ def test_a_mapping_that_cannot_be_used(change: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"user": {"age": "number"}},  # no id
         {"ad": {"uid": "text"}},  # twice
         {"labels": {"value": {"column": "revenue", "kind": "value", "max_value": 9}}},
     ],
