@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import pytest
+from conftest import REPOSITORY
 from raw_data import prepare_table
 from thread_ranks import assert_same_files, prepare_on
 
 from torchrec_adrec.config.data import DataConfig
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.dataset import Negatives
 from torchrec_adrec.data.prepare import histories
 from torchrec_adrec.data.prepare.drawn_negatives import NOT_DRAWN, Drawer
@@ -322,3 +324,21 @@ def test_leave_one_out_tests_on_the_last_click(
     for name in ("test", "valid"):
         part = actual.filter(pl.col("click") == 1, pl.col("split") == name)
         assert part["user_key"].n_unique() == len(part) > 10
+
+
+def test_real_ratings_are_prepared(real_data: Path, tmp_path: Path) -> None:
+    """MovieLens as it is packed: two files, no column that anybody made."""
+    folder = real_data / "movielens_latest_small"
+    config = load_config(
+        REPOSITORY / "configs/movielens_small.yaml",
+        [
+            f"data.raw={folder / 'ratings.csv'}",
+            f"data.table.items.file={folder / 'movies.csv'}",
+        ],
+    ).data
+    out = prepare_on(1, config, tmp_path / "out")
+    report = json.loads((out / "report.json").read_text())
+    assert report["rows_in"] == 100_836 and not report["bad_rows"]["count"]
+    assert report["unmatched_rows"]["tables"] == {} and report["ads"]["all"] == 9_724
+    rates = [split["label_rate"]["click"] for split in report["splits"].values()]
+    assert all(0.4 < rate < 0.6 for rate in rates)
