@@ -11,7 +11,8 @@ data/
   report.json report.md report.png    what came in, what went out, what to look at
 
 There are three passes: parse the text once (`spill`), count the training rows
-(`counts`), encode and write (`write`). Statistics of values, where they are asked for,
+(`counts`), encode and write (`write`). Histories and negatives are made behind the
+first (`from_log`). Statistics of values, where they are asked for,
 take one pass more (`fit_statistics`). All that is fitted is fitted on the training
 rows alone. Each rank takes whole files, and between the passes the ranks exchange their
 counts as files in the folder, so the output does not depend on the number of ranks.
@@ -44,6 +45,7 @@ from torchrec_adrec.data.prepare.leaks import (
     dependencies,
     refuse_leaky_sides,
 )
+from torchrec_adrec.data.prepare.learnable import check_learnable
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
@@ -127,7 +129,7 @@ def prepare(
         } | report_figures(store, encoder, ads, tally, findings)
         if encoder.statistics is not None:
             report["statistics"] = statistics_figures(encoder.schema, out, chosen)
-        _check_learnable(report, data.schema)
+        check_learnable(report, data.schema)
         for line in odd_lines(report):
             log.warning("%s", line)
         write_report(report, out)
@@ -237,49 +239,11 @@ def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
     labels = []
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
-        # A mean of 0 could not scale anything; `_check_learnable` refuses such data.
+        # A mean of 0 could not scale anything; `check_learnable` refuses such data.
         update = {"mean": mean or 1.0} if label.rule.is_open else {}
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
     return replace(encoder, schema=schema)
-
-
-def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
-    """Refuse labels from which nothing could be learned, or measured after training."""
-    splits, click = report["splits"], schema.labels[0].name
-    for label in schema.labels:
-        rates = {
-            name: figures["label_rate"][label.name] for name, figures in splits.items()
-        }
-        rows = splits["train"]["observed"][label.name]
-        if rates["train"] == 0 or (rates["train"] == label.rule.highest):
-            raise DataError(
-                f"every training row has {label.name} = {rates['train']:g} ({rows}"
-                f" observed), so there is nothing to learn; {_fix(label.name, rates)}"
-            )
-    if not splits["test"]["label_rate"][click]:
-        rows = splits["test"]["observed"][click]
-        raise DataError(
-            f"no test row has {click} = 1 ({rows} observed), so neither recall nor the"
-            " index could be measured after training; give later rows, or choose"
-            " data.split so that there are clicks in the test rows"
-        )
-
-
-def _fix(label: str, rates: dict[str, float]) -> str:
-    """Say what to do about a label that is the same in every training row."""
-    if rates["train"] == 1:
-        return (
-            f"add the rows that were shown without success, with {label} = 0, or make"
-            " negatives yourself (docs/own_data.md)"
-        )
-    elsewhere = [name for name, rate in rates.items() if rate]
-    if elsewhere:
-        return (
-            f"{' and '.join(elsewhere)} rows have others: choose other shares of"
-            " data.split, or data.split.by=random"
-        )
-    return "look at the label's column, or leave the label out if it is not the click"
 
 
 def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
