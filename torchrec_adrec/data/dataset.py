@@ -54,6 +54,8 @@ class DataSet:
         ad: the ad's column that names it; the catalog holds its latest values. None: an
             ad is every distinct combination of its side's values.
         items: where `ad` is None, the ad's columns of which one may name it.
+        lists_before_log: whether all lists that came with the data are known to be from
+            before its first row, so that nothing in them is the future of a row.
         histories: by the source of a sequence that `prepare` makes of the log, the ad's
             column whose values it holds; `read` gives no such column.
         negatives: how negatives are drawn, where the rows are positives only.
@@ -70,6 +72,7 @@ class DataSet:
     sides: str = ""
     ad: str | None = None
     items: tuple[str, ...] = ()
+    lists_before_log: bool = False
     histories: Mapping[str, str] = field(default_factory=dict)
     negatives: Negatives | None = None
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

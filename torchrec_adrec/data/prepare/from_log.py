@@ -70,7 +70,8 @@ def make_from_log(
         DataError: a list holds what its user did only later.
     """
     split = splitter(config.split, data, store, seed)
-    shared = any(f.shares_ids_with for f in data.schema.sequences)
+    shared = bool(data.histories) or not data.lists_before_log
+    shared = shared and any(f.shares_ids_with for f in data.schema.sequences)
     if data.user is None or not (shared or data.negatives):
         return FromLog(store, split)
     rows = LogRows.of(store, data)
