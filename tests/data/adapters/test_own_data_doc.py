@@ -163,3 +163,29 @@ def test_the_configuration_of_positives_draws_their_negatives(
     report = json.loads(Path("out/report.json").read_text())
     assert report["negatives"]["positives"] == ROWS
     assert report["splits"]["test"]["rows"] > USERS
+
+
+def test_the_two_side_tables_of_the_example_are_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ratings = log(rating=lambda rng: rng.integers(1, 11, ROWS) / 2)
+    names = {"user": "userId", "item": "movieId", "ts": "timestamp"}
+    ratings.rename(names).write_csv("ratings.csv")
+    people = pl.DataFrame({"id": range(USERS)})
+    people.with_columns(age=pl.col("id") + 20, city=pl.lit("Bonn")).write_csv(
+        "people.csv"
+    )
+    movies = pl.DataFrame({"movieId": range(ITEMS)})
+    movies.with_columns(title=pl.lit("a, b"), year=pl.col("movieId") + 1970).write_csv(
+        "movies.csv"
+    )
+    Path("config.yaml").write_text(block("yaml", "people.csv"))
+    config = load_config(Path("config.yaml")).data
+    Path("out").mkdir()
+    prepare(config, table.open_data(config), Path("out"))
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["unmatched_rows"]["tables"] == {} and report["ads"]["all"] == ITEMS
+    catalog = pl.read_parquet("out/catalog.parquet")
+    years = catalog["raw_year"].cast(pl.Float64) - catalog["raw_movie"].cast(pl.Int64)
+    assert set(years) == {1970}
