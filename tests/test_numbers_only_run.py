@@ -23,7 +23,7 @@ SIZES = "data.movie_lab={rows: 6000, users: 200, movies: 100}"
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped config, with fewer rows and steps."""
     out = tmp_path_factory.mktemp("lab") / "run"
-    steps = ["train.batch_size=256", "train.epochs=4", "train.evaluate_every=18"]
+    steps = ["train.batch_size=256", "train.epochs=2", "train.evaluate_every=18"]
     steps += ["recommend.candidates=40", "train.checkpoint_every=18"]
     config = load_config(REPOSITORY / "configs/movie_lab.yaml", [SIZES, *steps])
     make_stages(out, config)
