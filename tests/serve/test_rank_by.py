@@ -11,7 +11,8 @@ from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.errors import ConfigError, PredictionError
 from torchrec_adrec.schema import Label, Schema, Side, SparseFeature
 from torchrec_adrec.serve.rank_by import RankBy
-from torchrec_adrec.serve.recommender import Recommendation, Recommender
+from torchrec_adrec.serve.recommendation import Recommendation
+from torchrec_adrec.serve.recommender import Recommender
 
 SCHEMA = Schema(
     dense=(),

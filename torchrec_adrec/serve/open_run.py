@@ -1,9 +1,11 @@
 """Opens a finished run for serving, and proves that its parts belong together."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import polars as pl
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig
@@ -13,8 +15,11 @@ from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.index.manifest import IndexManifest
+from torchrec_adrec.index.changes import Changes
+from torchrec_adrec.index.manifest import EmbeddingManifest, IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.updated import Absorbed, UpdatedIndex
+from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
     EXPORT,
@@ -45,6 +50,10 @@ class Parts:
         scorer: the ranker and the catalog.
         crosses: join a user with ads of that catalog.
         settings: how many ads are retrieved and returned, and in which order.
+        catalog: as it was prepared.
+        exported: the manifest of the vectors that the index was built from.
+        absorbed: the changes that the index was built with.
+        changes: name of the changes of the ads; empty: there are none.
     """
 
     encoder: Encoder
@@ -52,6 +61,30 @@ class Parts:
     scorer: RankingScorer
     crosses: Crosses
     settings: RecommendConfig
+    catalog: pl.DataFrame
+    exported: EmbeddingManifest
+    absorbed: Absorbed
+    changes: str = ""
+
+    def with_changes(self, changes: Changes) -> Self:
+        """Return the parts with changes of the ads; nothing is read or loaded again.
+
+        Args:
+            changes: all since the export, in the place of those that are there.
+
+        Raises:
+            ManifestError: they are older than the index.
+        """
+        index = self.retriever.index
+        base = index.base if isinstance(index, UpdatedIndex) else index
+        updated = UpdatedIndex(base, changes, self.absorbed)
+        return replace(
+            self,
+            retriever=Retriever(self.retriever.tower, updated),
+            scorer=self.scorer.with_changes(self.catalog, changes),
+            crosses=Crosses(self.encoder, changes.rows_behind(self.catalog)),
+            changes=changes.name,
+        )
 
 
 def open_run(run: Path, **overrides: str | None) -> Parts:
@@ -102,7 +135,13 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
         ),
         Crosses(encoder, catalog),
         settings,
+        catalog,
+        manifest.embeddings,
+        Absorbed.load(version, manifest),
     )
+    changes = open_changes(run, manifest.embeddings)
+    if changes.name or manifest.changes:
+        parts = parts.with_changes(changes)
     score_error = Proof(
         lambda user: encode_user(encoder, raw_user(user, encoder.schema)),
         parts.retriever,
@@ -111,6 +150,7 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
         towers_checkpoint,
         manifest,
         run / EXPORT.name,
+        changes,
     ).check()
     _check_rounding(parts, score_error, manifest)
     return parts

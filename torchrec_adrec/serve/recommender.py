@@ -3,10 +3,7 @@
 encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer)
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -22,34 +19,23 @@ from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import set_search_threads
+from torchrec_adrec.runs.ad_changes import changes_name, open_changes
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
 from torchrec_adrec.serve.crosses import Crosses
 from torchrec_adrec.serve.eligible import Eligible, eligible_ids
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
-from torchrec_adrec.serve.open_run import encode_user, example_users, open_run
+from torchrec_adrec.serve.open_run import (
+    Parts,
+    encode_user,
+    example_users,
+    open_run,
+)
 from torchrec_adrec.serve.rank_by import RankBy
+from torchrec_adrec.serve.recommendation import Recommendation, timed
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer, Scores
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The answer to one request.
-
-    Attributes:
-        ads: in the order of `recommend.rank_by`, by default the highest click
-            probability first: `ad_id`, the ranker's prediction of each label, `score`
-            (the towers' inner product), `rank_score` (the value of the formula, where
-            it is more than the name of a label) and the ad's raw columns.
-        candidates: number of ads that the ranker scored.
-        milliseconds: per stage, and `total`.
-    """
-
-    ads: pl.DataFrame
-    candidates: int
-    milliseconds: dict[str, float]
 
 
 class Recommender:
@@ -90,6 +76,7 @@ class Recommender:
         self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
         self.crosses, self.settings = crosses, settings
         self.engine: Engine | None = None
+        self._parts: Parts | None = None
         self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
 
     @classmethod
@@ -119,14 +106,42 @@ class Recommender:
         torch.set_num_threads(threads)
         set_search_threads(threads)
         parts = open_run(run, rank_by=rank_by, engine=engine)
-        recommender = cls(
-            parts.encoder,
-            parts.retriever,
-            parts.scorer,
-            parts.crosses,
-            parts.settings,
-        )
+        recommender = cls._of(parts)
         recommender.speed_up(example_users(run)[:SAMPLED_USERS])
+        return recommender
+
+    @classmethod
+    def _of(cls, parts: Parts) -> "Recommender":
+        models = parts.retriever, parts.scorer, parts.crosses
+        recommender = cls(parts.encoder, *models, parts.settings)
+        recommender._parts = parts
+        return recommender
+
+    @property
+    def changes(self) -> str:
+        """Name of the changes of the ads that it knows; empty: there are none."""
+        return "" if self._parts is None else self._parts.changes
+
+    def refreshed(self, run: Path) -> "Recommender":
+        """Return a recommender that knows the newest changes of the run's ads.
+
+        Models, index and catalog are those of this one and are not read again.
+
+        Args:
+            run: that this one was loaded from.
+
+        Raises:
+            ConfigError: an added ad lacks a number that `recommend.rank_by` needs.
+            ManifestError: the changes are damaged, of another export, or older than
+                the index.
+        """
+        assert self._parts is not None, "loaded from a run"
+        name = changes_name(run)
+        if name == self.changes:
+            return self
+        changes = open_changes(run, self._parts.exported)
+        recommender = self._of(self._parts.with_changes(changes))
+        recommender.engine = self.engine
         return recommender
 
     def speed_up(self, users: Sequence[RawUser]) -> None:
@@ -177,18 +192,19 @@ class Recommender:
         candidates = self._candidates(eligible)
         top = self.checked_top(top, eligible)
         milliseconds: dict[str, float] = {}
-        with _timed("encode", milliseconds):
+        with timed("encode", milliseconds):
             raw = raw_user(user, self.encoder.schema)
             user_input = self._encoded(raw)
-        with _timed("retrieve", milliseconds):
+        with timed("retrieve", milliseconds):
             ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
-        with _timed("rank", milliseconds):
+        with timed("rank", milliseconds):
             cross = self.crosses.of(raw, self.scorer.rows(ids))
             predictions = self.scorer.score(user_input, ids, scores, cross)
         milliseconds["total"] = sum(milliseconds.values())
         best = self._best(ids, scores, predictions, top)
+        shown = self.scorer.show(best[AD_ID].to_numpy())
         # The join must keep that order.
-        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
+        ads = best.join(shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), milliseconds)
 
     def recommend_many(
@@ -225,7 +241,7 @@ class Recommender:
         Raises:
             DataError: it is no such selection, or no ad is eligible.
         """
-        ids = eligible_ids(eligible, self.scorer.shown)
+        ids = eligible_ids(eligible, self.scorer.listed)
         if not len(ids):
             raise DataError(
                 f"no ad of the catalog is eligible (eligible = {str(eligible)[:200]});"
@@ -281,11 +297,3 @@ class Recommender:
 
     def _encoded(self, raw: RawColumns) -> TowerInput:
         return encode_user(self.encoder, raw)
-
-
-@contextmanager
-def _timed(stage: str, milliseconds: dict[str, float]) -> Iterator[None]:
-    """Add the time of a block to `milliseconds`."""
-    start = time.perf_counter()
-    yield
-    milliseconds[stage] = (time.perf_counter() - start) * 1e3

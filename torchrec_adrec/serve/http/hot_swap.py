@@ -9,9 +9,9 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
@@ -19,6 +19,7 @@ from torch import nn
 from torchrec_adrec.data.request import scalar_kinds
 from torchrec_adrec.errors import AdRecError, ManifestError, PredictionError
 from torchrec_adrec.index.manifest import MANIFEST, IndexManifest
+from torchrec_adrec.runs.ad_changes import changes_name
 from torchrec_adrec.runs.stages import (
     EXPORT,
     INDEX,
@@ -36,6 +37,7 @@ from torchrec_adrec.tasks.sharded import final_checkpoint
 
 log = logging.getLogger(__name__)
 EXAMPLES = "data/example_users.json"
+CHANGED = "+"  # between the build of an index and the changes of its ads
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Served:
             AdRecError: as `Recommender.load`.
             PredictionError: a weight, a prediction or a number of the catalog is not
                 finite.
-            ManifestError: the folder was changed meanwhile.
+            ManifestError: a stage was built again meanwhile.
         """
         published = published_state(run)
         recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
@@ -79,12 +81,31 @@ class Served:
                 stage_folder(run, INDEX.name)
             ).embeddings.checkpoint.weights,
             ranker=final_checkpoint(run / RANKING.name).origin.weights,
-            index=load_record(run, INDEX.name).build_id,
+            index=_with_changes(load_record(run, INDEX.name).build_id, recommender),
         )
         examples = read_json(run / EXAMPLES)
-        if published_state(run) != published:
-            raise ManifestError(f"{run} was changed while it was being loaded")
+        published = _loaded_state(run, published, recommender)
         return cls(recommender, version, published, examples[:100])
+
+    def refreshed(self, run: Path) -> Self:
+        """Return this version with the newest changes of the ads, and nothing else new.
+
+        Args:
+            run: its folder.
+
+        Raises:
+            AdRecError: as `Recommender.refreshed`.
+            PredictionError: no ads can be ordered.
+            ManifestError: a stage was built again meanwhile.
+        """
+        recommender = self.recommender.refreshed(run)
+        recommender.recommend({})
+        published = _loaded_state(run, self.published, recommender)
+        index = _with_changes(self.version.index.partition(CHANGED)[0], recommender)
+        version = self.version.model_copy(update={"index": index})
+        return replace(
+            self, recommender=recommender, version=version, published=published
+        )
 
     @property
     def schema(self) -> Schema:
@@ -117,13 +138,71 @@ class Served:
         }
 
 
+class Loader:
+    """Opens what is published now, and only what is new of it.
+
+    Args:
+        run: its folder.
+        rank_by, engine: as of `Recommender.load`.
+    """
+
+    def __init__(
+        self, run: Path, rank_by: str | None = None, engine: str | None = None
+    ) -> None:
+        self.run, self.rank_by, self.engine = run, rank_by, engine
+        self._last: Served | None = None
+
+    def __call__(self) -> Served:
+        """Load the run, or where only ads have changed, these alone.
+
+        Raises:
+            AdRecError: as `Served.load` and `Served.refreshed`.
+        """
+        last = self._last
+        if last and is_same_build(last.published, published_state(self.run)):
+            self._last = last.refreshed(self.run)
+        else:
+            self._last = Served.load(self.run, self.rank_by, self.engine)
+        return self._last
+
+
 def published_state(run: Path) -> str:
-    """Name the state of a run's folder; another one after every build of a stage."""
+    """Name the state of a run's folder; another one after every build and update."""
     stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
     paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
     paths.append(run / MANIFEST)
     texts = [path.read_bytes() if path.exists() else b"" for path in paths]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+    build = hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+    return f"{build}{CHANGED}{changes_name(run)}"
+
+
+def is_same_build(state: str, other: str) -> bool:
+    """Whether two states of a run differ in the changes of its ads at most."""
+    return state.partition(CHANGED)[0] == other.partition(CHANGED)[0]
+
+
+def _loaded_state(run: Path, before: str, recommender: Recommender) -> str:
+    """Return the state that was loaded, if no stage was built again meanwhile.
+
+    Ads may have been updated meanwhile, or nothing could ever be loaded of a run that
+    is updated every second. They are looked for again at the next look.
+
+    Args:
+        run: its folder.
+        before: its state when the loading began.
+        recommender: that was loaded.
+
+    Raises:
+        ManifestError: a stage was built again.
+    """
+    if not is_same_build(published_state(run), before):
+        raise ManifestError(f"{run} was changed while it was being loaded")
+    return f"{before.partition(CHANGED)[0]}{CHANGED}{recommender.changes}"
+
+
+def _with_changes(build: str, recommender: Recommender) -> str:
+    """Name an index and the changes that it is searched with."""
+    return f"{build}{CHANGED}{recommender.changes}" if recommender.changes else build
 
 
 def check_finite(recommender: Recommender) -> None:
