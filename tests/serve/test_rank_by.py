@@ -10,6 +10,7 @@ import pytest
 from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.errors import ConfigError, PredictionError
 from torchrec_adrec.schema import Label, Schema, Side, SparseFeature
+from torchrec_adrec.serve.parts import Parts
 from torchrec_adrec.serve.rank_by import RankBy
 from torchrec_adrec.serve.recommender import Recommendation, Recommender
 
@@ -57,7 +58,9 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
     encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: {})
     crosses: Any = SimpleNamespace(of=lambda *_: {})
     settings = RecommendConfig(top=1, rank_by=rank_by)
-    recommender = Recommender(encoder, retriever, scorer, crosses, settings)
+    towers: Any = None
+    parts = Parts(encoder, retriever, scorer, crosses, settings, towers)
+    recommender = Recommender(parts)
     recommender._encoded = lambda _: None  # type: ignore
     return recommender.recommend({}, top)
 

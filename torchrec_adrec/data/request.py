@@ -31,8 +31,8 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         DataError: a column that no user feature is made of, or a value of the wrong
             kind.
     """
-    kinds, lists = _columns_of(schema)
-    _check_names(user, schema)
+    kinds, lists = _columns_of(schema, Side.USER)
+    _check_names(user, schema, Side.USER)
     scalars: RawColumns = {
         name: _column([_READERS[kind](name, user.get(name))], kind)
         for name, kind in kinds.items()
@@ -42,19 +42,20 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
     }
 
 
-def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
+def raw_users(rows: pl.DataFrame, schema: Schema, side: Side = Side.USER) -> RawColumns:
     """Make the raw columns of many users, of the same values as `raw_user`'s.
 
     Args:
         rows: a user each; a column that is absent or null is a missing value.
         schema: of the data that the model was trained on.
+        side: that of the ads for rows of the catalog, in the form of a request.
 
     Raises:
         BadUserError: names the first row with a value of the wrong kind.
-        DataError: a column that no user feature is made of.
+        DataError: a column that no feature of that side is made of.
     """
-    kinds, lists = _columns_of(schema)
-    _check_names(rows.columns, schema)
+    kinds, lists = _columns_of(schema, side)
+    _check_names(rows.columns, schema, side)
     raw: RawColumns = {}
     for name, kind in kinds.items():
         if name in rows.columns:
@@ -82,18 +83,18 @@ def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
     return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
 
 
-def _columns_of(schema: Schema) -> tuple[dict[str, str], list[str]]:
-    """Return the kind of each scalar column of a user, and the list columns."""
-    lists = [f.source for f in schema.sequences_of(Side.USER)]
-    return scalar_kinds(schema, Side.USER), lists
+def _columns_of(schema: Schema, side: Side) -> tuple[dict[str, str], list[str]]:
+    """Return the kind of each scalar column of a side, and the list columns."""
+    lists = [f.source for f in schema.sequences_of(side)]
+    return scalar_kinds(schema, side), lists
 
 
-def _check_names(names: Iterable[str], schema: Schema) -> None:
-    kinds, lists = _columns_of(schema)
+def _check_names(names: Iterable[str], schema: Schema, side: Side) -> None:
+    kinds, lists = _columns_of(schema, side)
     unknown = sorted(set(names) - set(kinds) - set(lists))
     if unknown:
         raise DataError(
-            f"unknown user columns {unknown}; expected some of {[*kinds, *lists]}"
+            f"unknown {side} columns {unknown}; expected some of {[*kinds, *lists]}"
         )
 
 

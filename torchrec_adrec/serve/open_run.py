@@ -1,32 +1,32 @@
 """Opens a finished run for serving, and proves that its parts belong together."""
 
+import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.catalog import load_catalog
-from torchrec_adrec.data.column import RawColumns
-from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
-from torchrec_adrec.data.request import RawUser, raw_user
+from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.index.manifest import IndexManifest
+from torchrec_adrec.index.manifest import MANIFEST, IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
     EXPORT,
     INDEX,
     RANKING,
+    RECORD,
     RETRIEVAL,
     check_inputs,
     stage_folder,
 )
-from torchrec_adrec.schema import Side
+from torchrec_adrec.serve.bundle import CERTIFICATE, EXAMPLE_USERS, check_bundle
+from torchrec_adrec.serve.certificate import Certificate, hashes_of
 from torchrec_adrec.serve.crosses import Crosses
+from torchrec_adrec.serve.parts import Parts
 from torchrec_adrec.serve.proof import Proof, check_names
+from torchrec_adrec.serve.recheck import check_samples
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
 from torchrec_adrec.tasks.blend import ALONE, load_blend
@@ -35,30 +35,12 @@ from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import check_origin, restore_whole
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What answers requests.
-
-    Attributes:
-        encoder: fitted by `adrec prepare`.
-        retriever: the user tower and the index.
-        scorer: the ranker and the catalog.
-        crosses: join a user with ads of that catalog.
-        settings: how many ads are retrieved and returned, and in which order.
-    """
-
-    encoder: Encoder
-    retriever: Retriever
-    scorer: RankingScorer
-    crosses: Crosses
-    settings: RecommendConfig
-
-
-def open_run(run: Path, **overrides: str | None) -> Parts:
+def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> Parts:
     """Load the parts of a run and compare them with one another.
 
     Args:
-        run: its folder.
+        run: its folder, or that of a bundle.
+        is_certified: whether a certificate that is there must hold.
         overrides: settings of `recommend` in the place of the run's own; None: as the
             run has it.
 
@@ -66,8 +48,9 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
         ConfigError: the index rounds scores more than a blend may be off.
         ManifestError, CheckpointError: a part is missing, damaged, was made from
             another part than the ones in the run, or gives other vectors or scores than
-            were exported.
+            were exported; or the certificate does not hold.
     """
+    check_bundle(run)
     for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
         check_inputs(stage, run)
     given = [f"recommend.{k}={json.dumps(v)}" for k, v in overrides.items() if v]
@@ -89,6 +72,10 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
         path = ranker_checkpoint.path / BLEND
         check_origin(path, blend.origin, towers_checkpoint)
     catalog = load_catalog(run / "data")
+    certificate = Certificate.load(run) if is_certified else None
+    if certificate is not None:
+        parts_now = hashes_of(run, towers_checkpoint, ranker_checkpoint, version)
+        certificate.check_parts(run, parts_now)
     parts = Parts(
         encoder,
         Retriever(towers.model.user_tower, ShardedIndex.load(version, manifest)),
@@ -102,9 +89,10 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
         ),
         Crosses(encoder, catalog),
         settings,
+        towers.model,
     )
     score_error = Proof(
-        lambda user: encode_user(encoder, raw_user(user, encoder.schema)),
+        parts.user_input,
         parts.retriever,
         parts.scorer,
         towers.model.ad_tower,
@@ -113,17 +101,14 @@ def open_run(run: Path, **overrides: str | None) -> Parts:
         run / EXPORT.name,
     ).check()
     _check_rounding(parts, score_error, manifest)
+    if certificate is not None:
+        check_samples(run, certificate, parts)
     return parts
-
-
-def encode_user(encoder: Encoder, raw: RawColumns) -> TowerInput:
-    """Encode the raw columns of users as the models take them."""
-    return tower_input(encoder.encode(raw, Side.USER), encoder.schema, Side.USER)
 
 
 def example_users(run: Path) -> list[RawUser]:
     """Return the raw users that `adrec prepare` kept as examples."""
-    users: list[Any] = json.loads((run / "data/example_users.json").read_text())
+    users: list[Any] = json.loads((run / EXAMPLE_USERS).read_text())
     return users
 
 
@@ -139,3 +124,15 @@ def _check_rounding(parts: Parts, score_error: float, manifest: IndexManifest) -
             f" recommend.max_score_error allows {bound:g}; take a kind that stores"
             " vectors exactly or refines them, or set ranking.blend=none"
         )
+
+
+def published_state(run: Path) -> str:
+    """Name the state of a run's folder; another one after every build of a stage.
+
+    So is one after every certificate, and that of every bundle.
+    """
+    stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
+    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
+    paths += [run / MANIFEST, run / CERTIFICATE]
+    texts = [path.read_bytes() if path.exists() else b"" for path in paths]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]

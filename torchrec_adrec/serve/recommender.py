@@ -14,22 +14,21 @@ import torch
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
-from torchrec_adrec.errors import DataError
+from torchrec_adrec.errors import DataError, PredictionError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import set_search_threads
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
-from torchrec_adrec.serve.crosses import Crosses
+from torchrec_adrec.serve.bundle import unpacked
 from torchrec_adrec.serve.eligible import Eligible, eligible_ids
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
-from torchrec_adrec.serve.open_run import encode_user, example_users, open_run
+from torchrec_adrec.serve.explain import Explanation, explain
+from torchrec_adrec.serve.open_run import example_users, open_run
+from torchrec_adrec.serve.parts import Parts, encode_user, naming_columns
 from torchrec_adrec.serve.rank_by import RankBy
-from torchrec_adrec.serve.retriever import Retriever
-from torchrec_adrec.serve.scorer import RankingScorer, Scores
+from torchrec_adrec.serve.scorer import Scores
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
 
@@ -64,11 +63,7 @@ class Recommender:
         ['encode', 'retrieve', 'rank', 'total']
 
     Args:
-        encoder: fitted by `adrec prepare`.
-        retriever: the user tower and the index.
-        scorer: the ranker and the catalog.
-        crosses: join a user with ads of that catalog.
-        settings: how many ads are retrieved and returned, and in which order.
+        parts: of the run, loaded.
 
     Attributes:
         engine: with its measured error, once `speed_up` took one; None: the ranker is
@@ -79,18 +74,14 @@ class Recommender:
             the catalog.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        retriever: Retriever,
-        scorer: RankingScorer,
-        crosses: Crosses,
-        settings: RecommendConfig,
-    ) -> None:
-        self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
-        self.crosses, self.settings = crosses, settings
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.settings = parts, parts.settings
+        self.encoder, self.retriever = parts.encoder, parts.retriever
+        self.scorer, self.crosses = parts.scorer, parts.crosses
         self.engine: Engine | None = None
-        self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
+        self.rank_by = RankBy.of(
+            self.settings.rank_by, self.scorer.schema, self.scorer.shown
+        )
 
     @classmethod
     def load(
@@ -103,7 +94,7 @@ class Recommender:
         """Open a finished run and prove that its parts belong together.
 
         Args:
-            run: its folder.
+            run: its folder, or a bundle of it (`serve.bundle`).
             threads: of this process. One is best for single requests: on two, waiting
                 for a busy core made ranking 15 times slower.
             rank_by: a formula in the place of `recommend.rank_by`.
@@ -114,19 +105,13 @@ class Recommender:
                 or the index rounds more than `recommend.max_score_error` allows.
             ManifestError, CheckpointError: a part is missing, damaged, was made from
                 another part than the ones in the run, or gives other vectors or scores
-                than were exported.
+                than were exported; or a certificate that is there does not hold.
         """
         torch.set_num_threads(threads)
         set_search_threads(threads)
-        parts = open_run(run, rank_by=rank_by, engine=engine)
-        recommender = cls(
-            parts.encoder,
-            parts.retriever,
-            parts.scorer,
-            parts.crosses,
-            parts.settings,
-        )
-        recommender.speed_up(example_users(run)[:SAMPLED_USERS])
+        with unpacked(run) as folder:
+            recommender = cls(open_run(folder, rank_by=rank_by, engine=engine))
+            recommender.speed_up(example_users(folder)[:SAMPLED_USERS])
         return recommender
 
     def speed_up(self, users: Sequence[RawUser]) -> None:
@@ -145,7 +130,7 @@ class Recommender:
         for user in users:
             raw = raw_user(user, self.encoder.schema)
             encoded = self._encoded(raw)
-            ids, _ = self.retriever.retrieve(encoded, self._candidates())
+            ids, _ = self.retriever.retrieve(encoded, self.parts.candidates())
             cross = self.crosses.of(raw, self.scorer.rows(ids))
             requests.append((encoded, ids, cross))
         self.engine = take_engine(self.scorer, self.settings, requests)
@@ -174,22 +159,45 @@ class Recommender:
         """
         if eligible is not None and not isinstance(eligible, EligibleAds):
             eligible = self.eligible_ads(eligible)
-        candidates = self._candidates(eligible)
+        candidates = self.parts.candidates(eligible)
         top = self.checked_top(top, eligible)
         milliseconds: dict[str, float] = {}
-        with _timed("encode", milliseconds):
-            raw = raw_user(user, self.encoder.schema)
-            user_input = self._encoded(raw)
-        with _timed("retrieve", milliseconds):
-            ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
-        with _timed("rank", milliseconds):
-            cross = self.crosses.of(raw, self.scorer.rows(ids))
-            predictions = self.scorer.score(user_input, ids, scores, cross)
-        milliseconds["total"] = sum(milliseconds.values())
-        best = self._best(ids, scores, predictions, top)
+        with naming_columns(user, self.encoder.schema):
+            with _timed("encode", milliseconds):
+                raw = raw_user(user, self.encoder.schema)
+                user_input = self._encoded(raw)
+            with _timed("retrieve", milliseconds):
+                ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
+            with _timed("rank", milliseconds):
+                cross = self.crosses.of(raw, self.scorer.rows(ids))
+                predictions = self.scorer.score(user_input, ids, scores, cross)
+            milliseconds["total"] = sum(milliseconds.values())
+            best = self._best(ids, scores, predictions, top)
         # The join must keep that order.
         ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), milliseconds)
+
+    def explain(
+        self,
+        user: RawUser,
+        ad_id: int,
+        top: int | None = None,
+        eligible: Eligible | EligibleAds | None = None,
+    ) -> Explanation:
+        """Tell why an ad is among the best, or at which stage it was lost.
+
+        Args:
+            user, top, eligible: as of `recommend`.
+            ad_id: of the ad, which need not be in the catalog.
+
+        Raises:
+            DataError, PredictionError: as of `recommend`.
+        """
+        if eligible is not None and not isinstance(eligible, EligibleAds):
+            eligible = self.eligible_ads(eligible)
+        top = self.checked_top(top, eligible)
+        with naming_columns(user, self.encoder.schema):
+            return explain(self.parts, self.rank_by, user, ad_id, top, eligible)
 
     def recommend_many(
         self, users: RawColumns, top: int | None = None
@@ -204,20 +212,25 @@ class Recommender:
             What `recommend` returns of the ads, without their raw columns.
 
         Raises:
-            DataError, PredictionError: as of `recommend`.
+            DataError: as of `recommend`.
+            PredictionError: likewise; its `row` is that of the user.
         """
         top, schema = self.checked_top(top), self.encoder.schema
         encoded = self.encoder.encode(users, Side.USER)
         keys = self.crosses.keys(users)
         answers = self.retriever.retrieve_many(
-            tower_input(encoded, schema, Side.USER), self._candidates()
+            tower_input(encoded, schema, Side.USER), self.parts.candidates()
         )
         for row, (ids, scores) in enumerate(zip(*answers, strict=True)):
             columns = {name: column[row : row + 1] for name, column in encoded.items()}
             user = tower_input(columns, schema, Side.USER)
             cross = self.crosses.joined(keys, row, self.scorer.rows(ids))
-            predictions = self.scorer.score(user, ids, scores, cross)
-            yield self._best(ids, scores, predictions, top)
+            try:
+                predictions = self.scorer.score(user, ids, scores, cross)
+                best = self._best(ids, scores, predictions, top)
+            except PredictionError as error:
+                raise PredictionError(str(error), row) from None
+            yield best
 
     def eligible_ads(self, eligible: Eligible) -> EligibleAds:
         """Prepare the ads that may be shown, for any number of requests.
@@ -239,7 +252,7 @@ class Recommender:
         Raises:
             DataError: there are not so many candidates.
         """
-        candidates = self._candidates(eligible)
+        candidates = self.parts.candidates(eligible)
         if top is None:
             return min(self.settings.top, candidates)
         if not 1 <= top <= candidates:
@@ -265,19 +278,13 @@ class Recommender:
         best = order.head(top)
         return best.drop(RANK_SCORE) if self.rank_by.is_label else best
 
-    def _candidates(self, eligible: EligibleAds | None = None) -> int:
-        # A small catalog holds fewer ads than the settings ask for.
-        index = self.retriever.index
-        count = index.count if eligible is None else len(eligible.ids)
-        return min(self.settings.candidates, count)
-
     def user_input(self, user: RawUser) -> TowerInput:
         """Encode one user, of one row, as the models take it.
 
         Raises:
             DataError: as of `recommend`.
         """
-        return self._encoded(raw_user(user, self.encoder.schema))
+        return self.parts.user_input(user)
 
     def _encoded(self, raw: RawColumns) -> TowerInput:
         return encode_user(self.encoder, raw)

@@ -17,7 +17,8 @@ from torchrec_adrec.errors import ManifestError, PredictionError
 from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.http import hot_swap
 from torchrec_adrec.serve.http.app import App
-from torchrec_adrec.serve.http.hot_swap import Served, published_state
+from torchrec_adrec.serve.http.hot_swap import Served
+from torchrec_adrec.serve.open_run import published_state
 
 
 def versions(app: App) -> set[str]:

@@ -6,7 +6,6 @@ with, so none is dropped and none mixes two. One that cannot be loaded changes n
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,26 +15,23 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from torchrec_adrec.data.request import scalar_kinds
 from torchrec_adrec.errors import AdRecError, ManifestError, PredictionError
-from torchrec_adrec.index.manifest import MANIFEST, IndexManifest
+from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.runs.stages import (
-    EXPORT,
     INDEX,
     RANKING,
-    RECORD,
-    RETRIEVAL,
     load_record,
     stage_folder,
 )
 from torchrec_adrec.runtime.files import read_json
-from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.schema import AD_ID, Schema
+from torchrec_adrec.serve.bundle import EXAMPLE_USERS
 from torchrec_adrec.serve.http.schema_model import Version
+from torchrec_adrec.serve.open_run import published_state
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import final_checkpoint
 
 log = logging.getLogger(__name__)
-EXAMPLES = "data/example_users.json"
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Served:
             ranker=final_checkpoint(run / RANKING.name).origin.weights,
             index=load_record(run, INDEX.name).build_id,
         )
-        examples = read_json(run / EXAMPLES)
+        examples = read_json(run / EXAMPLE_USERS)
         if published_state(run) != published:
             raise ManifestError(f"{run} was changed while it was being loaded")
         return cls(recommender, version, published, examples[:100])
@@ -102,12 +98,7 @@ class Served:
         Raises:
             DataError, PredictionError: as of `Recommender.recommend`.
         """
-        try:
-            answer = self.recommender.recommend(user, top)
-        except PredictionError as error:
-            kinds = scalar_kinds(self.schema, Side.USER)
-            given = [f"{n} ({kinds.get(n, 'list')})" for n, v in user.items() if v]
-            raise PredictionError(f"{error}; the user had {given}") from None
+        answer = self.recommender.recommend(user, top)
         ads = [{**ad, AD_ID: str(ad[AD_ID])} for ad in answer.ads.to_dicts()]
         milliseconds = {"queue": waited, **answer.milliseconds}
         return {
@@ -115,15 +106,6 @@ class Served:
             "candidates": answer.candidates,
             "milliseconds": {n: round(ms, 3) for n, ms in milliseconds.items()},
         }
-
-
-def published_state(run: Path) -> str:
-    """Name the state of a run's folder; another one after every build of a stage."""
-    stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
-    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
-    paths.append(run / MANIFEST)
-    texts = [path.read_bytes() if path.exists() else b"" for path in paths]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
 def check_finite(recommender: Recommender) -> None:

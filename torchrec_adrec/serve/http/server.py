@@ -22,9 +22,10 @@ from torchrec_adrec.errors import AdRecError, ConfigError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.serve.http.access_log import setup_access_log
 from torchrec_adrec.serve.http.app import App
-from torchrec_adrec.serve.http.hot_swap import Served, published_state
+from torchrec_adrec.serve.http.hot_swap import Served
 from torchrec_adrec.serve.http.metrics import SHARED
 from torchrec_adrec.serve.http.protocol import ServerConfig
+from torchrec_adrec.serve.open_run import published_state
 
 HEAD_BYTES = 16_384  # of a request line and its headers
 WORKER_SECONDS = 120  # in which a worker must have loaded its models
