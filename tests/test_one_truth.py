@@ -74,7 +74,7 @@ def test_served_is_exported(run: Path) -> None:
         vector = np.array(example["vector"], dtype=np.float32)
         expected = exported[np.searchsorted(ids, retrieved)] @ vector
         np.testing.assert_allclose(scores, expected, atol=1e-6)
-    best, last_one = (proof._distance(v, exported).max() for v in (ads, others))
+    best, last_one = (proof.distance(v, exported).max() for v in (ads, others))
     tolerance = proof.TOLERANCE["fp32"]
     print(f"furthest ad: served {best:.2g}, last {last_one:.2g}, limit {tolerance:g}")
     assert best * 10 < tolerance < last_one / 10

@@ -13,10 +13,8 @@ import io
 import os
 import shutil
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -41,13 +39,13 @@ from torchrec_adrec.runs.stages import (
     load_record,
     stage_folder,
 )
+from torchrec_adrec.runs.unpack import AGAIN, BUNDLE, TAR
 from torchrec_adrec.runs.versions import CURRENT
 from torchrec_adrec.runtime.files import HASHES, changed, load_hashes, put, sync
 from torchrec_adrec.tasks.sharded import METRICS, final_checkpoint
 
 CERTIFICATE = "certificate.json"
 EXAMPLE_USERS = "data/example_users.json"
-TAR = ".tar"
 
 # Adds a file of a name, a size and a content to a bundle that is being written.
 Add = Callable[[str, int, Any], None]
@@ -81,55 +79,30 @@ def check_bundle(folder: Path) -> None:
     Raises:
         ManifestError: names a file that is missing, was added, or is not what it was.
     """
-    path = folder / MANIFEST
+    path = folder / BUNDLE
     if not path.exists():
         return
     try:
         text = path.read_text()
         manifest = BundleManifest.model_validate_json(text)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: {reason(error)}; {_AGAIN}") from None
+        raise ManifestError(f"{path}: {reason(error)}; {AGAIN}") from None
     # Nothing hashes the manifest itself: no byte of it may be free to change.
     if text != manifest.text:
-        raise ManifestError(f"{path} was changed since it was written; {_AGAIN}")
+        raise ManifestError(f"{path} was changed since it was written; {AGAIN}")
     existing = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
         if not path.is_dir()
-    } - {MANIFEST}
+    } - {BUNDLE}
     for name in sorted(existing ^ manifest.files.keys()):
         fault = "was added to the bundle" if name in existing else "is missing"
-        raise ManifestError(f"{folder / name} {fault}; {_AGAIN}")
+        raise ManifestError(f"{folder / name} {fault}; {AGAIN}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
         hashes = [file.sha256 for file in manifest.files.values()]
         differences = pool.map(changed, map(folder.joinpath, manifest.files), hashes)
         for difference in filter(None, differences):
-            raise ManifestError(f"{difference}; {_AGAIN}")
-
-
-_AGAIN = "copy the bundle again, or make it again with `adrec bundle`"
-
-
-@contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """Yield the folder of a run or of a bundle; that of a tar file lasts as long.
-
-    Raises:
-        ManifestError: the file is no tar file of a bundle, or was cut short.
-    """
-    if not path.is_file():
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="adrec-bundle-") as name:
-        folder = Path(name)
-        try:
-            with tarfile.open(path, "r:") as tar:
-                tar.extractall(folder, filter="data")
-        except tarfile.TarError as error:
-            raise ManifestError(f"{path}: {reason(error)}; {_AGAIN}") from None
-        if not (folder / MANIFEST).is_file():
-            raise ManifestError(f"{path} holds no {MANIFEST}, so it is no bundle")
-        yield folder
+            raise ManifestError(f"{difference}; {AGAIN}")
 
 
 def pack(run: Path, target: Path) -> BundleManifest:
@@ -231,7 +204,7 @@ def _write(run: Path, add: Add) -> BundleManifest:
             add_hashed(name, os.fstat(file.fileno()).st_size, file)
     manifest = BundleManifest(files=files)
     content = manifest.text.encode()
-    add(MANIFEST, len(content), io.BytesIO(content))
+    add(BUNDLE, len(content), io.BytesIO(content))
     return manifest
 
 

@@ -9,7 +9,7 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.index.manifest import MANIFEST, IndexManifest
+from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
@@ -21,6 +21,7 @@ from torchrec_adrec.runs.stages import (
     check_inputs,
     stage_folder,
 )
+from torchrec_adrec.runs.unpack import BUNDLE
 from torchrec_adrec.serve.bundle import CERTIFICATE, EXAMPLE_USERS, check_bundle
 from torchrec_adrec.serve.certificate import Certificate, hashes_of
 from torchrec_adrec.serve.crosses import Crosses
@@ -133,6 +134,6 @@ def published_state(run: Path) -> str:
     """
     stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
     paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
-    paths += [run / MANIFEST, run / CERTIFICATE]
+    paths += [run / BUNDLE, run / CERTIFICATE]
     texts = [path.read_bytes() if path.exists() else b"" for path in paths]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]

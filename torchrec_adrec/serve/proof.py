@@ -114,7 +114,7 @@ class Proof:
         self._check_ads()
         users = np.concatenate([self._encode_user(e["user"]) for e in examples])
         expected = np.array([e["vector"] for e in examples], dtype=np.float32)
-        self._compare("users", _distance(users, expected))
+        self._compare("users", distance(users, expected))
         return self._check_scores(users[:1])
 
     def _check_ads(self) -> None:
@@ -122,7 +122,7 @@ class Proof:
         size = min(SAMPLED_ADS, len(ids))
         sample = ids[np.random.default_rng(0).choice(len(ids), size, replace=False)]
         expected = vectors_of(self.embeddings, sample)
-        self._compare("ads", _distance(self._encode_ads(sample), expected))
+        self._compare("ads", distance(self._encode_ads(sample), expected))
 
     def _check_scores(self, user: Float32s) -> float:
         """Compare the index's scores of one user, (1, D), with the towers' products."""
@@ -132,7 +132,7 @@ class Proof:
         lengths = np.linalg.norm(ads, axis=1) * np.linalg.norm(user)
         # What the kind's codes round was measured, and allowed, by the gate.
         rounding = self.manifest.gate.code_error
-        self._compare("scores of the index", error / _positive(lengths), rounding)
+        self._compare("scores of the index", error / positive(lengths), rounding)
         return float(error.max())
 
     @torch.inference_mode()
@@ -159,12 +159,12 @@ class Proof:
             )
 
 
-def _distance(actual: Float32s, expected: Float32s) -> Float32s:
+def distance(actual: Float32s, expected: Float32s) -> Float32s:
     """Return each row's distance as a share of the expected row's length, (n,)."""
     difference = np.linalg.norm(actual - expected, axis=1)
-    return np.asarray(difference / _positive(np.linalg.norm(expected, axis=1)))
+    return np.asarray(difference / positive(np.linalg.norm(expected, axis=1)))
 
 
-def _positive(lengths: Float32s) -> Float32s:
+def positive(lengths: Float32s) -> Float32s:
     """Raise lengths of 0, by which nothing can be divided, to the smallest float."""
     return np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -20,8 +20,8 @@ from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import DataError, PredictionError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import set_search_threads
+from torchrec_adrec.runs.unpack import unpacked
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
-from torchrec_adrec.serve.bundle import unpacked
 from torchrec_adrec.serve.eligible import Eligible, eligible_ids
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.explain import Explanation, explain
@@ -79,9 +79,8 @@ class Recommender:
         self.encoder, self.retriever = parts.encoder, parts.retriever
         self.scorer, self.crosses = parts.scorer, parts.crosses
         self.engine: Engine | None = None
-        self.rank_by = RankBy.of(
-            self.settings.rank_by, self.scorer.schema, self.scorer.shown
-        )
+        schema, shown = parts.scorer.schema, parts.scorer.shown
+        self.rank_by = RankBy.of(parts.settings.rank_by, schema, shown)
 
     @classmethod
     def load(
@@ -90,6 +89,7 @@ class Recommender:
         threads: int = 1,
         rank_by: str | None = None,
         engine: str | None = None,
+        is_certified: bool = True,
     ) -> "Recommender":
         """Open a finished run and prove that its parts belong together.
 
@@ -99,6 +99,7 @@ class Recommender:
                 for a busy core made ranking 15 times slower.
             rank_by: a formula in the place of `recommend.rank_by`.
             engine: a name in the place of `recommend.engine`.
+            is_certified: whether a certificate that is there must hold.
 
         Raises:
             ConfigError: `rank_by` is no formula of names that there are, or the engine
@@ -110,7 +111,8 @@ class Recommender:
         torch.set_num_threads(threads)
         set_search_threads(threads)
         with unpacked(run) as folder:
-            recommender = cls(open_run(folder, rank_by=rank_by, engine=engine))
+            parts = open_run(folder, is_certified, rank_by=rank_by, engine=engine)
+            recommender = cls(parts)
             recommender.speed_up(example_users(folder)[:SAMPLED_USERS])
         return recommender
 

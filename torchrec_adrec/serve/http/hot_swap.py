@@ -52,14 +52,18 @@ class Served:
 
     @classmethod
     def load(
-        cls, run: Path, rank_by: str | None = None, engine: str | None = None
+        cls,
+        run: Path,
+        rank_by: str | None = None,
+        engine: str | None = None,
+        is_certified: bool = True,
     ) -> "Served":
         """Open the run, and refuse here what would fail with the first request.
 
         Args:
             run: its folder.
             rank_by: as of `Recommender.load`.
-            engine: likewise.
+            engine, is_certified: likewise.
 
         Raises:
             AdRecError: as `Recommender.load`.
@@ -68,7 +72,9 @@ class Served:
             ManifestError: the folder was changed meanwhile.
         """
         published = published_state(run)
-        recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
+        recommender = Recommender.load(
+            run, rank_by=rank_by, engine=engine, is_certified=is_certified
+        )
         check_finite(recommender)
         version = Version(
             towers=IndexManifest.load(

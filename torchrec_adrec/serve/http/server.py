@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -101,20 +102,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(factory: AppFactory, host: str, port: int) -> None:
-    """Answer requests until a signal comes.
+def server_config(bounds: ServeConfig, **arguments: Any) -> ServerConfig:
+    """Return the configuration of a server within its bounds.
 
     Args:
-        factory: makes the application.
-        host, port: the address to listen on; port 0: a free one.
-
-    Raises:
-        AdRecError: the run cannot be served, or the address cannot be had.
+        bounds: settings.
+        arguments: those of uvicorn, its application among them.
     """
-    listener = listen(host, port)
-    bounds = factory.bounds
-    configure = partial(
-        ServerConfig,
+    return ServerConfig(
         bounds,
         workers=bounds.workers,
         lifespan="on",
@@ -127,18 +122,34 @@ def serve(factory: AppFactory, host: str, port: int) -> None:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=bounds.grace_seconds,
         timeout_worker_healthcheck=WORKER_SECONDS,
+        **arguments,
     )
+
+
+def serve(factory: AppFactory, host: str, port: int) -> None:
+    """Answer requests until a signal comes.
+
+    Args:
+        factory: makes the application.
+        host, port: the address to listen on; port 0: a free one.
+
+    Raises:
+        AdRecError: the run cannot be served, or the address cannot be had.
+    """
+    listener = listen(host, port)
+    bounds = factory.bounds
     address = f"http://{host}:{listener.getsockname()[1]}"
     # Ctrl-C is how a server is stopped, so it is no error.
     with contextlib.suppress(KeyboardInterrupt):
         if bounds.workers == 1:
-            server = uvicorn.Server(configure(app=factory.build()))
+            server = uvicorn.Server(server_config(bounds, app=factory.build()))
             listener.listen()  # whoever reads the next line may connect
             print(f"serving {factory.run} on {address}", file=sys.stderr, flush=True)
             server.run(sockets=[listener])
         else:
             print(f"{bounds.workers} workers on {address}", file=sys.stderr, flush=True)
-            _run_workers(Multiprocess(configure(app=factory, factory=True), [listener]))
+            config = server_config(bounds, app=factory, factory=True)
+            _run_workers(Multiprocess(config, [listener]))
 
 
 def _run_workers(supervisor: Multiprocess) -> None:
