@@ -134,7 +134,6 @@ def compute_on_ranks(run: Path, pairs: Pairs, ranks: int) -> Computed:
     return computed
 
 
-@torch.no_grad()
 def _compute_rows(run: Path, pairs: Pairs, rows: Int64s, process: Process) -> Computed:
     encoder, catalog = Encoder.load(run / "data"), load_catalog(run / "data")
     schema = encoder.schema
@@ -146,8 +145,9 @@ def _compute_rows(run: Path, pairs: Pairs, rows: Int64s, process: Process) -> Co
     parts = []
     for first in range(0, len(rows), BATCH):
         user, ad, joined = _inputs(encoder, catalog, pairs, rows[first : first + BATCH])
-        of_users, of_ads, clicks = towers.module.model(user, ad)
-        logits: Tensor = ranker.module.model(user, joined).double()
+        with torch.no_grad():
+            of_users, of_ads, clicks = towers.module.model(user, ad)
+            logits: Tensor = ranker.module.model(user, joined).double()
         if blend != ALONE:
             logits[:, 0] = blend.apply(logits[:, 0], clicks.double())
         predictions = {

@@ -1,4 +1,4 @@
-"""`adrec certify`, `adrec bundle` and `adrec explain`: can a run be trusted, and why."""
+"""`adrec certify`, `adrec bundle` and `adrec explain`: what a run serves, and why."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,14 +105,14 @@ def explain(
     for line in explanation.lines:
         typer.echo(line)
     if explanation.columns is not None:
-        click = recommender.scorer.schema.label_names[0]
-        wide_console().print(_columns_table(explanation.columns, click))
+        wide_console().print(_columns_table(explanation.columns))
 
 
-def _columns_table(columns: Any, click: str) -> Any:
+def _columns_table(columns: Any) -> Any:
     from rich.table import Table
 
-    largest_first = columns.sort(columns[click].abs(), descending=True)
+    # By what a column adds to the first label, the click, up or down.
+    largest_first = columns.sort(columns[:, 3].abs(), descending=True)
     table = Table(*columns.columns, title="What each column adds")
     for row in largest_first.iter_rows():
         table.add_row(*(f"{x:+.3g}" if isinstance(x, float) else x for x in row))

@@ -18,6 +18,7 @@ from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.schema import AD_ID, SCORE, Schema, Side
 from torchrec_adrec.serve.parts import Parts
 
+ADDS = "adds:"  # before the name of a label, which could be that of another column
 Values = dict[str, Float64s]
 
 
@@ -33,8 +34,9 @@ def contributions(
         served: the ad's prediction of each label as it is served.
 
     Returns:
-        A line for each column that has a value: `side`, `column`, `value`, and what the
-        column adds to each prediction and to `score`, the towers' inner product.
+        A line for each column that has a value: `side`, `column`, `given`, and what the
+        column adds to each prediction and to the towers' inner product, as `adds:click`
+        and `adds:score`.
 
     Raises:
         DataError: a column or a value is not one of a user.
@@ -47,12 +49,12 @@ def contributions(
     names = [(side, name) for side in Side for name in given[side]]
     values = _without_each(parts, names, given, row)
     _check(parts, values, served)
-    differences = {name: column[0] - column[1:] for name, column in values.items()}
+    differences = {f"{ADDS}{n}": column[0] - column[1:] for n, column in values.items()}
     return pl.DataFrame(
         {
             "side": [str(side) for side, _ in names],
             "column": [name for _, name in names],
-            "value": [str(given[side][name]) for side, name in names],
+            "given": [str(given[side][name]) for side, name in names],
         }
         | differences
     )
