@@ -1,6 +1,7 @@
 """Refuses a run whose stages do not all come from the same checkpoint of the towers."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from trained_run import (
@@ -230,16 +232,30 @@ def test_figures_of_another_checkpoint_are_refused(run: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (lambda r: r.scorer.ranker, "50 of 50 predictions of click are not finite"),
-        (lambda r: r.retriever.tower, "the vector of the user is not finite"),
+        (
+            lambda r: r.scorer.ranker,
+            "the ranker: 50 of 50 predictions of click are not finite",
+        ),
+        (lambda r: r.retriever.tower, "the towers' vector of the user is not finite"),
     ],
 )
 def test_a_prediction_that_is_not_finite_is_an_error(
-    part: Callable[[Recommender], Any], message: str, run: Path
+    part: Callable[[Recommender], Any], message: str, run: Path, tmp_path: Path
 ) -> None:
     served = Recommender.load(run)
     with torch.no_grad():
         for weights in part(served).parameters():
             weights.fill_(torch.nan)
-    with pytest.raises(PredictionError, match=message):
-        served.recommend({})
+    user = {"C1": "68fd1e64", "I1": 3}
+    named = re.escape(message) + r".*the user had \['C1 \(hex\)', 'I1 \(number\)'\]"
+    with pytest.raises(PredictionError, match=named):
+        served.recommend(user)
+    with pytest.raises(PredictionError, match=named):
+        served.explain(user, int(served.scorer.ids[0]))
+    users = tmp_path / "users.parquet"
+    pl.DataFrame([user] * 3).write_parquet(users)
+    file = UserFile.open(users, served.encoder)
+    named = rf"{users}, row 0 \(from 0\): .*{re.escape(message)}"
+    with pytest.raises(PredictionError, match=named):
+        recommend_batch(served, file, tmp_path / "out.parquet", SingleProcess())
+    assert [path.name for path in tmp_path.iterdir()] == [users.name]

@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
@@ -16,7 +17,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.errors import AdRecError, ConfigError
@@ -29,7 +30,8 @@ from torchrec_adrec.serve.http.protocol import ServerConfig
 from torchrec_adrec.serve.open_run import published_state
 
 HEAD_BYTES = 16_384  # of a request line and its headers
-WORKER_SECONDS = 120  # in which a worker must have loaded its models
+WORKER_SECONDS = 120  # in which a worker that replaces another must have loaded
+END_SECONDS = 2  # that a worker may need to end after the grace of its requests
 # A thread that computes holds Python's lock for this long while the loop waits; with
 # the default of 5 ms a request that is refused at once could still take 10.
 SWITCH_SECONDS = 0.001
@@ -149,12 +151,43 @@ def serve(factory: AppFactory, host: str, port: int) -> None:
         else:
             print(f"{bounds.workers} workers on {address}", file=sys.stderr, flush=True)
             config = server_config(bounds, app=factory, factory=True)
-            _run_workers(Multiprocess(config, [listener]))
+            _run_workers(Workers(config, [listener]))
 
 
-def _run_workers(supervisor: Multiprocess) -> None:
+def _run_workers(supervisor: "Workers") -> None:
     with tempfile.TemporaryDirectory(prefix="adrec-metrics-") as folder:
         os.environ[SHARED] = folder  # before a worker imports the library
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise ConfigError("the workers could not load the run, as they say above")
+
+
+class Workers(Multiprocess):
+    """Starts the workers, replaces those that die, and ends within the grace.
+
+    uvicorn asks a worker whether it lives and waits for the answer, which one that
+    loads its models gives late: a signal would not be heard meanwhile. And it waits for
+    the end of every worker for as long as that takes.
+    """
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace dead workers; stop if one could not load."""
+        for number, worker in enumerate(self.processes):
+            if worker.process.is_alive():
+                continue
+            worker.join()
+            if worker.exitcode == STARTUP_FAILURE:
+                self.should_exit.set()
+                return
+            self.processes[number] = Process(self.config, self.sockets)
+            self.processes[number].start()
+
+    def join_all(self) -> None:
+        """Wait for the workers, and kill what goes on after the grace."""
+        grace = self.config.timeout_graceful_shutdown or 0
+        ends = time.monotonic() + grace + END_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(0, ends - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
