@@ -24,6 +24,7 @@ from trained_run import (
 )
 
 from torchrec_adrec.config.run import load_config
+from torchrec_adrec.data.prepare.user_file import UserFile
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process
@@ -35,8 +36,10 @@ from torchrec_adrec.models.rankers.base import Ensemble
 from torchrec_adrec.models.rankers.registry import RANKERS
 from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.runtime.files import Origin
+from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve import open_run, proof
+from torchrec_adrec.serve.batch import recommend_batch
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks import sharded as sharded_task
