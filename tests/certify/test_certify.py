@@ -66,13 +66,13 @@ def test_all_ways_agree_and_the_run_is_served(certified: Path) -> None:
         "1 rank = served predictions",
     ]
     assert all(c.count >= 10 * REQUESTS for c in judged.values())
-    told = {c.name: c.overlap for c in loaded.comparisons if c.allowed is None}
-    assert told.keys() == {
+    overlaps = {c.name: c.overlap for c in loaded.comparisons if c.allowed is None}
+    assert overlaps.keys() == {
         "index exact = exact search",
         "engine bfloat16 = float32",
         "engine int8 = float32",
     }
-    assert all(overlap is not None and overlap > 0.5 for overlap in told.values())
+    assert all(overlap is not None and overlap > 0.5 for overlap in overlaps.values())
     assert Recommender.load(certified).recommend({}).candidates == 50
 
 

@@ -35,21 +35,27 @@ def test_every_stage_is_told(served: Recommender, user: dict[str, Any]) -> None:
         served.parts.user_vector(user), len(served.scorer.ids)
     )
     for place, ad in enumerate(ranked, start=1):
-        told = served.explain(user, ad, TOP)
-        assert told.ranking is not None and told.retrieval is not None
-        assert told.ranking.place == place
-        assert told.stage == ("shown" if place <= TOP else "ranked too low")
-        assert ids[0][told.retrieval.place - 1] == ad
+        explained = served.explain(user, ad, TOP)
+        assert explained.ranking is not None and explained.retrieval is not None
+        assert explained.ranking.place == place
+        assert explained.stage == ("shown" if place <= TOP else "ranked too low")
+        assert ids[0][explained.retrieval.place - 1] == ad
         if place > TOP + 2:
             break
     lost = int(ids[0][-1])
-    told = served.explain(user, lost, TOP)
-    assert told.stage == "not retrieved" and told.retrieval is not None
-    assert told.retrieval.place == told.retrieval.ads == len(served.scorer.ids)
-    assert told.retrieval.score < told.retrieval.cut == pytest.approx(scores[0][K - 1])
-    assert "does not return it" in "\n".join(told.lines)
-    told = served.explain(user, 5, TOP)
-    assert (told.stage, told.columns) == ("not in the catalog", None)
+    explained = served.explain(user, lost, TOP)
+    assert explained.stage == "not retrieved" and explained.retrieval is not None
+    assert (
+        explained.retrieval.place == explained.retrieval.ads == len(served.scorer.ids)
+    )
+    assert (
+        explained.retrieval.score
+        < explained.retrieval.cut
+        == pytest.approx(scores[0][K - 1])
+    )
+    assert "does not return it" in "\n".join(explained.lines)
+    explained = served.explain(user, 5, TOP)
+    assert (explained.stage, explained.columns) == ("not in the catalog", None)
 
 
 def test_an_ad_that_is_not_eligible_is_told(
@@ -57,11 +63,11 @@ def test_an_ad_that_is_not_eligible_is_told(
 ) -> None:
     best, second = served.recommend(user, 2).ads[AD_ID].to_list()
     others = served.scorer.ids[served.scorer.ids != best]
-    told = served.explain(user, best, TOP, eligible=others)
-    assert told.stage == "not eligible" and told.columns is not None
-    told = served.explain(user, second, TOP, eligible=others)
-    assert told.ranking is not None and told.ranking.place == 1
-    assert told.retrieval is not None and told.retrieval.ads == len(others)
+    explained = served.explain(user, best, TOP, eligible=others)
+    assert explained.stage == "not eligible" and explained.columns is not None
+    explained = served.explain(user, second, TOP, eligible=others)
+    assert explained.ranking is not None and explained.ranking.place == 1
+    assert explained.retrieval is not None and explained.retrieval.ads == len(others)
 
 
 def test_an_ad_that_the_index_misses_is_told(
@@ -75,9 +81,9 @@ def test_an_ad_that_the_index_misses_is_told(
         return ids[:, 1:], scores[:, 1:]
 
     monkeypatch.setattr(served.retriever.index, "search", miss)
-    told = served.explain(user, int(nearest), TOP)
-    assert told.stage == "missed by the index"
-    assert told.retrieval is not None and told.retrieval.place == 1
+    explained = served.explain(user, int(nearest), TOP)
+    assert explained.stage == "missed by the index"
+    assert explained.retrieval is not None and explained.retrieval.place == 1
 
 
 def test_a_column_adds_what_a_request_without_it_loses(

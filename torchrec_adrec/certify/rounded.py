@@ -39,7 +39,7 @@ def compare_index(run: Path, parts: Parts, users: Sequence[RawUser]) -> Comparis
         rows: Int64s = np.broadcast_to(ids, scores.shape)
         exact_ids, exact = best_of([(exact_ids, exact), (rows, scores)], TOP)
         longest = max(longest, float(np.linalg.norm(vectors, axis=1).max()))
-    found, scores = parts.retriever.index.search(queries, TOP)
+    indexed, scores = parts.retriever.index.search(queries, TOP)
     lengths = positive(np.linalg.norm(queries, axis=1) * np.float32(longest))
     # By place: where the index misses an ad, all below it move up.
     error: Float32s = np.abs(scores - exact).max(axis=1) / lengths
@@ -49,7 +49,7 @@ def compare_index(run: Path, parts: Parts, users: Sequence[RawUser]) -> Comparis
         largest=float(error.max()),
         unit="the longest vector",
         allowed=None,
-        overlap=_overlap(found, exact_ids),
+        overlap=_overlap(indexed, exact_ids),
     )
 
 
