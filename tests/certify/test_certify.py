@@ -219,7 +219,7 @@ def test_other_code_is_told_and_the_numbers_decide(
 def test_a_damaged_certificate_is_refused(copy: Path) -> None:
     (copy / CERTIFICATE).write_text("{}")
     with pytest.raises(
-        ManifestError, match=r"certificate\.json: made_of: Field requir"
+        ManifestError, match=r"certificate\.json: made_of: Field re"
     ):
         Recommender.load(copy)
 
