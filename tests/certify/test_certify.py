@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def certified(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run with a certificate, for which two real ranks computed."""
     out = tmp_path_factory.mktemp("certified") / "run"
     shutil.copytree(run, out)
+    handler = signal.getsignal(signal.SIGTERM)
     issue(out, certify(out, REQUESTS))
+    assert signal.getsignal(signal.SIGTERM) is handler
     return out
 
 
@@ -218,9 +221,7 @@ def test_other_code_is_told_and_the_numbers_decide(
 
 def test_a_damaged_certificate_is_refused(copy: Path) -> None:
     (copy / CERTIFICATE).write_text("{}")
-    with pytest.raises(
-        ManifestError, match=r"certificate\.json: made_of: Field re"
-    ):
+    with pytest.raises(ManifestError, match=r"certificate\.json: made_of: Field re"):
         Recommender.load(copy)
 
 

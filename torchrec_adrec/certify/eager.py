@@ -4,6 +4,7 @@ Nothing of serving is used here: rows are encoded like those of the data, and bo
 of every pair go through models that are sharded over the ranks.
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,12 @@ from torchrec_adrec.tasks.label_heads import prediction
 from torchrec_adrec.tasks.sharded import restore
 
 BATCH = 1_024  # pairs of one step of a rank
+LAUNCHERS_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+)
 
 
 @dataclass(frozen=True)
@@ -125,11 +132,16 @@ def compute_on_ranks(run: Path, pairs: Pairs, ranks: int) -> Computed:
         max_restarts=0,
         start_method="spawn",
     )
+    handlers = {number: signal.getsignal(number) for number in LAUNCHERS_SIGNALS}
     try:
         results = elastic_launch(config, compute)(run, pairs)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         raise StageError(f"rank {failure.local_rank} of {ranks} failed") from None
+    finally:
+        # The launcher takes signals for itself and does not give them back.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     computed: Computed = results[0]
     return computed
 
