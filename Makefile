@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo test quick test-processors check bench fuzz clean
+.PHONY: setup gpu-check demo test test-slow quick test-processors check bench fuzz clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ demo: $(STAMP)  ## the whole path on rows made here: a table and ten ranked ads
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## what `make test` leaves out
+	$(BIN)/python -m pytest -m 'slow or four_ranks'
 
 quick: $(STAMP)  ## under a minute: style, types, and the tests without processes
 	$(BIN)/ruff check .

@@ -102,9 +102,17 @@ def test_reported_is_served(task: str, run: Path, process: Process) -> None:
 ENSEMBLE = "ranking={seeds: 3, tables: scratch, field_dropout: 0.2, table_init: 0.01}"
 
 
+def marks_of(ranker: str) -> list[pytest.MarkDecorator]:
+    """Each ranker is trained for it; the default and the recommended one always are."""
+    return [] if ranker in ("transformer", "dcnv2") else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
-    [*((name, ()) for name in RANKERS), pytest.param("dnn", (ENSEMBLE,), id="3 dnn")],
+    [
+        *(pytest.param(name, (), marks=marks_of(name)) for name in RANKERS),
+        pytest.param("dnn", (ENSEMBLE,), id="3 dnn", marks=pytest.mark.slow),
+    ],
 )
 def test_any_ranker_is_trained_judged_and_served(
     name: str, words: tuple[str, ...], run: Path, process: Process, tmp_path: Path

@@ -17,6 +17,7 @@ from torchrec_adrec.certify.served import answers_of
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import ConfigError, DataError, ManifestError
 from torchrec_adrec.index.manifest import IndexManifest, vectors_of
+from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.runs.stages import EXPORT, INDEX, RANKING, RETRIEVAL, stage_folder
 from torchrec_adrec.runs.unpack import BUNDLE
 from torchrec_adrec.schema import AD_ID, SCORE
@@ -63,7 +64,13 @@ def certify(
     if not users:
         raise DataError(f"{run} has no example users: give the test split some rows")
     made_of = _hashes(run)
-    answers = answers_of(run, users)
+    manifest = IndexManifest.load(stage_folder(run, INDEX.name))
+    changes = open_changes(run, manifest.embeddings)
+    # Ads that were updated since have neither an exported vector nor a catalog's row.
+    answers = [
+        [ad for ad in ads if ad[AD_ID] not in changes.touched]
+        for ads in answers_of(run, users)
+    ]
     pairs = Pairs(
         users,
         np.repeat(np.arange(len(users)), [len(ads) for ads in answers]),
@@ -74,7 +81,7 @@ def certify(
     comparisons = [
         *_compare_ranks(run, one, several),
         *_compare_served(run, parts, pairs, one, answers),
-        compare_index(run, parts, users),
+        compare_index(run, parts, users, changes),
         *compare_engines(parts, users),
     ]
     if _hashes(run) != made_of:

@@ -24,7 +24,7 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
-from torchrec_adrec.data.request import RawUser, raw_user, raw_users
+from torchrec_adrec.data.request import RawUser, raw_ads, raw_user
 from torchrec_adrec.distributed.process import Process, process_group, unchanged_process
 from torchrec_adrec.errors import StageError
 from torchrec_adrec.runs.stage_settings import stage_settings
@@ -196,7 +196,7 @@ def _raw_ad(ads: pl.DataFrame, row: int, schema: Schema) -> RawColumns:
         return {}
     names = schema.sources_of(Side.AD)
     frame = ads[row : row + 1].select(pl.col(f"raw_{n}").alias(n) for n in names)
-    return raw_users(frame, schema, Side.AD)
+    return raw_ads(frame, schema)
 
 
 def _stacked(rows: Sequence[Columns]) -> Columns:

@@ -1,6 +1,6 @@
 """What the parts that round make of the requests: told, and judged where they serve."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.index.answers import best_of, nothing
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.manifest import IndexManifest, load_vectors
 from torchrec_adrec.runs.stages import EXPORT, INDEX, stage_folder
 from torchrec_adrec.serve.certificate import Comparison
@@ -21,20 +22,22 @@ TOP = 10
 MEASURED = 50  # requests on which an engine is measured, all candidates of each
 
 
-def compare_index(run: Path, parts: Parts, users: Sequence[RawUser]) -> Comparison:
+def compare_index(
+    run: Path, parts: Parts, users: Sequence[RawUser], changes: Changes
+) -> Comparison:
     """Compare the ten best ads of the index with those of the exported vectors.
 
     Args:
         run: folder of the run.
         parts: loaded.
         users: raw columns of the requests.
+        changes: of the ads since the export.
     """
     manifest = IndexManifest.load(stage_folder(run, INDEX.name))
     queries = np.concatenate([parts.user_vector(user) for user in users])
     exact_ids, exact = nothing(len(queries))
     longest = 0.0
-    for name in manifest.embeddings.parts:
-        ids, vectors = load_vectors(run / EXPORT.name, name)
+    for ids, vectors in _all_vectors(run, manifest, changes):
         scores = queries @ vectors.T
         rows: Int64s = np.broadcast_to(ids, scores.shape)
         exact_ids, exact = best_of([(exact_ids, exact), (rows, scores)], TOP)
@@ -51,6 +54,18 @@ def compare_index(run: Path, parts: Parts, users: Sequence[RawUser]) -> Comparis
         allowed=None,
         overlap=_overlap(indexed, exact_ids),
     )
+
+
+def _all_vectors(
+    run: Path, manifest: IndexManifest, changes: Changes
+) -> Iterator[tuple[Int64s, Float32s]]:
+    """Read the vectors of all ads that there are, ids (n,) and (n, D) of a part."""
+    for name in manifest.embeddings.parts:
+        ids, vectors = load_vectors(run / EXPORT.name, name)
+        kept = ~np.isin(ids, changes.touched)
+        yield ids[kept], vectors[kept]
+    if len(changes.ids):
+        yield changes.ids, changes.vectors
 
 
 @torch.inference_mode()

@@ -107,8 +107,16 @@ def run_stages(
     config: Path | None = None,
     overrides: list[str] | None = None,
     verbose: bool = False,
+    again: bool = False,
 ) -> None:
-    """Run stages in this process, one rank of the launcher's."""
+    """Run stages in this process, one rank of the launcher's.
+
+    Args:
+        several: in the order in which they read one another.
+        out: the run's folder.
+        config, overrides, verbose: as commands take them.
+        again: also those that are done.
+    """
     if verbose:
         be_verbose()
     # The inputs of the first stage are checked before torchrec is imported, so that a
@@ -116,7 +124,7 @@ def run_stages(
     with command_in(out, config, overrides, several[0]) as settings:
         from torchrec_adrec.pipeline import job as work
 
-        work.run_stages(several, settings, out)
+        work.run_stages(several, settings, out, again)
 
 
 def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:

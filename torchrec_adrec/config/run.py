@@ -83,6 +83,10 @@ class IndexConfig(Settings):
     keep_versions: Count = 3
     """Number of published versions that stay, the current one among them: `adrec
     versions rollback` goes back to one at once."""
+    max_changed: Fraction = 0.05
+    """Share of the index's ads that `adrec index update` may add, replace or remove
+    before `adrec index compact` must build them in: added ads are compared one by one
+    in every search, and removed ones are passed over."""
 
     @model_validator(mode="after")
     def _auto_builds_as_it_chooses(self) -> Self:

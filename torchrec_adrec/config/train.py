@@ -149,6 +149,11 @@ class RankingConfig(Settings):
     rows of each class."""
     epochs: Count | None = None
     """How often the ranker reads the rows. Default: `train.epochs`."""
+    refit: bool = False
+    """Train anew on training and validation rows before serving, as long as the first
+    fit was best on the validation rows, and keep its blend and its calibration. On
+    Criteo it raised the AUC on later rows from 0.776 to 0.778 (a tenth added to seven,
+    three seeds)."""
     blend: Literal["auto", "none"] = "auto"
     """auto: the served click logit is `a * ranker + b * towers + c` with weights from 0
     that are fitted on the validation rows, if that lowers their log loss by more than

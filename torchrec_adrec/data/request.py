@@ -31,8 +31,8 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         DataError: a column that no user feature is made of, or a value of the wrong
             kind.
     """
-    kinds, lists = _columns_of(schema, Side.USER)
-    _check_names(user, schema, Side.USER)
+    kinds, lists = _columns_of(schema)
+    _check_names(user, schema)
     scalars: RawColumns = {
         name: _column([_READERS[kind](name, user.get(name))], kind)
         for name, kind in kinds.items()
@@ -42,20 +42,19 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
     }
 
 
-def raw_users(rows: pl.DataFrame, schema: Schema, side: Side = Side.USER) -> RawColumns:
+def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
     """Make the raw columns of many users, of the same values as `raw_user`'s.
 
     Args:
         rows: a user each; a column that is absent or null is a missing value.
         schema: of the data that the model was trained on.
-        side: that of the ads for rows of the catalog, in the form of a request.
 
     Raises:
-        BadUserError: names the first row with a value of the wrong kind.
-        DataError: a column that no feature of that side is made of.
+        BadRowError: names the first row with a value of the wrong kind.
+        DataError: a column that no user feature is made of.
     """
-    kinds, lists = _columns_of(schema, side)
-    _check_names(rows.columns, schema, side)
+    kinds, lists = _columns_of(schema)
+    _check_names(rows.columns, schema)
     raw: RawColumns = {}
     for name, kind in kinds.items():
         if name in rows.columns:
@@ -69,7 +68,28 @@ def raw_users(rows: pl.DataFrame, schema: Schema, side: Side = Side.USER) -> Raw
     return raw
 
 
-class BadUserError(DataError):
+def raw_ads(rows: pl.DataFrame, schema: Schema) -> RawColumns:
+    """Make the raw columns of ads, of the same values as those of users.
+
+    Args:
+        rows: an ad each. Every column of the ad's side must be there, unlike a user's:
+            one that was forgotten would change the vectors of all.
+        schema: of the data.
+
+    Raises:
+        BadRowError: names the first row with a value of the wrong kind.
+        DataError: a column is missing or unknown.
+    """
+    kinds = scalar_kinds(schema, Side.AD)
+    if set(rows.columns) != set(kinds):
+        raise DataError(
+            f"the columns are {sorted(rows.columns)}, expected those of an ad:"
+            f" {sorted(kinds)}"
+        )
+    return {name: _scalars(rows[name], kind) for name, kind in kinds.items()}
+
+
+class BadRowError(DataError):
     """A value of the wrong kind in one of many rows."""
 
     def __init__(self, row: int, message: str) -> None:
@@ -83,18 +103,18 @@ def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
     return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
 
 
-def _columns_of(schema: Schema, side: Side) -> tuple[dict[str, str], list[str]]:
-    """Return the kind of each scalar column of a side, and the list columns."""
-    lists = [f.source for f in schema.sequences_of(side)]
-    return scalar_kinds(schema, side), lists
+def _columns_of(schema: Schema) -> tuple[dict[str, str], list[str]]:
+    """Return the kind of each scalar column of a user, and the list columns."""
+    lists = [f.source for f in schema.sequences_of(Side.USER)]
+    return scalar_kinds(schema, Side.USER), lists
 
 
-def _check_names(names: Iterable[str], schema: Schema, side: Side) -> None:
-    kinds, lists = _columns_of(schema, side)
+def _check_names(names: Iterable[str], schema: Schema) -> None:
+    kinds, lists = _columns_of(schema)
     unknown = sorted(set(names) - set(kinds) - set(lists))
     if unknown:
         raise DataError(
-            f"unknown {side} columns {unknown}; expected some of {[*kinds, *lists]}"
+            f"unknown user columns {unknown}; expected some of {[*kinds, *lists]}"
         )
 
 
@@ -109,7 +129,7 @@ def _scalars(values: pl.Series, kind: str) -> Column:
             read.append(_READERS[kind](values.name, value))
         except DataError as error:
             row = int(np.argmax(column.codes == code))
-            raise BadUserError(row, str(error)) from None
+            raise BadRowError(row, str(error)) from None
     # Two texts may be one number: numbered again, by what was read.
     table = pl.Series([*read, None], dtype=DTYPES[kind])
     places = np.where(column.codes < 0, len(read), column.codes)
@@ -173,7 +193,7 @@ def _in_row(row: int, read: Callable[[str, Any], T], name: str, value: Any) -> T
     try:
         return read(name, value)
     except DataError as error:
-        raise BadUserError(row, str(error)) from None
+        raise BadRowError(row, str(error)) from None
 
 
 def _refusal(name: str, value: Any, expected: str) -> DataError:

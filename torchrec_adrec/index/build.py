@@ -120,7 +120,7 @@ def sample_rows(kind: IndexKind, count: int, seed: int) -> Int64s:
 def _write_sample(
     kind: IndexKind, embeddings: Embeddings, seed: int, ranks: Ranks, out: Path
 ) -> None:
-    rows = sample_rows(kind, embeddings.manifest.count, seed)
+    rows = sample_rows(kind, embeddings.count, seed)
     picked = [np.empty((0, embeddings.manifest.dim), dtype=np.float32)]
     if len(rows):
         for numbers, _, vectors in embeddings.read(

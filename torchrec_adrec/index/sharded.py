@@ -85,7 +85,8 @@ class ShardedIndex(Shards):
         check_files(folder, manifest.files)
         kind = open_kind(manifest.kind, manifest.build)
         index = cls.open(folder, manifest.layout, kind)
-        if not index.count == manifest.count == manifest.embeddings.count:
+        exported = manifest.count if manifest.changes else manifest.embeddings.count
+        if not index.count == manifest.count == exported:
             raise ManifestError(
                 f"{folder}: the shards hold {index.count} ads, the manifest says"
                 f" {manifest.count}, exported were {manifest.embeddings.count}; build"
@@ -160,10 +161,29 @@ class ShardedIndex(Shards):
             EligibilityError: an ad that is not eligible was about to be returned.
         """
         k = min(k, self.count if eligible is None else len(eligible.ids))
+        return self.search_with(self.setting_for(eligible), queries, k, eligible)
+
+    def search_with(
+        self,
+        setting: SearchSetting | None,
+        queries: Float32s,
+        k: int,
+        eligible: EligibleAds | None = None,
+    ) -> tuple[Int64s, Float32s]:
+        """Search as `search` does, as thoroughly as is said.
+
+        Args:
+            setting: of the kind; None: every eligible ad is compared.
+            queries: (B, D).
+            k: at most the number of ads, or of eligible ads.
+            eligible: only these are returned, if given.
+
+        Raises:
+            EligibilityError: as of `search`.
+        """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if k == 0:
             return nothing(len(queries))
-        setting = self.setting_for(eligible)
         if setting is None:
             ids, scores = self.compare_all(queries, k, eligible)
         else:

@@ -43,7 +43,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
     for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
-        yield f"{title}: judged and served", _checkpoint(metrics[name])
+        yield f"{title}: judged and served", served_checkpoint(metrics[name])
     if "blend" in metrics["ranking"]:
         yield "click score that serves", served_score(metrics["ranking"]["blend"])
     yield from _recalls(metrics["export"]["test"])
@@ -76,13 +76,19 @@ def served_score(blend: Metrics) -> str:
     return f"{blend['serves']}: {weights}, gains {why} of log loss on validation rows"
 
 
-def _checkpoint(metrics: Metrics) -> str:
+def served_checkpoint(metrics: Metrics) -> str:
     """Return which checkpoint is served, and why if it is not the last one."""
     train = metrics["train"]
     origin = Origin.model_validate(metrics["checkpoint"])
     evaluations = len(train["validation"])
     best = f", the best of {evaluations} evaluations" if evaluations else ""
-    return f"{origin} of {train['steps']}{best}"
+    rows = ""
+    if "first_fit" in metrics:
+        rows = (
+            f", refitted on {' + '.join(metrics['trained_on'])}; blend and calibration"
+            " are those of the fit on train"
+        )
+    return f"{origin} of {train['steps']}{best}{rows}"
 
 
 def _recalls(test: Metrics) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,10 @@ SETTINGS_WITHOUT_EFFECT = {
     "hang_seconds",
     "ledger",
 }
-WITHOUT_EFFECT = {"train": SETTINGS_WITHOUT_EFFECT, "index": {"keep_versions"}}
+WITHOUT_EFFECT = {
+    "train": SETTINGS_WITHOUT_EFFECT,
+    "index": {"keep_versions", "max_changed"},
+}
 
 
 @dataclass(frozen=True)

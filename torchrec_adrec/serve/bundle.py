@@ -22,6 +22,7 @@ from typing import IO, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from torchrec_adrec.errors import ConfigError, ManifestError, reason
+from torchrec_adrec.index.changes import CHANGES, ChangesManifest
 from torchrec_adrec.index.manifest import (
     EXAMPLES,
     MANIFEST,
@@ -40,7 +41,7 @@ from torchrec_adrec.runs.stages import (
     stage_folder,
 )
 from torchrec_adrec.runs.unpack import AGAIN, BUNDLE, TAR
-from torchrec_adrec.runs.versions import CURRENT
+from torchrec_adrec.runs.versions import CURRENT, VERSIONS, current_name
 from torchrec_adrec.runtime.files import HASHES, changed, load_hashes, put, sync
 from torchrec_adrec.tasks.sharded import METRICS, final_checkpoint
 
@@ -178,6 +179,11 @@ def served_files(run: Path) -> list[str]:
         checkpoint = final_checkpoint(folder)
         paths += [folder / name for name in (RECORD, CONFIG, METRICS)]
         paths += [checkpoint.path / name for name in (HASHES, *checkpoint.hashes)]
+    changes = run / CHANGES
+    if name := current_name(changes):
+        manifest = ChangesManifest.load(changes / VERSIONS / name)
+        paths += [changes / VERSIONS / name / n for n in (MANIFEST, *manifest.files)]
+        paths.append(changes / CURRENT)
     optional = (run / INDEX.name / CURRENT, run / CONFIG, run / CERTIFICATE)
     paths += [path for path in optional if path.exists()]
     return sorted(path.relative_to(run).as_posix() for path in paths)

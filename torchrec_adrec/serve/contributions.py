@@ -13,7 +13,7 @@ import torch
 from torchrec_adrec.arrays import Columns, Float64s
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.data.request import RawUser, raw_user, raw_users
+from torchrec_adrec.data.request import RawUser, raw_ads, raw_user, raw_users
 from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.schema import AD_ID, SCORE, Schema, Side
 from torchrec_adrec.serve.parts import Parts
@@ -78,7 +78,7 @@ def _without_each(
     inputs = {}
     for side in Side:
         frame = _variants(names, schema, side, given[side])
-        columns = raw_users(frame, schema, side)
+        columns = (raw_users if side is Side.USER else raw_ads)(frame, schema)
         encoded = encoder.encode(columns, side)
         if side is Side.AD:
             encoded = _of_catalog(encoded, parts.scorer.columns, row)
@@ -105,10 +105,9 @@ def _variants(
     for name, value in given.items():
         without = [None if left_out == (side, name) else value for left_out in names]
         columns[name] = pl.Series([value, *without])
-    if not columns:  # nothing is known of this side, in as many rows
-        nothing = pl.Series([None] * (len(names) + 1), dtype=pl.String)
-        columns = {schema.scalar_sources_of(side)[0]: nothing}
-    return pl.DataFrame(columns)
+    nothing = pl.Series([None] * (len(names) + 1), dtype=pl.String)
+    unknown = dict.fromkeys(schema.scalar_sources_of(side), nothing)
+    return pl.DataFrame(unknown | columns)
 
 
 def _of_catalog(encoded: Columns, catalog: Columns, row: int) -> Columns:

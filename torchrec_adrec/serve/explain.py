@@ -9,6 +9,7 @@ import polars as pl
 from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.index.eligible import EligibleAds
+from torchrec_adrec.schema import AD_ID
 from torchrec_adrec.serve.contributions import contributions
 from torchrec_adrec.serve.parts import Parts
 from torchrec_adrec.serve.rank_by import RankBy
@@ -129,7 +130,7 @@ def explain(
         DataError: a column or a value is not one of a user.
         PredictionError: a number is not finite.
     """
-    if ad_id not in parts.scorer.ids:
+    if not parts.scorer.listed[AD_ID].is_in([ad_id]).any():
         return Explanation(ad_id, "not in the catalog")
     ad = np.array([ad_id])
     index, vector = parts.retriever.index, parts.user_vector(user)

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.updated import Absorbed
+from torchrec_adrec.runs.ad_changes import changes_name, open_changes
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
     EXPORT,
@@ -35,6 +39,8 @@ from torchrec_adrec.tasks.blend import FILE as BLEND
 from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import check_origin, restore_whole
 
+CHANGED = "+"  # between the build of an index and the changes of its ads
+
 
 def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> Parts:
     """Load the parts of a run and compare them with one another.
@@ -54,15 +60,8 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     check_bundle(run)
     for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
         check_inputs(stage, run)
-    given = [f"recommend.{k}={json.dumps(v)}" for k, v in overrides.items() if v]
     version = stage_folder(run, INDEX.name)
-    # The index was measured at as many candidates as its own settings name.
-    settings = stage_settings(version, given).recommend
-    if settings.rank_by is not None:
-        # The formula is checked against the labels as the ranker was made to predict
-        # them; the index may have been built before that was settled.
-        formula = f"recommend.rank_by={json.dumps(settings.rank_by)}"
-        stage_settings(run / RANKING.name, [formula])
+    settings = _settings(run, version, overrides)
     encoder = Encoder.load(run / "data")
     towers, towers_checkpoint = restore_whole("retrieval", run, encoder.schema)
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)
@@ -91,7 +90,13 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
         Crosses(encoder, catalog),
         settings,
         towers.model,
+        catalog,
+        manifest.embeddings,
+        Absorbed.load(version, manifest),
     )
+    changes = open_changes(run, manifest.embeddings)
+    if changes.name or manifest.changes:
+        parts = parts.with_changes(changes)
     score_error = Proof(
         parts.user_input,
         parts.retriever,
@@ -100,11 +105,27 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
         towers_checkpoint,
         manifest,
         run / EXPORT.name,
+        changes,
     ).check()
     _check_rounding(parts, score_error, manifest)
     if certificate is not None:
-        check_samples(run, certificate, parts)
+        check_samples(run, certificate, parts, changes.touched)
     return parts
+
+
+def _settings(
+    run: Path, version: Path, overrides: Mapping[str, str | None]
+) -> RecommendConfig:
+    """Read how the run is served, as its index was built for."""
+    given = [f"recommend.{k}={json.dumps(v)}" for k, v in overrides.items() if v]
+    # The index was measured at as many candidates as its own settings name.
+    settings = stage_settings(version, given).recommend
+    if settings.rank_by is not None:
+        # The formula is checked against the labels as the ranker was made to predict
+        # them; the index may have been built before that was settled.
+        formula = f"recommend.rank_by={json.dumps(settings.rank_by)}"
+        stage_settings(run / RANKING.name, [formula])
+    return settings
 
 
 def example_users(run: Path) -> list[RawUser]:
@@ -128,7 +149,7 @@ def _check_rounding(parts: Parts, score_error: float, manifest: IndexManifest) -
 
 
 def published_state(run: Path) -> str:
-    """Name the state of a run's folder; another one after every build of a stage.
+    """Name the state of a run's folder; another one after every build and update.
 
     So is one after every certificate, and that of every bundle.
     """
@@ -136,4 +157,10 @@ def published_state(run: Path) -> str:
     paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
     paths += [run / BUNDLE, run / CERTIFICATE]
     texts = [path.read_bytes() if path.exists() else b"" for path in paths]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+    build = hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+    return f"{build}{CHANGED}{changes_name(run)}"
+
+
+def is_same_build(state: str, other: str) -> bool:
+    """Whether two states of a run differ in the changes of its ads at most."""
+    return state.partition(CHANGED)[0] == other.partition(CHANGED)[0]

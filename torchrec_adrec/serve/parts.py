@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
+import polars as pl
 import torch
 
 from torchrec_adrec.arrays import Float32s, Int64s
@@ -14,7 +16,10 @@ from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user, scalar_kinds
 from torchrec_adrec.errors import PredictionError
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.eligible import EligibleAds
+from torchrec_adrec.index.manifest import EmbeddingManifest
+from torchrec_adrec.index.updated import Absorbed, UpdatedIndex
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.serve.crosses import Crosses
@@ -33,6 +38,10 @@ class Parts:
         crosses: join a user with ads of that catalog.
         settings: how many ads are retrieved and returned, and in which order.
         towers: both of them, of the retriever's checkpoint.
+        catalog: as it was prepared.
+        exported: the manifest of the vectors that the index was built from.
+        absorbed: the changes that the index was built with.
+        changes: name of the changes of the ads; empty: there are none.
     """
 
     encoder: Encoder
@@ -41,6 +50,30 @@ class Parts:
     crosses: Crosses
     settings: RecommendConfig
     towers: TwoTower
+    catalog: pl.DataFrame
+    exported: EmbeddingManifest
+    absorbed: Absorbed
+    changes: str = ""
+
+    def with_changes(self, changes: Changes) -> Self:
+        """Return the parts with changes of the ads; nothing is read or loaded again.
+
+        Args:
+            changes: all since the export, in the place of those that are there.
+
+        Raises:
+            ManifestError: they are older than the index.
+        """
+        index = self.retriever.index
+        base = index.base if isinstance(index, UpdatedIndex) else index
+        updated = UpdatedIndex(base, changes, self.absorbed)
+        return replace(
+            self,
+            retriever=Retriever(self.retriever.tower, updated),
+            scorer=self.scorer.with_changes(self.catalog, changes),
+            crosses=Crosses(self.encoder, changes.rows_behind(self.catalog)),
+            changes=changes.name,
+        )
 
     def candidates(self, eligible: EligibleAds | None = None) -> int:
         """Return the number of ads that are retrieved for a user."""

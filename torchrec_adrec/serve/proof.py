@@ -18,6 +18,7 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.manifest import (
     EXAMPLES,
     EmbeddingManifest,
@@ -89,6 +90,7 @@ class Proof:
         checkpoint: the one of both towers; errors name it.
         manifest: of the index.
         embeddings: the folder of the export.
+        changes: of the ads, since then; None: there are none.
     """
 
     user_input: Callable[[RawUser], TowerInput]
@@ -98,6 +100,7 @@ class Proof:
     checkpoint: Checkpoint
     manifest: IndexManifest
     embeddings: Path
+    changes: Changes | None = None
 
     def check(self) -> float:
         """Compare ads, users and one user's scores.
@@ -118,11 +121,18 @@ class Proof:
         return self._check_scores(users[:1])
 
     def _check_ads(self) -> None:
+        rng, changes = np.random.default_rng(0), self.changes
         ids = self.scorer.ids
-        size = min(SAMPLED_ADS, len(ids))
-        sample = ids[np.random.default_rng(0).choice(len(ids), size, replace=False)]
+        if changes is not None:
+            ids = np.setdiff1d(ids, changes.touched)
+        sample = rng.choice(ids, min(SAMPLED_ADS, len(ids)), replace=False)
         expected = vectors_of(self.embeddings, sample)
         self._compare("ads", distance(self._encode_ads(sample), expected))
+        if changes is not None and len(changes.ids):
+            size = min(SAMPLED_ADS, len(changes.ids))
+            rows = rng.choice(len(changes.ids), size, replace=False)
+            changed = self._encode_ads(changes.ids[rows])
+            self._compare("changed ads", distance(changed, changes.vectors[rows]))
 
     def _check_scores(self, user: Float32s) -> float:
         """Compare the index's scores of one user, (1, D), with the towers' products."""

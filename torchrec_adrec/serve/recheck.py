@@ -18,19 +18,23 @@ from torchrec_adrec.serve.parts import Parts
 from torchrec_adrec.serve.proof import TOLERANCE
 
 
-def check_samples(run: Path, certificate: Certificate, parts: Parts) -> None:
+def check_samples(
+    run: Path, certificate: Certificate, parts: Parts, touched: Int64s
+) -> None:
     """Answer every sample, and refuse other numbers than the certified ones.
 
     Args:
         run: its folder, which messages name.
         certificate: whose samples.
         parts: loaded, the ranker in float32.
+        touched: ids of ads that were replaced or removed since the export, of which
+            other numbers are right.
 
     Raises:
         ManifestError: names the request, the ad and both numbers.
     """
     for number, sample in enumerate(certificate.samples):
-        difference = _difference(sample, parts)
+        difference = _difference(sample, parts, touched)
         if difference:
             raise ManifestError(
                 f"{run / CERTIFICATE}: of its request {number}, {difference}; the parts"
@@ -39,16 +43,17 @@ def check_samples(run: Path, certificate: Certificate, parts: Parts) -> None:
             )
 
 
-def _difference(sample: Sample, parts: Parts) -> str:
+def _difference(sample: Sample, parts: Parts, touched: Int64s) -> str:
     """Return the first difference of an answer; empty if there is none."""
     ads, certified = np.array(sample.ads), np.array(sample.scores, dtype=np.float32)
     retrieved, scores = parts.retrieve(sample.user)
     limit = TOLERANCE["fp32"] * float(np.abs(certified).max())
     order = np.argsort(retrieved)
     places = order[np.searchsorted(retrieved[order], ads).clip(max=len(order) - 1)]
-    is_there = retrieved[places] == ads
+    kept = ~np.isin(ads, touched)
+    is_there = kept & (retrieved[places] == ads)
     # An ad at the very cut may fall behind it where sums are rounded otherwise.
-    lost = ~is_there & ~(certified <= scores[-1] + limit)
+    lost = kept & ~is_there & ~(certified <= scores[-1] + limit)
     if lost.any():
         return f"ad {ads[lost][0]} is not retrieved any more"
     ads, certified, actual = (x[is_there] for x in (ads, certified, scores[places]))

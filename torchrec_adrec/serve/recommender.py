@@ -3,10 +3,7 @@
 encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer)
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +17,7 @@ from torchrec_adrec.data.request import RawUser, raw_user
 from torchrec_adrec.errors import DataError, PredictionError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import set_search_threads
+from torchrec_adrec.runs.ad_changes import changes_name, open_changes
 from torchrec_adrec.runs.unpack import unpacked
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
 from torchrec_adrec.serve.eligible import Eligible, eligible_ids
@@ -28,27 +26,10 @@ from torchrec_adrec.serve.explain import Explanation, explain
 from torchrec_adrec.serve.open_run import example_users, open_run
 from torchrec_adrec.serve.parts import Parts, encode_user, naming_columns
 from torchrec_adrec.serve.rank_by import RankBy
+from torchrec_adrec.serve.recommendation import Recommendation, timed
 from torchrec_adrec.serve.scorer import Scores
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The answer to one request.
-
-    Attributes:
-        ads: in the order of `recommend.rank_by`, by default the highest click
-            probability first: `ad_id`, the ranker's prediction of each label, `score`
-            (the towers' inner product), `rank_score` (the value of the formula, where
-            it is more than the name of a label) and the ad's raw columns.
-        candidates: number of ads that the ranker scored.
-        milliseconds: per stage, and `total`.
-    """
-
-    ads: pl.DataFrame
-    candidates: int
-    milliseconds: dict[str, float]
 
 
 class Recommender:
@@ -116,6 +97,32 @@ class Recommender:
             recommender.speed_up(example_users(folder)[:SAMPLED_USERS])
         return recommender
 
+    @property
+    def changes(self) -> str:
+        """Name of the changes of the ads that it knows; empty: there are none."""
+        return self.parts.changes
+
+    def refreshed(self, run: Path) -> "Recommender":
+        """Return a recommender that knows the newest changes of the run's ads.
+
+        Models, index and catalog are those of this one and are not read again.
+
+        Args:
+            run: that this one was loaded from.
+
+        Raises:
+            ConfigError: an added ad lacks a number that `recommend.rank_by` needs.
+            ManifestError: the changes are damaged, of another export, or older than
+                the index.
+        """
+        name = changes_name(run)
+        if name == self.changes:
+            return self
+        changes = open_changes(run, self.parts.exported)
+        recommender = Recommender(self.parts.with_changes(changes))
+        recommender.engine = self.engine
+        return recommender
+
     def speed_up(self, users: Sequence[RawUser]) -> None:
         """Rank from now on as `recommend.engine` and `recommend.table_type` say.
 
@@ -165,18 +172,19 @@ class Recommender:
         top = self.checked_top(top, eligible)
         milliseconds: dict[str, float] = {}
         with naming_columns(user, self.encoder.schema):
-            with _timed("encode", milliseconds):
+            with timed("encode", milliseconds):
                 raw = raw_user(user, self.encoder.schema)
                 user_input = self._encoded(raw)
-            with _timed("retrieve", milliseconds):
+            with timed("retrieve", milliseconds):
                 ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
-            with _timed("rank", milliseconds):
+            with timed("rank", milliseconds):
                 cross = self.crosses.of(raw, self.scorer.rows(ids))
                 predictions = self.scorer.score(user_input, ids, scores, cross)
             milliseconds["total"] = sum(milliseconds.values())
             best = self._best(ids, scores, predictions, top)
+        shown = self.scorer.show(best[AD_ID].to_numpy())
         # The join must keep that order.
-        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
+        ads = best.join(shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), milliseconds)
 
     def explain(
@@ -240,7 +248,7 @@ class Recommender:
         Raises:
             DataError: it is no such selection, or no ad is eligible.
         """
-        ids = eligible_ids(eligible, self.scorer.shown)
+        ids = eligible_ids(eligible, self.scorer.listed)
         if not len(ids):
             raise DataError(
                 f"no ad of the catalog is eligible (eligible = {str(eligible)[:200]});"
@@ -290,11 +298,3 @@ class Recommender:
 
     def _encoded(self, raw: RawColumns) -> TowerInput:
         return encode_user(self.encoder, raw)
-
-
-@contextmanager
-def _timed(stage: str, milliseconds: dict[str, float]) -> Iterator[None]:
-    """Add the time of a block to `milliseconds`."""
-    start = time.perf_counter()
-    yield
-    milliseconds[stage] = (time.perf_counter() - start) * 1e3

@@ -9,12 +9,13 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.updated import UpdatedIndex
 
 
 class Retriever:
     """The user tower in front of the index."""
 
-    def __init__(self, tower: nn.Module, index: ShardedIndex) -> None:
+    def __init__(self, tower: nn.Module, index: ShardedIndex | UpdatedIndex) -> None:
         self.tower, self.index = tower, index
 
     def retrieve(

@@ -29,7 +29,7 @@ from torchrec_adrec.serve.http.protocol import ServerConfig
 from torchrec_adrec.serve.http.schema_model import Version
 from torchrec_adrec.serve.http.server import listen
 from torchrec_adrec.serve.parts import naming_columns
-from torchrec_adrec.serve.recommender import Recommendation
+from torchrec_adrec.serve.recommendation import Recommendation
 
 
 def sparse(name: str, side: Side, kind: Any = "text") -> SparseFeature:

@@ -3,7 +3,7 @@
 data/
   train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q, and
                           user_key where the data names a user
-  catalog.parquet         every distinct ad
+  catalog.parquet         every distinct ad; catalog.json: how an ad gets its id
   schema.json transforms.json vocabulary/ statistics/
                           with these, serving encodes a request
   example_users.json      raw requests to try `adrec recommend` with
@@ -29,9 +29,13 @@ import polars as pl
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import COUNTED, AdCounter, load_ads
-from torchrec_adrec.data.column import Chunk, Column, RawColumns, hex_text
+from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.ad_keys import ad_keys
+from torchrec_adrec.data.prepare.catalog_columns import (
+    AD_KEY,
+    AdKey,
+    catalog_columns,
+)
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
@@ -129,7 +133,7 @@ def prepare(
             log.warning("%s", line)
         write_report(report, out)
         write_examples(store, split, data.schema, out / "example_users.json")
-        _write_fitted(encoder, ads, out)
+        _write_fitted(encoder, ads, data.ad_key, out)
         shutil.rmtree(raw)
     ranks.barrier()
 
@@ -280,20 +284,15 @@ def _fix(label: str, rates: dict[str, float]) -> str:
     return "look at the label's column, or leave the label out if it is not the click"
 
 
-def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
+def _write_fitted(
+    encoder: Encoder, ads: pl.DataFrame, ad_key: tuple[str, ...], out: Path
+) -> None:
     """Write what serving needs: the transforms and the catalog, with their hashes."""
     encoder.save(out)
-    schema = encoder.schema
-    # The ads go through the encoder like any row: export reads what training read.
-    raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
-    encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
-    hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
-    texts = {
-        f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
-        for n in raw
-    }
-    columns = encoded | texts | ad_keys(encoder, raw)
-    ads.drop(list(raw)).with_columns(**columns).write_parquet(out / "catalog.parquet")
-    names = ("schema.json", "transforms.json", "catalog.parquet")
+    columns = catalog_columns(encoder, ads)
+    raw = encoder.schema.sources_of(Side.AD)
+    ads.drop(raw).with_columns(**columns).write_parquet(out / "catalog.parquet")
+    AdKey.of(ad_key, ads, encoder.schema).save(out)
+    names = ("schema.json", "transforms.json", "catalog.parquet", AD_KEY)
     fitted = [path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")]
     write_hashes(out, [*(out / name for name in names), *sorted(fitted)])

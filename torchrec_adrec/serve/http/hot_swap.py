@@ -8,9 +8,9 @@ with, so none is dropped and none mixes two. One that cannot be loaded changes n
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
@@ -27,7 +27,7 @@ from torchrec_adrec.runtime.files import read_json
 from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.serve.bundle import EXAMPLE_USERS
 from torchrec_adrec.serve.http.schema_model import Version
-from torchrec_adrec.serve.open_run import published_state
+from torchrec_adrec.serve.open_run import CHANGED, is_same_build, published_state
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import final_checkpoint
 
@@ -69,7 +69,7 @@ class Served:
             AdRecError: as `Recommender.load`.
             PredictionError: a weight, a prediction or a number of the catalog is not
                 finite.
-            ManifestError: the folder was changed meanwhile.
+            ManifestError: a stage was built again meanwhile.
         """
         published = published_state(run)
         recommender = Recommender.load(
@@ -81,12 +81,31 @@ class Served:
                 stage_folder(run, INDEX.name)
             ).embeddings.checkpoint.weights,
             ranker=final_checkpoint(run / RANKING.name).origin.weights,
-            index=load_record(run, INDEX.name).build_id,
+            index=_with_changes(load_record(run, INDEX.name).build_id, recommender),
         )
         examples = read_json(run / EXAMPLE_USERS)
-        if published_state(run) != published:
-            raise ManifestError(f"{run} was changed while it was being loaded")
+        published = _loaded_state(run, published, recommender)
         return cls(recommender, version, published, examples[:100])
+
+    def refreshed(self, run: Path) -> Self:
+        """Return this version with the newest changes of the ads, and nothing else new.
+
+        Args:
+            run: its folder.
+
+        Raises:
+            AdRecError: as `Recommender.refreshed`.
+            PredictionError: no ads can be ordered.
+            ManifestError: a stage was built again meanwhile.
+        """
+        recommender = self.recommender.refreshed(run)
+        recommender.recommend({})
+        published = _loaded_state(run, self.published, recommender)
+        index = _with_changes(self.version.index.partition(CHANGED)[0], recommender)
+        version = self.version.model_copy(update={"index": index})
+        return replace(
+            self, recommender=recommender, version=version, published=published
+        )
 
     @property
     def schema(self) -> Schema:
@@ -112,6 +131,58 @@ class Served:
             "candidates": answer.candidates,
             "milliseconds": {n: round(ms, 3) for n, ms in milliseconds.items()},
         }
+
+
+class Loader:
+    """Opens what is published now, and only what is new of it.
+
+    Args:
+        run: its folder.
+        rank_by, engine: as of `Recommender.load`.
+    """
+
+    def __init__(
+        self, run: Path, rank_by: str | None = None, engine: str | None = None
+    ) -> None:
+        self.run, self.rank_by, self.engine = run, rank_by, engine
+        self._last: Served | None = None
+
+    def __call__(self) -> Served:
+        """Load the run, or where only ads have changed, these alone.
+
+        Raises:
+            AdRecError: as `Served.load` and `Served.refreshed`.
+        """
+        last = self._last
+        if last and is_same_build(last.published, published_state(self.run)):
+            self._last = last.refreshed(self.run)
+        else:
+            self._last = Served.load(self.run, self.rank_by, self.engine)
+        return self._last
+
+
+def _loaded_state(run: Path, before: str, recommender: Recommender) -> str:
+    """Return the state that was loaded, if no stage was built again meanwhile.
+
+    Ads may have been updated meanwhile, or nothing could ever be loaded of a run that
+    is updated every second. They are looked for again at the next look.
+
+    Args:
+        run: its folder.
+        before: its state when the loading began.
+        recommender: that was loaded.
+
+    Raises:
+        ManifestError: a stage was built again.
+    """
+    if not is_same_build(published_state(run), before):
+        raise ManifestError(f"{run} was changed while it was being loaded")
+    return f"{before.partition(CHANGED)[0]}{CHANGED}{recommender.changes}"
+
+
+def _with_changes(build: str, recommender: Recommender) -> str:
+    """Name an index and the changes that it is searched with."""
+    return f"{build}{CHANGED}{recommender.changes}" if recommender.changes else build
 
 
 def check_finite(recommender: Recommender) -> None:

@@ -24,7 +24,7 @@ from torchrec_adrec.errors import AdRecError, ConfigError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.serve.http.access_log import setup_access_log
 from torchrec_adrec.serve.http.app import App
-from torchrec_adrec.serve.http.hot_swap import Served
+from torchrec_adrec.serve.http.hot_swap import Loader
 from torchrec_adrec.serve.http.metrics import SHARED
 from torchrec_adrec.serve.http.protocol import ServerConfig
 from torchrec_adrec.serve.open_run import published_state
@@ -63,7 +63,7 @@ class AppFactory:
         """
         sys.setswitchinterval(SWITCH_SECONDS)
         setup_access_log()
-        load = partial(Served.load, self.run, self.rank_by, self.engine)
+        load = Loader(self.run, self.rank_by, self.engine)
         return App(
             load, partial(published_state, self.run), self.bounds, self.token
         ).asgi
