@@ -33,6 +33,7 @@ from torchrec_adrec.runs.stages import STAGES, Stage, is_done, stage_folder
 
 COMPONENTS = Path(__file__).parents[1] / "launch/components.py"
 UPDATE_EVERY_S = 0.2  # of the lines that show the stages
+REQUESTS = 50  # example users that are asked for at the end
 
 log = logging.getLogger(__name__)
 
@@ -207,12 +208,13 @@ def _metrics(run: Path, stage: str) -> dict[str, Any]:
 
 
 def _serve_examples(run: Path, display: VerboseDisplay) -> dict[str, Any]:
-    """Ask for every example user once; milliseconds are medians over them."""
+    """Ask for some example users once; milliseconds are medians over them."""
     from torchrec_adrec.serve.recommender import Recommender
 
     display.launched("serve")
-    recommender = Recommender.load(run)
-    users = json.loads((run / "data/example_users.json").read_text())
+    # What was just made is reported, also where the certificate is of the run before.
+    recommender = Recommender.load(run, is_certified=False)
+    users = json.loads((run / "data/example_users.json").read_text())[:REQUESTS]
     recommender.recommend(users[0])  # the first call pays for allocations
     answers = [recommender.recommend(user) for user in users]
     parts = answers[0].milliseconds

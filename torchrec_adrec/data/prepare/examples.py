@@ -15,7 +15,7 @@ from torchrec_adrec.data.prepare.spill import ChunkStore
 from torchrec_adrec.data.prepare.splits import TEST, Splitter
 from torchrec_adrec.schema import Schema, Side
 
-EXAMPLES = 50
+EXAMPLES = 200  # as many as `adrec certify` asks for
 
 
 def write_examples(
