@@ -7,6 +7,7 @@ data/
   schema.json transforms.json vocabulary/ statistics/
                           with these, serving encodes a request
   example_users.json      raw requests to try `adrec recommend` with
+  held_out_users.parquet  more of them, whom the whole funnel is judged on
   hashes.json             of the fitted files and the catalog, checked at every reading
   report.json report.md report.png    what came in, what went out, what to look at
 
@@ -29,15 +30,16 @@ import polars as pl
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import COUNTED, AdCounter, load_ads
-from torchrec_adrec.data.column import Chunk, Column, RawColumns, hex_text
+from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.ad_keys import ad_keys
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
+from torchrec_adrec.data.prepare.fitted import write_fitted
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
+from torchrec_adrec.data.prepare.held_out_users import write_held_out_users
 from torchrec_adrec.data.prepare.leaks import (
     Dependency,
     dependencies,
@@ -48,7 +50,7 @@ from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes, splitter
-from torchrec_adrec.data.prepare.statistics import FOLDER, Folds
+from torchrec_adrec.data.prepare.statistics import Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
 from torchrec_adrec.data.prepare.twins import refuse_twins
@@ -56,7 +58,6 @@ from torchrec_adrec.data.prepare.value_keys import ValueKeys, number_sources
 from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.prepare.write import SplitWriter, merge_counts
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 from torchrec_adrec.schema import Schema, Side
@@ -129,7 +130,8 @@ def prepare(
             log.warning("%s", line)
         write_report(report, out)
         write_examples(store, split, data.schema, out / "example_users.json")
-        _write_fitted(encoder, ads, out)
+        users = write_held_out_users(store, split, data.schema, out, seed)
+        write_fitted(encoder, ads, out, users)
         shutil.rmtree(raw)
     ranks.barrier()
 
@@ -278,22 +280,3 @@ def _fix(label: str, rates: dict[str, float]) -> str:
             " data.split, or data.split.by=random"
         )
     return "look at the label's column, or leave the label out if it is not the click"
-
-
-def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
-    """Write what serving needs: the transforms and the catalog, with their hashes."""
-    encoder.save(out)
-    schema = encoder.schema
-    # The ads go through the encoder like any row: export reads what training read.
-    raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
-    encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
-    hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
-    texts = {
-        f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
-        for n in raw
-    }
-    columns = encoded | texts | ad_keys(encoder, raw)
-    ads.drop(list(raw)).with_columns(**columns).write_parquet(out / "catalog.parquet")
-    names = ("schema.json", "transforms.json", "catalog.parquet")
-    fitted = [path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")]
-    write_hashes(out, [*(out / name for name in names), *sorted(fitted)])
