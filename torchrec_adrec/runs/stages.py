@@ -37,7 +37,11 @@ SETTINGS_WITHOUT_EFFECT = {
     "hang_seconds",
     "ledger",
 }
-WITHOUT_EFFECT = {"train": SETTINGS_WITHOUT_EFFECT, "index": {"keep_versions"}}
+WITHOUT_EFFECT = {
+    "train": SETTINGS_WITHOUT_EFFECT,
+    "index": {"keep_versions"},
+    "evaluation": {"funnel_users", "funnel_depth"},
+}
 
 
 @dataclass(frozen=True)

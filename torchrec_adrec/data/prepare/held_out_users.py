@@ -81,7 +81,8 @@ def _raw_rows(
     store: ChunkStore, split: Splitter, schema: Schema, drawn: Int64s
 ) -> pl.DataFrame:
     """Read the raw user's side of some rows of the test split, rising, in order."""
-    parts, before = [], 0
+    parts: list[pl.DataFrame] = []
+    before = 0
     # Test rows are numbered in the order of the chunks, as the split's files are.
     for ref in store.chunks:
         chunk = ref.load()
