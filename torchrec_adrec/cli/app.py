@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from torchrec_adrec.cli import checkpoint, index, plan, serve, stages, versions
+from torchrec_adrec.cli import (
+    checkpoint,
+    evaluate,
+    index,
+    plan,
+    serve,
+    stages,
+    versions,
+)
 from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.runtime.memory import keep_freed_memory
@@ -96,7 +104,6 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     synthesize,
     stages.baselines,
     stages.train,
-    stages.evaluate,
     stages.export,
     serve.recommend,
     serve.serve,
@@ -106,6 +113,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
 for command in COMMANDS:
     app.command()(command)
 app.command(hidden=True)(stages.job)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(index.app, name="index")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(versions.app, name="versions")

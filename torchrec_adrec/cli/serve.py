@@ -6,25 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Key, Out, Overrides, To, written_to
+from torchrec_adrec.cli.options import (
+    Engine,
+    Key,
+    Out,
+    Overrides,
+    RankBy,
+    To,
+    written_to,
+)
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.errors import ConfigError, DataError, reason
 from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.runtime.files import read_json
-
-RankBy = Annotated[
-    str | None,
-    typer.Option(
-        help="Order by this formula, as 'click * value'. Default: recommend.rank_by."
-    ),
-]
-
-Engine = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, bfloat16, int8, compiled or auto. Default: recommend.engine."
-    ),
-]
 
 
 def recommend(

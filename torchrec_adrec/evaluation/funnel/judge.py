@@ -28,6 +28,18 @@ from torchrec_adrec.evaluation.funnel.losses import (
     levels,
     sum_of,
 )
+from torchrec_adrec.evaluation.funnel.names import (
+    CANDIDATES,
+    FUNNEL,
+    IDEAL,
+    ITEM_ITEM,
+    NDCG,
+    POPULARITY,
+    RANDOM,
+    RECALL,
+    RETRIEVAL,
+    VALUE,
+)
 from torchrec_adrec.evaluation.funnel.requests import Requests
 from torchrec_adrec.evaluation.funnel.rivals import ItemItem, most_shown
 from torchrec_adrec.evaluation.funnel.worth import LoggedWorth, TrueWorth, Worth
@@ -35,10 +47,6 @@ from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.manifest import load_vectors
 from torchrec_adrec.schema import AD_ID, SCORE, Side
 from torchrec_adrec.serve.recommender import Recommendation, Recommender
-
-FUNNEL, RETRIEVAL, RANDOM = "funnel", "retrieval alone", "random"
-ITEM_ITEM, POPULARITY, IDEAL = "item-item", "popularity", "ideal order of candidates"
-CANDIDATES = "candidates"  # of the figures that judge all of them, in no order
 
 
 @dataclass
@@ -151,7 +159,7 @@ class Judge:
             f"{RANDOM}: {n}": x for n, x in self._random(eligible, worth, relevant)
         }
         hits = relevant[ranked].sum() / min(len(ranked), relevant.sum())
-        return value | judged | {f"{CANDIDATES}: recall": float(hits)}
+        return value | judged | {f"{CANDIDATES}: {RECALL}": float(hits)}
 
     def _list(
         self, rows: Int64s, ideal: Int64s, worth: Float64s, relevant: Bools
@@ -161,9 +169,9 @@ class Judge:
         best = (worth[ideal] * discount).sum()
         gain = (worth[rows] * discount[: len(rows)]).sum()
         return [
-            ("value", sum_of(rows, worth)),
-            ("recall", float(relevant[rows].sum() / min(self.top, relevant.sum()))),
-            ("ndcg", float(gain / best)),
+            (VALUE, sum_of(rows, worth)),
+            (RECALL, float(relevant[rows].sum() / min(self.top, relevant.sum()))),
+            (NDCG, float(gain / best)),
         ]
 
     def _random(
@@ -174,9 +182,9 @@ class Judge:
         discount = 1 / np.log2(2 + np.arange(self.top))
         best = (np.sort(worth[eligible])[::-1][: self.top] * discount).sum()
         return [
-            ("value", float(self.top * mean)),
-            ("recall", float(self.top * share / min(self.top, relevant.sum()))),
-            ("ndcg", float(mean * discount.sum() / best)),
+            (VALUE, float(self.top * mean)),
+            (RECALL, float(self.top * share / min(self.top, relevant.sum()))),
+            (NDCG, float(mean * discount.sum() / best)),
         ]
 
 

@@ -11,22 +11,23 @@ import polars as pl
 from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.config.run import EvaluationConfig
 from torchrec_adrec.evaluation.bootstrap import LEVEL, interval, resampled_means
-from torchrec_adrec.evaluation.funnel.judge import (
-    CANDIDATES,
-    Judge,
-    PerUser,
-    open_judge,
-)
+from torchrec_adrec.evaluation.funnel.judge import Judge, PerUser, open_judge
 from torchrec_adrec.evaluation.funnel.losses import LEVELS, losses
+from torchrec_adrec.evaluation.funnel.names import (
+    CANDIDATES,
+    FOLDER,
+    METRICS,
+    NDCG,
+    PER_USER,
+    PICTURE,
+    RECALL,
+    VALUE,
+)
 from torchrec_adrec.evaluation.pictures import funnel_picture
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import EXPORT, INDEX, RANKING, RETRIEVAL, load_record
 from torchrec_adrec.runtime.files import put, write_durably
 from torchrec_adrec.serve.recommender import Recommender
-
-FOLDER = "funnel"
-METRICS, PER_USER, PICTURE = "metrics.json", "users.parquet", "funnel.png"
-FIGURES = ("recall", "ndcg")
 
 Report = dict[str, Any]
 
@@ -97,7 +98,7 @@ def report_of(judge: Judge, per_user: PerUser, seed: int) -> Report:
         "oracle": float(oracle.mean()),
         "losses": {name: _share(x, oracle, seed) for name, x in lost.items()},
         "rows": {name: _row(values, name, oracle, seed) for name in methods},
-        CANDIDATES: _mean(values[f"{CANDIDATES}: recall"], seed),
+        CANDIDATES: _mean(values[f"{CANDIDATES}: {RECALL}"], seed),
         **_speed(per_user.milliseconds),
     }
 
@@ -128,8 +129,8 @@ def _protocol(judge: Judge, seed: int) -> Report:
 def _row(
     values: Mapping[str, Float64s], name: str, oracle: Float64s, seed: int
 ) -> Report:
-    row = _share(values[f"{name}: value"], oracle, seed)
-    return row | {f: _mean(values[f"{name}: {f}"], seed) for f in FIGURES}
+    row = _share(values[f"{name}: {VALUE}"], oracle, seed)
+    return row | {f: _mean(values[f"{name}: {f}"], seed) for f in (RECALL, NDCG)}
 
 
 def _share(value: Float64s, oracle: Float64s, seed: int) -> Report:

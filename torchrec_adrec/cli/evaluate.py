@@ -1,0 +1,105 @@
+"""`adrec evaluate` judges a trained model, or the whole funnel, on held-out rows."""
+
+import json
+from typing import Any
+
+import typer
+
+from torchrec_adrec.cli.options import (
+    ConfigFile,
+    Engine,
+    Out,
+    Overrides,
+    RankBy,
+)
+from torchrec_adrec.runs import stages
+from torchrec_adrec.runs.run_folder import read_settings
+
+# As in app.py, each command imports what it needs: torch takes seconds.
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Judge a model that is served, or the whole funnel, on the test rows.",
+)
+
+
+@app.command()
+def retrieval(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Print the test figures of the towers that are served, as one line of JSON.
+
+    \b
+      adrec evaluate retrieval --out runs/demo
+    """
+    _evaluate("retrieval", out, config, overrides)
+
+
+@app.command()
+def ranking(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Print the test figures of the ranker that is served, as one line of JSON.
+
+    \b
+      adrec evaluate ranking --out runs/demo
+    """
+    _evaluate("ranking", out, config, overrides)
+
+
+@app.command()
+def funnel(
+    out: Out,
+    rank_by: RankBy = None,
+    engine: Engine = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print what the served ads are worth to held-out users, and where worth is lost.
+
+    Every list is that of the recommender which serves. RUN/funnel keeps the figures
+    (metrics.json), those of each user (users.parquet) and a picture (funnel.png). Only
+    the seed and settings of `evaluation` count here.
+
+    \b
+      adrec evaluate funnel --out runs/demo
+      adrec evaluate funnel --out runs/demo --rank-by 'click * value' \\
+        evaluation.funnel_users=500
+    """
+    from torchrec_adrec.evaluation.funnel.names import FOLDER
+    from torchrec_adrec.evaluation.funnel.report import evaluate_funnel
+    from torchrec_adrec.pipeline.funnel_table import print_funnel
+    from torchrec_adrec.pipeline.report import wide_console
+    from torchrec_adrec.serve.recommender import Recommender
+
+    settings = read_settings(None, overrides, out)
+    recommender = Recommender.load(out, rank_by=rank_by, engine=engine)
+    report = evaluate_funnel(out, recommender, settings.evaluation, settings.seed)
+    console = wide_console()
+    print_funnel(report, console)
+    console.print(f"Figures: {out / FOLDER}", highlight=False, soft_wrap=True)
+
+
+def _evaluate(task: str, out: Out, config: ConfigFile, overrides: Overrides) -> None:
+    from torchrec_adrec.distributed.process import process_group
+    from torchrec_adrec.schema import Schema
+    from torchrec_adrec.tasks.calibration import load_calibrations
+    from torchrec_adrec.tasks.sharded import restore
+    from torchrec_adrec.training.blend import with_blend
+    from torchrec_adrec.training.evaluator import Evaluator
+
+    # It only reads, so it need not hold the run; but what it reads must fit.
+    settings = read_settings(config, overrides, out)
+    stages.check(stages.STAGES[task], settings, out)
+    schema = Schema.load(out / "data/schema.json")
+    with process_group(settings.device) as process:
+        model, checkpoint = restore(task, out, schema, settings, process)
+        evaluator = Evaluator(
+            task,
+            out / "data",
+            out / task,
+            schema,
+            process,
+            settings.train,
+            settings.data.bounds,
+        )
+        evaluator = with_blend(evaluator, settings, out, checkpoint)
+        test = evaluator.test(model, load_calibrations(checkpoint))
+        if process.is_first:
+            metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
+            metrics |= {"world_size": process.world_size} | test
+            typer.echo(json.dumps(metrics))
