@@ -15,30 +15,28 @@ import numpy as np
 import polars as pl
 import torch
 
-from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int64s
+from torchrec_adrec.arrays import Bools, Float32s, Int64s
 from torchrec_adrec.config.objectives import Conditional
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import DataError, ManifestError
 from torchrec_adrec.evaluation.baselines import TRUTH
+from torchrec_adrec.evaluation.funnel.figures import Truth
 from torchrec_adrec.evaluation.funnel.losses import (
     Reached,
     best_of,
     exact_first,
     levels,
-    sum_of,
 )
 from torchrec_adrec.evaluation.funnel.names import (
     CANDIDATES,
     FUNNEL,
     IDEAL,
     ITEM_ITEM,
-    NDCG,
     POPULARITY,
     RANDOM,
     RECALL,
     RETRIEVAL,
-    VALUE,
 )
 from torchrec_adrec.evaluation.funnel.requests import Requests
 from torchrec_adrec.evaluation.funnel.rivals import ItemItem, most_shown
@@ -135,12 +133,12 @@ class Judge:
     ) -> dict[str, float]:
         """Judge the lists of one request: levels, and figures by method."""
         worth, relevant = self.worth.of(request, self.top)
+        truth = Truth(worth, relevant, eligible, self.top)
         ranked = self.recommender.scorer.rows(answer.ads[AD_ID].to_numpy())
         towers = answer.ads[SCORE].to_numpy()
         scores = self.vectors @ self.queries[request]
         depth = min(self.depth * len(ranked), len(eligible))
         exact, deep = exact_first(scores, eligible, ranked, depth)
-        value = levels(worth, Reached(eligible, deep, exact, ranked), self.top)
         lists = {
             FUNNEL: ranked,
             IDEAL: best_of(worth, ranked, self.top),
@@ -149,43 +147,11 @@ class Judge:
         }
         if self.neighbours is not None:
             lists[ITEM_ITEM] = self.neighbours.order(request, eligible)
-        ideal = best_of(worth, eligible, self.top)
-        judged = {
-            f"{name}: {figure}": x
-            for name, rows in lists.items()
-            for figure, x in self._list(rows[: self.top], ideal, worth, relevant)
-        }
-        judged |= {
-            f"{RANDOM}: {n}": x for n, x in self._random(eligible, worth, relevant)
-        }
-        hits = relevant[ranked].sum() / min(len(ranked), relevant.sum())
-        return value | judged | {f"{CANDIDATES}: {RECALL}": float(hits)}
-
-    def _list(
-        self, rows: Int64s, ideal: Int64s, worth: Float64s, relevant: Bools
-    ) -> list[tuple[str, float]]:
-        """Judge a list: its worth, recall, and NDCG with the worth as gain."""
-        discount = 1 / np.log2(2 + np.arange(len(ideal)))
-        best = (worth[ideal] * discount).sum()
-        gain = (worth[rows] * discount[: len(rows)]).sum()
-        return [
-            (VALUE, sum_of(rows, worth)),
-            (RECALL, float(relevant[rows].sum() / min(self.top, relevant.sum()))),
-            (NDCG, float(gain / best)),
-        ]
-
-    def _random(
-        self, eligible: Int64s, worth: Float64s, relevant: Bools
-    ) -> list[tuple[str, float]]:
-        """Judge a list drawn at random: the mean over all such lists, without noise."""
-        mean, share = worth[eligible].mean(), relevant[eligible].mean()
-        discount = 1 / np.log2(2 + np.arange(self.top))
-        best = (np.sort(worth[eligible])[::-1][: self.top] * discount).sum()
-        return [
-            (VALUE, float(self.top * mean)),
-            (RECALL, float(self.top * share / min(self.top, relevant.sum()))),
-            (NDCG, float(mean * discount.sum() / best)),
-        ]
+        judged = {name: truth.figures(rows) for name, rows in lists.items()}
+        judged |= {RANDOM: truth.random_figures()}
+        judged |= {CANDIDATES: {RECALL: truth.recall(ranked)}}
+        flat = {f"{n}: {f}": x for n, row in judged.items() for f, x in row.items()}
+        return levels(worth, Reached(eligible, deep, exact, ranked), self.top) | flat
 
 
 def open_judge(

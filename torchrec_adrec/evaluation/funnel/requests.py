@@ -90,10 +90,11 @@ def _check_rows(encoded: Columns, written: pl.DataFrame, data: Path) -> None:
     for name, values in encoded.items():
         differ = np.flatnonzero(values != written[name].to_numpy())
         if len(differ):
+            user = int(differ[0])
             raise ManifestError(
-                f"{data}: {name} of held-out user {differ[0]} is encoded as"
-                f" {values[differ[0]]}, its test row holds {written[name][differ[0]]}:"
-                " the users are not those of the test split; prepare again"
+                f"{data}: {name} of held-out user {user} is encoded as {values[user]},"
+                f" its test row holds {written[name][user]}: the users are not those of"
+                " the test split; prepare again"
             )
 
 
