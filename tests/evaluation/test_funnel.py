@@ -125,7 +125,7 @@ def test_with_all_ads_as_candidates_only_the_ranker_loses(
 ) -> None:
     update = {"candidates": 10_000}
     restored.settings = restored.settings.model_copy(update=update)
-    losses = report_of(judge := opened(run, restored), judge.all(), 0)["losses"]
+    losses = report_of(judged := opened(run, restored), judged.all(), 0)["losses"]
     for name in ("tower", "truncation", "index"):
         assert losses[name]["mean"] == 0, name
     assert losses["ranker"]["mean"] == losses["total"]["mean"] > 0

@@ -10,6 +10,7 @@ import typer
 
 from torchrec_adrec.cli import (
     checkpoint,
+    compare,
     evaluate,
     index,
     plan,
@@ -107,6 +108,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     stages.export,
     serve.recommend,
     serve.serve,
+    compare.compare,
     plan.plan,
     doctor,
 )

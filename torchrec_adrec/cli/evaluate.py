@@ -12,8 +12,8 @@ from torchrec_adrec.cli.options import (
     Overrides,
     RankBy,
 )
-from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.run_folder import read_settings
+from torchrec_adrec.runs.stages import STAGES, check
 
 # As in app.py, each command imports what it needs: torch takes seconds.
 app = typer.Typer(
@@ -76,28 +76,14 @@ def funnel(
 
 def _evaluate(task: str, out: Out, config: ConfigFile, overrides: Overrides) -> None:
     from torchrec_adrec.distributed.process import process_group
-    from torchrec_adrec.schema import Schema
     from torchrec_adrec.tasks.calibration import load_calibrations
-    from torchrec_adrec.tasks.sharded import restore
-    from torchrec_adrec.training.blend import with_blend
-    from torchrec_adrec.training.evaluator import Evaluator
+    from torchrec_adrec.training.open_evaluator import open_evaluator
 
     # It only reads, so it need not hold the run; but what it reads must fit.
     settings = read_settings(config, overrides, out)
-    stages.check(stages.STAGES[task], settings, out)
-    schema = Schema.load(out / "data/schema.json")
+    check(STAGES[task], settings, out)  # before a group is joined
     with process_group(settings.device) as process:
-        model, checkpoint = restore(task, out, schema, settings, process)
-        evaluator = Evaluator(
-            task,
-            out / "data",
-            out / task,
-            schema,
-            process,
-            settings.train,
-            settings.data.bounds,
-        )
-        evaluator = with_blend(evaluator, settings, out, checkpoint)
+        evaluator, model, checkpoint = open_evaluator(task, out, settings, process)
         test = evaluator.test(model, load_calibrations(checkpoint))
         if process.is_first:
             metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
