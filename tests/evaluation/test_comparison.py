@@ -33,7 +33,8 @@ def test_figures_are_those_of_each_model() -> None:
     names = ("auc", "log_loss", "ndcg@10")
     differences = paired(terms[0], terms[1], user, 0, names)
     auc, loss, ndcg = differences
-    assert [auc.a, auc.b] == [roc_auc_score(label, p) for p in (one, other)]
+    expected = [roc_auc_score(label, p) for p in (one, other)]
+    assert [auc.a, auc.b] == pytest.approx(expected)
     assert loss.a == pytest.approx(click_metrics(one, label)["log_loss"])
     for d in differences:
         assert d.low <= d.b - d.a <= d.high

@@ -1,6 +1,7 @@
 """`adrec evaluate` judges a trained model, or the whole funnel, on held-out rows."""
 
 import json
+import logging
 from typing import Any
 
 import typer
@@ -15,6 +16,7 @@ from torchrec_adrec.cli.options import (
 from torchrec_adrec.runs.run_folder import read_settings
 from torchrec_adrec.runs.stages import STAGES, check
 
+log = logging.getLogger(__name__)
 # As in app.py, each command imports what it needs: torch takes seconds.
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,6 +74,38 @@ def funnel(
     console = wide_console()
     print_funnel(report, console)
     console.print(f"Figures: {out / FOLDER}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def off_policy(
+    out: Out,
+    rank_by: RankBy = None,
+    engine: Engine = None,
+    overrides: Overrides = None,
+) -> None:
+    """Estimate the click rate of the served ads from a log with propensities.
+
+    The log's column is named in data.table.propensity. IPS, SNIPS and DR, each with an
+    interval; refused where too few rows are effective. One line of JSON, kept in
+    RUN/funnel/off_policy.json. Only the seed and settings of `evaluation` count here.
+
+    \b
+      adrec evaluate off-policy --out runs/mine evaluation.logged_rows=20000
+    """
+    from torchrec_adrec.evaluation.funnel.policy import evaluate_off_policy
+    from torchrec_adrec.serve.recommender import Recommender
+
+    settings = read_settings(None, overrides, out)
+    recommender = Recommender.load(out, rank_by=rank_by, engine=engine)
+    report = evaluate_off_policy(out, recommender, settings.evaluation, settings.seed)
+    if not report["weights_fit"]:
+        mean = report["mean_weight"]["mean"]
+        log.warning(
+            "the mean weight is %.3f and not 1: propensities are wrong, or served ads"
+            " have none in this log; the estimates are off by as much",
+            mean,
+        )
+    typer.echo(json.dumps(report))
 
 
 def _evaluate(task: str, out: Out, config: ConfigFile, overrides: Overrides) -> None:
