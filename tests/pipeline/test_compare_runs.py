@@ -54,14 +54,8 @@ def test_figures_are_those_that_the_runs_report(
     recall = by_metric["retrieval, recall@10"]
     assert recall.a == recall.b == pytest.approx(towers["recall@10"])
     assert recall.low == recall.high == 0 and recall.verdict == "open"
-    for run, served in zip(
-        pair,
-        (
-            by_metric["funnel, worth of 10 ads"].a,
-            by_metric["funnel, worth of 10 ads"].b,
-        ),
-        strict=True,
-    ):
+    worth = by_metric["funnel, worth of 10 ads"]
+    for run, served in zip(pair, (worth.a, worth.b), strict=True):
         users = pl.read_parquet(run / "funnel/users.parquet")
         assert served == pytest.approx(users["funnel"].mean())
     console = wide_console()
@@ -113,6 +107,4 @@ def test_what_cannot_be_paired_is_left_out_with_a_reason(
     path.write_text(json.dumps(report))
     assert "was made again since" in compare(pair[0], other, 0, process).notes[0]
     shutil.rmtree(other / "funnel")
-    assert (
-        "has none; run `adrec evaluate" in compare(pair[0], other, 0, process).notes[0]
-    )
+    assert "has none; run `adrec" in compare(pair[0], other, 0, process).notes[0]

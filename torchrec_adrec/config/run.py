@@ -52,6 +52,12 @@ class EvaluationConfig(Settings):
     """How many times the candidates the exact search looks at, to tell what more
     candidates would bring (truncation loss) from what the towers do not find at all
     (tower loss)."""
+    logged_rows: Annotated[int, Field(ge=1, le=20_000)] = 5_000
+    """Test rows with a propensity that `adrec evaluate off-policy` reads, drawn with
+    `seed`; `prepare` keeps 20,000 of them. Each is a request."""
+    min_effective_rows: Count = 100
+    """Effective number of rows below which an off-policy estimate is refused: with 100
+    its standard error is about a tenth of the reward's standard deviation."""
 
 
 class IndexConfig(Settings):

@@ -118,6 +118,10 @@ class TableConfig(Settings):
     """The column that names the ad; a feature of the ad must be made of it too. An ad
     whose other values change stays one ad, with its latest values. Default: rows with
     the same values of all the ad's features show the same ad."""
+    propensity: str | None = None
+    """The column of the probability with which the log's own policy showed this ad to
+    this user, above 0 and at most 1 in every row. No model reads it; `adrec evaluate
+    off-policy` does."""
     ignore: tuple[str, ...] = ()
     """Columns that are not used; patterns such as `tmp_*` work too. Every other column
     must be used, so that none is forgotten by a slip."""
@@ -142,6 +146,15 @@ class TableConfig(Settings):
             raise ValueError(
                 f"columns {shared} are labels: known only after the ad was shown, they"
                 " may be no features"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_feature_is_the_propensity(self) -> Self:
+        if self.propensity in {column for _, _, column in self.features()}:
+            raise ValueError(
+                f"propensity: {self.propensity} is a feature too; a model that reads"
+                " it would rank by what the log's policy has decided"
             )
         return self
 
@@ -174,5 +187,6 @@ class TableConfig(Settings):
         labels = [f.column or name for name, f in self.labels.items()]
         others = [self.time.column] if self.time else []
         others += [self.user_id] if self.user_id else []
+        others += [self.propensity] if self.propensity else []
         features = [column for _, _, column in self.features()]
         return tuple(dict.fromkeys([*labels, *others, *features]))

@@ -39,6 +39,8 @@ class DataSet:
         ad: the ad's column that names it; the catalog holds its latest values. None: an
             ad is every distinct combination of its side's values.
         items: where `ad` is None, the ad's columns of which one may name it.
+        propensity: Float64 column of the shown ad's probability under the policy that
+            wrote the log, above 0 and at most 1; None: not told.
         copies: for the columns `time` and `user`, the features that are made of the
             same raw column.
     """
@@ -52,6 +54,7 @@ class DataSet:
     sides: str = ""
     ad: str | None = None
     items: tuple[str, ...] = ()
+    propensity: str | None = None
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -62,11 +65,12 @@ class DataSet:
     def not_compared(self, split_by: str) -> tuple[str, ...]:
         """The raw columns that are left out when rows of two splits are compared.
 
-        These are the time, the user where the split is by user, and their copies: rows
-        of two splits hardly ever agree in them. Rows that differ in nothing else are
-        the same example.
+        These are the time, the user where the split is by user, the propensity, and
+        their copies: rows of two splits hardly ever agree in them. Rows that differ in
+        nothing else are the same example.
         """
-        names = (self.time, self.user if split_by == "user" else None)
+        user = self.user if split_by == "user" else None
+        names = (self.time, user, self.propensity)
         return tuple(
             n for name in names if name for n in (name, *self.copies.get(name, ()))
         )
@@ -89,6 +93,8 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     types |= {label.name: {pl.Float32()} for label in data.schema.labels}
     if data.time is not None:
         types[data.time] = {pl.Int64()}
+    if data.propensity is not None:
+        types[data.propensity] = {pl.Float64()}
     if data.user is not None:
         types.setdefault(data.user, {pl.String()})
     return types

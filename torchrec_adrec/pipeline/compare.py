@@ -99,9 +99,9 @@ def compare(a: Path, b: Path, seed: int, process: Process) -> Comparison:
             check(stage, config, run)
     one, other = (_predictions(run, config, process) for run, config in runs)
     differences, notes = _compare_predictions(one, other, seed), []
-    searched = [_retrieval(run, config, process) for run, config in runs]
+    towers = [_retrieval(run, config, process) for run, config in runs]
     try:
-        differences += _compare_retrieval(*searched, seed)
+        differences += _compare_retrieval(towers[0], towers[1], seed)
     except _NotComparableError as error:
         notes.append(f"retrieval: {error}")
     try:
@@ -138,19 +138,16 @@ def _predictions(run: Path, config: Config, process: Process) -> _Predictions:
 def _compare_predictions(
     a: _Predictions, b: _Predictions, seed: int
 ) -> list[Difference]:
-    same_users = (a.user is None) == (b.user is None) and (
-        a.user is None or np.array_equal(a.user, b.user)
-    )
-    if not (np.array_equal(a.label, b.label) and same_users):
+    users = [RowKeys(x.user).clusters(len(x.label)) for x in (a, b)]
+    if not (np.array_equal(a.label, b.label) and np.array_equal(users[0], users[1])):
         raise DataError(
             "the test rows are the same and stand in another order, or name other"
             " users: they cannot be paired; prepare both runs from the same files in"
             " the same order"
         )
     one, other = (prediction_terms(x.predicted, x.label, x.user) for x in (a, b))
-    names = METRICS_OF_ROWS + (METRICS_OF_LISTS if a.user is not None else ())
-    clusters = RowKeys(a.user).clusters(len(a.label))
-    return _titled("click", paired(one, other, clusters, seed, names))
+    names = METRICS_OF_ROWS + (() if a.user is None else METRICS_OF_LISTS)
+    return _titled("click", paired(one, other, users[0], seed, names))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,12 @@ SETTINGS_WITHOUT_EFFECT = {
 WITHOUT_EFFECT = {
     "train": SETTINGS_WITHOUT_EFFECT,
     "index": {"keep_versions"},
-    "evaluation": {"funnel_users", "funnel_depth"},
+    "evaluation": {
+        "funnel_users",
+        "funnel_depth",
+        "logged_rows",
+        "min_effective_rows",
+    },
 }
 
 

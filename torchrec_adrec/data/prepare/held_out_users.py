@@ -1,8 +1,9 @@
 """Held-out users as raw requests: whom the whole funnel is judged on.
 
     held_out_users.parquet   `test:row`, the row of the test split, rising; whether it
-                             was drawn of all users and of those with a click; and the
-                             raw columns of the user's side
+                             was drawn of all users, of those with a click, and of all
+                             rows where the log tells propensities; and the raw columns
+                             of the user's side
 
 The raw files need not be there any more when a run is judged, and prepared rows hold
 encoded values, from which no request can be made. So `prepare` keeps some users as they
@@ -20,12 +21,14 @@ from torchrec_adrec.data.prepare.spill import ChunkStore
 from torchrec_adrec.data.prepare.splits import TEST, Splitter
 from torchrec_adrec.errors import ManifestError
 from torchrec_adrec.runtime.files import check_hashes, load_hashes
-from torchrec_adrec.schema import NO_USER, USER_KEY, Schema
+from torchrec_adrec.schema import NO_USER, PROPENSITY, USER_KEY, Schema
 
 FILE = "held_out_users.parquet"
 # The name of a raw column has no colon, so that none can be the same.
-TEST_ROW, OF_ALL, OF_CLICKED = "test:row", "test:of_all", "test:of_clicked"
+TEST_ROW = "test:row"
+OF_ALL, OF_CLICKED, OF_ROWS = "test:of_all", "test:of_clicked", "test:of_rows"
 KEPT = 2_000  # users of each draw
+KEPT_ROWS = 20_000  # with propensities: few of the logged ads are in a served list
 MOST_ROWS = 5_000_000  # of the test split that are drawn from: 80 MB of keys
 
 
@@ -48,23 +51,26 @@ def write_held_out_users(
     """
     label = schema.labels[0].name
     test = pl.scan_parquet(out / "test/*.parquet")
-    names = [n for n in (label, USER_KEY) if n in test.collect_schema()]
+    columns = test.collect_schema()
+    names = [n for n in (label, USER_KEY) if n in columns]
     rows = test.select(names).head(MOST_ROWS).collect()
     user = rows[USER_KEY].to_numpy() if USER_KEY in names else None
-    of_all, of_clicked = _draws(rows[label].to_numpy() == 1, user, seed)
-    drawn = np.union1d(of_all, of_clicked)
+    draws = _draws(rows[label].to_numpy() == 1, user, seed)
+    if PROPENSITY in columns:
+        rng = np.random.default_rng([seed, 8])
+        draws[OF_ROWS] = rng.permutation(len(rows))[:KEPT_ROWS]
+    drawn = np.unique(np.concatenate(list(draws.values())))
     requests = _raw_rows(store, split, schema, drawn)
     path = out / FILE
     requests.select(
         pl.Series(TEST_ROW, drawn),
-        pl.Series(OF_ALL, np.isin(drawn, of_all)),
-        pl.Series(OF_CLICKED, np.isin(drawn, of_clicked)),
+        *(pl.Series(name, np.isin(drawn, rows)) for name, rows in draws.items()),
         pl.all(),
     ).write_parquet(path)
     return path
 
 
-def _draws(clicked: Bools, user: Int64s | None, seed: int) -> tuple[Int64s, Int64s]:
+def _draws(clicked: Bools, user: Int64s | None, seed: int) -> dict[str, Int64s]:
     """Draw first rows of users: of all, and of those with a click in any row."""
     rows = np.arange(len(clicked))
     # A row whose user is missing is a user of its own; keys are never negative.
@@ -74,7 +80,11 @@ def _draws(clicked: Bools, user: Int64s | None, seed: int) -> tuple[Int64s, Int6
     has_clicked[code[clicked]] = True
     rng = np.random.default_rng([seed, 6])
     # Where no user is named, what is asked for is the click: its own row asks.
-    return rng.permutation(first)[:KEPT], rng.permutation(first[has_clicked])[:KEPT]
+    return {
+        OF_ALL: rng.permutation(first)[:KEPT],
+        OF_CLICKED: rng.permutation(first[has_clicked])[:KEPT],
+        OF_ROWS: np.empty(0, dtype=np.int64),
+    }
 
 
 def _raw_rows(

@@ -19,6 +19,7 @@ from torchrec_adrec.arrays import Bools, Float32s, Int64s
 from torchrec_adrec.config.objectives import Conditional
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.data.prepare.held_out_users import OF_ALL, OF_CLICKED
 from torchrec_adrec.errors import DataError, ManifestError
 from torchrec_adrec.evaluation.baselines import TRUTH
 from torchrec_adrec.evaluation.funnel.figures import Truth
@@ -181,7 +182,8 @@ def open_judge(
     catalog = load_catalog(data)
     ids, impressions = (catalog[n].to_numpy() for n in (AD_ID, "impressions"))
     is_known = has_truth(data)
-    requests = Requests.draw(data, encoder, users, seed, clicked=not is_known)
+    kind = OF_ALL if is_known else OF_CLICKED
+    requests = Requests.draw(data, encoder, users, seed, kind)
     worth: Worth
     if is_known:
         worth = TrueWorth.read(

@@ -14,6 +14,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.held_out_users import (
     OF_ALL,
     OF_CLICKED,
+    OF_ROWS,
     TEST_ROW,
     read_held_out_users,
 )
@@ -42,7 +43,7 @@ class Requests:
 
     @classmethod
     def draw(
-        cls, data: Path, encoder: Encoder, count: int, seed: int, clicked: bool
+        cls, data: Path, encoder: Encoder, count: int, seed: int, kind: str = OF_ALL
     ) -> Self:
         """Draw users of the test split, and prove that they are what they seem.
 
@@ -51,21 +52,22 @@ class Requests:
             encoder: of the recommender.
             count: how many, or all where there are fewer.
             seed: of the draw.
-            clicked: only users with a click in the test rows.
+            kind: `OF_ALL`, `OF_CLICKED` for users with a click in the test rows, or
+                `OF_ROWS` for rows whose propensity is known, of any user.
 
         Raises:
             ManifestError: `prepare` has kept none, or they are not those test rows.
             DataError: there are none, or one is a user whom training has read.
         """
         kept = read_held_out_users(data)
-        kept = kept.filter(pl.col(OF_CLICKED if clicked else OF_ALL))
+        kept = kept.filter(pl.col(kind))
         if not len(kept):
             raise DataError(f"{data / 'test'} has no user whose ads could be judged")
         # The first of one order: a larger sample holds the smaller one.
         order = np.random.default_rng([seed, 7]).permutation(len(kept))
         kept_rows = kept[np.sort(order[:count])]
         rows = kept_rows[TEST_ROW].to_numpy()
-        raw = kept_rows.drop(TEST_ROW, OF_ALL, OF_CLICKED)
+        raw = kept_rows.drop(TEST_ROW, OF_ALL, OF_CLICKED, OF_ROWS)
         encoded = encoder.encode(raw_users(raw, encoder.schema), Side.USER)
         test = pl.scan_parquet(data / "test/*.parquet")
         names = [*encoded, *(n for n in (USER_KEY,) if n in test.collect_schema())]
