@@ -70,6 +70,17 @@ def test_each_stage_alone_is_blamed() -> None:
         }
 
 
+def test_the_worked_example_of_the_documentation() -> None:
+    """docs/evaluation.md: ads a to e, K = 2, D = 4, the index returns a and c."""
+    worth, scores = np.array([1.0, 4, 2, 7, 9]), np.array([5, 4, 3, 2, 1], np.float32)
+    ranked, ads = np.array([0, 2]), np.arange(5)
+    exact, deep = exact_first(scores, ads, ranked, 4)
+    value = levels(worth, Reached(ads, deep, exact, ranked), 1)
+    lost = losses({name: np.array([x]) for name, x in value.items()})
+    figures = {name: float(x[0]) for name, x in lost.items()}
+    assert figures == {"tower": 2, "truncation": 3, "index": 2, "ranker": 1, "total": 8}
+
+
 def test_a_loss_that_counts_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     value = {name: np.array([5.0 - i]) for i, name in enumerate(LEVELS)}
     assert losses(value)[TOTAL] == 4
