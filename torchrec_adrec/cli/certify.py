@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Out
-from torchrec_adrec.cli.serve import Bundled, RankBy, read_user
+from torchrec_adrec.cli.options import Out, RankBy
+from torchrec_adrec.cli.serve import Bundled, read_user
 from torchrec_adrec.runs.unpack import unpacked
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Key, Overrides, To, written_to
+from torchrec_adrec.cli.options import Engine, Key, Overrides, RankBy, To, written_to
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.errors import ConfigError, DataError, reason
 from torchrec_adrec.runs.stages import CONFIG
@@ -17,19 +17,6 @@ Bundled = Annotated[
     Path,
     typer.Option(
         "--out", "--bundle", help="Folder of the run, or a bundle: a folder or .tar."
-    ),
-]
-RankBy = Annotated[
-    str | None,
-    typer.Option(
-        help="Order by this formula, as 'click * value'. Default: recommend.rank_by."
-    ),
-]
-
-Engine = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, bfloat16, int8, compiled or auto. Default: recommend.engine."
     ),
 ]
 

@@ -180,6 +180,10 @@ class TableConfig(Settings):
     without a row in it has missing values."""
     items: SideTable | None = None
     """A file whose columns may be features of the ad, joined by `ad_id`."""
+    propensity: str | None = None
+    """The column of the probability with which the log's own policy showed this ad to
+    this user, above 0 and at most 1 in every row. No model reads it; `adrec evaluate
+    off-policy` does."""
     ignore: tuple[str, ...] = ()
     """Columns that are not used; patterns such as `tmp_*` work too. Every other column
     must be used, so that none is forgotten by a slip."""
@@ -204,6 +208,15 @@ class TableConfig(Settings):
             raise ValueError(
                 f"columns {shared} are labels: known only after the ad was shown, they"
                 " may be no features"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_feature_is_the_propensity(self) -> Self:
+        if self.propensity in {column for _, _, column in self.features()}:
+            raise ValueError(
+                f"propensity: {self.propensity} is a feature too; a model that reads"
+                " it would rank by what the log's policy has decided"
             )
         return self
 
@@ -274,5 +287,6 @@ class TableConfig(Settings):
         ]
         others = [self.time.column] if self.time else []
         others += [self.user_id] if self.user_id else []
+        others += [self.propensity] if self.propensity else []
         features = [column for _, _, column in self.features()]
         return tuple(dict.fromkeys([*labels, *others, *features]))

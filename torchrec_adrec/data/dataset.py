@@ -59,6 +59,8 @@ class DataSet:
         histories: by the source of a sequence that `prepare` makes of the log, the ad's
             column whose values it holds; `read` gives no such column.
         negatives: how negatives are drawn, where the rows are positives only.
+        propensity: Float64 column of the shown ad's probability under the policy that
+            wrote the log, above 0 and at most 1; None: not told.
         copies: for the columns `time` and `user`, the features that are made of the
             same raw column.
     """
@@ -75,6 +77,7 @@ class DataSet:
     lists_before_log: bool = False
     histories: Mapping[str, str] = field(default_factory=dict)
     negatives: Negatives | None = None
+    propensity: str | None = None
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -85,11 +88,12 @@ class DataSet:
     def not_compared(self, split_by: str) -> tuple[str, ...]:
         """The raw columns that are left out when rows of two splits are compared.
 
-        These are the time, the user where the split is by user, and their copies: rows
-        of two splits hardly ever agree in them. Rows that differ in nothing else are
-        the same example.
+        These are the time, the user where the split is by user, the propensity, and
+        their copies: rows of two splits hardly ever agree in them. Rows that differ in
+        nothing else are the same example.
         """
-        names = (self.time, self.user if split_by == "user" else None)
+        user = self.user if split_by == "user" else None
+        names = (self.time, user, self.propensity)
         return tuple(
             n for name in names if name for n in (name, *self.copies.get(name, ()))
         )
@@ -114,6 +118,8 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     types |= {label.name: {pl.Float32()} for label in data.schema.labels}
     if data.time is not None:
         types[data.time] = {pl.Int64()}
+    if data.propensity is not None:
+        types[data.propensity] = {pl.Float64()}
     if data.user is not None:
         types.setdefault(data.user, {pl.String()})
     return types

@@ -40,9 +40,9 @@ from torchrec_adrec.schema import (
     SparseFeature,
 )
 
-# Names of the time and the user among the raw columns. The name of a feature has no
-# colon, so that none can be the same.
-TIME, USER = "row:time", "row:user"
+# Names of the time, the user and the propensity among the raw columns. The name of a
+# feature has no colon, so that none can be the same.
+TIME, USER, PROPENSITY = "row:time", "row:user", "row:propensity"
 
 
 def open_data(config: DataConfig) -> DataSet:
@@ -70,6 +70,7 @@ def open_data(config: DataConfig) -> DataSet:
         user=USER if table.user_id else None,
         sides="data.table.user, data.table.ad",
         ad=table.key,
+        propensity=PROPENSITY if table.propensity else None,
         items=tuple(f.source for f in ids),
         histories={
             name: feature.of
@@ -232,4 +233,6 @@ def _columns(
         rules.append(values.time(TIME, raw(table.time.column), table.time))
     if table.user_id:
         rules.append(values.required_text(USER, raw(table.user_id)))
+    if table.propensity:
+        rules.append(values.probability(PROPENSITY, raw(table.propensity)))
     return rules

@@ -121,6 +121,13 @@ def required_ids(column: ColumnRule) -> ColumnRule:
     return replace(column, fault=fault, expected=f"an id ({column.expected})")
 
 
+def probability(name: str, raw: RawColumn) -> ColumnRule:
+    """The rule of a probability above 0; a row without one is a bad row."""
+    value = _float(raw, "numbers")
+    fault = ~((value > 0) & (value <= 1)).fill_null(False)
+    return ColumnRule(name, raw.source, value, fault, "a number above 0 and at most 1")
+
+
 def time(name: str, raw: RawColumn, settings: TimeColumn) -> ColumnRule:
     """The rule of a time, Int64: milliseconds since 1970, or integers as they are.
 

@@ -7,6 +7,7 @@ data/
   schema.json transforms.json vocabulary/ statistics/
                           with these, serving encodes a request
   example_users.json      raw requests to try `adrec recommend` with
+  held_out_users.parquet  more of them, whom the whole funnel is judged on
   hashes.json             of the fitted files and the catalog, checked at every reading
   report.json report.md report.png    what came in, what went out, what to look at
 
@@ -32,18 +33,15 @@ from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import COUNTED, AdCounter, load_ads
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.catalog_columns import (
-    AD_KEY,
-    AdKey,
-    catalog_columns,
-)
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
+from torchrec_adrec.data.prepare.fitted import write_fitted
 from torchrec_adrec.data.prepare.from_log import make_from_log
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
+from torchrec_adrec.data.prepare.held_out_users import write_held_out_users
 from torchrec_adrec.data.prepare.leaks import (
     Dependency,
     dependencies,
@@ -55,7 +53,7 @@ from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes
-from torchrec_adrec.data.prepare.statistics import FOLDER, Folds
+from torchrec_adrec.data.prepare.statistics import Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
 from torchrec_adrec.data.prepare.twins import refuse_twins
@@ -63,7 +61,6 @@ from torchrec_adrec.data.prepare.value_keys import ValueKeys, number_sources
 from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.prepare.write import SplitWriter, merge_counts
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 from torchrec_adrec.schema import Schema, Side
@@ -138,7 +135,8 @@ def prepare(
             log.warning("%s", line)
         write_report(report, out)
         write_examples(store, split, data.schema, out / "example_users.json")
-        _write_fitted(encoder, ads, data.ad_key, out)
+        users = write_held_out_users(store, split, data.schema, out, seed)
+        write_fitted(encoder, ads, data.ad_key, out, users)
         shutil.rmtree(raw)
     ranks.barrier()
 
@@ -248,17 +246,3 @@ def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
     return replace(encoder, schema=schema)
-
-
-def _write_fitted(
-    encoder: Encoder, ads: pl.DataFrame, ad_key: tuple[str, ...], out: Path
-) -> None:
-    """Write what serving needs: the transforms and the catalog, with their hashes."""
-    encoder.save(out)
-    columns = catalog_columns(encoder, ads)
-    raw = encoder.schema.sources_of(Side.AD)
-    ads.drop(raw).with_columns(**columns).write_parquet(out / "catalog.parquet")
-    AdKey.of(ad_key, ads, encoder.schema).save(out)
-    names = ("schema.json", "transforms.json", "catalog.parquet", AD_KEY)
-    fitted = [path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")]
-    write_hashes(out, [*(out / name for name in names), *sorted(fitted)])
