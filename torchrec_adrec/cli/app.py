@@ -16,6 +16,7 @@ from torchrec_adrec.cli import (
     index,
     plan,
     serve,
+    settings,
     stages,
     versions,
 )
@@ -114,6 +115,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     certify.bundle,
     compare.compare,
     plan.plan,
+    settings.settings,
     doctor,
 )
 for command in COMMANDS:

@@ -47,7 +47,7 @@ def rollback(
         typer.Argument(help="As `list` prints it. Default: the one before."),
     ] = None,
 ) -> None:
-    """Serve another version from the next start on; it is checked before.
+    """Make another version the one that is served; it is checked before.
 
     Its files must be whole, and the export that it was built from must be the run's.
 

@@ -20,8 +20,11 @@ class SplitConfig(Settings):
     leave_one_out: the last click of each user is the test and the one before validates,
     as papers on sequences have it; the shares do not count."""
     train: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of the rows that is trained on; the three shares add up to 1."""
     valid: Fraction = 0.1
+    """Share of the rows on which settings, checkpoints and calibration are chosen."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the rows by which the models are judged at the end."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
@@ -35,8 +38,11 @@ class SyntheticConfig(Settings):
     """A synthetic world whose law is known (docs/known_world.md), without download."""
 
     rows: Count = 200_000
+    """Number of impressions."""
     ads: Count = 2_000
+    """Number of ads, those that are born later among them."""
     users: Count = 20_000
+    """Number of users."""
     days: Count = 14
     """Length of the log."""
     cold_share: Fraction = 0.3
@@ -57,7 +63,9 @@ class MovieLabConfig(Settings):
     rows: Count = 60_000
     """Pairs of a user and a movie, each at most once."""
     users: Count = 1_000
+    """Number of users, each with 13 numbers."""
     movies: Count = 500
+    """Number of movies, each with 12 numbers."""
 
     @model_validator(mode="after")
     def _rows_are_different_pairs(self) -> Self:
@@ -73,6 +81,8 @@ class NumbersConfig(Settings):
     """How the integers of Criteo rows become inputs."""
 
     transform: Literal["log_standard", "standard", "log"] = "log_standard"
+    """log_standard: sign(x) log(1 + |x|), then mean 0 and deviation 1. standard:
+    without the logarithm. log: the logarithm alone."""
     buckets: Literal["log_square", "quantile"] | None = "log_square"
     """Each number is also an id, made discrete like this; null: a number only."""
 

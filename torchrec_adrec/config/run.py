@@ -16,12 +16,8 @@ from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.formula import Formula
 from torchrec_adrec.config.serve import ServeConfig
-from torchrec_adrec.config.train import (
-    RankingConfig,
-    RetrievalConfig,
-    ShardingConfig,
-    TrainConfig,
-)
+from torchrec_adrec.config.sharding import ShardingConfig
+from torchrec_adrec.config.train import RankingConfig, RetrievalConfig, TrainConfig
 from torchrec_adrec.errors import ConfigError, reason
 
 VectorType = Literal["fp32", "fp16"]
@@ -89,6 +85,8 @@ class IndexConfig(Settings):
     memory_gib: Rate = 0
     """Memory that `auto` may fill with the index, in GiB; 0: as much as it takes."""
     shards: Count = 2
+    """Number of files in which the index lies. At least the number of ranks that build
+    it, because a rank works on whole files."""
     device: IndexDevice = "cpu"
     """Where lists are trained, ads are assigned to them, and searches run, also when
     serving. auto: on the NVIDIA GPUs that FAISS sees, or else on the CPU, and it says
@@ -122,7 +120,10 @@ class RecommendConfig(Settings):
     """How many ads the ranker gets, how fast, how many are shown, in which order."""
 
     candidates: Count = 500
+    """Number of ads that the index returns for a user and that the ranker orders. A
+    smaller catalog is ranked as a whole."""
     top: Count = 10
+    """Number of ads of an answer, where the request names none."""
     rank_by: str | None = None
     """The number by which ads are ordered, the highest first: a formula of names,
     numbers, + - * / and parentheses, as `click * value` or `click * bid`. Names are
@@ -170,7 +171,10 @@ class Config(Settings):
     """All settings of one run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
+    """Draws whatever is random: the split by row, the order of the rows, weights at the
+    start, dropout, negatives, samples, and the synthetic world."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where PyTorch has one, else the CPU."""
     data: DataConfig = DataConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     ranking: RankingConfig = RankingConfig()

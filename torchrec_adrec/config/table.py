@@ -36,7 +36,9 @@ class NumberColumn(_Column):
 
     kind: Literal["number"]
     transform: Literal["log_standard", "standard", "log"] = "log_standard"
+    """As of `data.numbers`, for this column."""
     buckets: Literal["log_square", "quantile"] | None = None
+    """Also an id, made discrete like this; null: a number only."""
 
 
 class SequenceColumn(_Column):
@@ -80,6 +82,7 @@ class LabelColumn(_Column):
     """Its name in the file (`from` is another word for it); default: the name of the
     label."""
     kind: LabelKind = "binary"
+    """binary: 0 or 1. value: a number from 0, whose mean is predicted."""
     max_value: Annotated[float, Field(gt=0)] | None = None
     """A larger number is cut to it: a few outliers would rule every squared error."""
     at_least: float | None = None
@@ -113,6 +116,7 @@ class TimeColumn(Settings):
     """The time of a row, for a split by time."""
 
     column: str
+    """Its name in the file."""
     kind: Literal["iso", "number"] = "iso"
     """iso: a date or time column, or text such as 2024-05-01T12:00:00 (UTC where it
     names no offset). number: integers of any unit, the same in all files."""

@@ -152,6 +152,19 @@ def test_every_build_of_a_stage_is_another_state(tmp_path: Path) -> None:
     assert published_state(tmp_path) == states[-1]
 
 
+def test_a_link_to_another_run_is_another_state(tmp_path: Path) -> None:
+    """docs/production.md: a day's run is rolled out by moving a link."""
+    live = tmp_path / "live"
+    for day in ("monday", "tuesday"):
+        (tmp_path / day / "ranking").mkdir(parents=True)
+        (tmp_path / day / "ranking/stage.json").write_text(day)
+    live.symlink_to("monday")
+    before = published_state(live)
+    live.unlink()
+    live.symlink_to("tuesday")
+    assert published_state(live) != before
+
+
 def fake_recommender(weight: float, price: float) -> Any:
     tower, ranker = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     with torch.no_grad():
