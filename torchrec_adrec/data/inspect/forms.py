@@ -20,7 +20,11 @@ FLAGS = {
     **{"n": "0", "y": "1", "f": "0", "t": "1", "nein": "0", "ja": "1", "non": "0"},
     **{"oui": "1", "-1": "0", "0.0": "0", "1.0": "1"},
 }
-INTEGER, DECIMAL, HEX = r"^-?\d+$", r"^[-+]?\d*\.?\d+([eE][-+]?\d+)?$", r"^[0-9a-fA-F]{8}$"
+INTEGER, DECIMAL, HEX = (
+    r"^-?\d+$",
+    r"^[-+]?\d*\.?\d+([eE][-+]?\d+)?$",
+    r"^[0-9a-fA-F]{8}$",
+)
 WHOLE, ZEROS = r"^-?\d+(\.0*)?$", r"^0\d"
 # 1.234,50 and 59,90: numbers of most of Europe.
 COMMA = r"^-?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$"
@@ -100,9 +104,7 @@ def profile(column: pl.Series) -> Profile:
             form = "other"
         missing = int((column.list.len().fill_null(0) == 0).sum())
         plain = ListForm("", None)
-        return Profile(
-            column.name, column_type, form, rows, missing, 0, list=plain
-        )
+        return Profile(column.name, column_type, form, rows, missing, 0, list=plain)
     if column_type.is_nested() or column_type in (pl.Binary(), pl.Object()):
         return Profile(column.name, column_type, "other", rows, column.null_count(), 0)
     values = column.fill_nan(None) if column_type.is_float() else column

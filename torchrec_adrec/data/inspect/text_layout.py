@@ -53,9 +53,7 @@ class TextLayout:
         """Cut every line into fields, without the header; they may be of any number."""
         with _opened(path, self.encoding) as file:
             try:
-                yield from islice(
-                    _fields(file, self.separator), int(self.header), None
-                )
+                yield from islice(_fields(file, self.separator), int(self.header), None)
             except (EOFError, zlib.error, OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} is damaged: {reason(error)}") from None
             except csv.Error as error:
