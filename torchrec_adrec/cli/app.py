@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from torchrec_adrec.cli import checkpoint, index, plan, serve, stages, versions
+from torchrec_adrec.cli import checkpoint, index, init, plan, serve, stages, versions
 from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.runtime.memory import keep_freed_memory
@@ -92,6 +92,7 @@ def doctor() -> None:
 
 COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     stages.run,
+    init.init,
     stages.prepare,
     synthesize,
     stages.baselines,

@@ -27,8 +27,8 @@ def criteo_yaml(sample: Sample) -> tuple[str, tuple[str, ...]] | None:
     if float(str(rows.select(fits.mean()).item())) < FITS:
         return None
     lines = [
-        f"# What `adrec init {sample.path}` proposes: these are Criteo's columns, which",
-        "# `data.adapter: criteo` knows (docs/data.md).",
+        f"# What `adrec init {sample.path}` proposes:",
+        "# these are Criteo's columns, which an adapter of its own knows (docs/data.md).",
         "data:",
         "  adapter: criteo",
         f"  raw: [{sample.path}]",

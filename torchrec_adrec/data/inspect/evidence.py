@@ -1,4 +1,4 @@
-"""What the rows say of two columns: which determines the other, what tells the label."""
+"""What the rows say: which column determines another, which tells the label."""
 
 import polars as pl
 

@@ -132,7 +132,7 @@ def _look(base: Profile, text: pl.Series) -> Profile:
         text = text.filter(~text.is_in(words))
         missing = base.rows - len(text)
         facts |= {"words": words, "missing": missing, "distinct": text.n_unique()}
-    time = time_form(text)
+    time = time_form(base.name, text)
     if time is not None:
         return Profile(**{**facts, "form": "time", "time": time})
     if _share(text, HEX) >= NEARLY_ALL and _share(text, "[a-fA-F]") > 0.1:

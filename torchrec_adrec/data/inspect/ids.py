@@ -74,8 +74,8 @@ def choose_ids(draft: Draft, user: str | None, ad: str | None) -> None:
     ad = ad or _best(draft, ADS) or _guess(draft, "ad")
     if ad is None:
         raise DataError(
-            f"{draft.sample.path}: no column can name the ad, of {', '.join(draft.left)}"
-            "; name it by --ad"
+            f"{draft.sample.path}: no column can name the ad, of"
+            f" {', '.join(draft.left)}; name it by --ad"
         )
     draft.left.remove(ad)
     user = user or _best(draft, USERS)

@@ -44,8 +44,8 @@ def choose_click(draft: Draft, hint: str | None) -> None:
         _take_rating(draft, column)
     else:
         raise DataError(
-            f"{draft.sample.path}: column {column} cannot be the click: expected 0 and 1"
-            f" or a rating, found {form}"
+            f"{draft.sample.path}: column {column} cannot be the click: expected 0 and"
+            f" 1 or a rating, found {form}"
         )
     rate = float(str(draft.click.mean()))
     if not 0 < rate < 1:
@@ -67,8 +67,8 @@ def choose_others(draft: Draft) -> None:
         elif tells_the_click(draft.rows, column, draft.click):
             draft.leave_out(column, "tells the click by itself: it probably came later")
             draft.unsure.append(
-                f"{column} predicts the click almost alone. If it is known when an ad is"
-                " asked for, take it out of `ignore` and make it a feature."
+                f"{column} predicts the click almost alone. If it is known when an ad"
+                " is asked for, take it out of `ignore` and make it a feature."
             )
 
 
@@ -128,12 +128,12 @@ def _take_rating(draft: Draft, column: str) -> None:
     )
     draft.click = (numbers >= threshold).cast(pl.Int8)
     rate = float(str(draft.click.mean()))
-    block = {"column": name} if name != "click" else {}
+    block = {"column": name}
     about = f"{column} of at least {threshold:g}; {rate:.1%} are 1"
     draft.labels["click"] = block, about
     draft.unsure.append(
-        f"A click is made of {column}: {threshold:g} or more of {best:g}. The model then"
-        " tells who likes what among what was rated."
+        f"A click is made of {column}: {threshold:g} or more of {best:g}. The model"
+        " then tells who likes what among what was rated."
     )
     if least >= 0:
         value = {"kind": "value", "max_value": best}

@@ -55,7 +55,7 @@ def _divides(sign: str, values: list[str], is_named: bool) -> bool:
         return False  # prose, such as "books, used"
     # Words of prose have no digits; ids and codes mostly do.
     digits = sum(any(c.isdigit() for c in part) for part in parts) / len(parts)
-    if sign == " " and digits < 0.8:
+    if sign in ", " and digits < 0.8 and not is_named:
         return False
     varies = len({len(items) for items in lists}) > 1
     repeats = len(parts) / len(set(parts))

@@ -49,7 +49,7 @@ class Hints:
     ad: str | None = None
 
 
-def propose(sample: Sample, settings: Path, hints: Hints = Hints()) -> Proposal:  # noqa: B008
+def propose(sample: Sample, settings: Path, hints: Hints) -> Proposal:
     """Propose a configuration for a file.
 
     Args:
@@ -122,7 +122,7 @@ def _give_the_user_an_id(draft: Draft) -> None:
 
 
 def _target(draft: Draft, settings: Path) -> Path | None:
-    """The rewritten copy that is needed; None if the adapter reads the file as it is."""
+    """The rewritten copy; None if the adapter reads the file as it is."""
     path, layout = draft.sample.path, draft.sample.layout
     if layout is None:
         return settings.with_suffix(".rewritten.parquet") if draft.repairs else None

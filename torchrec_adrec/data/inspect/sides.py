@@ -48,9 +48,21 @@ def choose_sides(draft: Draft) -> None:
         draft.left.remove(column)
         side, why = _side(draft, column)
         name = draft.free_name(column)
+        if side == "ad" and draft.profiles[column].form == "list":
+            _take_list_of_an_ad(draft, column, name)
+            continue
         block, about = _block(draft, column, name)
         draft_side = draft.ad if side == "ad" else draft.user
         draft_side[name] = block, "; ".join(filter(None, (about, why)))
+
+
+def _take_list_of_an_ad(draft: Draft, column: str, name: str) -> None:
+    """Make one id of an ad's list: only a user has sequences."""
+    if draft.profiles[column].type != pl.String():
+        draft.ignore[column] = "a list, and only a user has sequences"
+        return
+    block = {"kind": "text"} if name == column else {"column": column, "kind": "text"}
+    draft.ad[name] = block, "a list; each combination is one id"
 
 
 def _side(draft: Draft, column: str) -> tuple[str, str]:
@@ -63,8 +75,8 @@ def _side(draft: Draft, column: str) -> tuple[str, str]:
         side = "ad" if by_ad >= by_user else "user"
         if named and named != side:
             draft.unsure.append(
-                f"{column} sounds like the {named}'s, but {ad if side == 'ad' else user}"
-                f" determines it, so it is the {side}'s."
+                f"{column} sounds like the {named}'s, but"
+                f" {ad if side == 'ad' else user} determines it: the {side}'s."
             )
         return side, ""
     if named == "ad":

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TextIO, cast
 
 from torchrec_adrec.errors import ConfigError, DataError, reason
 
@@ -141,8 +142,9 @@ def _fields(lines: Iterator[str], separator: str) -> Iterator[list[str]]:
     return (row for row in csv.reader(lines, delimiter=separator) if row)
 
 
-def _opened(path: Path, encoding: str):  # type: ignore[no-untyped-def]
+def _opened(path: Path, encoding: str) -> TextIO:
     # A byte that the encoding lacks stays recognisable: `prepare` counts its line.
-    mode = {"encoding": encoding, "errors": "surrogateescape", "newline": ""}
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", **mode)
+    if path.suffix == ".gz":
+        packed = gzip.open(path, "rt", -1, encoding, "surrogateescape", "")  # noqa: SIM115
+        return cast(TextIO, packed)
+    return path.open(encoding=encoding, errors="surrogateescape", newline="")

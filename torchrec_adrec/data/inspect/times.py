@@ -5,9 +5,11 @@ from typing import Literal
 
 import polars as pl
 
+from torchrec_adrec.data.inspect.words import TIMES, mentions
+
 ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?)?$"
-# The years 2000 to 2035 in each unit: other numbers are seldom in these ranges.
-FIRST, LAST = 946_684_800, 2_051_222_400
+# The years 1995 to 2035 in each unit.
+FIRST, LAST = 788_918_400, 2_051_222_400
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6}
 UNITS |= {"nanoseconds": 10**9}
 FORMATS = (
@@ -48,21 +50,24 @@ class TimeForm:
     doubt: str = ""
 
 
-def time_form(text: pl.Series) -> TimeForm | None:
+def time_form(name: str, text: pl.Series) -> TimeForm | None:
     """Return how times are written; None if these are no times.
 
     Args:
-        text: the values of a column, none missing.
+        name: of the column: a number is a time only where the name says so, as an id
+            may be any number.
+        text: its values, none missing.
     """
     if bool(text.str.contains(ISO).all()):
         return TimeForm("iso", None)
     numbers = text.cast(pl.Float64, strict=False)
-    if numbers.null_count() == 0 and len(text):
+    if numbers.null_count() == 0 and len(text) and mentions(name, TIMES):
         low, high = float(str(numbers.min())), float(str(numbers.max()))
         for unit, scale in UNITS.items():
             if FIRST * scale <= low and high <= LAST * scale:
                 has_point = bool(text.str.contains(r"[.eE]").any())
                 return TimeForm("number", unit, is_float=has_point)
+    if numbers.null_count() == 0:
         return None
     return _other_format(text.unique().head(MOST))
 

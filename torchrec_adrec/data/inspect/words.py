@@ -30,7 +30,7 @@ AD_SIDE = {
 USER_SIDE = {*USERS, "age", "gender", "country", "city", "os", "browser", "alter"}
 TIMES = (
     *("ts", "timestamp", "time", "datetime", "date", "datum", "zeit", "zeitpunkt"),
-    *("created", "at", "day", "hour"),
+    *("created", "at", "t", "epoch", "unix", "day", "hour"),
 )
 AFTERWARDS = {
     *("revenue", "umsatz", "income", "profit", "dwell", "watch", "watched", "spent"),
@@ -52,7 +52,7 @@ def words(name: str) -> list[str]:
 
 
 def base(name: str) -> str:
-    """The word that an id's name is about, as `movie` of `movieId`; empty if several."""
+    """The word that an id's name is about: `movie` of `movieId`; empty if several."""
     joined = "_".join(words(name))
     rest = re.sub(ENDING, "", joined) or joined
     return rest if "_" not in rest else ""
@@ -60,8 +60,11 @@ def base(name: str) -> str:
 
 def rank(name: str, known: Sequence[str]) -> int | None:
     """The place in a list of the word that an id's name is about."""
-    word = base(name)
-    return known.index(word) if word in known else None
+    # `uid` and `isbn` are words of their own, whatever they end on.
+    for word in ("_".join(words(name)), base(name)):
+        if word in known:
+            return known.index(word)
+    return None
 
 
 def mentions(name: str, known: Sequence[str] | set[str]) -> bool:
