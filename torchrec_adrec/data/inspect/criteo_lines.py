@@ -28,7 +28,7 @@ def criteo_yaml(sample: Sample) -> tuple[str, tuple[str, ...]] | None:
         return None
     lines = [
         f"# What `adrec init {sample.path}` proposes:",
-        "# these are Criteo's columns, which an adapter of its own knows (docs/data.md).",
+        "# these are Criteo's columns, which have an adapter (docs/data.md).",
         "data:",
         "  adapter: criteo",
         f"  raw: [{sample.path}]",

@@ -20,7 +20,9 @@ def write_first_rows(raw: Path, folder: Path) -> Path:
         return target
     is_packed = raw.suffix == ".gz"
     target = folder / (raw.stem if is_packed else raw.name)
-    opened = gzip.open(raw) if is_packed else raw.open("rb")
-    with opened as source, target.open("wb") as file:
+    with (
+        gzip.open(raw) if is_packed else raw.open("rb") as source,
+        target.open("wb") as file,
+    ):
         file.writelines(islice(source, ROWS + 1))
     return target
