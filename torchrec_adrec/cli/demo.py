@@ -1,4 +1,4 @@
-"""`adrec run --demo`: settings that come with the package, and what to do afterwards."""
+"""`adrec run --demo`: settings of the package, and what to do afterwards."""
 
 from pathlib import Path
 
