@@ -71,13 +71,14 @@ def test_names() -> None:
 )
 def test_layout(separator: str, encoding: str, tmp_path: Path) -> None:
     sign = "€" if encoding == "cp1252" else "é"
-    lines = [separator.join(row) for row in (["user", "price"], [f"{sign}a", "7,5"])]
+    price = "7.5" if separator == "," else "7,5"
+    lines = [separator.join(row) for row in (["user", "price"], [f"{sign}a", price])]
     path = tmp_path / "x.txt"
     path.write_bytes("\n".join(lines + lines[1:] * 9).encode(encoding))
     layout = text_layout(path)
     assert (layout.separator, layout.encoding) == (separator, encoding)
     assert layout.columns == ("user", "price") and layout.header
-    assert list(layout.rows(path)) == [[f"{sign}a", "7,5"]] * 10
+    assert list(layout.rows(path)) == [[f"{sign}a", price]] * 10
 
 
 def test_names_are_made_where_the_first_line_is_data(tmp_path: Path) -> None:
@@ -130,9 +131,9 @@ def test_a_column_that_tells_the_click_is_no_feature(
     clicked = np.asarray(log["clicked"])
     noise = np.random.default_rng(1).random(ROWS)
     for name, leak, is_feature in (
-        ("score", clicked + noise, False),
-        ("score", 3 - clicked - noise, False),
-        ("score", clicked + 9 * noise, True),
+        ("quality", clicked + noise, False),
+        ("quality", 3 - clicked - noise, False),
+        ("quality", clicked + 9 * noise, True),
     ):
         settings, text = table({**log, name: leak}, tmp_path)
         assert (name in settings["user"]) == is_feature

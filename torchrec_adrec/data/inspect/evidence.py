@@ -66,7 +66,8 @@ def _auc(scored: pl.DataFrame) -> float:
     if not positives or not negatives:
         return 0.5
     ranks = scored["score"].rank("average").filter(clicked).sum()
-    return float(ranks - positives * (positives + 1) / 2) / (positives * negatives)
+    above = float(ranks) - positives * (positives + 1) / 2
+    return above / (positives * negatives)
 
 
 def _text(rows: pl.DataFrame, column: str) -> pl.Expr:

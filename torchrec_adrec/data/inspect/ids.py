@@ -1,10 +1,14 @@
 """Which columns name the time, the user and the ad of a row."""
 
+import polars as pl
+
 from torchrec_adrec.data.inspect import repairs
 from torchrec_adrec.data.inspect.draft import Draft
 from torchrec_adrec.data.inspect.repairs import Repair
 from torchrec_adrec.data.inspect.words import ADS, REQUESTS, TIMES, USERS, rank, words
 from torchrec_adrec.errors import DataError
+
+NO_HOUR = 1_000_000  # 14102100 is an hour of a day of a year; 0 to 23 come every day
 
 
 def choose_time(draft: Draft) -> None:
@@ -14,7 +18,7 @@ def choose_time(draft: Draft) -> None:
     times.sort(key=lambda n: (draft.profiles[n].missing, named[n]))
     # A number of unknown unit is a time by its name alone, as 14102100 for an hour.
     counts = [n for n in draft.left if draft.profiles[n].form == "integer"]
-    counts = [n for n in counts if named[n] < len(TIMES) and rank(n, TIMES) is not None]
+    counts = [n for n in counts if rank(n, TIMES) is not None and _goes_on(draft, n)]
     if not times and not counts:
         draft.unsure.append(
             "No column is a time. The rows must then be in time order; if they are not,"
@@ -28,6 +32,12 @@ def choose_time(draft: Draft) -> None:
     for other in others:
         draft.leave_out(other, f"a second time beside {column}")
         draft.unsure.append(f"{column} is the time of a row, or is it {other}?")
+
+
+def _goes_on(draft: Draft, column: str) -> bool:
+    """Whether numbers may be times: large or rising, and no hours from 0 to 23."""
+    numbers = draft.rows[column].cast(pl.Float64, strict=False)
+    return numbers.is_sorted() or float(str(numbers.min())) >= NO_HOUR
 
 
 def _time_place(name: str) -> int:

@@ -21,7 +21,7 @@ from torchrec_adrec.data.inspect.words import (
 )
 
 DEPENDS = 0.95  # of the way from guessing to knowing
-FEW = 20  # integers that are names of kinds rather than amounts
+FEW = 31  # hours, days of a month: integers that are names of kinds rather than amounts
 SHARED = 0.5  # share of a list's items that are ads
 
 

@@ -137,9 +137,10 @@ def _separator(lines: list[str]) -> tuple[str, int]:
 
 
 def _fields(lines: Iterator[str], separator: str) -> Iterator[list[str]]:
-    if len(separator) > 1:
-        lines, separator = (line.replace(separator, UNIT) for line in lines), UNIT
-    return (row for row in csv.reader(lines, delimiter=separator) if row)
+    if len(separator) == 1:
+        return (row for row in csv.reader(lines, delimiter=separator) if row)
+    replaced = (line.replace(separator, UNIT) for line in lines)
+    return (row for row in csv.reader(replaced, delimiter=UNIT) if row)
 
 
 def _opened(path: Path, encoding: str) -> TextIO:
