@@ -141,7 +141,7 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
     ]
     if target is not None:
         lines += [f"# The rows are those of {sample.path}, rewritten because of:"]
-        lines += [f"# - {what}" for what in _reasons(draft)]
+        lines += [f"# - {reason}" for reason in _reasons(draft)]
     lines += ["# Look at these first:"] if draft.unsure else []
     lines += [f"# - {sentence}" for sentence in draft.unsure]
     form = "Parquet" if layout is None else f"{SEPARATORS[layout.separator]}, UTF-8"
@@ -173,7 +173,7 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
 
 
 def _reasons(draft: Draft) -> list[str]:
-    reasons = [f"{r.column}: {r.what}" for r in draft.repairs]
+    reasons = [f"{r.column}: {r.description}" for r in draft.repairs]
     layout = draft.sample.layout
     if layout is not None:
         if layout.separator != ",":

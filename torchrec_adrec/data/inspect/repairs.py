@@ -27,13 +27,13 @@ class Repair:
         column: the column that is written, the same or a new one.
         change: the text of a value to the new text. What cannot be read stays as it is,
             so that `prepare` counts and names its row.
-        what: the change in words.
+        description: the change in words.
     """
 
     source: str
     column: str
     change: Callable[[str], str]
-    what: str
+    description: str
 
 
 def whole(text: str) -> str:

@@ -105,8 +105,8 @@ def _block(draft: Draft, column: str, name: str) -> tuple[Any, str]:
         return {**source, "kind": "hex"}, ""
     if shape.is_number and _is_amount(draft, shape):
         if shape.comma:
-            what = "decimal commas become points"
-            draft.repairs.append(Repair(column, column, repairs.point, what))
+            change_text = "decimal commas become points"
+            draft.repairs.append(Repair(column, column, repairs.point, change_text))
         return {**source, "kind": "number"}, ""
     if shape.form == "decimal":  # whole, so that it is an id
         return id_block(draft, column, name), f"{shape.distinct:,} values"
@@ -145,8 +145,8 @@ def _list_block(
         separator = form.separator
         if form.brackets:
             change = repairs.items(separator)
-            what = f"lists lose their {form.brackets} and quotes"
-            draft.repairs.append(Repair(shape.name, shape.name, change, what))
+            change_text = f"lists lose their {form.brackets} and quotes"
+            draft.repairs.append(Repair(shape.name, shape.name, change, change_text))
             lists = lists.map_elements(change, return_dtype=pl.String)
             separator = "|"
         if separator != " ":
