@@ -17,7 +17,7 @@ FLOORS = (
     ("evaluation", "planning"),
     ("serve",),
     ("tasks",),
-    ("data.loader", "runs"),
+    ("data.inspect", "data.loader", "runs"),
     ("data.adapters", "data.prepare"),
     ("data", "data.known_world", "distributed", "index", "models"),
     ("config", "modules"),

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from torchrec_adrec import __version__
 from torchrec_adrec.cli import (
     certify,
     checkpoint,
     compare,
     evaluate,
     index,
+    init,
     plan,
     serve,
     settings,
@@ -27,7 +29,6 @@ from torchrec_adrec.runtime.status import Status, send
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="""Ad recommendation on sharded TorchRec embeddings, from raw logs to ten ads.
 
@@ -37,7 +38,7 @@ app = typer.Typer(
 
     \b
     All stages on this machine, on two processes, with rows that are made up:
-      adrec run --config configs/synthetic_demo.yaml --out runs/demo -j 1x2
+      adrec run --demo
     One stage again, with another setting, on two processes:
       torchx run -s local_cwd adrec.train --task ranking --out runs/demo -j 1x2 \\
         -- ranking.layers=3
@@ -45,6 +46,27 @@ app = typer.Typer(
       adrec recommend --out runs/demo
     """,
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"torchrec_adrec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the version, and nothing else.",
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def synthesize(
@@ -103,6 +125,7 @@ def doctor() -> None:
 
 COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     stages.run,
+    init.init,
     stages.prepare,
     synthesize,
     stages.baselines,

@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from torchrec_adrec.cli.demo import CONFIG as DEMO_CONFIG
+from torchrec_adrec.cli.demo import OUT as DEMO_OUT
+from torchrec_adrec.cli.demo import next_steps
 from torchrec_adrec.cli.options import (
     ConfigFile,
     Key,
@@ -53,8 +56,19 @@ Task = Annotated[TaskName, typer.Argument(help="The two towers, or the ranker.")
 
 
 def run(
-    out: Out,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder of the run. It holds one folder for each stage. Default with"
+            " --demo: runs/demo.",
+        ),
+    ] = None,
     config: ConfigFile = None,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Rows that are made up; nothing else is needed."),
+    ] = False,
     job: Annotated[
         str, typer.Option("-j", help="1xRANKS: how many processes share a stage.")
     ] = "1x2",
@@ -76,7 +90,7 @@ def run(
 
     \b
     Rows that are made up, a few minutes on two cores:
-      adrec run --config configs/synthetic_demo.yaml --out runs/demo
+      adrec run --demo
     Your own rows:
       adrec run --config my.yaml data.raw=clicks.csv --out runs/mine -j 1x4
     The same run with another ranker (the stages before it are kept):
@@ -85,6 +99,12 @@ def run(
     from torchrec_adrec.pipeline.display import RUN_LOG
     from torchrec_adrec.pipeline.pipeline import run_pipeline
 
+    if demo and config is not None:
+        raise ConfigError("--demo has settings of its own: leave --config out")
+    if demo:
+        out, config = out or DEMO_OUT, DEMO_CONFIG
+    if out is None:
+        raise ConfigError("--out FOLDER is missing; or run --demo, which needs nothing")
     with command_in(out, config, overrides) as settings:
         # Not before the folder is held: the log file would be another command's.
         if verbose:
@@ -92,6 +112,8 @@ def run(
         else:
             log_to_file(out / RUN_LOG)
         run_pipeline(settings, out, job, verbose)
+    if demo:
+        typer.echo(next_steps(out))
 
 
 def job(stage: list[TaskStage], out: Out) -> None:
