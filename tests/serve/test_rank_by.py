@@ -55,6 +55,7 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
         rows=lambda ids: np.searchsorted(IDS, ids),
         schema=SCHEMA,
         shown=CATALOG.drop("value"),
+        show=lambda ids: CATALOG.drop("value")[np.searchsorted(IDS, ids)],
     )
     encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: {})
     crosses: Any = SimpleNamespace(of=lambda *_: {})
