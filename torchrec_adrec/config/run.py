@@ -25,6 +25,7 @@ from torchrec_adrec.config.train import (
 from torchrec_adrec.errors import ConfigError, reason
 
 VectorType = Literal["fp32", "fp16"]
+IndexDevice = Literal["auto", "cpu", "gpu"]
 
 
 class ExportConfig(Settings):
@@ -74,6 +75,11 @@ class IndexConfig(Settings):
     memory_gib: Rate = 0
     """Memory that `auto` may fill with the index, in GiB; 0: as much as it takes."""
     shards: Count = 2
+    device: IndexDevice = "cpu"
+    """Where lists are trained, ads are assigned to them, and searches run, also when
+    serving. auto: on the NVIDIA GPUs that FAISS sees, or else on the CPU, and it says
+    which. gpu: an error where there is none, or where kind, size or candidates do not
+    fit one. What nobody has run on more than one card stands in docs/gpu.md."""
     target_recall: Fraction = 0.95
     """Recall at `recommend.candidates`, against brute force, below which the index is
     not published."""

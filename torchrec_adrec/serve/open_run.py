@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchrec_adrec.config.run import RecommendConfig
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.index.device import place
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.updated import Absorbed
@@ -61,7 +62,8 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     for stage in (RETRIEVAL, EXPORT, INDEX, RANKING):
         check_inputs(stage, run)
     version = stage_folder(run, INDEX.name)
-    settings = _settings(run, version, overrides)
+    config = _config(run, version, overrides)
+    settings = config.recommend
     encoder = Encoder.load(run / "data")
     towers, towers_checkpoint = restore_whole("retrieval", run, encoder.schema)
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)
@@ -76,9 +78,11 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     if certificate is not None:
         parts_now = hashes_of(run, towers_checkpoint, ranker_checkpoint, version)
         certificate.check_parts(run, parts_now)
+    index = ShardedIndex.load(version, manifest)
+    place(index, config.index.device, settings.candidates, tuned=True)
     parts = Parts(
         encoder,
-        Retriever(towers.model.user_tower, ShardedIndex.load(version, manifest)),
+        Retriever(towers.model.user_tower, index),
         RankingScorer(
             ranker.model,
             encoder.schema,
@@ -113,19 +117,17 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     return parts
 
 
-def _settings(
-    run: Path, version: Path, overrides: Mapping[str, str | None]
-) -> RecommendConfig:
+def _config(run: Path, version: Path, overrides: Mapping[str, str | None]) -> Config:
     """Read how the run is served, as its index was built for."""
     given = [f"recommend.{k}={json.dumps(v)}" for k, v in overrides.items() if v]
     # The index was measured at as many candidates as its own settings name.
-    settings = stage_settings(version, given).recommend
-    if settings.rank_by is not None:
+    config = stage_settings(version, given)
+    if config.recommend.rank_by is not None:
         # The formula is checked against the labels as the ranker was made to predict
         # them; the index may have been built before that was settled.
-        formula = f"recommend.rank_by={json.dumps(settings.rank_by)}"
+        formula = f"recommend.rank_by={json.dumps(config.recommend.rank_by)}"
         stage_settings(run / RANKING.name, [formula])
-    return settings
+    return config
 
 
 def example_users(run: Path) -> list[RawUser]:

@@ -71,9 +71,9 @@ class RankingScorer:
         self.looked_up_later: tuple[Tensor, Tensor] | None = None
         self.ids = catalog[AD_ID].to_numpy()
         self.changed_ids = self.removed = np.empty(0, dtype=np.int64)
-        self._read(catalog)
+        self.read(catalog)
 
-    def _read(self, catalog: pl.DataFrame) -> None:
+    def read(self, catalog: pl.DataFrame) -> None:
         """Take the features of every row of a catalog."""
         schema = self.schema
         names = schema.columns_of(Side.AD)
@@ -91,10 +91,10 @@ class RankingScorer:
         other = copy(self)
         other.__dict__.pop("listed", None)
         other.changed_ids, other.removed = changes.ids, changes.removed
-        other._read(changes.rows_behind(catalog))
+        other.read(changes.rows_behind(catalog))
         if other.looked_up is not None:
             first = len(self.ids)
-            other.looked_up_later = other._look_up_all(first, first + len(changes.ids))
+            other.looked_up_later = other.look_up_rows(first, first + len(changes.ids))
         return other
 
     @cached_property
@@ -223,10 +223,11 @@ class RankingScorer:
         if row * len(self.ids) > gigabytes * 1e9:
             return
         count = len(self.ids)
-        self.looked_up = self._look_up_all(0, count)
-        self.looked_up_later = self._look_up_all(count, count + len(self.changed_ids))
+        self.looked_up = self.look_up_rows(0, count)
+        self.looked_up_later = self.look_up_rows(count, count + len(self.changed_ids))
 
-    def _look_up_all(self, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
+    def look_up_rows(self, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Look up the ads of some rows; None where there are none."""
         starts = range(first, stop, BLOCK)
         rows = [np.arange(start, min(start + BLOCK, stop)) for start in starts]
         parts = [self._look_up(some) for some in rows]
