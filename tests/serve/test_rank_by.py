@@ -50,11 +50,17 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
         retrieve=lambda *_: (RETRIEVED, np.arange(6, dtype=np.float32)),
         index=SimpleNamespace(count=6),
     )
+    catalog = CATALOG.drop("value")
+
+    def show(ids: Any) -> pl.DataFrame:
+        return catalog[np.searchsorted(IDS, ids)]
+
     scorer: Any = SimpleNamespace(
         score=score,
         rows=lambda ids: np.searchsorted(IDS, ids),
         schema=SCHEMA,
-        shown=CATALOG.drop("value"),
+        shown=catalog,
+        show=show,
     )
     encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: {})
     crosses: Any = SimpleNamespace(of=lambda *_: {})
