@@ -53,7 +53,8 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
     catalog = CATALOG.drop("value")
 
     def show(ids: Any) -> pl.DataFrame:
-        return catalog[np.searchsorted(IDS, ids)]
+        shown: pl.DataFrame = catalog[np.searchsorted(IDS, ids)]
+        return shown
 
     scorer: Any = SimpleNamespace(
         score=score,
