@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo notebook test test-slow quick test-processors check bench fuzz clean
+.PHONY: setup gpu-check demo notebook test test-slow quick test-processors check bench fuzz wheel clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,11 @@ gpu-check: $(STAMP)  ## one card, under four minutes; small on a CPU
 
 fuzz: $(STAMP)  ## ten minutes of broken text at the readers
 	$(BIN)/python tests/fuzz_readers.py --minutes 10
+
+wheel: $(STAMP)  ## a wheel and the sources, in dist/; they work without this folder
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python setup.py --quiet sdist --dist-dir dist
 
 clean:
 	rm -rf $(VENV) runs

@@ -16,12 +16,21 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["torchrec_adrec", "torchrec_adrec.*"]),
-    # One copy: the link torchrec_adrec/launch -> ../launch serves a checkout that is
-    # only on PYTHONPATH; without it Python would take another installed checkout's.
-    package_dir={"torchrec_adrec.launch": "launch"},
+    packages=[
+        *find_packages(include=["torchrec_adrec", "torchrec_adrec.*"]),
+        "torchrec_adrec.configs",
+    ],
+    # One copy: the links torchrec_adrec/launch -> ../launch and configs -> ../configs
+    # serve a checkout that is only on PYTHONPATH; without them Python would take
+    # another installed checkout's.
+    package_dir={
+        "torchrec_adrec.launch": "launch",
+        "torchrec_adrec.configs": "configs",
+    },
     package_data={
         "torchrec_adrec": ["py.typed"],
+        "torchrec_adrec.configs": ["*.yaml", "schemas/*.json"],
+        "torchrec_adrec.launch": ["*.md", "*.torchxconfig"],
         "torchrec_adrec.planning": ["gpus.yaml"],
     },
     install_requires=[

@@ -21,6 +21,7 @@ from built_index import (
 )
 
 from torchrec_adrec.errors import EligibilityError, GateError, ManifestError
+from torchrec_adrec.index.brute_force import brute_force
 from torchrec_adrec.index.build import build_files
 from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.changes_gate import check_changes
@@ -29,6 +30,7 @@ from torchrec_adrec.index.exported import Exported
 from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.updated import Absorbed, UpdatedIndex
+from torchrec_adrec.runtime.ranks import SingleProcess
 
 NEW, REPLACED, GONE = 20, 30, 25
 
@@ -54,6 +56,12 @@ def changed(data: Corpus, embeddings: Embeddings) -> tuple[Changes, Corpus]:
 
 
 NOTHING = Absorbed(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+
+
+def all_vectors(embeddings: Embeddings, folder: Path) -> Any:
+    answers = brute_force(embeddings, (), SingleProcess(), folder)
+    assert answers is not None
+    return answers.vectors
 
 
 @pytest.fixture
@@ -126,7 +134,7 @@ def test_a_build_takes_the_changes_in(world_size: int, tmp_path: Path) -> None:
     embeddings = ChangedEmbeddings(plain.folder, plain.manifest, changes)
     assert embeddings.count == len(after.ids)
     assert np.array_equal(embeddings.ids(), after.ids)
-    assert np.array_equal(embeddings.mapped(tmp_path), after.vectors)
+    assert np.array_equal(all_vectors(embeddings, tmp_path), after.vectors)
     kind = recipe("ivf_flat")
     layout = on_threads(
         world_size,
@@ -157,7 +165,7 @@ def test_parts_of_which_nothing_is_left(tmp_path: Path) -> None:
     vectors = np.empty((0, D), dtype=np.float32)
     changes = Changes.none(plain.manifest).after(none, vectors, rising[500:1000])
     embeddings = ChangedEmbeddings(plain.folder, plain.manifest, changes)
-    assert len(embeddings.mapped(tmp_path)) == embeddings.count == N - 500
+    assert len(all_vectors(embeddings, tmp_path)) == embeddings.count == N - 500
     assert [len(ids) for _, ids, _ in embeddings.read(range(3))] == [500, 0, 500]
 
 
@@ -194,6 +202,13 @@ def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path: Path) -> None:
             with pytest.raises(ManifestError):
                 Changes.load(folder)
         path.write_bytes(content)
+    # One that leaves a manifest which could be of other towers.
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"step": 1', b'"step": 2'))
+    with pytest.raises(ManifestError, match="was damaged or changed"):
+        Changes.load(folder)
+    path.write_bytes(content)
     Changes.load(folder)
 
 

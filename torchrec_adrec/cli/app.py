@@ -8,9 +8,14 @@ from typing import Annotated
 
 import typer
 
+from torchrec_adrec import __version__
 from torchrec_adrec.cli import (
+    certify,
     checkpoint,
+    compare,
+    evaluate,
     index,
+    init,
     plan,
     serve,
     settings,
@@ -24,7 +29,6 @@ from torchrec_adrec.runtime.status import Status, send
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="""Ad recommendation on sharded TorchRec embeddings, from raw logs to ten ads.
 
@@ -34,7 +38,7 @@ app = typer.Typer(
 
     \b
     All stages on this machine, on two processes, with rows that are made up:
-      adrec run --config configs/synthetic_demo.yaml --out runs/demo -j 1x2
+      adrec run --demo
     One stage again, with another setting, on two processes:
       torchx run -s local_cwd adrec.train --task ranking --out runs/demo -j 1x2 \\
         -- ranking.layers=3
@@ -42,6 +46,27 @@ app = typer.Typer(
       adrec recommend --out runs/demo
     """,
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"torchrec_adrec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the version, and nothing else.",
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def synthesize(
@@ -100,14 +125,18 @@ def doctor() -> None:
 
 COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     stages.run,
+    init.init,
     stages.prepare,
     synthesize,
     stages.baselines,
     stages.train,
-    stages.evaluate,
     stages.export,
     serve.recommend,
     serve.serve,
+    certify.explain,
+    certify.certify,
+    certify.bundle,
+    compare.compare,
     plan.plan,
     settings.settings,
     doctor,
@@ -115,6 +144,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
 for command in COMMANDS:
     app.command()(command)
 app.command(hidden=True)(stages.job)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(index.app, name="index")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(versions.app, name="versions")

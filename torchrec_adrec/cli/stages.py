@@ -4,13 +4,15 @@ Nothing heavy is imported at the top: importing torchrec takes seconds, and `--h
 should not wait for it.
 """
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from torchrec_adrec.cli.demo import CONFIG as DEMO_CONFIG
+from torchrec_adrec.cli.demo import OUT as DEMO_OUT
+from torchrec_adrec.cli.demo import next_steps
 from torchrec_adrec.cli.options import (
     ConfigFile,
     Key,
@@ -54,8 +56,19 @@ Task = Annotated[TaskName, typer.Argument(help="The two towers, or the ranker.")
 
 
 def run(
-    out: Out,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder of the run. It holds one folder for each stage. Default with"
+            " --demo: runs/demo.",
+        ),
+    ] = None,
     config: ConfigFile = None,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Rows that are made up; nothing else is needed."),
+    ] = False,
     job: Annotated[
         str, typer.Option("-j", help="1xRANKS: how many processes share a stage.")
     ] = "1x2",
@@ -77,7 +90,7 @@ def run(
 
     \b
     Rows that are made up, a few minutes on two cores:
-      adrec run --config configs/synthetic_demo.yaml --out runs/demo
+      adrec run --demo
     Your own rows:
       adrec run --config my.yaml data.raw=clicks.csv --out runs/mine -j 1x4
     The same run with another ranker (the stages before it are kept):
@@ -86,6 +99,12 @@ def run(
     from torchrec_adrec.pipeline.display import RUN_LOG
     from torchrec_adrec.pipeline.pipeline import run_pipeline
 
+    if demo and config is not None:
+        raise ConfigError("--demo has settings of its own: leave --config out")
+    if demo:
+        out, config = out or DEMO_OUT, DEMO_CONFIG
+    if out is None:
+        raise ConfigError("--out FOLDER is missing; or run --demo, which needs nothing")
     with command_in(out, config, overrides) as settings:
         # Not before the folder is held: the log file would be another command's.
         if verbose:
@@ -93,6 +112,8 @@ def run(
         else:
             log_to_file(out / RUN_LOG)
         run_pipeline(settings, out, job, verbose)
+    if demo:
+        typer.echo(next_steps(out))
 
 
 def job(stage: list[TaskStage], out: Out) -> None:
@@ -203,44 +224,6 @@ def train(
             f"retrieval.allow_new_tables={allowed}",
         ]
     run_stages([stages.STAGES[task]], out, config, args, verbose)
-
-
-def evaluate(
-    task: Task, out: Out, config: ConfigFile = None, overrides: Overrides = None
-) -> None:
-    """Print the test figures of the model that is served, as one line of JSON.
-
-    \b
-      adrec evaluate ranking --out runs/demo
-    """
-    from torchrec_adrec.distributed.process import process_group
-    from torchrec_adrec.schema import Schema
-    from torchrec_adrec.tasks.calibration import load_calibrations
-    from torchrec_adrec.tasks.sharded import restore
-    from torchrec_adrec.training.blend import with_blend
-    from torchrec_adrec.training.evaluator import Evaluator
-
-    # It only reads, so it need not hold the run; but what it reads must fit.
-    settings = read_settings(config, overrides, out)
-    stages.check(stages.STAGES[task], settings, out)
-    schema = Schema.load(out / "data/schema.json")
-    with process_group(settings.device) as process:
-        model, checkpoint = restore(task, out, schema, settings, process)
-        evaluator = Evaluator(
-            task,
-            out / "data",
-            out / task,
-            schema,
-            process,
-            settings.train,
-            settings.data.bounds,
-        )
-        evaluator = with_blend(evaluator, settings, out, checkpoint)
-        test = evaluator.test(model, load_calibrations(checkpoint))
-        if process.is_first:
-            metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
-            metrics |= {"world_size": process.world_size} | test
-            typer.echo(json.dumps(metrics))
 
 
 def export(

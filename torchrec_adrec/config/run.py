@@ -21,6 +21,7 @@ from torchrec_adrec.config.train import RankingConfig, RetrievalConfig, TrainCon
 from torchrec_adrec.errors import ConfigError, reason
 
 VectorType = Literal["fp32", "fp16"]
+IndexDevice = Literal["auto", "cpu", "gpu"]
 
 
 class ExportConfig(Settings):
@@ -33,13 +34,27 @@ class ExportConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """How retrieval is judged over the whole catalog."""
+    """How retrieval is judged over the whole catalog, and the funnel on users."""
 
     queries: Count = 20_000
     """Clicked test rows that are searched for, drawn with `seed` where there are more.
     Every figure has an interval that says what the draw leaves open. The time grows
     with queries times ads: 20,000 against 400,000 ads took over ten minutes on two busy
     cores."""
+    funnel_users: Annotated[int, Field(ge=1, le=2_000)] = 200
+    """Held-out users whose served ads are judged, each by one request as it is served,
+    drawn with `seed`; `prepare` keeps 2,000 of them. In the demo 200 leave the share of
+    the oracle's worth open by about 0.02 on either side."""
+    funnel_depth: Count = 2
+    """How many times the candidates the exact search looks at, to tell what more
+    candidates would bring (truncation loss) from what the towers do not find at all
+    (tower loss)."""
+    logged_rows: Annotated[int, Field(ge=1, le=20_000)] = 5_000
+    """Test rows with a propensity that `adrec evaluate off-policy` reads, drawn with
+    `seed`; `prepare` keeps 20,000 of them. Each is a request."""
+    min_effective_rows: Count = 100
+    """Effective number of rows below which an off-policy estimate is refused: with 100
+    its standard error is about a tenth of the reward's standard deviation."""
 
 
 class IndexConfig(Settings):
@@ -72,6 +87,11 @@ class IndexConfig(Settings):
     shards: Count = 2
     """Number of files in which the index lies. At least the number of ranks that build
     it, because a rank works on whole files."""
+    device: IndexDevice = "cpu"
+    """Where lists are trained, ads are assigned to them, and searches run, also when
+    serving. auto: on the NVIDIA GPUs that FAISS sees, or else on the CPU, and it says
+    which. gpu: an error where there is none, or where kind, size or candidates do not
+    fit one. What nobody has run on more than one card stands in docs/gpu.md."""
     target_recall: Fraction = 0.95
     """Recall at `recommend.candidates`, against brute force, below which the index is
     not published."""

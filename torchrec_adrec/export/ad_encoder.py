@@ -79,7 +79,7 @@ class AdEncoder:
             towers.model.ad_tower,
             exported,
         )
-        ads._prove(run)
+        ads.prove(run)
         return ads
 
     def encode(self, ads: AdRows) -> tuple[pl.DataFrame, Float32s]:
@@ -153,7 +153,7 @@ class AdEncoder:
         check_vectors(vectors, Side.AD, self.exported.similarity)
         return vectors
 
-    def _prove(self, run: Path) -> None:
+    def prove(self, run: Path) -> None:
         """Encode some ads of the catalog again: they must come out as they are there.
 
         Raises:

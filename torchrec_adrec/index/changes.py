@@ -194,7 +194,7 @@ class Changes:
             np.load(folder / REMOVED),
             folder.name,
         )
-        if not changes._fits(manifest):
+        if not _fits(changes, manifest):
             raise ManifestError(
                 f"{folder} does not hold {manifest.ads} ads, each with one finite"
                 f" vector, and {manifest.removed} other ids that were removed; {REPAIR}"
@@ -220,17 +220,18 @@ class Changes:
                 " changed ads again"
             )
 
-    def _fits(self, manifest: ChangesManifest) -> bool:
-        ids, removed, vectors = self.ids, self.removed, self.vectors
-        return bool(
-            (np.diff(ids) > 0).all()
-            and (np.diff(removed) > 0).all()
-            and not np.isin(ids, removed).any()
-            and (len(ids), len(removed)) == (manifest.ads, manifest.removed)
-            and vectors.shape == (len(ids), self.source.dim)
-            and vectors.dtype == np.float32
-            and np.isfinite(vectors).all()
-        )
+
+def _fits(changes: Changes, manifest: ChangesManifest) -> bool:
+    ids, removed, vectors = changes.ids, changes.removed, changes.vectors
+    return bool(
+        (np.diff(ids) > 0).all()
+        and (np.diff(removed) > 0).all()
+        and not np.isin(ids, removed).any()
+        and (len(ids), len(removed)) == (manifest.ads, manifest.removed)
+        and vectors.shape == (len(ids), changes.source.dim)
+        and vectors.dtype == np.float32
+        and np.isfinite(vectors).all()
+    )
 
 
 def _hash_of(folder: Path) -> str:

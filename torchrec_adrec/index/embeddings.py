@@ -106,23 +106,6 @@ class Embeddings:
         picked = [vectors[np.isin(n, rows)] for n, _, vectors in self.read(parts)]
         return np.concatenate(picked)
 
-    def mapped(self, folder: Path) -> Float32s:
-        """Return all vectors, (N, D), in a file that is mapped and has no name.
-
-        Brute force reads them block by block; they are never in memory as a whole.
-
-        Args:
-            folder: on a disk with 4 x N x D bytes to spare.
-        """
-        path = folder / "vectors.npy"
-        shape = self.count, self.manifest.dim
-        matrix: Float32s = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        path.unlink()  # the disk is free again when the mapping goes
-        for numbers, _, vectors in self.read(range(len(self.manifest.parts))):
-            if len(numbers):
-                matrix[numbers[0] : numbers[-1] + 1] = vectors
-        return matrix
-
     def ids(self) -> Int64s:
         """Return the ids of all ads, (N,): 8 bytes each, without their vectors.
 

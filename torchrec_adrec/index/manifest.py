@@ -162,6 +162,7 @@ class Gate(Manifest):
         lengths: of the shortest and the longest exported vector.
         milliseconds: of single queries on one thread, `p50`, `p95`, `p99`.
         filtered: what was chosen where few ads are eligible.
+        device: where all of this was searched.
         bytes_per_ad: of the shard files.
         choice: why this kind; both are added by who chose it and wrote the files.
     """
@@ -182,6 +183,7 @@ class Gate(Manifest):
     lengths: tuple[float, float]
     milliseconds: dict[str, float]
     filtered: tuple[FilteredSearch, ...]
+    device: Literal["cpu", "gpu"] = "cpu"
     bytes_per_ad: float = 0
     choice: str = ""
 

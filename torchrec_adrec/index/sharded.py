@@ -244,12 +244,13 @@ class ShardedIndex(Shards):
         selector = None
         if eligible is not None and eligible.share < 1:
             selector = eligible.selectors[number]
-        parameters = self.kind.search_parameters(setting, selector)
         shard = self.shards[number]
-        # FAISS refuses a k of 0, also for an empty shard.
-        scores, numbers = shard.index.search(
-            queries, min(k, max(shard.ntotal, 1)), params=parameters
-        )
+        k = min(k, max(shard.ntotal, 1))  # FAISS refuses 0, also for an empty shard
+        if shard.copy is not None and selector is None and shard.copy.can(k, setting):
+            scores, numbers = shard.copy.search(queries, k, setting)
+        else:
+            parameters = self.search_parameters(setting, selector)
+            scores, numbers = shard.index.search(queries, k, params=parameters)
         missing = numbers < 0
         # An empty shard has no first id to look up in the place of what is missing.
         ids = shard.ids[numbers] if shard.ntotal else numbers

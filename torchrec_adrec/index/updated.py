@@ -186,6 +186,36 @@ class UpdatedIndex:
         eligible.check(answer[0])
         return answer
 
+    def compare_all(
+        self, queries: Float32s, k: int, eligible: EligibleAds | None = None
+    ) -> tuple[Int64s, Float32s]:
+        """Compare queries with every eligible ad, as `ShardedIndex.compare_all` does.
+
+        Args:
+            queries: (B, D).
+            k: at most the number of eligible ads.
+            eligible: all ads, if not given.
+        """
+        if eligible is None:
+            eligible = self.eligible(self.ids)
+        elif not isinstance(eligible, EligibleInBoth) or eligible.index is not self:
+            eligible = self.eligible(np.intersect1d(eligible.ids, self.ids))
+        pairs = ((self.base, eligible.base), (self.segment, eligible.segment))
+        parts = [
+            index.compare_all(queries, k, ads)
+            for index, ads in pairs
+            if ads is not None and len(ads.ids)
+        ]
+        return best_of(parts, k)
+
+    def stored(self, ids: Int64s) -> Float32s:
+        """Decode the vectors from which the scores of some ads come, (n, D)."""
+        vectors = np.empty((len(ids), self.changes.vectors.shape[1]), dtype=np.float32)
+        is_later = np.isin(ids, self.segment.ids())
+        vectors[is_later] = self.segment.stored(ids[is_later])
+        vectors[~is_later] = self.base.stored(ids[~is_later])
+        return vectors
+
     def _search_all(self, queries: Float32s, k: int) -> tuple[Int64s, Float32s]:
         of_base = self.base.count if self.live is None else len(self.live.ids)
         part = self.base.search_with(

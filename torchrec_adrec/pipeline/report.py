@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from torchrec_adrec.data.prepare.data_report import dependency_table
 from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
+from torchrec_adrec.pipeline.funnel_table import funnel_lines
 from torchrec_adrec.pipeline.label_tables import label_tables
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
@@ -163,7 +164,7 @@ def write_report(seed: int, metrics: Metrics, run: Path) -> None:
 
     Args:
         seed: of the run.
-        metrics: stage -> what it measured, and `serve`.
+        metrics: stage -> what it measured, `serve`, and `funnel` if it was judged.
         run: the folder they are written to.
     """
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -176,6 +177,8 @@ def write_report(seed: int, metrics: Metrics, run: Path) -> None:
     lines += ["| measured | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(metrics)]
     lines += ["", *_retrieval(metrics["export"]["test"])]
+    if "funnel" in metrics:
+        lines += funnel_lines(metrics["funnel"])
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]

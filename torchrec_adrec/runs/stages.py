@@ -40,6 +40,12 @@ SETTINGS_WITHOUT_EFFECT = {
 WITHOUT_EFFECT = {
     "train": SETTINGS_WITHOUT_EFFECT,
     "index": {"keep_versions", "max_changed"},
+    "evaluation": {
+        "funnel_users",
+        "funnel_depth",
+        "logged_rows",
+        "min_effective_rows",
+    },
 }
 
 

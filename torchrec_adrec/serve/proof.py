@@ -142,7 +142,7 @@ class Proof:
         lengths = np.linalg.norm(ads, axis=1) * np.linalg.norm(user)
         # What the kind's codes round was measured, and allowed, by the gate.
         rounding = self.manifest.gate.code_error
-        self._compare("scores of the index", error / _positive(lengths), rounding)
+        self._compare("scores of the index", error / positive(lengths), rounding)
         return float(error.max())
 
     @torch.inference_mode()
@@ -172,9 +172,9 @@ class Proof:
 def distance(actual: Float32s, expected: Float32s) -> Float32s:
     """Return each row's distance as a share of the expected row's length, (n,)."""
     difference = np.linalg.norm(actual - expected, axis=1)
-    return np.asarray(difference / _positive(np.linalg.norm(expected, axis=1)))
+    return np.asarray(difference / positive(np.linalg.norm(expected, axis=1)))
 
 
-def _positive(lengths: Float32s) -> Float32s:
+def positive(lengths: Float32s) -> Float32s:
     """Raise lengths of 0, by which nothing can be divided, to the smallest float."""
     return np.maximum(lengths, np.finfo(np.float32).tiny)

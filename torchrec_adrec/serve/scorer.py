@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrec_adrec.arrays import Bools, Columns, Float32s, Float64s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.errors import ManifestError, PredictionError
 from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.modules.embeddings import regroup
@@ -71,9 +71,9 @@ class RankingScorer:
         self.looked_up_later: tuple[Tensor, Tensor] | None = None
         self.ids = catalog[AD_ID].to_numpy()
         self.changed_ids = self.removed = np.empty(0, dtype=np.int64)
-        self._read(catalog)
+        self.read(catalog)
 
-    def _read(self, catalog: pl.DataFrame) -> None:
+    def read(self, catalog: pl.DataFrame) -> None:
         """Take the features of every row of a catalog."""
         schema = self.schema
         names = schema.columns_of(Side.AD)
@@ -91,10 +91,10 @@ class RankingScorer:
         other = copy(self)
         other.__dict__.pop("listed", None)
         other.changed_ids, other.removed = changes.ids, changes.removed
-        other._read(changes.rows_behind(catalog))
+        other.read(changes.rows_behind(catalog))
         if other.looked_up is not None:
             first = len(self.ids)
-            other.looked_up_later = other._look_up_all(first, first + len(changes.ids))
+            other.looked_up_later = other.look_up_rows(first, first + len(changes.ids))
         return other
 
     @cached_property
@@ -134,16 +134,54 @@ class RankingScorer:
             ManifestError: an ad that the catalog does not hold.
             PredictionError: a prediction is not finite.
         """
-        logits = self.ranker.dense(*self.inputs(user, ad_ids, cross)).double()
+        logits = self.ranker.dense(*self.inputs(user, ad_ids, cross))
+        clicks = None
         if self.towers is not None:
             # Their numbers without crosses: what towers were trained on.
             alone = self.features(ad_ids)
-            towers = self.towers.click_logits(user, alone, torch.from_numpy(scores))
-            logits[:, 0] = self.blend.apply(logits[:, 0], towers.double())
-        return {
-            label.name: prediction(label, logits[:, column], self.calibrations).numpy()
-            for column, label in enumerate(self.schema.labels)
-        }
+            clicks = self.towers.click_logits(user, alone, torch.from_numpy(scores))
+        return self._predictions(logits, clicks)
+
+    @torch.inference_mode()
+    def score_pairs(
+        self, users: TowerInput, ads: TowerInput, cross: Columns, clicks: Tensor
+    ) -> Scores:
+        """Predict each label for pairs of a user and an ad, (B,) by label.
+
+        Args:
+            users, ads: B rows each, which need not be of the catalog.
+            cross: (B,) each, what joins the two of a pair.
+            clicks: (B,) click logits of the towers, which a blend reads.
+
+        Raises:
+            PredictionError: a prediction is not finite.
+        """
+        of_users = self._vectors(self.ranker.user_tables, users, Side.USER)
+        of_ads = self._vectors(self.ranker.ad_tables, ads, Side.AD)
+        numbers = self._joined(ads.dense, cross)
+        logits = self.ranker.dense((of_users, of_ads), users.dense, numbers)
+        return self._predictions(logits, None if self.towers is None else clicks)
+
+    def _predictions(self, logits: Tensor, clicks: Tensor | None) -> Scores:
+        """Turn logits (n, T) into predictions; `clicks` (n,) are those of a blend."""
+        logits = logits.double()
+        if clicks is not None:
+            logits[:, 0] = self.blend.apply(logits[:, 0], clicks.double())
+        try:
+            return {
+                label.name: prediction(label, column, self.calibrations).numpy()
+                for label, column in zip(self.schema.labels, logits.T, strict=True)
+            }
+        except PredictionError as error:
+            model = "ranker" if clicks is None else "blend of ranker and towers"
+            raise PredictionError(f"the {model}: {error}") from None
+
+    def _joined(self, numbers: Tensor, cross: Columns | None) -> Tensor:
+        """Put crosses behind the ad's own numbers, as in `Schema.joined`."""
+        if not self.schema.cross:
+            return numbers
+        joining = [(cross or {})[feature.name] for feature in self.schema.cross]
+        return torch.cat([numbers, torch.from_numpy(np.stack(joining, axis=1))], dim=1)
 
     def logit_error(self, score_error: float) -> float:
         """Return what an error of the towers' score makes of the served click logit."""
@@ -170,12 +208,7 @@ class RankingScorer:
             vectors, numbers = self._look_up(self.rows(ad_ids))
         else:
             vectors, numbers = self._gathered(self.looked_up, self.rows(ad_ids))
-        if self.schema.cross:
-            # Behind the ad's own numbers, as in `Schema.joined`.
-            joining = [(cross or {})[feature.name] for feature in self.schema.cross]
-            crossed = torch.from_numpy(np.stack(joining, axis=1))
-            numbers = torch.cat([numbers, crossed], dim=1)
-        return (of_user, vectors), user.dense, numbers
+        return (of_user, vectors), user.dense, self._joined(numbers, cross)
 
     @torch.inference_mode()
     def look_up_ads(self, gigabytes: float) -> None:
@@ -190,10 +223,11 @@ class RankingScorer:
         if row * len(self.ids) > gigabytes * 1e9:
             return
         count = len(self.ids)
-        self.looked_up = self._look_up_all(0, count)
-        self.looked_up_later = self._look_up_all(count, count + len(self.changed_ids))
+        self.looked_up = self.look_up_rows(0, count)
+        self.looked_up_later = self.look_up_rows(count, count + len(self.changed_ids))
 
-    def _look_up_all(self, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
+    def look_up_rows(self, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Look up the ads of some rows; None where there are none."""
         starts = range(first, stop, BLOCK)
         rows = [np.arange(start, min(start + BLOCK, stop)) for start in starts]
         parts = [self._look_up(some) for some in rows]

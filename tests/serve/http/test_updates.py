@@ -15,7 +15,8 @@ from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.ad_changes import changes_name
 from torchrec_adrec.serve.http.app import App
-from torchrec_adrec.serve.http.hot_swap import Loader, Served, published_state
+from torchrec_adrec.serve.http.hot_swap import Loader, Served
+from torchrec_adrec.serve.open_run import published_state
 
 USER: dict[str, Any] = {"user": {"user": "u1"}, "top": 5}
 

@@ -6,7 +6,6 @@ with, so none is dropped and none mixes two. One that cannot be loaded changes n
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,28 +15,23 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
-from torchrec_adrec.data.request import scalar_kinds
 from torchrec_adrec.errors import AdRecError, ManifestError, PredictionError
-from torchrec_adrec.index.manifest import MANIFEST, IndexManifest
-from torchrec_adrec.runs.ad_changes import changes_name
+from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.runs.stages import (
-    EXPORT,
     INDEX,
     RANKING,
-    RECORD,
-    RETRIEVAL,
     load_record,
     stage_folder,
 )
 from torchrec_adrec.runtime.files import read_json
-from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.schema import AD_ID, Schema
+from torchrec_adrec.serve.bundle import EXAMPLE_USERS
 from torchrec_adrec.serve.http.schema_model import Version
+from torchrec_adrec.serve.open_run import CHANGED, is_same_build, published_state
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import final_checkpoint
 
 log = logging.getLogger(__name__)
-EXAMPLES = "data/example_users.json"
-CHANGED = "+"  # between the build of an index and the changes of its ads
 
 
 @dataclass(frozen=True)
@@ -58,14 +52,18 @@ class Served:
 
     @classmethod
     def load(
-        cls, run: Path, rank_by: str | None = None, engine: str | None = None
+        cls,
+        run: Path,
+        rank_by: str | None = None,
+        engine: str | None = None,
+        is_certified: bool = True,
     ) -> "Served":
         """Open the run, and refuse here what would fail with the first request.
 
         Args:
             run: its folder.
             rank_by: as of `Recommender.load`.
-            engine: likewise.
+            engine, is_certified: likewise.
 
         Raises:
             AdRecError: as `Recommender.load`.
@@ -74,7 +72,9 @@ class Served:
             ManifestError: a stage was built again meanwhile.
         """
         published = published_state(run)
-        recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
+        recommender = Recommender.load(
+            run, rank_by=rank_by, engine=engine, is_certified=is_certified
+        )
         check_finite(recommender)
         version = Version(
             towers=IndexManifest.load(
@@ -83,7 +83,7 @@ class Served:
             ranker=final_checkpoint(run / RANKING.name).origin.weights,
             index=_with_changes(load_record(run, INDEX.name).build_id, recommender),
         )
-        examples = read_json(run / EXAMPLES)
+        examples = read_json(run / EXAMPLE_USERS)
         published = _loaded_state(run, published, recommender)
         return cls(recommender, version, published, examples[:100])
 
@@ -123,12 +123,7 @@ class Served:
         Raises:
             DataError, PredictionError: as of `Recommender.recommend`.
         """
-        try:
-            answer = self.recommender.recommend(user, top)
-        except PredictionError as error:
-            kinds = scalar_kinds(self.schema, Side.USER)
-            given = [f"{n} ({kinds.get(n, 'list')})" for n, v in user.items() if v]
-            raise PredictionError(f"{error}; the user had {given}") from None
+        answer = self.recommender.recommend(user, top)
         ads = [{**ad, AD_ID: str(ad[AD_ID])} for ad in answer.ads.to_dicts()]
         milliseconds = {"queue": waited, **answer.milliseconds}
         return {
@@ -164,21 +159,6 @@ class Loader:
         else:
             self._last = Served.load(self.run, self.rank_by, self.engine)
         return self._last
-
-
-def published_state(run: Path) -> str:
-    """Name the state of a run's folder; another one after every build and update."""
-    stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
-    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
-    paths.append(run / MANIFEST)
-    texts = [path.read_bytes() if path.exists() else b"" for path in paths]
-    build = hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
-    return f"{build}{CHANGED}{changes_name(run)}"
-
-
-def is_same_build(state: str, other: str) -> bool:
-    """Whether two states of a run differ in the changes of its ads at most."""
-    return state.partition(CHANGED)[0] == other.partition(CHANGED)[0]
 
 
 def _loaded_state(run: Path, before: str, recommender: Recommender) -> str:

@@ -1,0 +1,150 @@
+"""What is concluded of single columns, and what must not be."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from torchrec_adrec.data.inspect.forms import profile
+from torchrec_adrec.data.inspect.proposal import Hints, propose
+from torchrec_adrec.data.inspect.sample import read_sample
+from torchrec_adrec.data.inspect.text_layout import text_layout
+from torchrec_adrec.data.inspect.words import ADS, LABELS, USERS, base, rank
+
+ROWS = 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "form"),
+    [
+        ("x", ["0", "1", "1"], "flag"),
+        ("x", ["yes", "no", "no"], "flag"),
+        ("x", ["7", "8", "-9"], "integer"),
+        ("x", ["7.5", "8", "1e3"], "decimal"),
+        ("x", ["7,5", "1.234,0", "8"], "decimal"),
+        ("x", ["68fd1e64", "80e26c9b", "12345678"], "hex"),
+        ("x", ["12345678", "87654321", "11111111"], "integer"),
+        ("x", ["a", "a", "a"], "constant"),
+        ("x", [None, None], "empty"),
+        ("x", ["2024-05-01", "2024-05-02T10:00:00Z"], "time"),
+        ("x", ["31.12.2024", "01.01.2025"], "time"),
+        ("ts", ["1714000000", "1714000001"], "time"),
+        # An id may be any number.
+        ("product", ["1714000000", "1714000001"], "integer"),
+        ("x", ["a|b", "b", "a|b|c"], "list"),
+        ("x", ["[1, 2]", "[]", "[3]"], "list"),
+        ("campaign", ["shoes", "books, used", "books, used"], "text"),
+        ("title", ["a nice shoe", "a book", "nice"], "text"),
+    ],
+)
+def test_form(name: str, values: list[str], form: str) -> None:
+    assert profile(pl.Series(name, values, dtype=pl.String)).form == form
+
+
+def test_words_between_numbers_mean_no_value() -> None:
+    column = profile(pl.Series("age", ["34", "51", "?", "NULL", "20"]))
+    assert column.form == "integer" and column.words == ("?", "NULL")
+    assert column.missing == 2
+    # A country may be called so.
+    assert profile(pl.Series("country", ["NA", "NL", "DE"])).words == ()
+
+
+def test_names() -> None:
+    assert base("movieId") == "movie" and base("customer_no") == "customer"
+    assert rank("uid", USERS) is not None and rank("adId", ADS) == 0
+    # The age of a user names nobody.
+    assert rank("user_age", USERS) is None
+    assert LABELS.index("click") < LABELS.index("purchase")
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding"),
+    [
+        (",", "utf-8"),
+        (";", "latin-1"),
+        ("\t", "cp1252"),
+        ("|", "utf-16"),
+        ("::", "utf-8"),
+    ],
+)
+def test_layout(separator: str, encoding: str, tmp_path: Path) -> None:
+    sign = "€" if encoding == "cp1252" else "é"
+    price = "7.5" if separator == "," else "7,5"
+    lines = [separator.join(row) for row in (["user", "price"], [f"{sign}a", price])]
+    path = tmp_path / "x.txt"
+    path.write_bytes("\n".join(lines + lines[1:] * 9).encode(encoding))
+    layout = text_layout(path)
+    assert (layout.separator, layout.encoding) == (separator, encoding)
+    assert layout.columns == ("user", "price") and layout.header
+    assert list(layout.rows(path)) == [[f"{sign}a", price]] * 10
+
+
+def test_names_are_made_where_the_first_line_is_data(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("u1,7,1\nu2,8,0\n")
+    layout = text_layout(tmp_path / "x.csv")
+    assert not layout.header and layout.columns == ("column_1", "column_2", "column_3")
+    assert len(list(layout.rows(tmp_path / "x.csv"))) == 2
+
+
+@pytest.fixture
+def log() -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    clicked = rng.integers(2, size=ROWS)
+    user, item = rng.integers(50, size=ROWS), rng.integers(40, size=ROWS)
+    return {
+        "user": user,
+        "item": item,
+        "clicked": clicked,
+        "row": np.arange(ROWS) * 7,
+        "version": ["v1"] * ROWS,
+        "zip": [f"0{1000 + u % 9}" for u in user],
+        "brand": [f"b{i % 7}" for i in item],
+        "hour": rng.integers(24, size=ROWS),
+        "seconds_on_page": np.where(clicked == 1, rng.random(ROWS), 0),
+        "next_page": np.where(clicked == 1, "thanks", "home"),
+        "purchased": clicked * rng.integers(2, size=ROWS),
+    }
+
+
+def table(log: dict[str, object], folder: Path) -> tuple[dict, str]:  # type: ignore[type-arg]
+    pl.DataFrame(log).write_csv(folder / "log.csv")
+    sample = read_sample(folder / "log.csv")
+    proposal = propose(sample, folder / "my.yaml", Hints())
+    return yaml.safe_load(proposal.yaml)["data"]["table"], proposal.yaml
+
+
+def test_roles(log: dict[str, object], tmp_path: Path) -> None:
+    settings, _ = table(log, tmp_path)
+    assert settings["labels"]["click"] == {"column": "clicked"}
+    assert settings["labels"]["purchased"] == {}
+    assert settings["labels"]["seconds_on_page"]["kind"] == "value"
+    assert settings["user"] == {"user": "text", "zip": "text", "hour": "text"}
+    assert settings["ad"] == {"item": "text", "brand": "text"}
+    assert set(settings["ignore"]) == {"row", "version", "next_page"}
+
+
+def test_a_column_that_tells_the_click_is_no_feature(
+    log: dict[str, object], tmp_path: Path
+) -> None:
+    clicked = np.asarray(log["clicked"])
+    noise = np.random.default_rng(1).random(ROWS)
+    for name, leak, is_feature in (
+        ("quality", clicked + noise, False),
+        ("quality", 3 - clicked - noise, False),
+        ("quality", clicked + 9 * noise, True),
+    ):
+        settings, text = table({**log, name: leak}, tmp_path)
+        assert (name in settings["user"]) == is_feature
+        assert (f"{name} predicts the click" in text) != is_feature
+
+
+def test_hints(log: dict[str, object], tmp_path: Path) -> None:
+    pl.DataFrame(log).write_csv(tmp_path / "log.csv")
+    hints = Hints(label="purchased", user="zip", ad="brand")
+    sample = read_sample(tmp_path / "log.csv")
+    text = propose(sample, tmp_path / "my.yaml", hints).yaml
+    settings = yaml.safe_load(text)["data"]["table"]
+    assert settings["labels"]["click"] == {"column": "purchased"}
+    assert (settings["user_id"], settings["ad_id"]) == ("zip", "brand")

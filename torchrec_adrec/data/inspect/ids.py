@@ -1,0 +1,157 @@
+"""Which columns name the time, the user and the ad of a row."""
+
+import polars as pl
+
+from torchrec_adrec.data.inspect import repairs
+from torchrec_adrec.data.inspect.draft import Draft
+from torchrec_adrec.data.inspect.repairs import Repair
+from torchrec_adrec.data.inspect.words import ADS, REQUESTS, TIMES, USERS, rank, words
+from torchrec_adrec.errors import DataError
+
+NO_HOUR = 1_000_000  # 14102100 is an hour of a day of a year; 0 to 23 come every day
+
+
+def choose_time(draft: Draft) -> None:
+    """Propose the column of times; other times are left out."""
+    named = {n: _time_place(n) for n in draft.left}
+    times = [n for n in draft.left if draft.profiles[n].form == "time"]
+    times.sort(key=lambda n: (draft.profiles[n].missing, named[n]))
+    # A number of unknown unit is a time by its name alone, as 14102100 for an hour.
+    counts = [n for n in draft.left if draft.profiles[n].form == "integer"]
+    counts = [n for n in counts if rank(n, TIMES) is not None and _goes_on(draft, n)]
+    if not times and not counts:
+        draft.unsure.append(
+            "No column is a time. The rows must then be in time order; if they are not,"
+            " set data.split.by to user or random."
+        )
+        return
+    if not times:
+        draft.unsure.append(f"{counts[0]} is a time by its name alone.")
+    column, *others = times or counts[:1]
+    _take_time(draft, column)
+    for other in others:
+        draft.leave_out(other, f"a second time beside {column}")
+        draft.unsure.append(f"{column} is the time of a row, or is it {other}?")
+
+
+def _goes_on(draft: Draft, column: str) -> bool:
+    """Whether numbers may be times: large or rising, and no hours from 0 to 23."""
+    numbers = draft.rows[column].cast(pl.Float64, strict=False)
+    return numbers.is_sorted() or float(str(numbers.min())) >= NO_HOUR
+
+
+def _time_place(name: str) -> int:
+    places = [TIMES.index(word) for word in words(name) if word in TIMES]
+    return min(places, default=len(TIMES))
+
+
+def _take_time(draft: Draft, column: str) -> None:
+    shape = draft.profiles[column]
+    form = shape.time
+    block: object = {"column": column, "kind": "number"}
+    if form is None:
+        about = "integers of unknown unit"
+    elif form.kind == "number":
+        about = f"{form.unit} since 1970"
+    else:
+        about, block = "ISO", column
+    if form is not None and form.kind == "format":
+        about = f"was {form.format}"
+        change = Repair(column, column, repairs.moment(form.format), "times become ISO")
+        draft.repairs.append(change)
+    if form is not None and form.is_float:
+        change = Repair(column, column, repairs.whole, "times become whole numbers")
+        draft.repairs.append(change)
+    if form is not None and form.doubt:
+        draft.unsure.append(f"{column} is {form.doubt}.")
+    if shape.missing:
+        draft.unsure.append(f"{shape.missing:,} rows have no {column}: bad rows.")
+    draft.time = block, about
+    draft.left.remove(column)
+
+
+def choose_ids(draft: Draft, user: str | None, ad: str | None) -> None:
+    """Propose the columns that name the user and the ad.
+
+    Args:
+        draft: gets the settings and a feature of each.
+        user: the user's column, if it was named.
+        ad: the ad's column, if it was named.
+
+    Raises:
+        DataError: no column can name the ad.
+    """
+    ad = ad or _best(draft, ADS) or _guess(draft, "ad")
+    if ad is None:
+        raise DataError(
+            f"{draft.sample.path}: no column can name the ad, of"
+            f" {', '.join(draft.left)}; name it by --ad"
+        )
+    draft.left.remove(ad)
+    user = user or _best(draft, USERS)
+    if user is None:
+        user = _best(draft, REQUESTS)
+        if user is not None:
+            draft.unsure.append(
+                f"{user} stands for the user; it seems to name a request, of which no"
+                " other comes. Join what is known of the user to the rows."
+            )
+    user = user or _guess(draft, "user")
+    shape = draft.profiles[ad]
+    name = draft.free_name(ad if ad not in ("ad_id", "ad_key") else "ad")
+    about = f"{shape.distinct:,} ads in {shape.rows:,} rows"
+    draft.ad[name] = id_block(draft, ad, name), about
+    if shape.missing:
+        draft.unsure.append(f"{shape.missing:,} rows have no {ad}: no ad_id then.")
+    else:
+        draft.ad_id = ad, "an ad is one row of the catalog, with its latest values"
+    if user is not None:
+        _take_user(draft, user)
+
+
+def _take_user(draft: Draft, column: str) -> None:
+    shape = draft.profiles[column]
+    draft.left.remove(column)
+    name = draft.free_name(column)
+    about = f"{shape.distinct:,} users in {shape.rows:,} rows"
+    draft.user[name] = id_block(draft, column, name), about
+    if shape.missing:
+        draft.unsure.append(
+            f"{shape.missing:,} rows have no {column}: no user_id then."
+        )
+    else:
+        draft.user_id = column, "for lists and intervals by user"
+    if shape.is_unique:
+        draft.unsure.append(f"Hardly any {column} comes twice: is it the user?")
+
+
+def id_block(draft: Draft, column: str, name: str) -> object:
+    """The block of an id; numbers that were written as 7.0 are mended."""
+    shape = draft.profiles[column]
+    if shape.as_float or (shape.type.is_float() and shape.whole):
+        change = Repair(column, column, repairs.whole, "ids such as 7.0 become 7")
+        draft.repairs.append(change)
+    return {"kind": "text"} if name == column else {"column": column, "kind": "text"}
+
+
+def _best(draft: Draft, known: tuple[str, ...]) -> str | None:
+    named = [
+        n for n in draft.left if _can_name(draft, n) and rank(n, known) is not None
+    ]
+    return min(named, key=lambda n: rank(n, known) or 0, default=None)
+
+
+def _guess(draft: Draft, side: str) -> str | None:
+    """The column with the most values of those that come twice on average."""
+    ids = [n for n in draft.left if _can_name(draft, n)]
+    ids = [n for n in ids if draft.profiles[n].distinct <= draft.profiles[n].known / 2]
+    if not ids:
+        return None
+    guess = max(ids, key=lambda n: draft.profiles[n].distinct)
+    draft.unsure.append(f"{guess} stands for the {side}, as no name tells which is it.")
+    return guess
+
+
+def _can_name(draft: Draft, column: str) -> bool:
+    shape = draft.profiles[column]
+    return shape.is_id and shape.form != "flag" and shape.distinct > 1

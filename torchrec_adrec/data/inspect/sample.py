@@ -1,0 +1,64 @@
+"""The first rows of a file, as text or, in Parquet, with their types."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from torchrec_adrec.data.adapters import columnar
+from torchrec_adrec.data.inspect.text_layout import TextLayout, text_layout
+from torchrec_adrec.errors import ConfigError, DataError
+
+ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first rows of a file.
+
+    Attributes:
+        path: the file.
+        layout: of its text; None for Parquet.
+        rows: one column each; empty text is null.
+        is_whole: whether the file has no further rows.
+        uneven: lines with too few or too many fields, which are left out.
+    """
+
+    path: Path
+    layout: TextLayout | None
+    rows: pl.DataFrame
+    is_whole: bool
+    uneven: int = 0
+
+
+def read_sample(path: Path, count: int = ROWS) -> Sample:
+    """Read the first rows of a CSV, TSV or Parquet file.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: it is no table, or has no rows.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no such file: {path}")
+    if path.suffix == ".parquet":
+        columnar.types(path)  # says in a line if it is none
+        rows = pl.read_parquet(path, n_rows=count + 1)
+        sample = Sample(path, None, rows.head(count), len(rows) <= count)
+    else:
+        sample = _read_text(path, count)
+    if not len(sample.rows):
+        raise DataError(f"{path}: expected rows, found none below the header")
+    return sample
+
+
+def _read_text(path: Path, count: int) -> Sample:
+    layout = text_layout(path)
+    lines = list(islice(layout.rows(path), count + 1))
+    width = len(layout.columns)
+    even = [line for line in lines[:count] if len(line) == width]
+    types = dict.fromkeys(layout.columns, pl.String)
+    rows = pl.DataFrame(even, schema=types, orient="row")
+    rows = rows.with_columns(pl.all().replace("", None))
+    uneven = min(len(lines), count) - len(even)
+    return Sample(path, layout, rows, len(lines) <= count, uneven)

@@ -1,0 +1,167 @@
+"""Which of the remaining columns describe the user, which the ad, and how."""
+
+from typing import Any
+
+import polars as pl
+
+from torchrec_adrec.data.inspect import repairs
+from torchrec_adrec.data.inspect.draft import Draft
+from torchrec_adrec.data.inspect.evidence import determined
+from torchrec_adrec.data.inspect.forms import LONG, Profile
+from torchrec_adrec.data.inspect.ids import id_block
+from torchrec_adrec.data.inspect.repairs import Repair
+from torchrec_adrec.data.inspect.words import (
+    AD_SIDE,
+    IDS,
+    QUANTITIES,
+    REQUESTS,
+    USER_SIDE,
+    mentions,
+    rank,
+)
+
+DEPENDS = 0.95  # of the way from guessing to knowing
+FEW = 31  # hours, days of a month: integers that are names of kinds rather than amounts
+SHARED = 0.5  # share of a list's items that are ads
+
+
+def leave_out_useless(draft: Draft) -> None:
+    """Leave out columns that teach nothing, or cannot be read."""
+    reasons = {"empty": "no value", "constant": "one value", "other": "no known type"}
+    for column in list(draft.left):
+        shape = draft.profiles[column]
+        if shape.form in reasons:
+            draft.leave_out(column, reasons[shape.form])
+        elif shape.is_unique and shape.is_id and shape.form != "decimal":
+            draft.leave_out(column, "nearly every row has another value")
+        elif shape.form == "text" and shape.mean_length > LONG:
+            draft.leave_out(column, "prose, which no id can hold")
+        elif rank(column, REQUESTS) is not None:
+            draft.leave_out(column, "names a request, which never comes back")
+        elif shape.form == "time":
+            draft.leave_out(column, "a time is no feature as it is")
+
+
+def choose_sides(draft: Draft) -> None:
+    """Make features of the columns that are left."""
+    for column in list(draft.left):
+        draft.left.remove(column)
+        side, why = _side(draft, column)
+        name = draft.free_name(column)
+        if side == "ad" and draft.profiles[column].form == "list":
+            _take_list_of_an_ad(draft, column, name)
+            continue
+        block, about = _block(draft, column, name)
+        draft_side = draft.ad if side == "ad" else draft.user
+        draft_side[name] = block, "; ".join(filter(None, (about, why)))
+
+
+def _take_list_of_an_ad(draft: Draft, column: str, name: str) -> None:
+    """Make one id of an ad's list: only a user has sequences."""
+    if draft.profiles[column].type != pl.String():
+        draft.ignore[column] = "a list, and only a user has sequences"
+        return
+    block = {"kind": "text"} if name == column else {"column": column, "kind": "text"}
+    draft.ad[name] = block, "a list; each combination is one id"
+
+
+def _side(draft: Draft, column: str) -> tuple[str, str]:
+    ad, user = _column_of(draft.ad), _column_of(draft.user)
+    by_ad = determined(draft.rows, ad, column)
+    by_user = determined(draft.rows, user, column) if user else 0.0
+    named = "user" if mentions(column, USER_SIDE) else ""
+    named = "ad" if mentions(column, AD_SIDE) and not named else named
+    if max(by_ad, by_user) >= DEPENDS:
+        side = "ad" if by_ad >= by_user else "user"
+        if named and named != side:
+            draft.unsure.append(
+                f"{column} sounds like the {named}'s, but"
+                f" {ad if side == 'ad' else user} determines it: the {side}'s."
+            )
+        return side, ""
+    if named == "ad":
+        return "ad", "varies within an ad"
+    if not named:
+        draft.unsure.append(
+            f"{column}: neither the ad nor the user determines it; taken as known when"
+            " an ad is asked for."
+        )
+    return "user", ""
+
+
+def _column_of(side: dict[str, tuple[Any, str]]) -> str:
+    """The column of the side's id, which is its first feature."""
+    for name, (block, _) in side.items():
+        return str(block.get("column", name))
+    return ""
+
+
+def _block(draft: Draft, column: str, name: str) -> tuple[Any, str]:
+    shape = draft.profiles[column]
+    source = {} if name == column else {"column": column}
+    if shape.form == "list":
+        return _list_block(draft, shape, source)
+    if shape.form == "hex":
+        return {**source, "kind": "hex"}, ""
+    if shape.is_number and _is_amount(draft, shape):
+        if shape.comma:
+            change_text = "decimal commas become points"
+            draft.repairs.append(Repair(column, column, repairs.point, change_text))
+        return {**source, "kind": "number"}, ""
+    if shape.form == "decimal":  # whole, so that it is an id
+        return id_block(draft, column, name), f"{shape.distinct:,} values"
+    about = f"{shape.distinct:,} values"
+    if shape.zeros:
+        about += ", text because of leading zeros"
+    return {**source, "kind": "text"}, about
+
+
+def _is_amount(draft: Draft, shape: Profile) -> bool:
+    """Whether a number is an amount; else it is an id that looks like one."""
+    if not shape.whole:
+        return True
+    if shape.zeros or mentions(shape.name, IDS):
+        return False
+    if mentions(shape.name, QUANTITIES):
+        return True
+    numbers = draft.rows[shape.name].cast(pl.Float64, strict=False)
+    spread = float(str(numbers.max())) - float(str(numbers.min())) + 1
+    is_amount = shape.distinct > FEW and spread < 10 * shape.distinct
+    kind = "an amount" if is_amount else "an id"
+    draft.unsure.append(
+        f"{shape.name} is taken for {kind}; its integers may be either."
+    )
+    return is_amount
+
+
+def _list_block(
+    draft: Draft, shape: Profile, source: dict[str, str]
+) -> tuple[dict[str, Any], str]:
+    form = shape.list
+    block: dict[str, Any] = {**source, "kind": "sequence"}
+    lists = draft.rows[shape.name]
+    about = "a list"
+    if form is not None and form.separator is not None:
+        separator = form.separator
+        if form.brackets:
+            change = repairs.items(separator)
+            change_text = f"lists lose their {form.brackets} and quotes"
+            draft.repairs.append(Repair(shape.name, shape.name, change, change_text))
+            lists = lists.map_elements(change, return_dtype=pl.String)
+            separator = "|"
+        if separator != " ":
+            block["separator"] = separator
+        lists = lists.str.split(separator)
+        lists = lists.list.eval(pl.element().str.strip_chars())
+    ads = next(iter(draft.ad))
+    column = draft.ad[ads][0].get("column", ads)
+    texts = draft.rows[column].cast(pl.String)
+    parts = lists.explode().drop_nulls().cast(pl.String)
+    shared = float(parts.is_in(texts.unique().implode()).mean() or 0)  # type: ignore[arg-type]
+    if shared >= SHARED:
+        block["shares_ids_with"] = ads
+        about = f"a history: {shared:.0%} of its items are ads"
+        draft.unsure.append(
+            f"{shape.name} must hold only what came before its row, the latest last."
+        )
+    return block, about
