@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo test quick test-processors check bench fuzz wheel clean
+.PHONY: setup gpu-check demo notebook test test-slow quick test-processors check bench fuzz wheel clean
 
 setup: $(STAMP)
 
@@ -25,8 +25,22 @@ $(STAMP): setup.py constraints.txt packaging/fbgemm-gpu/setup.py
 demo: $(STAMP)  ## the whole path on rows made here: a table and ten ranked ads
 	$(BIN)/adrec run --config configs/synthetic_demo.yaml --out $(DEMO) -j 1x2
 
+# A cell that fails ends it with an error; the figures and pictures are in the copy.
+notebook: $(VENV)/.notebook  ## runs docs/tutorial.ipynb, about a minute
+	mkdir -p runs
+	$(BIN)/jupyter execute --output=$(CURDIR)/runs/tutorial.ipynb docs/tutorial.ipynb
+
+$(VENV)/.notebook: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,notebook]"
+	$(BIN)/pip check
+	touch $@
+
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## what `make test` leaves out
+	$(BIN)/python -m pytest -m 'slow or four_ranks'
 
 quick: $(STAMP)  ## under a minute: style, types, and the tests without processes
 	$(BIN)/ruff check .

@@ -53,6 +53,7 @@ setup(
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
         "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
+        "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
         "dev": [
             *(
                 "codespell",

@@ -24,6 +24,9 @@ from torchrec_adrec.index.sharded import ShardedIndex, set_search_threads
 
 ADS, DIM, K, TARGET = 50_000, 32, 100, 0.985
 SATURATED = 0.95
+# The first directions of these vectors hold most of them, and 16 values for two of them
+# together are too few: recall 0.82 however many are compared again.
+BUILD = {"ivf_pq_refined": {"parts": DIM}}
 SHARES = (1, 0.5, 0.1, 0.01, 0.001)
 MEASURED, BATCH = 200, 64
 
@@ -70,7 +73,7 @@ def of_kind(
     name: str, exported: Exported, users: Float32s, count: int
 ) -> list[dict[str, Any]]:
     """Build and tune one kind, then filter by every share."""
-    kind = derive_kind(name, {}, ADS, DIM)
+    kind = derive_kind(name, BUILD.get(name, {}), ADS, DIM)
     index = ShardedIndex.of_vectors(kind, exported.ids, exported.vectors)
     # Bytes alone do not reach the target: the gate must refuse them here.
     target = SATURATED if name == "ivf_sq8" else TARGET

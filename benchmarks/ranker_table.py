@@ -1,10 +1,13 @@
-"""The table of what `rankers.py` has kept, and what is paired with LightGBM.
+"""The table of what `rankers.py` has kept, and what is paired with one row of it.
 
     python benchmarks/ranker_table.py RUN/data FOLDER --name rankers
+    python benchmarks/ranker_table.py RUN/data FOLDER --name ad_tokens_wide \
+        --reference "wide transformer"
 
 AUC and log loss are means over seeds (standard deviation of the AUC). The intervals are
-of the mean difference over seeds to LightGBM on the same numbers: rows are drawn with
-replacement, the same ones for all seeds of both (paired bootstrap, 95%).
+of the mean difference over seeds, paired in their order, to the reference, by default
+LightGBM on the same numbers: rows are drawn with replacement, the same ones for all
+seeds of both (paired bootstrap, 95%).
 """
 
 import argparse
@@ -36,6 +39,7 @@ def main() -> None:
     arguments.add_argument("data", type=Path, help="a prepared data set")
     arguments.add_argument("folder", type=Path, help="of the fits")
     arguments.add_argument("--name", default="rankers", help="of the result")
+    arguments.add_argument("--reference", default=REFERENCE, choices=ROWS)
     args = arguments.parse_args()
     labels = {split: _clicks(args.data, split) for split in SPLITS}
     fits = _fits(args.folder)
@@ -44,12 +48,15 @@ def main() -> None:
         for name, of_seeds in fits.items()
     }
     gains = {
-        name: {split: _gains(labels[split], fits, name, split) for split in SPLITS}
-        for name in fits
-        if REFERENCE in fits and name != REFERENCE
+        name: {
+            split: _gains(labels[split], of_seeds, fits[args.reference], split)
+            for split in SPLITS
+        }
+        for name, of_seeds in fits.items()
+        if args.reference in fits and name != args.reference
     }
-    Console(width=150).print(_table(figures, gains))
-    keep_result(args.name, {"fits": figures, f"minus {REFERENCE}": gains})
+    Console(width=150).print(_table(figures, gains, args.reference))
+    keep_result(args.name, {"fits": figures, f"minus {args.reference}": gains})
 
 
 def _clicks(data: Path, split: str) -> Float64s:
@@ -81,9 +88,9 @@ def _probability(logits: Float64s) -> Float64s:
 
 
 def _gains(
-    label: Float64s, fits: dict[str, list[Fit]], name: str, split: str
+    label: Float64s, fits: list[Fit], reference: list[Fit], split: str
 ) -> dict[str, list[float]]:
-    """AUC and log loss less LightGBM's, means over seeds: each and its interval."""
+    """AUC and log loss less the reference's, mean over seeds: each and its interval."""
     rng, count = np.random.default_rng(0), len(label)
     drawn = rng.integers(count, size=(DRAWS, count))
     # The first line counts every row once: it is the difference itself.
@@ -95,7 +102,7 @@ def _gains(
             _bootstrapped(label, fit[split], times),
             _bootstrapped(label, of[split], times),
         )
-        for fit, of in zip(fits[name], fits[REFERENCE], strict=False)
+        for fit, of in zip(fits, reference, strict=False)
     ]
     gains = np.mean([one - other for one, other in pairs], axis=0)
     low, high = interval(gains[:, 1:].T)
@@ -127,11 +134,12 @@ def _bootstrapped(label: Float64s, logits: Float64s, times: Float64s) -> Float64
 def _table(
     figures: dict[str, list[Figures]],
     gains: dict[str, dict[str, dict[str, list[float]]]],
+    reference: str,
 ) -> Table:
     seeds = max(map(len, figures.values()))
     table = Table(title=f"{seeds} seeds: mean (standard deviation)")
     names = list(next(iter(figures.values()))[0])
-    columns = [*names, *(f"{split} AUC - {REFERENCE}" for split in SPLITS)]
+    columns = [*names, *(f"{split} AUC - {reference}" for split in SPLITS)]
     for column in ("row", *columns):
         table.add_column(column, justify="left" if column == "row" else "right")
     for row, runs in figures.items():

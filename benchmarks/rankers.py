@@ -59,6 +59,13 @@ def _model(name: str, *settings: str, without: Without = "nothing") -> Row:
 # An id's vector learns what the row's own statistic left out (docs/data.md): the
 # transformer is best after one epoch, and lr likes a higher rate of its weights.
 TRANSFORMER = ("transformer", "ranking.epochs=1")
+# Wide enough that two tokens of an ad hold more numbers than its tables give them.
+WIDE = (
+    *TRANSFORMER,
+    "ranking.model_dim=64",
+    "ranking.heads=4",
+    "ranking.feedforward_dim=256",
+)
 LOGISTIC = (
     "lr",
     "ranking.table_init=null",
@@ -80,6 +87,8 @@ ROWS = {
     "dcnv2 without pairs": _model("dcnv2", without="pairs"),
     "dcnv2 without statistics": _model("dcnv2", without="statistics"),
     "dcnv2 of ids alone": _model("dcnv2", without="numbers"),
+    "wide transformer": _model(*WIDE),
+    "wide transformer, two ad tokens": _model(*WIDE, "ranking.ad_tokens=2"),
     "transformer without pairs": _model(*TRANSFORMER, without="pairs"),
     "transformer without statistics": _model(*TRANSFORMER, without="statistics"),
     "lightgbm without statistics": Row(without="statistics", task=None),

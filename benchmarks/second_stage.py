@@ -6,8 +6,10 @@
 For every seed the data are prepared, and towers and ranker trained as `adrec run` does
 it, on one rank in this process. The table has the click's AUC and log loss on the test
 rows of the towers alone, of the ranker alone, and of the score that is served, which
-`ranking.blend` chose on the validation rows. A known world adds what its columns allow
-(docs/known_world.md), on the days that training saw, of up to 12,000 test rows.
+`ranking.blend` chose on the validation rows; those of towers and served on the
+validation rows stand first, for whoever chooses settings. A known world adds what its
+columns allow (docs/known_world.md), on the days that training saw, of up to 12,000 test
+rows.
 """
 
 import argparse
@@ -32,9 +34,10 @@ from torchrec_adrec.runs.stage_folder import make_run, stage_workspace
 from torchrec_adrec.runs.stages import DATA, RANKING, RETRIEVAL
 from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.tasks.sharded import final_checkpoint
-from torchrec_adrec.training.trainer import Trainer
+from torchrec_adrec.training.refit import fit_stage
 
 SCORES = ("towers", "ranker", "served", "columns")
+VALIDATION = ("validation towers", "validation served")  # what settings are chosen by
 ROWS = 12_000  # of the test split that the attainable figures are taken of
 Figures = dict[str, float]
 
@@ -72,11 +75,13 @@ def train(config: Config, run: Path, process: Process) -> dict[str, Figures]:
         data = open_data(config.data, config.seed, folder, SingleProcess())
         prepare(config.data, data, folder, config.seed)
     with stage_workspace(RETRIEVAL, config, run, process) as folder:
-        towers = Trainer("retrieval", config, process, run / "data", folder).fit()
+        towers = fit_stage("retrieval", config, process, run / "data", folder)
     with stage_workspace(RANKING, config, run, process) as folder:
         final = final_checkpoint(run / "retrieval")
-        ranker = Trainer("ranking", config, process, run / "data", folder, final).fit()
+        ranker = fit_stage("ranking", config, process, run / "data", folder, final)
     return {
+        "validation towers": _click(towers["valid"]),
+        "validation served": _click(ranker.get("first_fit", ranker)["valid"]),
         "towers": _click(towers["test"]),
         "ranker": _click({"click": ranker["blend"]["ranker_alone"]}),
         "served": _click(ranker["test"]),
@@ -110,7 +115,7 @@ def summary(runs: list[dict[str, Figures]]) -> dict[str, dict[str, Figures]]:
             key: _mean_and_deviation([run[score][key] for run in runs])
             for key in ("auc", "log loss")
         }
-        for score in SCORES
+        for score in (*VALIDATION, *SCORES)
         if score in runs[0]
     }
 

@@ -237,3 +237,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     make_trained_run(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def named_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that serving needs, of ads that have names; nothing may change it."""
+    from named_ads import make_run
+
+    out = tmp_path_factory.mktemp("runs") / "named"
+    make_run(out)
+    return out

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from conftest import criteo_line
 
-from torchrec_adrec.config.data import DataConfig, SyntheticConfig
+from torchrec_adrec.config.data import DataConfig, MovieLabConfig, SyntheticConfig
 from torchrec_adrec.data.adapters import kuairand_lookups as lookups
 from torchrec_adrec.data.adapters import open_data, table
 from torchrec_adrec.data.dataset import DataSet
@@ -64,6 +64,12 @@ def write_criteo(folder: Path) -> Raw:
 def write_synthetic(folder: Path) -> Raw:
     world = SyntheticConfig(rows=ROWS, ads=200, users=100)
     config = DataConfig(adapter="synthetic", synthetic=world)
+    return Raw(folder, config, ROWS, None, None)
+
+
+def write_movie_lab(folder: Path) -> Raw:
+    world = MovieLabConfig(rows=ROWS, users=300, movies=100)
+    config = DataConfig(adapter="movie_lab", movie_lab=world)
     return Raw(folder, config, ROWS, None, None)
 
 
@@ -189,6 +195,7 @@ def write_table_csv(folder: Path) -> Raw:
 WRITERS: dict[str, Callable[[Path], Raw]] = {
     "criteo": write_criteo,
     "synthetic": write_synthetic,
+    "movie_lab": write_movie_lab,
     "kuairand": write_kuairand,
     "table-csv": write_table_csv,
     "table-parquet": write_table_parquet,

@@ -12,9 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "torchrec_adrec"
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("pipeline",),
+    ("certify", "pipeline"),
     ("export", "training"),
-    ("evaluation", "planning", "serve"),
+    ("evaluation", "planning"),
+    ("serve",),
     ("tasks",),
     ("data.inspect", "data.loader", "runs"),
     ("data.adapters", "data.prepare"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from trained_run import (
@@ -22,6 +23,7 @@ from trained_run import (
 )
 
 from torchrec_adrec.config.run import load_config
+from torchrec_adrec.data.prepare.user_file import UserFile
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process
@@ -33,8 +35,10 @@ from torchrec_adrec.models.rankers.base import Ensemble
 from torchrec_adrec.models.rankers.registry import RANKERS
 from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.runtime.files import Origin
+from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve import open_run, proof
+from torchrec_adrec.serve.batch import recommend_batch
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks import sharded as sharded_task
@@ -74,7 +78,7 @@ def test_served_is_exported(run: Path) -> None:
         vector = np.array(example["vector"], dtype=np.float32)
         expected = exported[np.searchsorted(ids, retrieved)] @ vector
         np.testing.assert_allclose(scores, expected, atol=1e-6)
-    best, last_one = (proof._distance(v, exported).max() for v in (ads, others))
+    best, last_one = (proof.distance(v, exported).max() for v in (ads, others))
     tolerance = proof.TOLERANCE["fp32"]
     print(f"furthest ad: served {best:.2g}, last {last_one:.2g}, limit {tolerance:g}")
     assert best * 10 < tolerance < last_one / 10
@@ -98,9 +102,17 @@ def test_reported_is_served(task: str, run: Path, process: Process) -> None:
 ENSEMBLE = "ranking={seeds: 3, tables: scratch, field_dropout: 0.2, table_init: 0.01}"
 
 
+def marks_of(ranker: str) -> list[pytest.MarkDecorator]:
+    """Each ranker is trained for it; the default and the recommended one always are."""
+    return [] if ranker in ("transformer", "dcnv2") else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
-    [*((name, ()) for name in RANKERS), pytest.param("dnn", (ENSEMBLE,), id="3 dnn")],
+    [
+        *(pytest.param(name, (), marks=marks_of(name)) for name in RANKERS),
+        pytest.param("dnn", (ENSEMBLE,), id="3 dnn", marks=pytest.mark.slow),
+    ],
 )
 def test_any_ranker_is_trained_judged_and_served(
     name: str, words: tuple[str, ...], run: Path, process: Process, tmp_path: Path
@@ -230,16 +242,27 @@ def test_figures_of_another_checkpoint_are_refused(run: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (lambda r: r.scorer.ranker, "50 of 50 predictions of click are not finite"),
-        (lambda r: r.retriever.tower, "the vector of the user is not finite"),
+        (lambda r: r.scorer.ranker, r"the ranker: 5\d of 5\d predictions of click are"),
+        (lambda r: r.retriever.tower, "the towers' vector of the user is not finite"),
     ],
 )
 def test_a_prediction_that_is_not_finite_is_an_error(
-    part: Callable[[Recommender], Any], message: str, run: Path
+    part: Callable[[Recommender], Any], message: str, run: Path, tmp_path: Path
 ) -> None:
     served = Recommender.load(run)
     with torch.no_grad():
         for weights in part(served).parameters():
             weights.fill_(torch.nan)
-    with pytest.raises(PredictionError, match=message):
-        served.recommend({})
+    user: dict[str, Any] = {"C1": "68fd1e64", "I1": 3}
+    named = message + r".*the user had \['C1 \(hex\)', 'I1 \(number\)'\]"
+    with pytest.raises(PredictionError, match=named):
+        served.recommend(user)
+    with pytest.raises(PredictionError, match=named):
+        served.explain(user, int(served.scorer.ids[0]))
+    users = tmp_path / "users.parquet"
+    pl.DataFrame([user] * 3).write_parquet(users)
+    file = UserFile.open(users, served.encoder)
+    named = rf"{users}, row 0 \(from 0\): .*{message}"
+    with pytest.raises(PredictionError, match=named):
+        recommend_batch(served, file, tmp_path / "out.parquet", SingleProcess())
+    assert not (tmp_path / "out.parquet").exists()

@@ -43,7 +43,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "one sequence may share the ids",
     ),
     ({"sequences": (sequence("seen", None, Side.AD),)}, "the ad's side takes none"),
-    ({"sparse": (CITY,)}, "the ad's side needs a sparse feature"),
+    ({"sparse": (CITY,)}, "the ad's side needs an id or a number"),
     ({"labels": ()}, "the first label must be binary"),
     ({"labels": (Label(name="v", kind="value"),)}, "the first label must be binary"),
     ({"labels": (Label(name="city"),)}, r"found twice: \['city'\]"),

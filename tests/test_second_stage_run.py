@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from trained_run import SETTINGS, STEADY, make_stages, metrics
 
 from torchrec_adrec.arrays import Float64s
-from torchrec_adrec.cli.stages import TaskName, evaluate
+from torchrec_adrec.cli.evaluate import ranking
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.request import raw_user
@@ -123,7 +123,7 @@ def test_the_command_evaluates_what_is_served(
         "torchrec_adrec.distributed.process.process_group",
         lambda device: nullcontext(process),
     )
-    evaluate(TaskName.RANKING, blended, blended / "ranking" / CONFIG)
+    ranking(blended, blended / "ranking" / CONFIG)
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     reported = metrics(blended, "ranking")["test"]
     for label, figures in reported.items():

@@ -88,7 +88,15 @@ class CheckpointError(AdRecError):
 
 
 class PredictionError(AdRecError):
-    """A prediction that is not finite, by which no ads can be ordered."""
+    """A prediction that is not finite, by which no ads can be ordered.
+
+    Attributes:
+        row: of the user whose it is among several.
+    """
+
+    def __init__(self, message: str, row: int = 0) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class EligibilityError(AdRecError):

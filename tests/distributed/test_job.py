@@ -77,6 +77,7 @@ def figures(run: Path, stage: str) -> Any:
     return metrics
 
 
+@pytest.mark.slow
 def test_one_job_writes_what_separate_jobs_write(
     finished_run: Path, tmp_path: Path, ranks_script: RanksScript
 ) -> None:

@@ -281,8 +281,8 @@ def test_lists_that_hold_an_ad_twice_and_another_one_never_are_refused(
 ) -> None:
     """The counts are right and so are the ids beside the index."""
 
-    def halved(index: Any, vectors: Any, numbers: Any) -> None:
-        add(index, vectors, numbers - numbers % 2)
+    def halved(index: Any, vectors: Any, numbers: Any, assign: Any) -> None:
+        add(index, vectors, numbers - numbers % 2, assign)
 
     monkeypatch.setattr("torchrec_adrec.index.build.add", halved)
     data = corpus()

@@ -42,9 +42,12 @@ def test_it_ends_with_figures_and_ten_ads(finished_run: Path) -> None:
     for title in ("ranker, click", "recall@50 against", "ms a request"):
         assert title in printed
     assert "ads: towers / context / popularity" in printed
-    ads = printed[printed.index("Ten ads") :]
+    ads = printed[printed.index("Ten ads") : printed.index("The funnel for")]
     assert sum(line.startswith("│") for line in ads.splitlines()) == 10
+    assert printed.index("funnel, as served") > printed.index("Ten ads")
+    assert "## Funnel" in (finished_run / "report.md").read_text()
     pictures = ("retrieval/loss.png", "export/recall_by_popularity.png")
+    assert (finished_run / "funnel/funnel.png").stat().st_size > 0
     for name in ("report.md", *pictures, "ranking/calibration.png"):
         assert (finished_run / name).stat().st_size > 0
     assert list((finished_run / "retrieval/tensorboard").glob("events*"))

@@ -18,7 +18,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.user_file import UserFile
 from torchrec_adrec.data.request import raw_user, raw_users
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.errors import ConfigError, DataError
+from torchrec_adrec.errors import ConfigError, DataError, PredictionError
 from torchrec_adrec.export.users import export_users
 from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.runtime.ranks import SingleProcess
@@ -114,6 +114,29 @@ def test_a_bad_row_is_named_before_the_work_and_the_old_file_stays(
     with pytest.raises(DataError, match=r"unknown user columns \['typo'\]"):
         recommend_batch(served, users_of(path, run), out, SingleProcess())
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_number_that_is_not_finite_names_the_row(
+    run: Path,
+    served: Recommender,
+    requests: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "CHUNK", 4)
+    score, calls = served.scorer.score, iter(range(21))
+
+    def fail_once(*args: Any) -> Any:
+        if next(calls) == 6:
+            raise PredictionError("the ranker: not finite")
+        return score(*args)
+
+    monkeypatch.setattr(served.scorer, "score", fail_once)
+    path = written(requests, tmp_path / "users.parquet")
+    with pytest.raises(PredictionError, match=r"row 6 \(from 0\): the ranker: not fin"):
+        recommend_batch(
+            served, users_of(path, run), tmp_path / "recs.parquet", SingleProcess()
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1], True])

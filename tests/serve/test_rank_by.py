@@ -10,8 +10,10 @@ import pytest
 from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.errors import ConfigError, PredictionError
 from torchrec_adrec.schema import Label, Schema, Side, SparseFeature
+from torchrec_adrec.serve.parts import Parts
 from torchrec_adrec.serve.rank_by import RankBy
-from torchrec_adrec.serve.recommender import Recommendation, Recommender
+from torchrec_adrec.serve.recommendation import Recommendation
+from torchrec_adrec.serve.recommender import Recommender
 
 SCHEMA = Schema(
     dense=(),
@@ -48,16 +50,26 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
         retrieve=lambda *_: (RETRIEVED, np.arange(6, dtype=np.float32)),
         index=SimpleNamespace(count=6),
     )
+    catalog = CATALOG.drop("value")
+
+    def show(ids: Any) -> pl.DataFrame:
+        shown: pl.DataFrame = catalog[np.searchsorted(IDS, ids)]
+        return shown
+
     scorer: Any = SimpleNamespace(
         score=score,
         rows=lambda ids: np.searchsorted(IDS, ids),
         schema=SCHEMA,
-        shown=CATALOG.drop("value"),
+        shown=catalog,
+        show=show,
     )
     encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: {})
     crosses: Any = SimpleNamespace(of=lambda *_: {})
     settings = RecommendConfig(top=1, rank_by=rank_by)
-    recommender = Recommender(encoder, retriever, scorer, crosses, settings)
+    unused: Any = None
+    models = encoder, retriever, scorer, crosses
+    parts = Parts(*models, settings, unused, unused, unused, unused)
+    recommender = Recommender(parts)
     recommender._encoded = lambda _: None  # type: ignore
     return recommender.recommend({}, top)
 

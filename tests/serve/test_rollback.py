@@ -72,7 +72,7 @@ def test_back_to_the_version_before_and_forth(copy: Path, process: Process) -> N
 def test_an_index_that_fails_the_gate_leaves_the_old_one(
     copy: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise GateError("too low")
 
     before = stage_folder(copy, "index")
@@ -81,6 +81,25 @@ def test_an_index_that_fails_the_gate_leaves_the_old_one(
         build(copy, load_config(None, [*SETTINGS, *IVF]), process)
     assert stage_folder(copy, "index") == before
     assert Recommender.load(copy).recommend({}).candidates == K
+
+
+def test_without_a_gpu_the_cpu_serves_or_nothing_is_published(
+    copy: Path,
+    process: Process,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The settings of the version say where it is built, and where it is served."""
+    monkeypatch.setattr("faiss.get_num_gpus", lambda: 0)
+    before = stage_folder(copy, "index")
+    with pytest.raises(ConfigError, match=r"index\.device = gpu, but FAISS"):
+        build(copy, load_config(None, [*SETTINGS, *IVF, "index.device=gpu"]), process)
+    assert stage_folder(copy, "index") == before
+    build(copy, load_config(None, [*SETTINGS, *IVF, "index.device=auto"]), process)
+    assert "auto: the CPU is taken" in caplog.text
+    caplog.clear()
+    assert Recommender.load(copy).recommend({}).candidates == K
+    assert "auto: the CPU is taken" in caplog.text
 
 
 def test_a_version_of_another_export_is_not_served(

@@ -1,5 +1,6 @@
 """What a step draws at random."""
 
+import pytest
 import torch
 from conftest import StepsWith
 from planted import faults, smooth
@@ -50,6 +51,7 @@ def ten_steps(
     return {"weights": weights, "losses": {"of each step": losses}}
 
 
+@pytest.mark.slow
 def test_compiled_towers_take_the_same_steps(steps_with: StepsWith) -> None:
     reordered = [ten_steps(steps_with, order=order) for order in ORDERS]
     rounding = Rounding("ten steps", ten_steps(steps_with), *reordered)

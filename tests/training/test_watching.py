@@ -154,6 +154,24 @@ def test_products_that_are_not_float32_are_not_taken_for_it(
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(("times", "setting"), [(1.3, "medium"), (3, "highest")])
+def test_two_runs_choose_the_same_though_their_times_differ(
+    monkeypatch: pytest.MonkeyPatch, times: float, setting: str
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(precision, "_error", lambda *_: 0)
+    seconds = {"highest": 1.0, "medium": times}
+    monkeypatch.setattr(precision, "_seconds", lambda a, b, name: seconds[name])
+    try:
+        precision._measure.cache_clear()
+        chosen = precision.choose_precision("float32", torch.device("cpu"))
+        assert chosen.setting == setting
+    finally:
+        precision._measure.cache_clear()
+        torch.set_float32_matmul_precision(before)
+
+
 def test_the_error_of_a_product_tells_precisions_apart() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(64, 64), torch.randn(64, 64)

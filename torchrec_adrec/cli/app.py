@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from torchrec_adrec import __version__
-from torchrec_adrec.cli import checkpoint, index, init, plan, serve, stages, versions
+from torchrec_adrec.cli import (
+    certify,
+    checkpoint,
+    compare,
+    evaluate,
+    index,
+    init,
+    plan,
+    serve,
+    settings,
+    stages,
+    versions,
+)
 from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.runtime.memory import keep_freed_memory
@@ -118,16 +130,21 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     synthesize,
     stages.baselines,
     stages.train,
-    stages.evaluate,
     stages.export,
     serve.recommend,
     serve.serve,
+    certify.explain,
+    certify.certify,
+    certify.bundle,
+    compare.compare,
     plan.plan,
+    settings.settings,
     doctor,
 )
 for command in COMMANDS:
     app.command()(command)
 app.command(hidden=True)(stages.job)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(index.app, name="index")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(versions.app, name="versions")

@@ -1,6 +1,7 @@
-"""`adrec index` builds the index; `adrec index compare` tries every kind of it."""
+"""`adrec index` builds the index of a run, updates it, and compares kinds of it."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,7 @@ class BuildByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=BuildByDefault,
-    help="Build the FAISS index of a run, or compare kinds of it.",
+    help="Build the FAISS index of a run, change its ads, or compare kinds of it.",
 )
 
 
@@ -49,6 +50,55 @@ def build(
       adrec index --out runs/demo index.kind=ivf_sqfp16 index.build.nlist=500
     """
     run_stages([stages.INDEX], out, config, overrides, verbose)
+
+
+@app.command()
+def update(
+    out: Out,
+    add: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet, CSV or TSV of ads: the raw columns of the ad's side. One"
+            " that is there already is replaced."
+        ),
+    ] = None,
+    remove: Annotated[
+        Path | None, typer.Option(help="Text file of ids (ad_id), one a line.")
+    ] = None,
+) -> None:
+    """Add, replace and remove ads of the published index, without building it again.
+
+    The ads are encoded as the others were, by the same checkpoint. A server that runs
+    knows them within a second. If a row is bad, nothing is changed.
+
+    \b
+      adrec index update --out runs/demo --add ads.csv --remove ids.txt
+    """
+    from torchrec_adrec.errors import ConfigError
+
+    if add is None and remove is None:
+        raise ConfigError("nothing to update: name a file with --add or --remove")
+    from torchrec_adrec.export.ad_file import AdIds, AdRows
+    from torchrec_adrec.export.update import Updater
+
+    updater = Updater(out)
+    schema = updater.ads.encoder.schema
+    rows = None if add is None else AdRows.read(add, schema)
+    ids = None if remove is None else AdIds.read(remove)
+    typer.echo(updater.apply(rows, ids))
+
+
+@app.command()
+def compact(out: Out, verbose: Verbose = False) -> None:
+    """Build the index again with all updates in it, past the same recall gate.
+
+    Until it is published, and if it is refused, the index is served as before. It is
+    built by the settings of the run, on all ranks if a launcher started some.
+
+    \b
+      adrec index compact --out runs/demo
+    """
+    run_stages([stages.INDEX], out, verbose=verbose, again=True)
 
 
 @app.command()

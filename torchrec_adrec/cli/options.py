@@ -41,6 +41,18 @@ Key = Annotated[
         " written too."
     ),
 ]
+RankBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Order by this formula, as 'click * value'. Default: recommend.rank_by."
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, int8, compiled or auto. Default: recommend.engine."
+    ),
+]
 
 
 def written_to(path: Path | None, option: str) -> Path:

@@ -6,29 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Key, Out, Overrides, To, written_to
+from torchrec_adrec.cli.options import Engine, Key, Overrides, RankBy, To, written_to
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.errors import ConfigError, DataError, reason
 from torchrec_adrec.runs.stages import CONFIG
+from torchrec_adrec.runs.unpack import unpacked
 from torchrec_adrec.runtime.files import read_json
 
-RankBy = Annotated[
-    str | None,
+Bundled = Annotated[
+    Path,
     typer.Option(
-        help="Order by this formula, as 'click * value'. Default: recommend.rank_by."
-    ),
-]
-
-Engine = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, bfloat16, int8, compiled or auto. Default: recommend.engine."
+        "--out", "--bundle", help="Folder of the run, or a bundle: a folder or .tar."
     ),
 ]
 
 
 def recommend(
-    out: Out,
+    out: Bundled,
     user: Annotated[
         str,
         typer.Option(
@@ -69,13 +63,16 @@ def recommend(
     if batch is not None:
         if eligible is not None:
             raise ConfigError("--eligible is for one user and not for --batch")
-        _recommend_batch(out, batch, to, key, top, rank_by, engine)
+        with unpacked(out) as folder:
+            _recommend_batch(folder, batch, to, key, top, rank_by, engine)
         return
-    from torchrec_adrec.pipeline.report import ads_table, wide_console
-    from torchrec_adrec.serve.recommender import Recommender
+    with unpacked(out) as folder:
+        features = read_user(user, folder)
+        # Only now the models are loaded, which takes seconds: a typo is told at once.
+        from torchrec_adrec.pipeline.report import ads_table, wide_console
+        from torchrec_adrec.serve.recommender import Recommender
 
-    features = _user(user, out)  # before the models are loaded: a typo is told at once
-    recommender = Recommender.load(out, rank_by=rank_by, engine=engine)
+        recommender = Recommender.load(folder, rank_by=rank_by, engine=engine)
     recommender.recommend(features)  # the first call pays for allocations
     answer = recommender.recommend(features, top, eligible)
     console = wide_console()
@@ -115,7 +112,12 @@ def _recommend_batch(
             )
 
 
-def _user(user: str, out: Path) -> dict[str, Any]:
+def read_user(user: str, out: Path) -> dict[str, Any]:
+    """Read a file of raw columns, or an example user of the run by its number.
+
+    Raises:
+        ConfigError, DataError: it cannot be read, or is no user.
+    """
     # isdigit() alone takes digits such as superscripts, of which int() makes nothing.
     is_example = user.isascii() and user.isdigit()
     path = out / "data/example_users.json" if is_example else Path(user)
@@ -137,7 +139,7 @@ def _user(user: str, out: Path) -> dict[str, Any]:
 
 
 def serve(
-    out: Out,
+    out: Bundled,
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -164,10 +166,12 @@ def serve(
         from torchrec_adrec.serve.http import server
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}; pip install 'torchrec-adrec[serve]'") from None
-    saved = out / CONFIG
-    bounds = load_config(saved if saved.exists() else None, overrides or []).serve
     token = _token(token_file) if token_file is not None else None
-    server.serve(server.AppFactory(out, rank_by, engine, bounds, token), host, port)
+    with unpacked(out) as folder:
+        saved = folder / CONFIG
+        bounds = load_config(saved if saved.exists() else None, overrides or []).serve
+        factory = server.AppFactory(folder, rank_by, engine, bounds, token)
+        server.serve(factory, host, port)
 
 
 def _token(path: Path) -> str:

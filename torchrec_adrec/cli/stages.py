@@ -4,10 +4,9 @@ Nothing heavy is imported at the top: importing torchrec takes seconds, and `--h
 should not wait for it.
 """
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -129,8 +128,16 @@ def run_stages(
     config: Path | None = None,
     overrides: list[str] | None = None,
     verbose: bool = False,
+    again: bool = False,
 ) -> None:
-    """Run stages in this process, one rank of the launcher's."""
+    """Run stages in this process, one rank of the launcher's.
+
+    Args:
+        several: in the order in which they read one another.
+        out: the run's folder.
+        config, overrides, verbose: as commands take them.
+        again: also those that are done.
+    """
     if verbose:
         be_verbose()
     # The inputs of the first stage are checked before torchrec is imported, so that a
@@ -138,7 +145,7 @@ def run_stages(
     with command_in(out, config, overrides, several[0]) as settings:
         from torchrec_adrec.pipeline import job as work
 
-        work.run_stages(several, settings, out)
+        work.run_stages(several, settings, out, again)
 
 
 def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:
@@ -217,44 +224,6 @@ def train(
             f"retrieval.allow_new_tables={allowed}",
         ]
     run_stages([stages.STAGES[task]], out, config, args, verbose)
-
-
-def evaluate(
-    task: Task, out: Out, config: ConfigFile = None, overrides: Overrides = None
-) -> None:
-    """Print the test figures of the model that is served, as one line of JSON.
-
-    \b
-      adrec evaluate ranking --out runs/demo
-    """
-    from torchrec_adrec.distributed.process import process_group
-    from torchrec_adrec.schema import Schema
-    from torchrec_adrec.tasks.calibration import load_calibrations
-    from torchrec_adrec.tasks.sharded import restore
-    from torchrec_adrec.training.blend import with_blend
-    from torchrec_adrec.training.evaluator import Evaluator
-
-    # It only reads, so it need not hold the run; but what it reads must fit.
-    settings = read_settings(config, overrides, out)
-    stages.check(stages.STAGES[task], settings, out)
-    schema = Schema.load(out / "data/schema.json")
-    with process_group(settings.device) as process:
-        model, checkpoint = restore(task, out, schema, settings, process)
-        evaluator = Evaluator(
-            task,
-            out / "data",
-            out / task,
-            schema,
-            process,
-            settings.train,
-            settings.data.bounds,
-        )
-        evaluator = with_blend(evaluator, settings, out, checkpoint)
-        test = evaluator.test(model, load_calibrations(checkpoint))
-        if process.is_first:
-            metrics: dict[str, Any] = {"task": task} | checkpoint.origin.model_dump()
-            metrics |= {"world_size": process.world_size} | test
-            typer.echo(json.dumps(metrics))
 
 
 def export(

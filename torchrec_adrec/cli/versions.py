@@ -16,10 +16,13 @@ app = typer.Typer(
 def list_versions(out: Out) -> None:
     """Print the versions, the oldest first; the one that is served has a star.
 
+    The last line names the changes of its ads, if there are some.
+
     \b
       adrec versions list --out runs/demo
     """
     from torchrec_adrec.index.manifest import IndexManifest
+    from torchrec_adrec.runs.ad_changes import newest_changes
     from torchrec_adrec.runs.stages import INDEX
     from torchrec_adrec.runs.versions import VERSIONS, current_name, version_names
 
@@ -28,6 +31,12 @@ def list_versions(out: Out) -> None:
         sign = "*" if name == current_name(folder) else " "
         manifest = IndexManifest.load(folder / VERSIONS / name)
         typer.echo(f"{sign} {name}: {manifest.summary}")
+    changes = newest_changes(out)
+    if changes is not None:
+        typer.echo(
+            f"+ {changes.name}: {len(changes.ids)} ads added or replaced and"
+            f" {len(changes.removed)} removed since the export"
+        )
 
 
 @app.command()
@@ -38,7 +47,7 @@ def rollback(
         typer.Argument(help="As `list` prints it. Default: the one before."),
     ] = None,
 ) -> None:
-    """Serve another version from the next start on; it is checked before.
+    """Make another version the one that is served; it is checked before.
 
     Its files must be whole, and the export that it was built from must be the run's.
 

@@ -14,12 +14,17 @@ Bounds = Literal["raise", "clamp", "unknown"]
 class SplitConfig(Settings):
     """The rows that are trained on, and those that are held out."""
 
-    by: Literal["time", "user", "random"] = "time"
+    by: Literal["time", "user", "random", "leave_one_out"] = "time"
     """time: the latest rows are held out, as a live system meets them. user: all rows
-    of a user are in one split. random: row by row, so that training sees the future."""
+    of a user are in one split. random: row by row, so that training sees the future.
+    leave_one_out: the last click of each user is the test and the one before validates,
+    as papers on sequences have it; the shares do not count."""
     train: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of the rows that is trained on; the three shares add up to 1."""
     valid: Fraction = 0.1
+    """Share of the rows on which settings, checkpoints and calibration are chosen."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the rows by which the models are judged at the end."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
@@ -33,8 +38,11 @@ class SyntheticConfig(Settings):
     """A synthetic world whose law is known (docs/known_world.md), without download."""
 
     rows: Count = 200_000
+    """Number of impressions."""
     ads: Count = 2_000
+    """Number of ads, those that are born later among them."""
     users: Count = 20_000
+    """Number of users."""
     days: Count = 14
     """Length of the log."""
     cold_share: Fraction = 0.3
@@ -49,10 +57,32 @@ class SyntheticConfig(Settings):
     """Power by which users look at lower positions less; 0: they look at all alike."""
 
 
+class MovieLabConfig(Settings):
+    """A small world of numbers alone, without any id (`data.adapter: movie_lab`)."""
+
+    rows: Count = 60_000
+    """Pairs of a user and a movie, each at most once."""
+    users: Count = 1_000
+    """Number of users, each with 13 numbers."""
+    movies: Count = 500
+    """Number of movies, each with 12 numbers."""
+
+    @model_validator(mode="after")
+    def _rows_are_different_pairs(self) -> Self:
+        if self.rows > self.users * self.movies:
+            raise ValueError(
+                f"{self.users} users and {self.movies} movies make"
+                f" {self.users * self.movies} pairs, found {self.rows} rows"
+            )
+        return self
+
+
 class NumbersConfig(Settings):
     """How the integers of Criteo rows become inputs."""
 
     transform: Literal["log_standard", "standard", "log"] = "log_standard"
+    """log_standard: sign(x) log(1 + |x|), then mean 0 and deviation 1. standard:
+    without the logarithm. log: the logarithm alone."""
     buckets: Literal["log_square", "quantile"] | None = "log_square"
     """Each number is also an id, made discrete like this; null: a number only."""
 
@@ -94,8 +124,8 @@ class DataConfig(Settings):
     """Raw files and how they become ids and floats."""
 
     adapter: str = "criteo"
-    """Which data set the files are: criteo, kuairand, synthetic (made here) or table
-    (your own columns)."""
+    """Which data set the files are: criteo, kuairand, synthetic or movie_lab (made
+    here), or table (your own columns)."""
     raw: tuple[str, ...] = ()
     """Raw files in time order; one path may be written without a list. A pattern such
     as day_*.gz means its files in name order, day_2 before day_10."""
@@ -130,9 +160,14 @@ class DataConfig(Settings):
     mean."""
     max_bad_rows: Fraction = 0.001
     """Share of unreadable lines above which `prepare` stops."""
+    max_unmatched_rows: Fraction = 0.1
+    """Share of the rows whose user or ad has no row in its side table (`table.users`,
+    `table.items`) above which `prepare` stops: ids that are written in another way, as
+    7 and 07, match none. Fewer rows keep missing values, are counted and named."""
     chunk_megabytes: Count = 32
     """Raw text held in memory at a time."""
     synthetic: SyntheticConfig = SyntheticConfig()
+    movie_lab: MovieLabConfig = MovieLabConfig()
     table: TableConfig | None = None
     """The meaning of the columns, for the adapter `table`: docs/own_data.md."""
 

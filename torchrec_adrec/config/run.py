@@ -16,15 +16,12 @@ from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.formula import Formula
 from torchrec_adrec.config.serve import ServeConfig
-from torchrec_adrec.config.train import (
-    RankingConfig,
-    RetrievalConfig,
-    ShardingConfig,
-    TrainConfig,
-)
+from torchrec_adrec.config.sharding import ShardingConfig
+from torchrec_adrec.config.train import RankingConfig, RetrievalConfig, TrainConfig
 from torchrec_adrec.errors import ConfigError, reason
 
 VectorType = Literal["fp32", "fp16"]
+IndexDevice = Literal["auto", "cpu", "gpu"]
 
 
 class ExportConfig(Settings):
@@ -37,13 +34,27 @@ class ExportConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """How retrieval is judged over the whole catalog."""
+    """How retrieval is judged over the whole catalog, and the funnel on users."""
 
     queries: Count = 20_000
     """Clicked test rows that are searched for, drawn with `seed` where there are more.
     Every figure has an interval that says what the draw leaves open. The time grows
     with queries times ads: 20,000 against 400,000 ads took over ten minutes on two busy
     cores."""
+    funnel_users: Annotated[int, Field(ge=1, le=2_000)] = 200
+    """Held-out users whose served ads are judged, each by one request as it is served,
+    drawn with `seed`; `prepare` keeps 2,000 of them. In the demo 200 leave the share of
+    the oracle's worth open by about 0.02 on either side."""
+    funnel_depth: Count = 2
+    """How many times the candidates the exact search looks at, to tell what more
+    candidates would bring (truncation loss) from what the towers do not find at all
+    (tower loss)."""
+    logged_rows: Annotated[int, Field(ge=1, le=20_000)] = 5_000
+    """Test rows with a propensity that `adrec evaluate off-policy` reads, drawn with
+    `seed`; `prepare` keeps 20,000 of them. Each is a request."""
+    min_effective_rows: Count = 100
+    """Effective number of rows below which an off-policy estimate is refused: with 100
+    its standard error is about a tenth of the reward's standard deviation."""
 
 
 class IndexConfig(Settings):
@@ -74,6 +85,13 @@ class IndexConfig(Settings):
     memory_gib: Rate = 0
     """Memory that `auto` may fill with the index, in GiB; 0: as much as it takes."""
     shards: Count = 2
+    """Number of files in which the index lies. At least the number of ranks that build
+    it, because a rank works on whole files."""
+    device: IndexDevice = "cpu"
+    """Where lists are trained, ads are assigned to them, and searches run, also when
+    serving. auto: on the NVIDIA GPUs that FAISS sees, or else on the CPU, and it says
+    which. gpu: an error where there is none, or where kind, size or candidates do not
+    fit one. What nobody has run on more than one card stands in docs/gpu.md."""
     target_recall: Fraction = 0.95
     """Recall at `recommend.candidates`, against brute force, below which the index is
     not published."""
@@ -83,6 +101,10 @@ class IndexConfig(Settings):
     keep_versions: Count = 3
     """Number of published versions that stay, the current one among them: `adrec
     versions rollback` goes back to one at once."""
+    max_changed: Fraction = 0.05
+    """Share of the index's ads that `adrec index update` may add, replace or remove
+    before `adrec index compact` must build them in: added ads are compared one by one
+    in every search, and removed ones are passed over."""
 
     @model_validator(mode="after")
     def _auto_builds_as_it_chooses(self) -> Self:
@@ -98,7 +120,10 @@ class RecommendConfig(Settings):
     """How many ads the ranker gets, how fast, how many are shown, in which order."""
 
     candidates: Count = 500
+    """Number of ads that the index returns for a user and that the ranker orders. A
+    smaller catalog is ranked as a whole."""
     top: Count = 10
+    """Number of ads of an answer, where the request names none."""
     rank_by: str | None = None
     """The number by which ads are ordered, the highest first: a formula of names,
     numbers, + - * / and parentheses, as `click * value` or `click * bid`. Names are
@@ -146,7 +171,10 @@ class Config(Settings):
     """All settings of one run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
+    """Draws whatever is random: the split by row, the order of the rows, weights at the
+    start, dropout, negatives, samples, and the synthetic world."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where PyTorch has one, else the CPU."""
     data: DataConfig = DataConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     ranking: RankingConfig = RankingConfig()

@@ -39,8 +39,8 @@ class ServeConfig(Settings):
     """Share of the time that refused requests (4xx) may take. Beyond it their answers
     are held back, five seconds at most, so that a flood of wrong requests leaves the
     processor to the right ones. 1: never."""
-    watch_seconds: Annotated[float, Field(ge=0)] = 2.0
-    """How often the run's folder is looked at for a new version, which is then loaded
-    and served. 0: never."""
+    watch_seconds: Annotated[float, Field(ge=0)] = 0.25
+    """How often the run's folder is looked at for a new version or changed ads, which
+    are then loaded and served. A look reads a few small files. 0: never."""
     grace_seconds: Count = 10
     """Longest time that a stopped server gives to requests which are under way."""

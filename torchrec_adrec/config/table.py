@@ -8,7 +8,7 @@ file, if that is another one. As all settings, this imports no torch and reads n
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from torchrec_adrec.config.base import Settings
 from torchrec_adrec.schema import LABEL_RULES, RESERVED, LabelKind
@@ -36,7 +36,9 @@ class NumberColumn(_Column):
 
     kind: Literal["number"]
     transform: Literal["log_standard", "standard", "log"] = "log_standard"
+    """As of `data.numbers`, for this column."""
     buckets: Literal["log_square", "quantile"] | None = None
+    """Also an id, made discrete like this; null: a number only."""
 
 
 class SequenceColumn(_Column):
@@ -53,12 +55,48 @@ class SequenceColumn(_Column):
     user."""
 
 
+class HistoryColumn(Settings):
+    """The ads that the user clicked before the row's time, made of the log itself.
+
+    Clicks of the row's own time are not before it. It needs `user_id`.
+    """
+
+    kind: Literal["history"]
+    of: str
+    """The ad's feature that it holds, whose ids it shares; these ads are no negatives
+    of their user."""
+    length: Annotated[int, Field(ge=1)] = 20
+    """The number of clicks that are kept, the latest ones."""
+
+    @property
+    def column(self) -> None:
+        """Its name in the file: there is none."""
+
+
 class LabelColumn(_Column):
     """An outcome; a missing value was not observed (the first label must always be)."""
 
+    column: Annotated[
+        str | None, Field(validation_alias=AliasChoices("column", "from"))
+    ] = None
+    """Its name in the file (`from` is another word for it); default: the name of the
+    label."""
     kind: LabelKind = "binary"
+    """binary: 0 or 1. value: a number from 0, whose mean is predicted."""
     max_value: Annotated[float, Field(gt=0)] | None = None
     """A larger number is cut to it: a few outliers would rule every squared error."""
+    at_least: float | None = None
+    """The label is 1 where the column's number is at least this, else 0: a rating of 4
+    stars or more is a click with `{from: rating, at_least: 4}`."""
+    positives_only: bool = False
+    """Every row is a positive, and no column says so: `prepare` draws negatives, for
+    each row out of the ads that the log had shown until then, without those that the
+    user took. It needs `user_id`; the first label alone can be so."""
+    negatives: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Drawn for each positive, with `positives_only`."""
+    negatives_by: Literal["popularity", "uniform"] = "popularity"
+    """popularity: an ad is as likely as it was taken until then. uniform: all ads that
+    existed are equally likely."""
 
     @model_validator(mode="after")
     def _open_kinds_have_a_limit(self) -> Self:
@@ -67,6 +105,10 @@ class LabelColumn(_Column):
             raise ValueError(f"`kind: {self.kind}` needs `max_value`")
         if not is_open and self.max_value is not None:
             raise ValueError(f"`max_value` is for values, a {self.kind} label has none")
+        if is_open and self.at_least is not None:
+            raise ValueError(
+                f"`at_least` makes 0 and 1, `kind: {self.kind}` has neither"
+            )
         return self
 
 
@@ -74,15 +116,31 @@ class TimeColumn(Settings):
     """The time of a row, for a split by time."""
 
     column: str
+    """Its name in the file."""
     kind: Literal["iso", "number"] = "iso"
     """iso: a date or time column, or text such as 2024-05-01T12:00:00 (UTC where it
     names no offset). number: integers of any unit, the same in all files."""
 
 
+class SideTableConfig(Settings):
+    """A file of what is known about users or ads, joined to the log by their id."""
+
+    file: str
+    """Parquet, CSV or TSV (also .gz) with one row for each id; it is held in memory."""
+    key: str | None = None
+    """Its column with the id; default: the name that the id has in the log."""
+
+
 # `country: text` is short for `country: {kind: text}`, and `time: ts` for
 # `time: {column: ts}`.
 def _block_of_kind(value: Any) -> Any:
+    if isinstance(value, dict) and "of" in value:
+        return {"kind": "history", **value}
     return {"kind": value} if isinstance(value, str) else value
+
+
+def _block_of_file(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
 
 
 def _block_of_column(value: Any) -> Any:
@@ -94,11 +152,14 @@ def _block_of_column(value: Any) -> Any:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FeatureColumn = Annotated[
     Annotated[
-        TextColumn | HexColumn | NumberColumn | SequenceColumn,
+        TextColumn | HexColumn | NumberColumn | SequenceColumn | HistoryColumn,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_block_of_kind),
 ]
+
+
+SideTable = Annotated[SideTableConfig, BeforeValidator(_block_of_file)]
 
 
 class TableConfig(Settings):
@@ -118,6 +179,15 @@ class TableConfig(Settings):
     """The column that names the ad; a feature of the ad must be made of it too. An ad
     whose other values change stays one ad, with its latest values. Default: rows with
     the same values of all the ad's features show the same ad."""
+    users: SideTable | None = None
+    """A file whose columns may be features of the user, joined by `user_id`. A user
+    without a row in it has missing values."""
+    items: SideTable | None = None
+    """A file whose columns may be features of the ad, joined by `ad_id`."""
+    propensity: str | None = None
+    """The column of the probability with which the log's own policy showed this ad to
+    this user, above 0 and at most 1 in every row. No model reads it; `adrec evaluate
+    off-policy` does."""
     ignore: tuple[str, ...] = ()
     """Columns that are not used; patterns such as `tmp_*` work too. Every other column
     must be used, so that none is forgotten by a slip."""
@@ -146,6 +216,15 @@ class TableConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _no_feature_is_the_propensity(self) -> Self:
+        if self.propensity in {column for _, _, column in self.features()}:
+            raise ValueError(
+                f"propensity: {self.propensity} is a feature too; a model that reads"
+                " it would rank by what the log's policy has decided"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_key_is_an_id_of_the_ad(self) -> Self:
         if self.ad_id is not None and self.key is None:
             raise ValueError(
@@ -153,6 +232,41 @@ class TableConfig(Settings):
                 " no answer could name the ad; add one to `ad`, as"
                 f" `item: {{column: {self.ad_id}, kind: text}}`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_made_of_the_log_knows_its_users(self) -> Self:
+        first, *others = self.labels.values()
+        if any(label.positives_only for label in others):
+            raise ValueError("`positives_only` is for the first label, the click")
+        histories = {n: f for n, f in self.user.items() if f.kind == "history"}
+        if any(f.kind == "history" for f in self.ad.values()):
+            raise ValueError("ad: a history is one of the user; put it under `user`")
+        ids = [n for n, f in self.ad.items() if f.kind == "text"]
+        for name, feature in histories.items():
+            if isinstance(feature, HistoryColumn) and feature.of not in ids:
+                raise ValueError(
+                    f"user.{name}.of: expected a text feature of the ad, one of"
+                    f" {', '.join(ids)}, found {feature.of!r}"
+                )
+        if self.user_id is None and (histories or first.positives_only):
+            raise ValueError(
+                f"{next(iter(histories), 'positives_only')} is made of the log:"
+                " `user_id` must name the user's column"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _side_tables_have_an_id_in_the_log(self) -> Self:
+        for name, table, needed in (
+            ("users", self.users, "user_id"),
+            ("items", self.items, "ad_id"),
+        ):
+            if table is not None and getattr(self, needed) is None:
+                raise ValueError(
+                    f"{name}: `{needed}` is missing; it names the column of the log by"
+                    f" which {table.file} is joined"
+                )
         return self
 
     @property
@@ -164,15 +278,19 @@ class TableConfig(Settings):
         return ids.get(self.ad_id) if self.ad_id else None
 
     def features(self) -> Iterator[tuple[str, FeatureColumn, str]]:
-        """Name, settings and column of every feature, the user's first."""
+        """Name, settings and column of every feature of a column, the user's first."""
         for side in (self.user, self.ad):
             for name, feature in side.items():
-                yield name, feature, feature.column or name
+                if feature.kind != "history":
+                    yield name, feature, feature.column or name
 
     def columns(self) -> tuple[str, ...]:
         """The columns of the file that are used, each once."""
-        labels = [f.column or name for name, f in self.labels.items()]
+        labels = [
+            f.column or name for name, f in self.labels.items() if not f.positives_only
+        ]
         others = [self.time.column] if self.time else []
         others += [self.user_id] if self.user_id else []
+        others += [self.propensity] if self.propensity else []
         features = [column for _, _, column in self.features()]
         return tuple(dict.fromkeys([*labels, *others, *features]))

@@ -1,8 +1,8 @@
-"""Settings of training: models, losses, optimizers, the loop, and sharding."""
+"""Settings of training: models, losses, optimizers, and the loop."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
 from torchrec_adrec.config.objectives import (
@@ -21,8 +21,11 @@ class OptimizerConfig(Settings):
     """Row-wise Adagrad for the tables (fused into backward), AdamW for the rest."""
 
     tables_lr: LearningRate = 0.02
+    """Learning rate of the embedding tables."""
     dense_lr: LearningRate = 0.001
+    """Learning rate of all other parameters."""
     weight_decay: Rate = 1e-5
+    """Of AdamW; the tables have none."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which both learning rates rise from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"
@@ -39,9 +42,14 @@ class RetrievalConfig(Settings):
     """The two towers and the loss that they are trained with."""
 
     embedding_dim: Count = 16
+    """Columns of every embedding table."""
     hidden: tuple[Count, ...] = (256,)
+    """Hidden layers of each tower."""
     output_dim: Count = 64
+    """Width of the vectors of users and ads, which are exported and searched. An ad's
+    bytes in the index grow with it."""
     dropout: Dropout = 0.1
+    """Share of the activations that a training step leaves out."""
     similarity: Literal["cosine", "dot", "additive"] = "cosine"
     """How a user vector and an ad vector become a score; the index metric follows from
     it. additive: the user's number plus the ad's, so that all users have the same order
@@ -96,10 +104,16 @@ class RankingConfig(Settings):
     """lr: logistic regression on all ids and numbers, a baseline. It has no sizes, and
     tables of its own, which always start at 0."""
     layers: Count = 1
+    """Layers of the transformer."""
     heads: Count = 2
+    """Attention heads of the transformer, and heads of finalmlp's product. They divide
+    `model_dim`, or the last of `hidden`."""
     model_dim: Count = 16
+    """Width of the transformer's tokens."""
     feedforward_dim: Count = 32
+    """Width of the hidden layer inside a layer of the transformer."""
     head_dim: Count = 64
+    """Width of the hidden layer between the transformer and the labels' outputs."""
     ad_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens of an ad in the transformer, each of them mixed of all its columns. 0: one
     per raw column. What a request costs grows with them."""
@@ -116,6 +130,7 @@ class RankingConfig(Settings):
     cross_rank: Count = 32
     """Rank of their matrices."""
     dropout: Dropout = 0.1
+    """Share of the activations that a training step leaves out."""
     field_dropout: Dropout = 0
     """Share of the looked-up vectors that a training row does not see, each as a whole;
     the others are scaled up to make up for it."""
@@ -149,6 +164,11 @@ class RankingConfig(Settings):
     rows of each class."""
     epochs: Count | None = None
     """How often the ranker reads the rows. Default: `train.epochs`."""
+    refit: bool = False
+    """Train anew on training and validation rows before serving, as long as the first
+    fit was best on the validation rows, and keep its blend and its calibration. On
+    Criteo it raised the AUC on later rows from 0.776 to 0.778 (a tenth added to seven,
+    three seeds)."""
     blend: Literal["auto", "none"] = "auto"
     """auto: the served click logit is `a * ranker + b * towers + c` with weights from 0
     that are fitted on the validation rows, if that lowers their log loss by more than
@@ -196,10 +216,13 @@ class TrainConfig(Settings):
     """Rows of one optimizer step over *all* ranks, so that the number of ranks does not
     change what a run means."""
     eval_batch_size: Count = 4096
+    """Rows of one step of an evaluation, over all ranks; it changes no figure."""
     epochs: Count = 1
+    """How often the training rows are read."""
     checkpoint_every: Count = 200
     """Steps between two checkpoints."""
     keep_checkpoints: Count = 2
+    """Number of latest checkpoints that stay; the best one stays too."""
     log_every: Count = 20
     """Steps between two points of the loss curve."""
     health_every: Annotated[int, Field(ge=0)] = 200
@@ -243,55 +266,3 @@ class TrainConfig(Settings):
         if self.patience is not None and not self.evaluate_every:
             raise ValueError("`patience` counts evaluations: set `evaluate_every` too")
         return self
-
-
-ShardingName = Literal[
-    "table_wise", "row_wise", "table_row_wise", "column_wise", "table_column_wise"
-]
-
-
-# TorchRec accepts `data_parallel` and then leaves such tables untrained, unannounced.
-def _no_data_parallel(types: Any) -> Any:
-    if isinstance(types, (list, tuple)) and "data_parallel" in types:
-        raise ValueError(
-            "data_parallel is refused: a table that every rank holds whole never trains"
-            " under an optimizer inside backward, and nothing says so; name table_wise"
-            " for small tables"
-        )
-    return types
-
-
-ShardingTypes = Annotated[
-    tuple[ShardingName, ...],
-    Field(min_length=1),
-    BeforeValidator(_no_data_parallel),
-]
-
-
-class TableSharding(Settings):
-    """The planner's choices for the tables that a pattern names."""
-
-    types: ShardingTypes | None = None
-    """Default: `sharding.types`."""
-    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = "fused"
-    """Where the rows are kept: GPU memory, or host memory that is read over the bus,
-    without or with a cache on the GPU. Nothing moves to host memory unasked."""
-    min_partition: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
-    """Narrowest slice of columns of column_wise and table_column_wise; a table whose
-    width it does not divide takes the next one that does. Default: 128."""
-
-
-class ShardingConfig(Settings):
-    """The planner's choices (docs/sharding.md)."""
-
-    types: ShardingTypes | None = None
-    """Sharding types of every table for which `tables` gives no others. Default:
-    table_wise, and on GPUs also row_wise. On CPUs the planner, which counts with the
-    figures of GPUs, would cut a table of 18 rows over all ranks."""
-    tables: dict[str, TableSharding] = Field(default_factory=dict)
-    """Patterns of table names, as `user_C1` or `ad_*`, with the choices for them. The
-    first pattern that fits a table counts; one that fits none is an error."""
-    qcomm: Literal["fp32", "fp16"] = "fp32"
-    """Precision in which looked-up vectors travel between ranks. Their gradients always
-    travel in fp32: those of one row are about 1 / batch_size, which fp16 rounds to a
-    few steps of 6e-8 or to nothing."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -17,6 +18,20 @@ from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.errors import ConfigError, SchemaError
 from torchrec_adrec.runtime.files import matching
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """How negatives are drawn for data that hold positives only.
+
+    Attributes:
+        count: for each positive.
+        by: popularity: an ad is as likely as it was taken until then; uniform: all ads
+            are equally likely.
+    """
+
+    count: int
+    by: Literal["popularity", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,13 @@ class DataSet:
         ad: the ad's column that names it; the catalog holds its latest values. None: an
             ad is every distinct combination of its side's values.
         items: where `ad` is None, the ad's columns of which one may name it.
+        lists_before_log: whether all lists that came with the data are known to be from
+            before its first row, so that nothing in them is the future of a row.
+        histories: by the source of a sequence that `prepare` makes of the log, the ad's
+            column whose values it holds; `read` gives no such column.
+        negatives: how negatives are drawn, where the rows are positives only.
+        propensity: Float64 column of the shown ad's probability under the policy that
+            wrote the log, above 0 and at most 1; None: not told.
         copies: for the columns `time` and `user`, the features that are made of the
             same raw column.
     """
@@ -52,6 +74,10 @@ class DataSet:
     sides: str = ""
     ad: str | None = None
     items: tuple[str, ...] = ()
+    lists_before_log: bool = False
+    histories: Mapping[str, str] = field(default_factory=dict)
+    negatives: Negatives | None = None
+    propensity: str | None = None
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -62,11 +88,12 @@ class DataSet:
     def not_compared(self, split_by: str) -> tuple[str, ...]:
         """The raw columns that are left out when rows of two splits are compared.
 
-        These are the time, the user where the split is by user, and their copies: rows
-        of two splits hardly ever agree in them. Rows that differ in nothing else are
-        the same example.
+        These are the time, the user where the split is by user, the propensity, and
+        their copies: rows of two splits hardly ever agree in them. Rows that differ in
+        nothing else are the same example.
         """
-        names = (self.time, self.user if split_by == "user" else None)
+        user = self.user if split_by == "user" else None
+        names = (self.time, user, self.propensity)
         return tuple(
             n for name in names if name for n in (name, *self.copies.get(name, ()))
         )
@@ -81,6 +108,8 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     """
     types: dict[str, set[pl.DataType]] = {}
     for feature in data.schema.bags:
+        if feature.source in data.histories:
+            continue
         if isinstance(feature, SequenceFeature):
             types[feature.source] = {pl.List(pl.String())}
         else:
@@ -89,6 +118,8 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     types |= {label.name: {pl.Float32()} for label in data.schema.labels}
     if data.time is not None:
         types[data.time] = {pl.Int64()}
+    if data.propensity is not None:
+        types[data.propensity] = {pl.Float64()}
     if data.user is not None:
         types.setdefault(data.user, {pl.String()})
     return types

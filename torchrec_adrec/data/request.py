@@ -50,7 +50,7 @@ def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
         schema: of the data that the model was trained on.
 
     Raises:
-        BadUserError: names the first row with a value of the wrong kind.
+        BadRowError: names the first row with a value of the wrong kind.
         DataError: a column that no user feature is made of.
     """
     kinds, lists = _columns_of(schema)
@@ -68,7 +68,28 @@ def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
     return raw
 
 
-class BadUserError(DataError):
+def raw_ads(rows: pl.DataFrame, schema: Schema) -> RawColumns:
+    """Make the raw columns of ads, of the same values as those of users.
+
+    Args:
+        rows: an ad each. Every column of the ad's side must be there, unlike a user's:
+            one that was forgotten would change the vectors of all.
+        schema: of the data.
+
+    Raises:
+        BadRowError: names the first row with a value of the wrong kind.
+        DataError: a column is missing or unknown.
+    """
+    kinds = scalar_kinds(schema, Side.AD)
+    if set(rows.columns) != set(kinds):
+        raise DataError(
+            f"the columns are {sorted(rows.columns)}, expected those of an ad:"
+            f" {sorted(kinds)}"
+        )
+    return {name: _scalars(rows[name], kind) for name, kind in kinds.items()}
+
+
+class BadRowError(DataError):
     """A value of the wrong kind in one of many rows."""
 
     def __init__(self, row: int, message: str) -> None:
@@ -108,7 +129,7 @@ def _scalars(values: pl.Series, kind: str) -> Column:
             read.append(_READERS[kind](values.name, value))
         except DataError as error:
             row = int(np.argmax(column.codes == code))
-            raise BadUserError(row, str(error)) from None
+            raise BadRowError(row, str(error)) from None
     # Two texts may be one number: numbered again, by what was read.
     table = pl.Series([*read, None], dtype=DTYPES[kind])
     places = np.where(column.codes < 0, len(read), column.codes)
@@ -172,7 +193,7 @@ def _in_row(row: int, read: Callable[[str, Any], T], name: str, value: Any) -> T
     try:
         return read(name, value)
     except DataError as error:
-        raise BadUserError(row, str(error)) from None
+        raise BadRowError(row, str(error)) from None
 
 
 def _refusal(name: str, value: Any, expected: str) -> DataError:

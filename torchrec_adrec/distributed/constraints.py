@@ -9,7 +9,7 @@ from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_adrec.config.train import ShardingConfig, TableSharding
+from torchrec_adrec.config.sharding import ShardingConfig, TableSharding
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 

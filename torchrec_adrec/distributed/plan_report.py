@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.types import Shard, ShardingOption
 
-from torchrec_adrec.config.train import ShardingConfig
+from torchrec_adrec.config.sharding import ShardingConfig
 from torchrec_adrec.distributed.constraints import settings_of
 from torchrec_adrec.distributed.planner import TablePlan
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,17 +29,24 @@ SWITCH_S = 0.0005
 # What gloo and NCCL say when the process at the other end has gone.
 LOST = re.compile(r"closed by peer|reset by peer|remote process exited")
 LAST_WORDS_S = 5  # for the rank that knows why to end first
+ALONE = timedelta(days=7)  # for which a rank may work while the others wait
 BEGUN = "begun.txt"  # at which attempt of which job a stage was begun
 
 
 @dataclass(frozen=True)
 class Process:
-    """This rank among `world_size`, and its device."""
+    """This rank among `world_size`, and its device.
+
+    Attributes:
+        waiting: the group, on the host, in which ranks wait for one that works alone;
+            None: the group of all collectives.
+    """
 
     rank: int
     world_size: int
     local_world_size: int
     device: torch.device
+    waiting: dist.ProcessGroup | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -47,11 +54,13 @@ class Process:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.device.type == "cuda":
-            dist.barrier(device_ids=[self.device.index])
-        else:
-            dist.barrier()
+        """Wait for all ranks, however long one of them works alone.
+
+        The first rank measures an index or merges files for hours, where a collective
+        of all ranks that takes ten minutes has lost one. A rank that ends closes its
+        connections, which the others see at once.
+        """
+        dist.barrier(self.waiting)
 
 
 @contextmanager
@@ -62,7 +71,8 @@ def process_group(
 
     Args:
         device: `auto`, `cpu` (gloo) or `cuda` (nccl).
-        timeout: how long a rank waits for the others.
+        timeout: how long a collective waits for the other ranks; a barrier waits as
+            long as one of them works alone.
 
     Raises:
         ConfigError: `cuda` asked for and not there.
@@ -92,8 +102,11 @@ def process_group(
         store=_store(rank, world_size, timeout),
         device_id=gpu,
     )
+    waiting = dist.new_group(backend="gloo", timeout=ALONE)
     try:
-        yield Process(rank, world_size, local_world_size, gpu or torch.device("cpu"))
+        yield Process(
+            rank, world_size, local_world_size, gpu or torch.device("cpu"), waiting
+        )
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise

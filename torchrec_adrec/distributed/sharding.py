@@ -29,7 +29,7 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 
-from torchrec_adrec.config.train import ShardingConfig
+from torchrec_adrec.config.sharding import ShardingConfig
 from torchrec_adrec.distributed.constraints import constraints, tables_of
 from torchrec_adrec.distributed.plan_report import rank_lines, table_lines
 from torchrec_adrec.distributed.planner import DENSE_SHARE, Sharder, plan_tables

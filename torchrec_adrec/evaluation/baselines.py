@@ -79,6 +79,9 @@ def _truth(data: Path, report: dict[str, Any], rows: int) -> Float64s:
 
 def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
     """Encode every id as a column of its own; numbers stay as they are."""
+    dense = frame.select(f.name for f in schema.dense).to_numpy()
+    if not schema.sparse:
+        return csr_matrix(dense)
     sizes = [f.num_embeddings for f in schema.sparse]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     ids: Int64s = np.stack(
@@ -92,5 +95,4 @@ def _one_hot(frame: pl.DataFrame, schema: Schema) -> csr_matrix:
     hot = csr_matrix((ones, ids.ravel(), pointers), shape=(rows, int(starts[-1])))
     if not schema.dense:
         return hot
-    dense = frame.select(f.name for f in schema.dense).to_numpy()
     return hstack([hot, csr_matrix(dense)], format="csr")

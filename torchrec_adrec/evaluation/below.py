@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from torchrec_adrec.evaluation.funnel.names import FUNNEL, RIVALS
+
 Metrics = dict[str, Any]
 MODELS = {"retrieval": "towers", "ranking": "ranker"}
 
@@ -14,8 +16,8 @@ def below_baselines(metrics: Metrics) -> list[str]:
     """List the test metrics in which a baseline is better, one sentence each.
 
     Args:
-        metrics: by stage; `baselines`, and `retrieval`, `ranking` and `export` where
-            they are finished.
+        metrics: by stage; `baselines`, and `retrieval`, `ranking`, `export` and
+            `funnel` where they are finished.
     """
     lines: list[str] = []
     for stage, model in MODELS.items():
@@ -24,6 +26,8 @@ def below_baselines(metrics: Metrics) -> list[str]:
             lines += _clicks(model, figures, metrics["baselines"])
     if "export" in metrics:
         lines += _recalls(metrics["export"]["test"]["all"])
+    if "funnel" in metrics:
+        lines += _funnel(metrics["funnel"]["rows"])
     return lines
 
 
@@ -50,6 +54,16 @@ def _recalls(judged: Metrics) -> Iterator[str]:
             yield (
                 f"{name} of the towers, {towers[name]:.4f}, is below"
                 f" {popularity[name]:.4f} of the most shown ads for all"
+            )
+
+
+def _funnel(rows: Metrics) -> Iterator[str]:
+    served = rows[FUNNEL]["mean"]
+    for name in RIVALS:
+        if name in rows and served < rows[name]["mean"]:
+            yield (
+                f"the worth of the served lists, {served:.4f}, is below"
+                f" {rows[name]['mean']:.4f} of {name}"
             )
 
 

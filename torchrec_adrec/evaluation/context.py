@@ -75,7 +75,8 @@ class ImpressionCounts:
         local_ad = ad[is_local] - local.start
         counts = np.bincount(local_ad, minlength=local.stop - local.start)
         values = np.zeros(int(starts[-1]), dtype=np.int64)
-        pairs = []
+        # Without any id there is nothing but how often each ad was shown.
+        pairs = [csr_matrix((0, len(counts)))]
         for name, start, end in zip(columns, starts[:-1], starts[1:], strict=True):
             value = rows[name].to_numpy()
             values[start:end] = np.bincount(value, minlength=end - start)
@@ -94,8 +95,9 @@ class ImpressionCounts:
 
     def one_hot(self, users: pl.DataFrame) -> csr_matrix:
         """Mark the values that each user has, (Q, V)."""
-        ids = users.select(self.columns).to_numpy() + self.starts
-        pointers = np.arange(0, ids.size + 1, ids.shape[1])
+        columns = [users[name].to_numpy() for name in self.columns]
+        ids = np.reshape(columns, (len(columns), len(users))).T + self.starts
+        pointers = np.arange(len(users) + 1) * ids.shape[1]
         parts = (np.ones(ids.size), ids.ravel(), pointers)
         return csr_matrix(parts, shape=(len(users), len(self.values)))
 

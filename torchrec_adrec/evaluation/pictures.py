@@ -133,3 +133,38 @@ def kinds_picture(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
     axes.set_title(title)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def funnel_picture(report: Mapping[str, Any], path: Path) -> None:
+    """Draw where the funnel loses worth, and what other lists are worth.
+
+    Args:
+        report: as `evaluation.funnel.report.report_of` returns it.
+        path: of the file.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    steps, rivals = figure.subplots(1, 2)
+    lost = {name: x["share"] for name, x in report["losses"].items() if name != "total"}
+    ends = 1 - np.cumsum([0, *lost.values()])
+    names = ["oracle", *(f"{name} loss" for name in lost), "served"]
+    steps.bar(names[:1], 1, color="grey")
+    steps.bar(names[1:-1], list(lost.values()), bottom=ends[1:], color="tab:red")
+    steps.bar(names[-1:], ends[-1], color="tab:blue")
+    for place, share in enumerate([1, *lost.values(), ends[-1]]):
+        height = max(ends[max(place - 1, 0)], ends[min(place, len(lost))])
+        steps.annotate(f"{share:.3f}", (place, height), ha="center", va="bottom")
+    steps.set(ylabel="share of the oracle's worth", ylim=(min(0, *ends), 1.1))
+    steps.tick_params(axis="x", labelrotation=20)
+    rows = dict(reversed(report["rows"].items()))
+    share = np.array([row["share"] for row in rows.values()])
+    low, high = np.array([row["share_interval"] for row in rows.values()]).T
+    # An interval by draws may end just beside a mean of few distinct values.
+    bars = np.maximum([share - low, high - share], 0)
+    rivals.barh(list(rows), share, xerr=bars, capsize=2)
+    rivals.set(xlabel="share of the oracle's worth, 95% over users")
+    protocol = report["protocol"]
+    figure.suptitle(
+        f"first {protocol['top']} of {protocol['ads']:,} ads,"
+        f" {protocol['candidates']} candidates, {protocol['users']} held-out users"
+    )
+    figure.savefig(path, dpi=120)

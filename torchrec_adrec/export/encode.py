@@ -22,6 +22,7 @@ from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Schema, Side
 
 NORM_TOLERANCE = 1e-3
+EXAMPLE_USERS = 50  # which every start of a server encodes again
 
 
 def encode_parts(
@@ -137,7 +138,7 @@ def encode_examples(
     it answers.
     """
     encoder = Encoder.load(data)
-    users = json.loads((data / "example_users.json").read_text())
+    users = json.loads((data / "example_users.json").read_text())[:EXAMPLE_USERS]
     raw = [raw_user(user, encoder.schema) for user in users]
     encoded = [encoder.encode(columns, Side.USER) for columns in raw]
     columns = {name: np.concatenate([e[name] for e in encoded]) for name in encoded[0]}

@@ -20,6 +20,8 @@ import numpy as np
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.index.device import Gpus
+from torchrec_adrec.index.device_build import assigner, trainer_on
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.kinds.kind import IndexKind
 from torchrec_adrec.index.manifest import IDS, Layout, shard_name
@@ -44,6 +46,7 @@ def build_files(
     seed: int,
     ranks: Ranks,
     out: Path,
+    gpus: Gpus | None = None,
 ) -> Layout:
     """Write the files of an index. Collective; returns what each file holds.
 
@@ -54,17 +57,19 @@ def build_files(
         seed: of the sample and of the training.
         ranks: the processes that share the work.
         out: an existing folder that all of them see.
+        gpus: to train and assign on; None: the CPU.
     """
     embeddings.check(embeddings.share(ranks.rank, ranks.world_size))
     _write_sample(kind, embeddings, seed, ranks, out)
     ranks.barrier()
     if ranks.is_first:
-        _train(kind, embeddings.manifest.dim, seed, out)
+        _train(kind, embeddings.manifest.dim, seed, out, gpus)
         np.save(out / IDS, embeddings.ids())
     ranks.barrier()  # every rank starts its pieces from that file
     numbers = range(ranks.rank, shards, ranks.world_size)
     for number in numbers:
-        _write_piece(embeddings, embeddings.share(number, shards), out, number)
+        parts = embeddings.share(number, shards)
+        _write_piece(embeddings, parts, out, number, ranks.rank, gpus)
     ranks.barrier()
     layout = _layout(embeddings, shards, out)
     ranks.barrier()  # every rank has looked at the pieces of all
@@ -120,7 +125,7 @@ def sample_rows(kind: IndexKind, count: int, seed: int) -> Int64s:
 def _write_sample(
     kind: IndexKind, embeddings: Embeddings, seed: int, ranks: Ranks, out: Path
 ) -> None:
-    rows = sample_rows(kind, embeddings.manifest.count, seed)
+    rows = sample_rows(kind, embeddings.count, seed)
     picked = [np.empty((0, embeddings.manifest.dim), dtype=np.float32)]
     if len(rows):
         for numbers, _, vectors in embeddings.read(
@@ -134,7 +139,7 @@ def _sample_name(rank: int) -> str:
     return f"sample-{rank:05d}.npy"
 
 
-def _train(kind: IndexKind, dim: int, seed: int, out: Path) -> None:
+def _train(kind: IndexKind, dim: int, seed: int, out: Path, gpus: Gpus | None) -> None:
     # In the order of the ranks, which is that of the ids: how many there are does not
     # change what the index learns.
     paths = sorted(out.glob("sample-*.npy"))
@@ -142,15 +147,24 @@ def _train(kind: IndexKind, dim: int, seed: int, out: Path) -> None:
     assert sample.shape[1] == dim
     for path in paths:
         path.unlink()
-    faiss.write_index(kind.create(sample, seed), str(out / EMPTY))
+    index = kind.create(sample, seed, trainer_on(gpus))
+    faiss.write_index(index, str(out / EMPTY))
 
 
-def _write_piece(embeddings: Embeddings, parts: range, out: Path, number: int) -> None:
+def _write_piece(
+    embeddings: Embeddings,
+    parts: range,
+    out: Path,
+    number: int,
+    rank: int,
+    gpus: Gpus | None,
+) -> None:
     piece = faiss.read_index(str(out / EMPTY))
+    assign = assigner(piece, gpus, rank)
     total = int(embeddings.starts[parts.stop] - embeddings.starts[parts.start])
     with Progress(f"indexing, piece {number}", total, "ads") as progress:
         for numbers, _, vectors in embeddings.read(parts):
-            add(piece, vectors, numbers)
+            add(piece, vectors, numbers, assign)
             progress.advance(len(numbers))
     faiss.write_index(piece, str(out / piece_name(number)))
 

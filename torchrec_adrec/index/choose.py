@@ -38,12 +38,14 @@ class Purpose:
         k: number of ads that are retrieved.
         target: recall to reach.
         memory: bytes that it may take; 0: any.
+        on_gpu: whether it is to be searched on GPUs, where some kinds cannot go.
     """
 
     count: int
     k: int
     target: float
     memory: float = 0
+    on_gpu: bool = False
 
 
 def choose(sample: Float32s, queries: Float32s, purpose: Purpose) -> Choice:
@@ -75,6 +77,8 @@ def choose(sample: Float32s, queries: Float32s, purpose: Purpose) -> Choice:
     if kept >= VARIANCE and dim > pca:
         names = ["pca_ivf_sq8_refined", *names]
     kinds = [derive_kind(name, {}, count, dim) for name in names]
+    if purpose.on_gpu:
+        kinds = [kind for kind in kinds if kind.on_gpu]
     fitting = [kind for kind in kinds if fits(kind, purpose, dim)]
     kind = (fitting or kinds[-1:])[0]
     reason = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.manifest import EmbeddingManifest, vectors_in
 from torchrec_adrec.runtime.files import check_files
 from torchrec_adrec.schema import AD_ID
@@ -43,6 +45,11 @@ class Embeddings:
                 f" manifest says {manifest.count}; run `adrec export` again"
             )
         return cls(folder, manifest)
+
+    @property
+    def count(self) -> int:
+        """The number of ads."""
+        return self.manifest.count
 
     @property
     def starts(self) -> Int64s:
@@ -93,27 +100,11 @@ class Embeddings:
 
     def sample(self, size: int, seed: int) -> Float32s:
         """Draw vectors of all parts without holding more, (at most `size`, D)."""
-        count, parts = self.manifest.count, range(len(self.manifest.parts))
+        count, parts = self.count, range(len(self.manifest.parts))
         rng = np.random.default_rng(seed)
         rows = rng.choice(count, min(size, count), replace=False)
         picked = [vectors[np.isin(n, rows)] for n, _, vectors in self.read(parts)]
         return np.concatenate(picked)
-
-    def mapped(self, folder: Path) -> Float32s:
-        """Return all vectors, (N, D), in a file that is mapped and has no name.
-
-        Brute force reads them block by block; they are never in memory as a whole.
-
-        Args:
-            folder: on a disk with 4 x N x D bytes to spare.
-        """
-        path = folder / "vectors.npy"
-        shape = self.manifest.count, self.manifest.dim
-        matrix: Float32s = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        path.unlink()  # the disk is free again when the mapping goes
-        for numbers, _, vectors in self.read(range(len(self.manifest.parts))):
-            matrix[numbers[0] : numbers[-1] + 1] = vectors
-        return matrix
 
     def ids(self) -> Int64s:
         """Return the ids of all ads, (N,): 8 bytes each, without their vectors.
@@ -132,3 +123,69 @@ class Embeddings:
                 " export` again"
             )
         return ids
+
+
+@dataclass(frozen=True)
+class ChangedEmbeddings(Embeddings):
+    """What was exported, with later changes in it.
+
+    A changed ad is in the part in whose range its id lies, so that the ids rise from
+    part to part as before.
+
+    Attributes:
+        changes: of this export.
+    """
+
+    changes: Changes
+
+    @cached_property
+    def _exported(self) -> list[Int64s]:
+        """The ids of each part as it was written."""
+        paths = [self.folder / name for name in self.manifest.parts]
+        return [pq.read_table(p, columns=[AD_ID])[AD_ID].to_numpy() for p in paths]
+
+    @cached_property
+    def _bounds(self) -> Int64s:
+        """The place of each part's first changed ad, and of the last one, (P + 1,)."""
+        firsts = [ids[0] for ids in self._exported[1:]]
+        places = np.searchsorted(self.changes.ids, firsts)
+        return np.array([0, *places, len(self.changes.ids)])
+
+    @cached_property
+    def starts(self) -> Int64s:
+        """The number of each part's first ad, and of all ads, (P + 1,)."""
+        touched = self.changes.touched
+        kept = [np.isin(ids, touched, invert=True).sum() for ids in self._exported]
+        return np.cumsum([0, *(np.array(kept) + np.diff(self._bounds))])
+
+    @property
+    def count(self) -> int:
+        """The number of ads."""
+        return int(self.starts[-1])
+
+    def read(self, parts: range) -> Iterator[tuple[Int64s, Int64s, Float32s]]:
+        """Yield numbers, ids and vectors of one part after the other, as changed.
+
+        Raises:
+            ManifestError: as of `Embeddings.read`.
+        """
+        plain = Embeddings(self.folder, self.manifest)
+        for part in parts:
+            ((_, ids, vectors),) = plain.read(range(part, part + 1))
+            kept = np.isin(ids, self.changes.touched, invert=True)
+            changed = slice(self._bounds[part], self._bounds[part + 1])
+            ids = np.concatenate([ids[kept], self.changes.ids[changed]])
+            vectors = np.concatenate([vectors[kept], self.changes.vectors[changed]])
+            order = np.argsort(ids)
+            numbers = np.arange(self.starts[part], self.starts[part + 1])
+            yield numbers, ids[order], vectors[order]
+
+    def ids(self) -> Int64s:
+        """Return the ids of all ads, (N,).
+
+        Raises:
+            ManifestError: as of `Embeddings.ids`.
+        """
+        exported = Embeddings.ids(self)
+        kept = np.isin(exported, self.changes.touched, invert=True)
+        return np.union1d(exported[kept], self.changes.ids)

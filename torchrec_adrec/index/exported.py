@@ -1,4 +1,4 @@
-"""The exported vectors and brute force over them, which an index is measured by."""
+"""The exported vectors, which an index is measured by."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,23 +7,10 @@ from typing import Self
 import numpy as np
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s
+from torchrec_adrec.index.brute_force import BestSoFar, ExactTop, Question, blocks
 
 CHUNK = 64  # queries whose ads are gathered at a time
-BLOCK = 16_384  # ads compared at a time: with 1,000 queries 64 MB of scores
 TIE = 1e-6  # of a score, or absolute if it is below 1 (a cosine always is)
-
-
-@dataclass(frozen=True)
-class ExactTop:
-    """The best ads of each query by brute force.
-
-    Attributes:
-        rows: (B, K) of the exported vectors, in no order.
-        thresholds: (B,) the score of each query's K-th best ad.
-    """
-
-    rows: Int64s
-    thresholds: Float32s
 
 
 @dataclass(frozen=True)
@@ -35,11 +22,13 @@ class Exported:
         vectors: (N, D), in memory or mapped: read in blocks, and never as a whole.
         groups: (N,) the number of the group of ads, by popularity, that each belongs
             to; None where nothing is known of them.
+        measured_lengths: (N,) of the vectors, where other ranks have measured theirs.
     """
 
     ids: Int64s
     vectors: Float32s
     groups: Int64s | None = None
+    measured_lengths: Float32s | None = None
 
     @classmethod
     def by_id(cls, ids: Int64s, vectors: Float32s) -> Self:
@@ -65,23 +54,16 @@ class Exported:
             k: K, at most the number of eligible ads.
             eligible: (N,) which ads may be returned; None: all.
         """
-        rows = np.empty((len(queries), 0), dtype=np.int64)
-        scores = np.empty((len(queries), 0), dtype=np.float32)
+        best = BestSoFar(Question(queries, k, eligible))
         for block in blocks(len(self)):
-            places = np.arange(block.start, block.stop)
-            places = places if eligible is None else places[eligible[block]]
-            products = queries @ self.vectors[places].T
-            rows = np.hstack([rows, np.broadcast_to(places, products.shape)])
-            scores = np.hstack([scores, products])
-            if rows.shape[1] > k:
-                best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-                rows = np.take_along_axis(rows, best, 1)
-                scores = np.take_along_axis(scores, best, 1)
-        return ExactTop(rows, scores.min(axis=1))
+            best.compare(np.arange(block.start, block.stop), self.vectors[block])
+        return best.top
 
     @cached_property
     def lengths(self) -> Float32s:
         """The length of every vector, (N,)."""
+        if self.measured_lengths is not None:
+            return self.measured_lengths
         parts = [np.linalg.norm(self.vectors[b], axis=1) for b in blocks(len(self))]
         return np.concatenate(parts)
 
@@ -111,11 +93,6 @@ class Exported:
         # A query's number in front of the row makes one set of all queries' ads.
         first = np.arange(len(ids))[:, None] * len(self)
         return np.isin(top.rows + first, self.rows(ids) + first)
-
-
-def blocks(rows: int) -> list[slice]:
-    """Cut ads into blocks that fit into memory."""
-    return [slice(i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK)]
 
 
 def chunks(rows: int) -> list[slice]:

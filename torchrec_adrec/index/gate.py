@@ -1,13 +1,13 @@
 """The gate: every index is measured against brute force before it is published."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from torchrec_adrec.arrays import Float32s, Float64s, Int64s
 from torchrec_adrec.errors import GateError
+from torchrec_adrec.index.brute_force import ExactTop, Question
 from torchrec_adrec.index.exported import Exported
 from torchrec_adrec.index.gate_checks import (
     check_answer,
@@ -37,6 +37,7 @@ def tune_and_validate(
     target: float,
     fixed: SearchSetting | None = None,
     shares: Sequence[float] = SHARES,
+    exact: Sequence[ExactTop] | None = None,
 ) -> Gate:
     """Choose the cheapest search settings that reach the target recall, and prove them.
 
@@ -51,6 +52,8 @@ def tune_and_validate(
         target: recall against brute force.
         fixed: search parameters that are not to be tuned.
         shares: of the ads that are eligible, for which a search is tuned too.
+        exact: answers to `gate_questions`, which all ranks have searched together;
+            None: brute force over all vectors by this one.
 
     Raises:
         GateError: the shards do not hold each exported ad once, an exported vector is
@@ -61,9 +64,12 @@ def tune_and_validate(
     k = min(k, len(exported))
     check_ids(index, exported)
     check_lengths(exported)
-    half = max(len(queries) // 2, 1)
-    tuning = Trial(index, exported, queries[:half], k)
-    judging = Trial(index, exported, queries[half:], k) if len(queries) > 1 else tuning
+    questions = gate_questions(queries, len(exported), k, shares)
+    tops: Sequence[ExactTop | None] = exact or [None] * len(questions)
+    tuning, judging, *filtered = (
+        Trial(index, exported, question.queries, k, question.mask, top)
+        for question, top in zip(questions, tops, strict=True)
+    )
     grid = index.kind.search_grid()
     grid |= {name: (value,) for name, value in (fixed or {}).items() if name in grid}
     index.setting = _confirmed(tuning, judging, grid, target)
@@ -71,7 +77,7 @@ def tune_and_validate(
     errors = check_answer(index, exported, judging.queries, ids, scores)
     recalls, self_found = judging.recalls_of(ids), self_hits(index, exported)
     _check_recall(index, recalls, self_found, k, target)
-    index.filtered = _filtered(tuning, judging, grid, target, shares)
+    index.filtered = _filtered(filtered, shares, grid, target)
     return Gate(
         k=k,
         target_recall=target,
@@ -81,6 +87,31 @@ def tune_and_validate(
         self_hits=self_found,
         **_report(judging, ids, recalls),
     )
+
+
+def gate_questions(
+    queries: Float32s, count: int, k: int, shares: Sequence[float] = SHARES
+) -> list[Question]:
+    """List what the gate asks brute force: who chooses a setting, and who judges it.
+
+    First of all ads, then of each share of eligible ones. The same on every rank.
+
+    Args:
+        queries: (B, D), held-out users.
+        count: N, the number of ads.
+        k: number of ads that are retrieved.
+        shares: of the ads that are eligible.
+    """
+    k, half = min(k, count), max(len(queries) // 2, 1)
+    users = queries[:half], queries[half:] if len(queries) > 1 else queries
+    questions = [Question(part, k) for part in users]
+    rng = np.random.default_rng(0)
+    for share in shares:
+        mask = rng.random(count) < share
+        if mask.sum() <= k:  # every eligible ad is returned
+            break
+        questions += [Question(part[:FILTERED_USERS], k, mask) for part in users]
+    return questions
 
 
 def _confirmed(
@@ -130,26 +161,20 @@ def _check_recall(
 
 
 def _filtered(
-    tuning: Trial,
-    judging: Trial,
-    grid: SearchGrid,
-    target: float,
-    shares: Sequence[float],
+    trials: Sequence[Trial], shares: Sequence[float], grid: SearchGrid, target: float
 ) -> tuple[FilteredSearch, ...]:
     """Tune a setting for each share of eligible ads at which it is worth its while.
 
     As where all ads are eligible, some users choose and others judge.
+
+    Args:
+        trials: of those who choose and those who judge, for each share in turn; fewer
+            than shares where all that is eligible is returned.
+        shares, grid, target: as of the gate.
     """
-    rng = np.random.default_rng(0)
     levels: list[FilteredSearch] = []
-    for share in shares:
-        mask = rng.random(len(tuning.exported)) < share
-        if mask.sum() <= tuning.k:  # every eligible ad is returned
-            break
-        chooser, judge = (
-            replace(trial, queries=trial.queries[:FILTERED_USERS], mask=mask)
-            for trial in (tuning, judging)
-        )
+    # The last shares may have no trials: there every eligible ad is returned.
+    for share, chooser, judge in zip(shares, trials[::2], trials[1::2], strict=False):
         chosen = chooser.cheapest(grid, target)
         setting = None if chosen is None else _raised(judge, grid, chosen, target)
         if setting is None:
@@ -191,6 +216,7 @@ def _report(judging: Trial, ids: Int64s, recalls: Float64s) -> dict[str, Any]:
         "lengths": (float(lengths.min()), float(lengths.max())),
         "milliseconds": judging.milliseconds(index.setting, TIMED),
         "filtered": tuple(index.filtered),
+        "device": "gpu" if any(shard.copy for shard in index.shards) else "cpu",
     }
 
 

@@ -30,7 +30,9 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.faiss"
 
 
-class _Manifest(BaseModel):
+class Manifest(BaseModel):
+    """A frozen record; those of a whole folder are its `manifest.json`."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     command: ClassVar[str] = "index"  # what makes it: a version's folder does not tell
 
@@ -54,7 +56,7 @@ class _Manifest(BaseModel):
             ) from None
 
 
-class EmbeddingManifest(_Manifest):
+class EmbeddingManifest(Manifest):
     """The exported vectors of the ads.
 
     Attributes:
@@ -85,7 +87,7 @@ class EmbeddingManifest(_Manifest):
         return self
 
 
-class Layout(_Manifest):
+class Layout(Manifest):
     """Which part of the index each of S files holds (`pieces.py`).
 
     Attributes:
@@ -102,7 +104,7 @@ class Layout(_Manifest):
         return [shard_name(number) for number in range(len(self.rows) - 1)]
 
 
-class GroupRecall(_Manifest):
+class GroupRecall(Manifest):
     """The recall of some of the best ads.
 
     Attributes:
@@ -119,7 +121,7 @@ class GroupRecall(_Manifest):
     high: float
 
 
-class FilteredSearch(_Manifest):
+class FilteredSearch(Manifest):
     """A search where only a share of the ads is eligible.
 
     Attributes:
@@ -137,7 +139,7 @@ class FilteredSearch(_Manifest):
     all_milliseconds: float
 
 
-class Gate(_Manifest):
+class Gate(Manifest):
     """The comparison of the index with brute force on held-out users.
 
     Attributes:
@@ -160,6 +162,7 @@ class Gate(_Manifest):
         lengths: of the shortest and the longest exported vector.
         milliseconds: of single queries on one thread, `p50`, `p95`, `p99`.
         filtered: what was chosen where few ads are eligible.
+        device: where all of this was searched.
         bytes_per_ad: of the shard files.
         choice: why this kind; both are added by who chose it and wrote the files.
     """
@@ -180,11 +183,12 @@ class Gate(_Manifest):
     lengths: tuple[float, float]
     milliseconds: dict[str, float]
     filtered: tuple[FilteredSearch, ...]
+    device: Literal["cpu", "gpu"] = "cpu"
     bytes_per_ad: float = 0
     choice: str = ""
 
 
-class IndexManifest(_Manifest):
+class IndexManifest(Manifest):
     """A published index.
 
     Attributes:
@@ -194,6 +198,7 @@ class IndexManifest(_Manifest):
         search: the setting that the gate chose, as `{"nprobe": 32}`.
         count: number of ads.
         layout: what each shard holds.
+        changes: name of the changes of the export that were built in; empty: none.
         files: name -> sha256 of each file, shards and the table of ids.
         gate: how it was measured.
     """
@@ -204,6 +209,7 @@ class IndexManifest(_Manifest):
     search: SearchSetting
     count: int
     layout: Layout
+    changes: str = ""
     files: dict[str, str]
     gate: Gate
 

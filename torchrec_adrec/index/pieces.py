@@ -11,7 +11,7 @@ depends on the structure of the index:
 An index that is neither, as a graph, cannot be joined: each file is searched.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.index.manifest import Layout
 
+Assign = Callable[[Float32s], Int64s]  # (n, D) to the number of a list for each, (n,)
 LISTS = 4  # `InvertedLists::SUBSET_TYPE_INVLIST`: a range of lists
 
 
@@ -29,18 +30,26 @@ def can_be_joined(index: Any) -> bool:
     return _lists(index) is not None or isinstance(_table(index), faiss.IndexFlatCodes)
 
 
-def add(index: Any, vectors: Float32s, numbers: Int64s) -> None:
+def add(
+    index: Any, vectors: Float32s, numbers: Int64s, assign: Assign | None = None
+) -> None:
     """Add vectors under their numbers, which must follow those before.
 
     Args:
         index: an index of some kind.
         vectors: (n, D).
         numbers: (n,) of the whole index; a table keeps only their order.
+        assign: finds the lists of vectors, for an index that is nothing but lists;
+            None: FAISS does.
     """
     if isinstance(index, faiss.IndexRefine):
         add(faiss.downcast_index(index.base_index), vectors, numbers)
         index.refine_index.add(vectors)
         index.ntotal = index.refine_index.ntotal
+    elif assign is not None:
+        places = assign(vectors)
+        pointers = [faiss.swig_ptr(array) for array in (vectors, numbers, places)]
+        index.add_core(len(vectors), *pointers)
     elif _lists(index) is not None:
         index.add_with_ids(vectors, numbers)
     else:

@@ -85,7 +85,8 @@ class ShardedIndex(Shards):
         check_files(folder, manifest.files)
         kind = open_kind(manifest.kind, manifest.build)
         index = cls.open(folder, manifest.layout, kind)
-        if not index.count == manifest.count == manifest.embeddings.count:
+        exported = manifest.count if manifest.changes else manifest.embeddings.count
+        if not index.count == manifest.count == exported:
             raise ManifestError(
                 f"{folder}: the shards hold {index.count} ads, the manifest says"
                 f" {manifest.count}, exported were {manifest.embeddings.count}; build"
@@ -160,10 +161,29 @@ class ShardedIndex(Shards):
             EligibilityError: an ad that is not eligible was about to be returned.
         """
         k = min(k, self.count if eligible is None else len(eligible.ids))
+        return self.search_with(self.setting_for(eligible), queries, k, eligible)
+
+    def search_with(
+        self,
+        setting: SearchSetting | None,
+        queries: Float32s,
+        k: int,
+        eligible: EligibleAds | None = None,
+    ) -> tuple[Int64s, Float32s]:
+        """Search as `search` does, as thoroughly as is said.
+
+        Args:
+            setting: of the kind; None: every eligible ad is compared.
+            queries: (B, D).
+            k: at most the number of ads, or of eligible ads.
+            eligible: only these are returned, if given.
+
+        Raises:
+            EligibilityError: as of `search`.
+        """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if k == 0:
             return nothing(len(queries))
-        setting = self.setting_for(eligible)
         if setting is None:
             ids, scores = self.compare_all(queries, k, eligible)
         else:
@@ -224,12 +244,13 @@ class ShardedIndex(Shards):
         selector = None
         if eligible is not None and eligible.share < 1:
             selector = eligible.selectors[number]
-        parameters = self.kind.search_parameters(setting, selector)
         shard = self.shards[number]
-        # FAISS refuses a k of 0, also for an empty shard.
-        scores, numbers = shard.index.search(
-            queries, min(k, max(shard.ntotal, 1)), params=parameters
-        )
+        k = min(k, max(shard.ntotal, 1))  # FAISS refuses 0, also for an empty shard
+        if shard.copy is not None and selector is None and shard.copy.can(k, setting):
+            scores, numbers = shard.copy.search(queries, k, setting)
+        else:
+            parameters = self.search_parameters(setting, selector)
+            scores, numbers = shard.index.search(queries, k, params=parameters)
         missing = numbers < 0
         # An empty shard has no first id to look up in the place of what is missing.
         ids = shard.ids[numbers] if shard.ntotal else numbers

@@ -3,16 +3,28 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s
-from torchrec_adrec.index.kinds.kind import IndexKind
+from torchrec_adrec.index.kinds.kind import IndexKind, SearchSetting
 from torchrec_adrec.index.manifest import Layout
 from torchrec_adrec.index.pieces import numbers_in
 
 DECODED_AT_ONCE = 65_536  # vectors of width 256 take 67 MB
+
+
+class SearchedCopy(Protocol):
+    """A copy of an index that does some of its searches."""
+
+    def can(self, k: int, setting: SearchSetting) -> bool:
+        """Whether it does such a search."""
+
+    def search(
+        self, queries: Float32s, k: int, setting: SearchSetting
+    ) -> tuple[Float32s, Int64s]:
+        """Find scores and numbers, both (B, k), as the index does."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +34,12 @@ class Shard:
     Attributes:
         index: of FAISS.
         ids: (n,).
+        copy: of the index on GPUs, which is searched in its place where it can be.
     """
 
     index: Any
     ids: Int64s
+    copy: SearchedCopy | None = None
 
     @property
     def ntotal(self) -> int:
@@ -64,6 +78,20 @@ class Shards:
         counts do not tell.
         """
         return np.concatenate([s.ids[numbers_in(s.index)] for s in self.shards])
+
+    @cached_property
+    def _parameters(self) -> dict[tuple[Any, ...], Any]:
+        return {}
+
+    def search_parameters(self, setting: SearchSetting, selector: Any) -> Any:
+        """Translate a setting for FAISS, once if there is no filter."""
+        if selector is not None:
+            return self.kind.search_parameters(setting, selector)
+        # FAISS only reads them, and making them takes 14 us.
+        key = tuple(sorted(setting.items()))
+        if key not in self._parameters:
+            self._parameters[key] = self.kind.search_parameters(setting)
+        return self._parameters[key]
 
     @cached_property
     def stores(self) -> list[Any]:

@@ -6,8 +6,9 @@ from functools import cached_property
 import numpy as np
 
 from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int64s
+from torchrec_adrec.index.brute_force import ExactTop
 from torchrec_adrec.index.eligible import EligibleAds
-from torchrec_adrec.index.exported import ExactTop, Exported
+from torchrec_adrec.index.exported import Exported
 from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.tune import cheapest, seconds_of_each
@@ -26,6 +27,7 @@ class Trial:
         queries: (B, D), held-out users.
         k: K, the number of ads to find; no more than may be returned.
         mask: (N,) by rising id, which ads are eligible; None: all.
+        exact: the best ads, where all ranks have searched them; None: searched here.
     """
 
     index: ShardedIndex
@@ -33,10 +35,13 @@ class Trial:
     queries: Float32s
     k: int
     mask: Bools | None = None
+    exact: ExactTop | None = None
 
     @cached_property
     def top(self) -> ExactTop:
         """The best ads by brute force."""
+        if self.exact is not None:
+            return self.exact
         return self.exported.exact_top(self.queries, self.k, self.mask)
 
     @cached_property

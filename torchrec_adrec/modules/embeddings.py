@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
@@ -23,8 +23,10 @@ def embedding_tables(
     device: torch.device | None = None,
     suffix: str = "",
     init: Init | None = None,
-) -> EmbeddingBagCollection:
+) -> "EmbeddingBagCollection | NoTables":
     """Make the tables of one side, in key order: ids summed, histories averaged.
+
+    A side of numbers alone has none. That is decided here, and nowhere else.
 
     Args:
         schema: names the features and says how many ids each has.
@@ -35,6 +37,8 @@ def embedding_tables(
         suffix: of the tables' names, where a side has a second collection.
         init: fills a new table; by default TorchRec draws from +-sqrt(1 / ids).
     """
+    if not schema.bags_of(side):
+        return NoTables()
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
@@ -55,6 +59,15 @@ def embedding_tables(
         ],
         device=device,
     )
+
+
+class NoTables(nn.Module):
+    """The tables of a side without ids: they give every row no numbers at all."""
+
+    def forward(self, ids: KeyedJaggedTensor) -> KeyedTensor:
+        """Look up B rows of no key, (B, 0)."""
+        nothing = torch.empty(ids.stride(), 0, device=ids.device())
+        return KeyedTensor([], [], nothing)
 
 
 def regroup(vectors: KeyedTensor, names: list[str]) -> Tensor:

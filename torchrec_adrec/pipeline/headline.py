@@ -51,6 +51,11 @@ def _serve(metrics: Metrics) -> str:
     return f"{metrics['milliseconds']['total']:.1f} ms a request"
 
 
+def _funnel(metrics: Metrics) -> str:
+    share = metrics["rows"]["funnel"]["share"]
+    return f"{share:.4f} of the oracle's worth, {metrics['protocol']['users']} users"
+
+
 HEADLINES: dict[str, Callable[[Metrics], str]] = {
     "data": _data,
     "baselines": _baselines,
@@ -59,4 +64,5 @@ HEADLINES: dict[str, Callable[[Metrics], str]] = {
     "index": _index,
     "ranking": _model,
     "serve": _serve,
+    "funnel": _funnel,
 }

@@ -37,18 +37,21 @@ log = logging.getLogger(__name__)
 Work = Callable[[Config, Path, Process, Path], None]
 
 
-def run_stages(stages: Sequence[Stage], settings: Config, out: Path) -> None:
+def run_stages(
+    stages: Sequence[Stage], settings: Config, out: Path, again: bool = False
+) -> None:
     """Run the stages whose inputs have changed. Collective; an error ends all of them.
 
     Args:
         stages: in the order in which they read one another.
         settings: of the run.
         out: the run's folder, held by this command.
+        again: also those whose inputs are the same.
     """
     with ExitStack() as closing:
         process: Process | None = None
         for stage in stages:
-            if not should_run(stage, settings, out):
+            if not should_run(stage, settings, out, again):
                 continue
             # Not before a stage has work: to join the group and import torchrec takes
             # seconds that a finished run need not spend.
@@ -70,11 +73,11 @@ def _train(
 ) -> None:
     from torchrec_adrec.evaluation.below import warn_below
     from torchrec_adrec.tasks.sharded import final_checkpoint
-    from torchrec_adrec.training.trainer import Trainer
+    from torchrec_adrec.training.refit import fit_stage
 
     is_ranker = task == RANKING.name
     towers = final_checkpoint(out / "retrieval") if is_ranker else None
-    metrics = Trainer(task, settings, process, out / "data", folder, towers).fit()
+    metrics = fit_stage(task, settings, process, out / "data", folder, towers)
     # Baselines of other data would be no comparison; without any, nothing is compared.
     if process.is_first and is_done(BASELINES, settings, out):
         baselines = json.loads((out / "baselines/metrics.json").read_text())
@@ -93,7 +96,11 @@ def _export(settings: Config, out: Path, process: Process, folder: Path) -> None
 
 def _index(settings: Config, out: Path, process: Process, folder: Path) -> None:
     from torchrec_adrec.export.build_index import build_index
+    from torchrec_adrec.export.update import carry_changes
 
+    if process.is_first:
+        carry_changes(out, settings.index.keep_versions)
+    process.barrier()  # every rank builds the index with these changes
     build_index(
         out / "export",
         settings.index,

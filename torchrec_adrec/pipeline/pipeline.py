@@ -19,7 +19,9 @@ from typing import Any
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.errors import ConfigError, StageError
 from torchrec_adrec.evaluation.below import warn_below
+from torchrec_adrec.evaluation.funnel.names import FOLDER, PICTURE
 from torchrec_adrec.pipeline.display import VerboseDisplay, stage_lines
+from torchrec_adrec.pipeline.funnel_table import print_funnel
 from torchrec_adrec.pipeline.headline import headline
 from torchrec_adrec.pipeline.report import (
     ads_table,
@@ -33,6 +35,7 @@ from torchrec_adrec.runs.stages import STAGES, Stage, is_done, stage_folder
 
 COMPONENTS = Path(__file__).parents[1] / "launch/components.py"
 UPDATE_EVERY_S = 0.2  # of the lines that show the stages
+REQUESTS = 50  # example users that are asked for at the end
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +68,17 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
     details = nullcontext(VerboseDisplay())
     with details if verbose else stage_lines(run, figure_of) as display:
         _run_stages(config, run, job, display)
-        examples = _serve_examples(run, display)
+        served = _serve(config, run, display)
         metrics = {name: _metrics(run, name) for name in STAGES}
-        metrics["serve"] = examples["speed"]
+        metrics |= {"serve": served["speed"], "funnel": served["funnel"]}
         warn_below(metrics)
     write_report(config.seed, metrics, run)
     console = wide_console()
     console.print(summary_table(metrics))
-    console.print(ads_table(examples["ads"], "Ten ads for the first example user"))
-    for title, path in (("Report", run / "report.md"), ("Log", display.log_path)):
+    console.print(ads_table(served["ads"], "Ten ads for the first example user"))
+    print_funnel(served["funnel"], console)
+    paths = {"Picture": run / FOLDER / PICTURE, "Report": run / "report.md"}
+    for title, path in (paths | {"Log": display.log_path}).items():
         if path is not None:
             console.print(f"{title}: {path}", highlight=False, soft_wrap=True)
 
@@ -206,13 +211,25 @@ def _metrics(run: Path, stage: str) -> dict[str, Any]:
     return dict(json.loads((stage_folder(run, stage) / name).read_text()))
 
 
-def _serve_examples(run: Path, display: VerboseDisplay) -> dict[str, Any]:
-    """Ask for every example user once; milliseconds are medians over them."""
+def _serve(config: Config, run: Path, display: VerboseDisplay) -> dict[str, Any]:
+    """Open the run as it serves; ask for the example users, then judge the funnel."""
+    from torchrec_adrec.evaluation.funnel.report import evaluate_funnel
     from torchrec_adrec.serve.recommender import Recommender
 
     display.launched("serve")
-    recommender = Recommender.load(run)
-    users = json.loads((run / "data/example_users.json").read_text())
+    # What was just made is reported, also where the certificate is of the run before.
+    recommender = Recommender.load(run, is_certified=False)
+    examples = _serve_examples(recommender, run)
+    display.finish("serve", headline("serve", examples["speed"]))
+    display.launched("funnel")
+    funnel = evaluate_funnel(run, recommender, config.evaluation, config.seed)
+    display.finish("funnel", headline("funnel", funnel))
+    return examples | {"funnel": funnel}
+
+
+def _serve_examples(recommender: Any, run: Path) -> dict[str, Any]:
+    """Ask for some example users once; milliseconds are medians over them."""
+    users = json.loads((run / "data/example_users.json").read_text())[:REQUESTS]
     recommender.recommend(users[0])  # the first call pays for allocations
     answers = [recommender.recommend(user) for user in users]
     parts = answers[0].milliseconds
@@ -224,5 +241,4 @@ def _serve_examples(run: Path, display: VerboseDisplay) -> dict[str, Any]:
             for name in parts
         },
     }
-    display.finish("serve", headline("serve", speed))
     return {"ads": answers[0].ads, "speed": speed}

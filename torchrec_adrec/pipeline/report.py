@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from torchrec_adrec.data.prepare.data_report import dependency_table
 from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
+from torchrec_adrec.pipeline.funnel_table import funnel_lines
 from torchrec_adrec.pipeline.label_tables import label_tables
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
@@ -43,7 +44,7 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
     for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
-        yield f"{title}: judged and served", _checkpoint(metrics[name])
+        yield f"{title}: judged and served", served_checkpoint(metrics[name])
     if "blend" in metrics["ranking"]:
         yield "click score that serves", served_score(metrics["ranking"]["blend"])
     yield from _recalls(metrics["export"]["test"])
@@ -76,13 +77,19 @@ def served_score(blend: Metrics) -> str:
     return f"{blend['serves']}: {weights}, gains {why} of log loss on validation rows"
 
 
-def _checkpoint(metrics: Metrics) -> str:
+def served_checkpoint(metrics: Metrics) -> str:
     """Return which checkpoint is served, and why if it is not the last one."""
     train = metrics["train"]
     origin = Origin.model_validate(metrics["checkpoint"])
     evaluations = len(train["validation"])
     best = f", the best of {evaluations} evaluations" if evaluations else ""
-    return f"{origin} of {train['steps']}{best}"
+    rows = ""
+    if "first_fit" in metrics:
+        rows = (
+            f", refitted on {' + '.join(metrics['trained_on'])}; blend and calibration"
+            " are those of the fit on train"
+        )
+    return f"{origin} of {train['steps']}{best}{rows}"
 
 
 def _recalls(test: Metrics) -> Iterator[tuple[str, str]]:
@@ -157,7 +164,7 @@ def write_report(seed: int, metrics: Metrics, run: Path) -> None:
 
     Args:
         seed: of the run.
-        metrics: stage -> what it measured, and `serve`.
+        metrics: stage -> what it measured, `serve`, and `funnel` if it was judged.
         run: the folder they are written to.
     """
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
@@ -170,6 +177,8 @@ def write_report(seed: int, metrics: Metrics, run: Path) -> None:
     lines += ["| measured | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _rows(metrics)]
     lines += ["", *_retrieval(metrics["export"]["test"])]
+    if "funnel" in metrics:
+        lines += funnel_lines(metrics["funnel"])
     for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
         lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
         lines += [f"![calibration on the test split]({name}/calibration.png)", ""]

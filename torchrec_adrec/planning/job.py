@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_adrec.config.run import Config, load_config
-from torchrec_adrec.config.train import RetrievalConfig, ShardingConfig
+from torchrec_adrec.config.sharding import ShardingConfig
+from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import Schema
 

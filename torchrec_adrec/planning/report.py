@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from textwrap import wrap
 
-from torchrec_adrec.config.train import ShardingConfig
+from torchrec_adrec.config.sharding import ShardingConfig
 from torchrec_adrec.distributed.plan_report import (
     WIDTH,
     columns,

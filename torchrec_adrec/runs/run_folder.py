@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import typer
@@ -121,15 +120,23 @@ def _save_config(settings: Config, out: Path) -> None:
     put(partial, out / stages.CONFIG)
 
 
-def should_run(stage: stages.Stage, settings: Config, out: Path) -> bool:
+def should_run(
+    stage: stages.Stage, settings: Config, out: Path, again: bool = False
+) -> bool:
     """Return whether the stage has to be made; check its inputs and its place.
+
+    Args:
+        stage: the stage.
+        settings: of the run.
+        out: the run's folder.
+        again: it is made in any case.
 
     Raises:
         ManifestError: an input is missing or was made with other settings.
         ConfigError: something is in the way of the stage's folder.
     """
     stages.require(stage, settings, out)
-    if stages.is_done(stage, settings, out):
+    if not again and stages.is_done(stage, settings, out):
         typer.echo(
             f"{stage.name}: skipped, its inputs have not changed; remove"
             f" {out / stage.name} to do it again"
@@ -147,6 +154,5 @@ def ranks_of_launcher() -> Iterator[Ranks]:
         return
     from torchrec_adrec.distributed.process import process_group
 
-    # Ranks wait for the one with the most rows, which takes hours for a terabyte.
-    with process_group("cpu", timeout=timedelta(days=7)) as process:
+    with process_group("cpu") as process:
         yield process

@@ -37,7 +37,16 @@ SETTINGS_WITHOUT_EFFECT = {
     "hang_seconds",
     "ledger",
 }
-WITHOUT_EFFECT = {"train": SETTINGS_WITHOUT_EFFECT, "index": {"keep_versions"}}
+WITHOUT_EFFECT = {
+    "train": SETTINGS_WITHOUT_EFFECT,
+    "index": {"keep_versions", "max_changed"},
+    "evaluation": {
+        "funnel_users",
+        "funnel_depth",
+        "logged_rows",
+        "min_effective_rows",
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,10 @@ class Schema(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _both_sides_have_ids(self) -> Self:
-        # A side's rows are counted by its first ids; without any there is no KJT.
+    def _both_sides_have_features(self) -> Self:
         for side in Side:
-            if not self.sparse_of(side):
-                raise ValueError(f"the {side}'s side needs a sparse feature")
+            if not self.sparse_of(side) and not self.numbers_of(side):
+                raise ValueError(f"the {side}'s side needs an id or a number")
         if any(f.side == Side.AD for f in self.sequences):
             raise ValueError("a sequence describes a user; the ad's side takes none")
         if not self.labels or self.labels[0].kind != "binary":

@@ -6,6 +6,7 @@ import polars as pl
 
 from torchrec_adrec.data.prepare.user_file import ROW, UserFile
 from torchrec_adrec.data.shared_file import shared_parquet
+from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks, share_of
 from torchrec_adrec.serve.recommender import Recommender
@@ -37,6 +38,7 @@ def recommend_batch(
     Raises:
         ConfigError: the key is called like a column that is written.
         DataError: a user's row is bad; names file and row.
+        PredictionError: a number is not finite; names model, file and row.
     """
     top = recommender.checked_top(top)
     share = share_of(users.count, ranks)
@@ -47,7 +49,12 @@ def recommend_batch(
     ):
         for first, stop in users.chunks(share, CHUNK):
             lists = recommender.recommend_many(users.raw(first, stop), top)
-            rows = [_numbered(ads, first + place) for place, ads in enumerate(lists)]
+            try:
+                rows = [_numbered(ads, first + row) for row, ads in enumerate(lists)]
+            except PredictionError as error:
+                raise PredictionError(
+                    f"{users.path}, row {first + error.row} (from 0): {error}"
+                ) from None
             best = pl.concat(rows)
             users.check_key(best.columns)
             named = users.names(first, stop).join(best, on=ROW, maintain_order="right")

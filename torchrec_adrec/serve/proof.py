@@ -18,6 +18,7 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.manifest import (
     EXAMPLES,
     EmbeddingManifest,
@@ -89,6 +90,7 @@ class Proof:
         checkpoint: the one of both towers; errors name it.
         manifest: of the index.
         embeddings: the folder of the export.
+        changes: of the ads, since then; None: there are none.
     """
 
     user_input: Callable[[RawUser], TowerInput]
@@ -98,6 +100,7 @@ class Proof:
     checkpoint: Checkpoint
     manifest: IndexManifest
     embeddings: Path
+    changes: Changes | None = None
 
     def check(self) -> float:
         """Compare ads, users and one user's scores.
@@ -114,15 +117,22 @@ class Proof:
         self._check_ads()
         users = np.concatenate([self._encode_user(e["user"]) for e in examples])
         expected = np.array([e["vector"] for e in examples], dtype=np.float32)
-        self._compare("users", _distance(users, expected))
+        self._compare("users", distance(users, expected))
         return self._check_scores(users[:1])
 
     def _check_ads(self) -> None:
+        rng, changes = np.random.default_rng(0), self.changes
         ids = self.scorer.ids
-        size = min(SAMPLED_ADS, len(ids))
-        sample = ids[np.random.default_rng(0).choice(len(ids), size, replace=False)]
+        if changes is not None:
+            ids = np.setdiff1d(ids, changes.touched)
+        sample = rng.choice(ids, min(SAMPLED_ADS, len(ids)), replace=False)
         expected = vectors_of(self.embeddings, sample)
-        self._compare("ads", _distance(self._encode_ads(sample), expected))
+        self._compare("ads", distance(self._encode_ads(sample), expected))
+        if changes is not None and len(changes.ids):
+            size = min(SAMPLED_ADS, len(changes.ids))
+            rows = rng.choice(len(changes.ids), size, replace=False)
+            changed = self._encode_ads(changes.ids[rows])
+            self._compare("changed ads", distance(changed, changes.vectors[rows]))
 
     def _check_scores(self, user: Float32s) -> float:
         """Compare the index's scores of one user, (1, D), with the towers' products."""
@@ -132,7 +142,7 @@ class Proof:
         lengths = np.linalg.norm(ads, axis=1) * np.linalg.norm(user)
         # What the kind's codes round was measured, and allowed, by the gate.
         rounding = self.manifest.gate.code_error
-        self._compare("scores of the index", error / _positive(lengths), rounding)
+        self._compare("scores of the index", error / positive(lengths), rounding)
         return float(error.max())
 
     @torch.inference_mode()
@@ -159,12 +169,12 @@ class Proof:
             )
 
 
-def _distance(actual: Float32s, expected: Float32s) -> Float32s:
+def distance(actual: Float32s, expected: Float32s) -> Float32s:
     """Return each row's distance as a share of the expected row's length, (n,)."""
     difference = np.linalg.norm(actual - expected, axis=1)
-    return np.asarray(difference / _positive(np.linalg.norm(expected, axis=1)))
+    return np.asarray(difference / positive(np.linalg.norm(expected, axis=1)))
 
 
-def _positive(lengths: Float32s) -> Float32s:
+def positive(lengths: Float32s) -> Float32s:
     """Raise lengths of 0, by which nothing can be divided, to the smallest float."""
     return np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -3,10 +3,7 @@
 encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer)
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -14,42 +11,25 @@ import torch
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
-from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_user
-from torchrec_adrec.errors import DataError
+from torchrec_adrec.errors import DataError, PredictionError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import set_search_threads
+from torchrec_adrec.runs.ad_changes import changes_name, open_changes
+from torchrec_adrec.runs.unpack import unpacked
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
-from torchrec_adrec.serve.crosses import Crosses
 from torchrec_adrec.serve.eligible import Eligible, eligible_ids
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
-from torchrec_adrec.serve.open_run import encode_user, example_users, open_run
+from torchrec_adrec.serve.explain import Explanation, explain
+from torchrec_adrec.serve.open_run import example_users, open_run
+from torchrec_adrec.serve.parts import Parts, encode_user, naming_columns
 from torchrec_adrec.serve.rank_by import RankBy
-from torchrec_adrec.serve.retriever import Retriever
-from torchrec_adrec.serve.scorer import RankingScorer, Scores
+from torchrec_adrec.serve.recommendation import Recommendation, timed
+from torchrec_adrec.serve.scorer import Scores
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The answer to one request.
-
-    Attributes:
-        ads: in the order of `recommend.rank_by`, by default the highest click
-            probability first: `ad_id`, the ranker's prediction of each label, `score`
-            (the towers' inner product), `rank_score` (the value of the formula, where
-            it is more than the name of a label) and the ad's raw columns.
-        candidates: number of ads that the ranker scored.
-        milliseconds: per stage, and `total`.
-    """
-
-    ads: pl.DataFrame
-    candidates: int
-    milliseconds: dict[str, float]
 
 
 class Recommender:
@@ -64,33 +44,25 @@ class Recommender:
         ['encode', 'retrieve', 'rank', 'total']
 
     Args:
-        encoder: fitted by `adrec prepare`.
-        retriever: the user tower and the index.
-        scorer: the ranker and the catalog.
-        crosses: join a user with ads of that catalog.
-        settings: how many ads are retrieved and returned, and in which order.
+        parts: of the run, loaded.
 
     Attributes:
         engine: with its measured error, once `speed_up` took one; None: the ranker is
             computed as it was trained.
+        parts: of the run that it was loaded from; None: it was not loaded.
 
     Raises:
         ConfigError: `recommend.rank_by` names what is neither predicted nor a number of
             the catalog.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        retriever: Retriever,
-        scorer: RankingScorer,
-        crosses: Crosses,
-        settings: RecommendConfig,
-    ) -> None:
-        self.encoder, self.retriever, self.scorer = encoder, retriever, scorer
-        self.crosses, self.settings = crosses, settings
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.settings = parts, parts.settings
+        self.encoder, self.retriever = parts.encoder, parts.retriever
+        self.scorer, self.crosses = parts.scorer, parts.crosses
         self.engine: Engine | None = None
-        self.rank_by = RankBy.of(settings.rank_by, scorer.schema, scorer.shown)
+        schema, shown = parts.scorer.schema, parts.scorer.shown
+        self.rank_by = RankBy.of(parts.settings.rank_by, schema, shown)
 
     @classmethod
     def load(
@@ -99,34 +71,57 @@ class Recommender:
         threads: int = 1,
         rank_by: str | None = None,
         engine: str | None = None,
+        is_certified: bool = True,
     ) -> "Recommender":
         """Open a finished run and prove that its parts belong together.
 
         Args:
-            run: its folder.
+            run: its folder, or a bundle of it (`serve.bundle`).
             threads: of this process. One is best for single requests: on two, waiting
                 for a busy core made ranking 15 times slower.
             rank_by: a formula in the place of `recommend.rank_by`.
             engine: a name in the place of `recommend.engine`.
+            is_certified: whether a certificate that is there must hold.
 
         Raises:
             ConfigError: `rank_by` is no formula of names that there are, or the engine
                 or the index rounds more than `recommend.max_score_error` allows.
             ManifestError, CheckpointError: a part is missing, damaged, was made from
                 another part than the ones in the run, or gives other vectors or scores
-                than were exported.
+                than were exported; or a certificate that is there does not hold.
         """
         torch.set_num_threads(threads)
         set_search_threads(threads)
-        parts = open_run(run, rank_by=rank_by, engine=engine)
-        recommender = cls(
-            parts.encoder,
-            parts.retriever,
-            parts.scorer,
-            parts.crosses,
-            parts.settings,
-        )
-        recommender.speed_up(example_users(run)[:SAMPLED_USERS])
+        with unpacked(run) as folder:
+            parts = open_run(folder, is_certified, rank_by=rank_by, engine=engine)
+            recommender = cls(parts)
+            recommender.speed_up(example_users(folder)[:SAMPLED_USERS])
+        return recommender
+
+    @property
+    def changes(self) -> str:
+        """Name of the changes of the ads that it knows; empty: there are none."""
+        return self.parts.changes
+
+    def refreshed(self, run: Path) -> "Recommender":
+        """Return a recommender that knows the newest changes of the run's ads.
+
+        Models, index and catalog are those of this one and are not read again.
+
+        Args:
+            run: that this one was loaded from.
+
+        Raises:
+            ConfigError: an added ad lacks a number that `recommend.rank_by` needs.
+            ManifestError: the changes are damaged, of another export, or older than
+                the index.
+        """
+        name = changes_name(run)
+        if name == self.changes:
+            return self
+        changes = open_changes(run, self.parts.exported)
+        recommender = Recommender(self.parts.with_changes(changes))
+        recommender.engine = self.engine
         return recommender
 
     def speed_up(self, users: Sequence[RawUser]) -> None:
@@ -145,7 +140,7 @@ class Recommender:
         for user in users:
             raw = raw_user(user, self.encoder.schema)
             encoded = self._encoded(raw)
-            ids, _ = self.retriever.retrieve(encoded, self._candidates())
+            ids, _ = self.retriever.retrieve(encoded, self.parts.candidates())
             cross = self.crosses.of(raw, self.scorer.rows(ids))
             requests.append((encoded, ids, cross))
         self.engine = take_engine(self.scorer, self.settings, requests)
@@ -174,22 +169,46 @@ class Recommender:
         """
         if eligible is not None and not isinstance(eligible, EligibleAds):
             eligible = self.eligible_ads(eligible)
-        candidates = self._candidates(eligible)
+        candidates = self.parts.candidates(eligible)
         top = self.checked_top(top, eligible)
         milliseconds: dict[str, float] = {}
-        with _timed("encode", milliseconds):
-            raw = raw_user(user, self.encoder.schema)
-            user_input = self._encoded(raw)
-        with _timed("retrieve", milliseconds):
-            ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
-        with _timed("rank", milliseconds):
-            cross = self.crosses.of(raw, self.scorer.rows(ids))
-            predictions = self.scorer.score(user_input, ids, scores, cross)
-        milliseconds["total"] = sum(milliseconds.values())
-        best = self._best(ids, scores, predictions, top)
+        with naming_columns(user, self.encoder.schema):
+            with timed("encode", milliseconds):
+                raw = raw_user(user, self.encoder.schema)
+                user_input = self._encoded(raw)
+            with timed("retrieve", milliseconds):
+                ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
+            with timed("rank", milliseconds):
+                cross = self.crosses.of(raw, self.scorer.rows(ids))
+                predictions = self.scorer.score(user_input, ids, scores, cross)
+            milliseconds["total"] = sum(milliseconds.values())
+            best = self._best(ids, scores, predictions, top)
+        shown = self.scorer.show(best[AD_ID].to_numpy())
         # The join must keep that order.
-        ads = best.join(self.scorer.shown, on=AD_ID, maintain_order="left")
+        ads = best.join(shown, on=AD_ID, maintain_order="left")
         return Recommendation(ads, len(ids), milliseconds)
+
+    def explain(
+        self,
+        user: RawUser,
+        ad_id: int,
+        top: int | None = None,
+        eligible: Eligible | EligibleAds | None = None,
+    ) -> Explanation:
+        """Tell why an ad is among the best, or at which stage it was lost.
+
+        Args:
+            user, top, eligible: as of `recommend`.
+            ad_id: of the ad, which need not be in the catalog.
+
+        Raises:
+            DataError, PredictionError: as of `recommend`.
+        """
+        if eligible is not None and not isinstance(eligible, EligibleAds):
+            eligible = self.eligible_ads(eligible)
+        top = self.checked_top(top, eligible)
+        with naming_columns(user, self.encoder.schema):
+            return explain(self.parts, self.rank_by, user, ad_id, top, eligible)
 
     def recommend_many(
         self, users: RawColumns, top: int | None = None
@@ -204,20 +223,25 @@ class Recommender:
             What `recommend` returns of the ads, without their raw columns.
 
         Raises:
-            DataError, PredictionError: as of `recommend`.
+            DataError: as of `recommend`.
+            PredictionError: likewise; its `row` is that of the user.
         """
         top, schema = self.checked_top(top), self.encoder.schema
         encoded = self.encoder.encode(users, Side.USER)
         keys = self.crosses.keys(users)
         answers = self.retriever.retrieve_many(
-            tower_input(encoded, schema, Side.USER), self._candidates()
+            tower_input(encoded, schema, Side.USER), self.parts.candidates()
         )
         for row, (ids, scores) in enumerate(zip(*answers, strict=True)):
             columns = {name: column[row : row + 1] for name, column in encoded.items()}
             user = tower_input(columns, schema, Side.USER)
             cross = self.crosses.joined(keys, row, self.scorer.rows(ids))
-            predictions = self.scorer.score(user, ids, scores, cross)
-            yield self._best(ids, scores, predictions, top)
+            try:
+                predictions = self.scorer.score(user, ids, scores, cross)
+                best = self._best(ids, scores, predictions, top)
+            except PredictionError as error:
+                raise PredictionError(str(error), row) from None
+            yield best
 
     def eligible_ads(self, eligible: Eligible) -> EligibleAds:
         """Prepare the ads that may be shown, for any number of requests.
@@ -225,7 +249,7 @@ class Recommender:
         Raises:
             DataError: it is no such selection, or no ad is eligible.
         """
-        ids = eligible_ids(eligible, self.scorer.shown)
+        ids = eligible_ids(eligible, self.scorer.listed)
         if not len(ids):
             raise DataError(
                 f"no ad of the catalog is eligible (eligible = {str(eligible)[:200]});"
@@ -239,7 +263,7 @@ class Recommender:
         Raises:
             DataError: there are not so many candidates.
         """
-        candidates = self._candidates(eligible)
+        candidates = self.parts.candidates(eligible)
         if top is None:
             return min(self.settings.top, candidates)
         if not 1 <= top <= candidates:
@@ -265,27 +289,13 @@ class Recommender:
         best = order.head(top)
         return best.drop(RANK_SCORE) if self.rank_by.is_label else best
 
-    def _candidates(self, eligible: EligibleAds | None = None) -> int:
-        # A small catalog holds fewer ads than the settings ask for.
-        index = self.retriever.index
-        count = index.count if eligible is None else len(eligible.ids)
-        return min(self.settings.candidates, count)
-
     def user_input(self, user: RawUser) -> TowerInput:
         """Encode one user, of one row, as the models take it.
 
         Raises:
             DataError: as of `recommend`.
         """
-        return self._encoded(raw_user(user, self.encoder.schema))
+        return self.parts.user_input(user)
 
     def _encoded(self, raw: RawColumns) -> TowerInput:
         return encode_user(self.encoder, raw)
-
-
-@contextmanager
-def _timed(stage: str, milliseconds: dict[str, float]) -> Iterator[None]:
-    """Add the time of a block to `milliseconds`."""
-    start = time.perf_counter()
-    yield
-    milliseconds[stage] = (time.perf_counter() - start) * 1e3

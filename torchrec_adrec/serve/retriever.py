@@ -9,12 +9,13 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.updated import UpdatedIndex
 
 
 class Retriever:
     """The user tower in front of the index."""
 
-    def __init__(self, tower: nn.Module, index: ShardedIndex) -> None:
+    def __init__(self, tower: nn.Module, index: ShardedIndex | UpdatedIndex) -> None:
         self.tower, self.index = tower, index
 
     def retrieve(
@@ -33,7 +34,6 @@ class Retriever:
         ids, scores = self.retrieve_many(user, k, eligible)
         return ids[0], scores[0]
 
-    @torch.inference_mode()
     def retrieve_many(
         self, users: TowerInput, k: int, eligible: EligibleAds | None = None
     ) -> tuple[Int64s, Float32s]:
@@ -46,10 +46,27 @@ class Retriever:
         Raises:
             PredictionError: a vector is not finite.
         """
-        vectors = self.tower(users).numpy()
-        if not np.isfinite(vectors).all():
-            raise PredictionError(
-                "the vector of the user is not finite: `adrec checkpoint inspect` shows"
-                " whether the towers' weights are; train again"
-            )
-        return self.index.search(vectors, k, eligible)
+        ids, scores = self.index.search(self.vectors(users), k, eligible)
+        _check_finite(scores, "score of an ad")
+        return ids, scores
+
+    @torch.inference_mode()
+    def vectors(self, users: TowerInput) -> Float32s:
+        """Encode users, (B, D).
+
+        Raises:
+            PredictionError: a vector is not finite.
+        """
+        vectors = np.asarray(self.tower(users).numpy())
+        _check_finite(vectors, "vector of the user")
+        return vectors
+
+
+def _check_finite(rows: Float32s, noun: str) -> None:
+    wrong = ~np.isfinite(rows).all(axis=1)
+    if wrong.any():
+        raise PredictionError(
+            f"the towers' {noun} is not finite: `adrec checkpoint inspect`"
+            " shows whether their weights are; train again",
+            row=int(np.argmax(wrong)),
+        )

@@ -1,17 +1,20 @@
 """From candidates to click probabilities."""
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
-from torchrec_adrec.arrays import Columns, Float32s, Float64s, Int64s
+from torchrec_adrec.arrays import Bools, Columns, Float32s, Float64s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.errors import ManifestError, PredictionError
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.modules.embeddings import regroup
 from torchrec_adrec.schema import AD_ID, Schema, Side
@@ -24,6 +27,12 @@ BLOCK = 65_536  # ads of the catalog that are looked up at once
 Scores = dict[str, Float64s]
 # Of the ranker's dense part: vectors of both sides, the user's numbers, the ads'.
 Inputs = tuple[Sequence[Tensor], Tensor, Tensor]
+
+
+def shown(catalog: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Return `ad_id` and the raw columns of a catalog's ads, for people to read."""
+    raw = [f"raw_{name}" for name in schema.sources_of(Side.AD)]
+    return catalog.select(AD_ID, *raw).rename(lambda name: name.removeprefix("raw_"))
 
 
 class RankingScorer:
@@ -39,10 +48,12 @@ class RankingScorer:
 
     Attributes:
         ids: (N,), of the catalog, rising.
-        columns: the encoded features, (N,) each.
-        shown: `ad_id` and the raw columns of each ad, for people to read.
+        changed_ids, removed: (M,) of ads that were added or replaced since, whose rows
+            stand behind those of the catalog; and of ads that were removed.
+        columns: the encoded features, (N + M,) each.
+        shown: `ad_id` and the raw columns of each row, for people to read.
         looked_up: vectors (N, E) and numbers (N, F) of all ads, once `look_up_ads` was
-            called.
+            called; `looked_up_later`: those of the M changed ads.
     """
 
     def __init__(
@@ -57,13 +68,51 @@ class RankingScorer:
         self.blend, self.towers = blend, towers
         self.ranker, self.schema, self.calibrations = ranker, schema, calibrations
         self.looked_up: tuple[Tensor, Tensor] | None = None
+        self.looked_up_later: tuple[Tensor, Tensor] | None = None
         self.ids = catalog[AD_ID].to_numpy()
+        self.changed_ids = self.removed = np.empty(0, dtype=np.int64)
+        self.read(catalog)
+
+    def read(self, catalog: pl.DataFrame) -> None:
+        """Take the features of every row of a catalog."""
+        schema = self.schema
         names = schema.columns_of(Side.AD)
         self.columns = {name: catalog[name].to_numpy() for name in names}
-        raw = [f"raw_{name}" for name in schema.sources_of(Side.AD)]
-        self.shown = catalog.select(AD_ID, *raw).rename(
-            lambda name: name.removeprefix("raw_")
-        )
+        self.shown = shown(catalog, schema)
+
+    @torch.inference_mode()
+    def with_changes(self, catalog: pl.DataFrame, changes: Changes) -> Self:
+        """Return a scorer of a catalog with changes; it shares all else with this one.
+
+        Args:
+            catalog: that this scorer was made with.
+            changes: of it.
+        """
+        other = copy(self)
+        other.__dict__.pop("listed", None)
+        other.changed_ids, other.removed = changes.ids, changes.removed
+        other.read(changes.rows_behind(catalog))
+        if other.looked_up is not None:
+            first = len(self.ids)
+            other.looked_up_later = other.look_up_rows(first, first + len(changes.ids))
+        return other
+
+    @cached_property
+    def listed(self) -> pl.DataFrame:
+        """`shown` of the ads that there are, each once, by rising id."""
+        count = len(self.ids)
+        touched = np.concatenate([self.changed_ids, self.removed])
+        outdated = np.isin(self.ids, touched)
+        kept = np.concatenate([~outdated, np.ones(len(self.shown) - count, dtype=bool)])
+        return self.shown.filter(kept).sort(AD_ID)
+
+    def show(self, ad_ids: Int64s) -> pl.DataFrame:
+        """Return `ad_id` and the raw columns of some ads, in their order.
+
+        Raises:
+            ManifestError: an ad that the catalog does not hold.
+        """
+        return self.shown[self.rows(ad_ids)]
 
     @torch.inference_mode()
     def score(
@@ -85,16 +134,54 @@ class RankingScorer:
             ManifestError: an ad that the catalog does not hold.
             PredictionError: a prediction is not finite.
         """
-        logits = self.ranker.dense(*self.inputs(user, ad_ids, cross)).double()
+        logits = self.ranker.dense(*self.inputs(user, ad_ids, cross))
+        clicks = None
         if self.towers is not None:
             # Their numbers without crosses: what towers were trained on.
             alone = self.features(ad_ids)
-            towers = self.towers.click_logits(user, alone, torch.from_numpy(scores))
-            logits[:, 0] = self.blend.apply(logits[:, 0], towers.double())
-        return {
-            label.name: prediction(label, logits[:, column], self.calibrations).numpy()
-            for column, label in enumerate(self.schema.labels)
-        }
+            clicks = self.towers.click_logits(user, alone, torch.from_numpy(scores))
+        return self._predictions(logits, clicks)
+
+    @torch.inference_mode()
+    def score_pairs(
+        self, users: TowerInput, ads: TowerInput, cross: Columns, clicks: Tensor
+    ) -> Scores:
+        """Predict each label for pairs of a user and an ad, (B,) by label.
+
+        Args:
+            users, ads: B rows each, which need not be of the catalog.
+            cross: (B,) each, what joins the two of a pair.
+            clicks: (B,) click logits of the towers, which a blend reads.
+
+        Raises:
+            PredictionError: a prediction is not finite.
+        """
+        of_users = self._vectors(self.ranker.user_tables, users, Side.USER)
+        of_ads = self._vectors(self.ranker.ad_tables, ads, Side.AD)
+        numbers = self._joined(ads.dense, cross)
+        logits = self.ranker.dense((of_users, of_ads), users.dense, numbers)
+        return self._predictions(logits, None if self.towers is None else clicks)
+
+    def _predictions(self, logits: Tensor, clicks: Tensor | None) -> Scores:
+        """Turn logits (n, T) into predictions; `clicks` (n,) are those of a blend."""
+        logits = logits.double()
+        if clicks is not None:
+            logits[:, 0] = self.blend.apply(logits[:, 0], clicks.double())
+        try:
+            return {
+                label.name: prediction(label, column, self.calibrations).numpy()
+                for label, column in zip(self.schema.labels, logits.T, strict=True)
+            }
+        except PredictionError as error:
+            model = "ranker" if clicks is None else "blend of ranker and towers"
+            raise PredictionError(f"the {model}: {error}") from None
+
+    def _joined(self, numbers: Tensor, cross: Columns | None) -> Tensor:
+        """Put crosses behind the ad's own numbers, as in `Schema.joined`."""
+        if not self.schema.cross:
+            return numbers
+        joining = [(cross or {})[feature.name] for feature in self.schema.cross]
+        return torch.cat([numbers, torch.from_numpy(np.stack(joining, axis=1))], dim=1)
 
     def logit_error(self, score_error: float) -> float:
         """Return what an error of the towers' score makes of the served click logit."""
@@ -118,16 +205,10 @@ class RankingScorer:
         """
         of_user = self._vectors(self.ranker.user_tables, user, Side.USER)
         if self.looked_up is None:
-            vectors, numbers = self._look_up(ad_ids)
+            vectors, numbers = self._look_up(self.rows(ad_ids))
         else:
-            rows = torch.from_numpy(self.rows(ad_ids))
-            vectors, numbers = (x.index_select(0, rows) for x in self.looked_up)
-        if self.schema.cross:
-            # Behind the ad's own numbers, as in `Schema.joined`.
-            joining = [(cross or {})[feature.name] for feature in self.schema.cross]
-            crossed = torch.from_numpy(np.stack(joining, axis=1))
-            numbers = torch.cat([numbers, crossed], dim=1)
-        return (of_user, vectors), user.dense, numbers
+            vectors, numbers = self._gathered(self.looked_up, self.rows(ad_ids))
+        return (of_user, vectors), user.dense, self._joined(numbers, cross)
 
     @torch.inference_mode()
     def look_up_ads(self, gigabytes: float) -> None:
@@ -137,17 +218,41 @@ class RankingScorer:
             gigabytes: what the vectors and numbers may take; where they take more, each
                 request goes on looking up its own ads.
         """
-        row = sum(x.nbytes for x in self._look_up(self.ids[:1]))
+        first = np.arange(1)
+        row = sum(x.nbytes for x in self._look_up(first))
         if row * len(self.ids) > gigabytes * 1e9:
             return
-        starts = range(0, len(self.ids), BLOCK)
-        parts = [self._look_up(self.ids[start : start + BLOCK]) for start in starts]
-        vectors, numbers = (torch.cat(side) for side in zip(*parts, strict=True))
-        self.looked_up = vectors, numbers
+        count = len(self.ids)
+        self.looked_up = self.look_up_rows(0, count)
+        self.looked_up_later = self.look_up_rows(count, count + len(self.changed_ids))
 
-    def _look_up(self, ad_ids: Int64s) -> tuple[Tensor, Tensor]:
-        ads = self.features(ad_ids)
+    def look_up_rows(self, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Look up the ads of some rows; None where there are none."""
+        starts = range(first, stop, BLOCK)
+        rows = [np.arange(start, min(start + BLOCK, stop)) for start in starts]
+        parts = [self._look_up(some) for some in rows]
+        if not parts:
+            return None
+        vectors, numbers = (torch.cat(side) for side in zip(*parts, strict=True))
+        return vectors, numbers
+
+    def _look_up(self, rows: Int64s) -> tuple[Tensor, Tensor]:
+        ads = tower_input(self._columns(rows), self.schema, Side.AD)
         return self._vectors(self.ranker.ad_tables, ads, Side.AD), ads.dense
+
+    def _gathered(self, looked_up: tuple[Tensor, Tensor], rows: Int64s) -> list[Tensor]:
+        """Gather vectors and numbers of some rows, of the catalog or behind it."""
+        is_later = rows >= len(self.ids)
+        if self.looked_up_later is None or not is_later.any():
+            return [x.index_select(0, torch.from_numpy(rows)) for x in looked_up]
+        first = torch.from_numpy(np.where(is_later, 0, rows))
+        places = torch.from_numpy(np.flatnonzero(is_later))
+        later = torch.from_numpy(rows[is_later] - len(self.ids))
+        pairs = zip(looked_up, self.looked_up_later, strict=True)
+        return [
+            x.index_select(0, first).index_copy(0, places, y.index_select(0, later))
+            for x, y in pairs
+        ]
 
     def _vectors(self, tables: Any, rows: TowerInput, side: Side) -> Tensor:
         names = [feature.name for feature in self.schema.bags_of(side)]
@@ -159,25 +264,35 @@ class RankingScorer:
         Raises:
             ManifestError: an ad that the catalog does not hold.
         """
-        return tower_input(self._columns(ad_ids), self.schema, Side.AD)
+        return tower_input(self._columns(self.rows(ad_ids)), self.schema, Side.AD)
 
-    def _columns(self, ad_ids: Int64s) -> Columns:
-        rows = self.rows(ad_ids)
+    def _columns(self, rows: Int64s) -> Columns:
         return {name: column[rows] for name, column in self.columns.items()}
 
     def rows(self, ad_ids: Int64s) -> Int64s:
-        """Find the catalog's rows of some ads, (n,).
+        """Find the rows of some ads, (n,), of the catalog or behind it.
 
         Raises:
-            ManifestError: an ad that the catalog does not hold.
+            ManifestError: an ad that the catalog does not hold, or that was removed.
         """
         # An id that is not in the catalog gets the row of a neighbour here, so every
         # row must be compared before it is used.
-        rows = np.searchsorted(self.ids, ad_ids).clip(max=len(self.ids) - 1)
-        unknown = self.ids[rows] != ad_ids
-        if unknown.any():
+        rows, known = _places(self.ids, ad_ids)
+        if len(self.removed):
+            known &= ~_places(self.removed, ad_ids)[1]
+        if len(self.changed_ids):
+            later, is_changed = _places(self.changed_ids, ad_ids)
+            rows = np.where(is_changed, len(self.ids) + later, rows)
+            known |= is_changed
+        if not known.all():
             raise ManifestError(
-                f"ad {ad_ids[unknown][0]} of the index is not in the catalog;"
+                f"ad {ad_ids[~known][0]} of the index is not in the catalog;"
                 " export and index again"
             )
         return np.asarray(rows, dtype=np.int64)
+
+
+def _places(ids: Int64s, ad_ids: Int64s) -> tuple[Int64s, Bools]:
+    """Find ids among others that rise: the places, and whether they are there."""
+    places = np.searchsorted(ids, ad_ids).clip(max=len(ids) - 1)
+    return places, ids[places] == ad_ids

@@ -1,6 +1,6 @@
 """Gives a trainer this rank's batches of every step, and says which rows they hold."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class BatchSource:
         bounds: what happens to values out of range.
         negatives: draws ads in addition to those of the rows; None: no ads.
         negative_rate: the share of the rows without a click that is read.
+        splits: of the prepared data, that are read as one.
 
     Attributes:
         repaired: counts the values out of range that were repaired.
@@ -56,14 +57,16 @@ class BatchSource:
     bounds: Bounds = "raise"
     negatives: UniformNegatives | None = None
     negative_rate: float = 1
+    splits: Sequence[str] = ("train",)
     repaired: RepairCounts = field(default_factory=RepairCounts)
     # Batches that were read and whose step nobody has looked at yet, by step.
     _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         train, process = self.train, self.process
+        rate = self.negative_rate
         self.reader = Reader(
-            training_split(self.data, self.schema, self.negative_rate, self.seed),
+            training_split(self.data, self.schema, rate, self.seed, self.splits),
             batch_columns(self.schema),
             train.batch_size,
             process.rank,

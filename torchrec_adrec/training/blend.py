@@ -57,6 +57,7 @@ def blend_towers(
     towers: Checkpoint | None,
     evaluator: Evaluator,
     model: nn.Module,
+    kept: BlendFit | None = None,
 ) -> tuple[Evaluator, dict[str, Any]]:
     """Fit the blend of a ranker and keep it with its checkpoint. Collective.
 
@@ -66,6 +67,7 @@ def blend_towers(
         towers: of retrieval; None: there are none, and the ranker serves alone.
         evaluator: of the ranker.
         model: the ranker, sharded.
+        kept: that of a fit that has not seen the validation rows, of a ranker that has.
 
     Returns:
         An evaluator of what is served, and what is reported of it: the test
@@ -74,18 +76,12 @@ def blend_towers(
     if evaluator.task != "ranking" or config.ranking.blend == "none":
         return evaluator, {}
     fitted, report = BlendFit(ALONE, 0), {}
-    if towers is not None and evaluator.has("valid"):
+    if towers is not None and (kept or evaluator.has("valid")):
         schema, process = evaluator.schema, evaluator.process
         other = build("retrieval", schema, config, process).model
         checkpoint.load(towers, other, schema)
         of_towers = replace(evaluator, task="retrieval")
-        valid = evaluator.logits(model, "valid")
-        fitted = fit_blend(
-            valid.logits[:, 0],
-            of_towers.logits(other, "valid").logits[:, 0],
-            valid.labels[:, 0],
-            towers.origin,
-        )
+        fitted = kept or _fit_on_valid(evaluator, model, of_towers, other, towers)
         click = schema.label_names[0]
         for name, judge, part in (
             ("ranker", evaluator, model),
@@ -98,6 +94,18 @@ def blend_towers(
         save_blend(ranker, fitted.blend)
     evaluator.process.barrier()
     return evaluator, {"blend": fitted.to_json() | report}
+
+
+def _fit_on_valid(
+    evaluator: Evaluator,
+    model: nn.Module,
+    of_towers: Evaluator,
+    other: nn.Module,
+    towers: Checkpoint,
+) -> BlendFit:
+    valid = evaluator.logits(model, "valid")
+    logits = of_towers.logits(other, "valid").logits[:, 0]
+    return fit_blend(valid.logits[:, 0], logits, valid.labels[:, 0], towers.origin)
 
 
 def with_blend(

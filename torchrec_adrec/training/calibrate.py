@@ -37,6 +37,7 @@ def calibrate(
     checkpoint: Checkpoint,
     evaluator: Evaluator,
     model: nn.Module,
+    kept: Calibrations | None = None,
 ) -> Calibrations:
     """Fit the calibration of a ranker and keep it with its checkpoint. Collective.
 
@@ -45,14 +46,17 @@ def calibrate(
         checkpoint: the one that is served, whose weights the model has.
         evaluator: of the same task; it computes the logits.
         model: sharded.
+        kept: those of a fit that has not seen the validation rows, of a model that has.
 
     Returns:
         None for towers, which serve an order and no probability.
     """
     if evaluator.task != "ranking" or config.calibration == "none":
         return {}
-    logits = evaluator.logits(model, "valid")
-    calibrations = fit_calibrations(config.calibration, evaluator.schema, logits)
+    calibrations = kept
+    if calibrations is None:
+        logits = evaluator.logits(model, "valid")
+        calibrations = fit_calibrations(config.calibration, evaluator.schema, logits)
     if evaluator.process.is_first:
         save_calibrations(checkpoint, calibrations)
     evaluator.process.barrier()

@@ -36,6 +36,7 @@ class Evaluator:
         bounds: what happens to values out of range.
         blend: of the ranker with the towers; every figure is that of the blend.
         towers: sharded; only a blend that reads them needs them.
+        trained_on: splits that the model has seen; its figures on them say nothing.
     """
 
     task: str
@@ -47,14 +48,17 @@ class Evaluator:
     bounds: Bounds
     blend: Blend = ALONE
     towers: nn.Module | None = None
+    trained_on: tuple[str, ...] = ("train",)
 
     def __post_init__(self) -> None:
         # Now, and not after hours of training.
         check_segment(self.train.segment, self.schema)
 
     def has(self, split: str) -> bool:
-        """Whether the split has rows."""
-        return any((self.data / split).glob("*.parquet"))
+        """Whether the split has rows, and the model has not seen them."""
+        return split not in self.trained_on and any(
+            (self.data / split).glob("*.parquet")
+        )
 
     def figures(self, model: nn.Module, split: str) -> dict[str, dict[str, float]]:
         """Return the figures of each label over one split, the same on every rank."""

@@ -21,13 +21,14 @@ def audit_stage(folder: Path) -> list[Audit]:
     """
     last = latest(folder / CHECKPOINTS)  # the best one may be older than the last rows
     segments = last.state["ledger"] if last is not None else []
-    if not segments:
+    if last is None or not segments:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")
     config, data = stage_settings(folder), folder.parent / "data"
     rate = negative_rate(folder.name, config.ranking)
+    splits = last.state.get("trained_on", ["train"])  # an earlier release knew no other
     schema = Schema.load(data / "schema.json")
     reader = Reader(
-        training_split(data, schema, rate, config.seed),
+        training_split(data, schema, rate, config.seed, splits),
         (AD_ID,),
         config.train.batch_size,
         seed=config.seed,

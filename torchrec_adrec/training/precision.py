@@ -1,8 +1,10 @@
 """Chooses how the dense products are made, by making some and taking the time.
 
-A setting's name promises nothing. On one CPU oneDNN's float32 product is twice as fast
-as MKL's, on the next the same setting rounds to bfloat16; bfloat16 is four times faster
-where the processor knows it and a hundred times slower where it does not.
+A setting's name promises nothing. On one CPU `medium` is oneDNN's float32 product, 1.1
+to 2 times as fast as MKL's; on the next it rounds to bfloat16. It is taken wherever it
+is exact, and not only where it is faster today: two runs on one machine must make their
+products in the same way. bfloat16 is four times faster where the processor knows it and
+a hundred times slower where it does not, so there the time decides.
 """
 
 import logging
@@ -18,12 +20,11 @@ from torch import Tensor
 from torchrec_adrec.errors import ConfigError
 
 # Rows, inputs and outputs of the product that is timed. On a CPU it is that of a layer
-# with a large batch: oneDNN is 1.09 times as fast as MKL at 512 x 512 x 512, here 1.17,
-# so a small product would miss what a step gains.
+# with a large batch: smaller products hide what a step gains or loses.
 SHAPES = {"cpu": (4096, 512, 256), "cuda": (4096, 4096, 4096)}
 ROUNDS = 15  # of which the fastest counts: other work can only slow one down
 AT_MOST_S = 0.5  # for the rounds; bfloat16 is very slow where it is emulated
-FASTER = 1.05  # what `medium` must be, so that the next run chooses the same
+SLOWER = 2  # times; an exact `medium` that takes so long is not taken
 # Relative error of a float32 product; those of TF32 and bfloat16 are 1e-3 and more.
 EXACT = 2e-5
 WORTH = 1.2  # how much faster bfloat16 must be: it costs conversions elsewhere
@@ -78,9 +79,8 @@ def _measure(requested: str, device: torch.device) -> MatmulPrecision:
     seconds = {"highest": _seconds(a, b, "highest")}
     if _error(a, b, exact, "medium") <= EXACT:
         seconds["medium"] = _seconds(a, b, "medium")
-    best = "highest"
-    if seconds.get("medium", float("inf")) * FASTER <= seconds["highest"]:
-        best = "medium"
+    slow = seconds["highest"] * SLOWER
+    best = "medium" if seconds.get("medium", slow) < slow else "highest"
     if requested == "tf32":
         seconds["high"], best = _seconds(a, b, "high"), "high"
         faster = seconds["highest"] / seconds["high"]

@@ -21,7 +21,7 @@ from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.pictures import loss_curve
-from torchrec_adrec.runtime.files import Origin, vocabulary_hashes
+from torchrec_adrec.runtime.files import Origin, vocabulary_hashes, write_durably
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.ranking import warm_starts
@@ -32,10 +32,11 @@ from torchrec_adrec.training.batch_source import (
     negative_rate,
     negatives_of,
 )
-from torchrec_adrec.training.blend import blend_towers
-from torchrec_adrec.training.calibrate import calibrate, check_enough_rows
+from torchrec_adrec.training.calibrate import check_enough_rows
 from torchrec_adrec.training.conditions import check_conditions
 from torchrec_adrec.training.evaluator import Evaluator
+from torchrec_adrec.training.first_fit import FirstFit
+from torchrec_adrec.training.judge import judge_served
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.schedule import Schedule
 from torchrec_adrec.training.step_runner import Step, StepRunner
@@ -64,6 +65,7 @@ class Trainer:
             here goes on from the last one.
         towers: retrieval checkpoint whose tables a ranker starts with, if its settings
             say so, and with whose score its own may be blended.
+        first_fit: of a ranker that is fitted again, on the validation rows too.
     """
 
     task: str
@@ -72,6 +74,7 @@ class Trainer:
     data: Path
     folder: Path
     towers: checkpoint.Checkpoint | None = None
+    first_fit: FirstFit | None = None
 
     def __post_init__(self) -> None:
         config, bounds = self.config, self.config.data.bounds
@@ -92,12 +95,22 @@ class Trainer:
             bounds,
             negatives_of(self.task, config, self.data, self.schema, self.process),
             negative_rate(self.task, config.ranking),
+            self.trained_on,
         )
-        accumulate = self.optimizer.config.accumulate
-        self.schedule = Schedule(self.source.steps, accumulate, train)
+        accumulate, steps = self.optimizer.config.accumulate, self.source.steps
+        if self.first_fit is not None:
+            steps = self.first_fit.last_step(steps, accumulate)
+        self.schedule = Schedule(steps, accumulate, train)
         self.state = TrainingState(EarlyStopping(train.patience))
         self.evaluator = Evaluator(
-            self.task, self.data, self.folder, self.schema, self.process, train, bounds
+            self.task,
+            self.data,
+            self.folder,
+            self.schema,
+            self.process,
+            train,
+            bounds,
+            trained_on=self.trained_on,
         )
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
         check_conditions(self.task, config.ranking, self.data)
@@ -107,33 +120,39 @@ class Trainer:
                 " prepare with data.split.valid above 0"
             )
 
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The splits whose rows it reads; never those of the test."""
+        return ("train",) if self.first_fit is None else ("train", "valid")
+
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
         first = self._restore()
         restarts = restarts_of(self.folder) if self.process.is_first else 0
         if self.process.is_first:
             log.info(
-                f"{self.task}: steps {first} to {self.source.steps} of"
-                f" {self.config.train.batch_size} global rows,"
+                f"{self.task}: steps {first} to {self.schedule.steps} of"
+                f" {self.config.train.batch_size} global rows"
+                f" ({' + '.join(self.trained_on)}),"
                 f" {self.source.dropped_rows} rows an epoch left out (the incomplete"
                 f" last step), seed {self.config.seed}"
             )
         samples_per_second, last = self._train(first)
         best = load_best(self.model, self.folder, self.state.stopping, self.schema)
-        # What follows judges what is served: the blend, where there is one.
-        evaluator, blended = blend_towers(
-            self.config, best, self.towers, self.evaluator, self.model
+        judged = judge_served(
+            self.config, best, self.towers, self.evaluator, self.model, self.first_fit
         )
-        calibrations = calibrate(self.config.ranking, best, evaluator, self.model)
         metrics = {
             "task": self.task,
             "seed": self.config.seed,
             "world_size": self.process.world_size,
             "checkpoint": best.origin.model_dump(),
+            "trained_on": self.trained_on,
             "tables_from": self._tables_from(),
             "initialised": self.state.initialised,
             "train": {
                 "steps": last,
+                "planned_steps": self.source.steps,
                 "dropped_rows_per_epoch": self.source.dropped_rows,
                 "last_step_loss": self.state.last_loss,
                 "samples_per_second": samples_per_second,
@@ -141,11 +160,10 @@ class Trainer:
                 "validation": self.state.stopping.history,
                 "restarts": restarts,
             },
-            **blended,
-            **evaluator.held_out(self.model, calibrations),
+            **judged,
         }
         if self.process.is_first:
-            (self.folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+            write_durably(self.folder / METRICS, json.dumps(metrics, indent=1) + "\n")
             title = f"{self.task}: training loss"
             loss_curve(self.state.curve, title, self.folder / "loss.png")
         return metrics
@@ -204,7 +222,7 @@ class Trainer:
             first,
         )
         last_logged = state.curve[-1][0] if state.curve else 0
-        samples_left = (self.source.steps - first) * train.batch_size
+        samples_left = (self.schedule.steps - first) * train.batch_size
         with (
             closing(runner),
             Interrupt() as interrupt,
@@ -216,7 +234,7 @@ class Trainer:
         ):
             number = first
             losses: list[torch.Tensor] = []
-            while number < self.source.steps and not state.stopping.should_stop:
+            while number < self.schedule.steps and not state.stopping.should_stop:
                 number += 1
                 watchdog.heartbeat(number, runner.batch_identity(number))
                 step, note = runner.run_step(interrupt.requested), ""
@@ -295,6 +313,7 @@ class Trainer:
                 "task": self.task,
                 "step": step,
                 "seed": self.config.seed,
+                "trained_on": self.trained_on,
                 **self.state.to_json(),
                 "ledger": ledger.keep(step) if ledger is not None else [],
                 "tables_from": self._tables_from(),

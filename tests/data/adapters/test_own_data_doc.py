@@ -106,8 +106,8 @@ def test_a_smaller_min_count_keeps_more_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log(stars=lambda rng: rng.integers(1, 6, ROWS)).write_csv(tmp_path / "ratings.csv")
-    run(block("python", "liked"), tmp_path, monkeypatch)
-    (tmp_path / "config.yaml").write_text(block("yaml", "liked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(block("yaml", "stars"))
     known = {}
     for count in (2, 13):
         overrides = [f"data.min_count={count}"]
@@ -151,16 +151,41 @@ def test_the_join_keeps_rows_and_knows_no_later_price(
         run(block("python", "join_asof"), tmp_path, monkeypatch)
 
 
-def test_negatives_are_drawn_of_what_the_user_never_took(
+def test_the_configuration_of_positives_draws_their_negatives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clicks = log().with_columns(item=pl.col("item") ** 2 // 8)
-    clicks.write_csv(tmp_path / "clicks.csv")
-    run(block("python", "drawn"), tmp_path, monkeypatch)
-    rows = pl.read_parquet(tmp_path / "clicks.parquet")
-    clicked = rows.filter(click=1).select(clicks.columns)
-    assert clicked.sort(clicks.columns).equals(clicks.sort(clicks.columns))
-    never = rows.filter(click=0)
-    assert 0 < len(never) <= 3 * ROWS
-    assert len(never.join(clicks, on=["user", "item"])) == 0
-    assert rows["ts"].is_sorted()
+    monkeypatch.chdir(tmp_path)
+    log().write_csv("purchases.csv")
+    Path("config.yaml").write_text(block("yaml", "positives_only"))
+    config = load_config(Path("config.yaml")).data
+    Path("out").mkdir()
+    prepare(config, table.open_data(config), Path("out"))
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["negatives"]["positives"] == ROWS
+    assert report["splits"]["test"]["rows"] > USERS
+
+
+def test_the_two_side_tables_of_the_example_are_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ratings = log(rating=lambda rng: rng.integers(1, 11, ROWS) / 2)
+    names = {"user": "userId", "item": "movieId", "ts": "timestamp"}
+    ratings.rename(names).write_csv("ratings.csv")
+    people = pl.DataFrame({"id": range(USERS)})
+    people.with_columns(age=pl.col("id") + 20, city=pl.lit("Bonn")).write_csv(
+        "people.csv"
+    )
+    movies = pl.DataFrame({"movieId": range(ITEMS)})
+    movies.with_columns(title=pl.lit("a, b"), year=pl.col("movieId") + 1970).write_csv(
+        "movies.csv"
+    )
+    Path("config.yaml").write_text(block("yaml", "people.csv"))
+    config = load_config(Path("config.yaml")).data
+    Path("out").mkdir()
+    prepare(config, table.open_data(config), Path("out"))
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["unmatched_rows"]["tables"] == {} and report["ads"]["all"] == ITEMS
+    catalog = pl.read_parquet("out/catalog.parquet")
+    years = catalog["raw_year"].cast(pl.Float64) - catalog["raw_movie"].cast(pl.Int64)
+    assert set(years) == {1970}

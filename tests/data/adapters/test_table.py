@@ -256,7 +256,7 @@ def test_a_cut_gzip_is_an_error(tmp_path: Path) -> None:
         ("user=text", "user: expected names with settings"),
         (
             "labels={click: clicked}",
-            "keys .column, kind, max_value., as {column: clicked}",
+            "keys .column, kind, max_value, at_least., as {column: clicked}",
         ),
         ("time=3", "time: expected a block of keys .column, kind., found 3"),
         ("user={uid: {kind: number, bucket: quantile}}", "number.buckets'"),
@@ -277,7 +277,6 @@ def test_a_mapping_that_cannot_be_used(change: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"user": {"age": "number"}},  # no id
         {"ad": {"uid": "text"}},  # twice
         {"labels": {"value": {"column": "revenue", "kind": "value", "max_value": 9}}},
     ],

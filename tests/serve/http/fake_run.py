@@ -28,7 +28,8 @@ from torchrec_adrec.serve.http.hot_swap import Served
 from torchrec_adrec.serve.http.protocol import ServerConfig
 from torchrec_adrec.serve.http.schema_model import Version
 from torchrec_adrec.serve.http.server import listen
-from torchrec_adrec.serve.recommender import Recommendation
+from torchrec_adrec.serve.parts import naming_columns
+from torchrec_adrec.serve.recommendation import Recommendation
 
 
 def sparse(name: str, side: Side, kind: Any = "text") -> SparseFeature:
@@ -90,8 +91,9 @@ class FakeRun:
     def _recommend(self, build: str, user: Any, top: int | None) -> Recommendation:
         self.users.append(user)
         time.sleep(self.seconds)
-        if self.error is not None:
-            raise self.error
+        with naming_columns(user, self.schema):
+            if self.error is not None:
+                raise self.error
         ads = pl.DataFrame(
             {
                 "ad_id": IDS,

@@ -17,7 +17,8 @@ from torchrec_adrec.errors import ManifestError, PredictionError
 from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.http import hot_swap
 from torchrec_adrec.serve.http.app import App
-from torchrec_adrec.serve.http.hot_swap import Served, published_state
+from torchrec_adrec.serve.http.hot_swap import Served
+from torchrec_adrec.serve.open_run import published_state
 
 
 def versions(app: App) -> set[str]:
@@ -145,8 +146,23 @@ def test_every_build_of_a_stage_is_another_state(tmp_path: Path) -> None:
         for text in ("a", "b"):
             (tmp_path / stage / name).write_text(text)
             states.append(published_state(tmp_path))
+    (tmp_path / "certificate.json").write_text("a")  # what it refused may be served now
+    states.append(published_state(tmp_path))
     assert len(set(states)) == len(states)
     assert published_state(tmp_path) == states[-1]
+
+
+def test_a_link_to_another_run_is_another_state(tmp_path: Path) -> None:
+    """docs/production.md: a day's run is rolled out by moving a link."""
+    live = tmp_path / "live"
+    for day in ("monday", "tuesday"):
+        (tmp_path / day / "ranking").mkdir(parents=True)
+        (tmp_path / day / "ranking/stage.json").write_text(day)
+    live.symlink_to("monday")
+    before = published_state(live)
+    live.unlink()
+    live.symlink_to("tuesday")
+    assert published_state(live) != before
 
 
 def fake_recommender(weight: float, price: float) -> Any:

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.adapters import criteo, kuairand, synthetic, table
+from torchrec_adrec.data.adapters import criteo, kuairand, movie_lab, synthetic, table
 from torchrec_adrec.data.adapters.adapter import Adapter, Workspace
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.errors import ConfigError
@@ -15,6 +15,7 @@ from torchrec_adrec.runtime.ranks import Ranks
 ADAPTERS: dict[str, Adapter] = {
     "criteo": criteo.ADAPTER,
     "kuairand": kuairand.ADAPTER,
+    "movie_lab": movie_lab.ADAPTER,
     "synthetic": synthetic.ADAPTER,
     "table": table.ADAPTER,
 }

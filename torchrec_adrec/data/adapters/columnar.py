@@ -55,13 +55,16 @@ def batches(path: Path, names: Sequence[str], chunk_bytes: int) -> Iterator[RawR
             ) from None
 
 
-def require(path: Path, columns: Collection[str], names: Collection[str]) -> None:
+def require(
+    path: Path, columns: Collection[str], names: Collection[str], elsewhere: str = ""
+) -> None:
     """Refuse a file that lacks a column.
 
     Args:
         path: for the message.
         columns: those of the file.
         names: those that it must have.
+        elsewhere: what else is to be said of columns that were found elsewhere.
 
     Raises:
         SchemaError: names the file, the columns that it lacks and those it has.
@@ -69,7 +72,8 @@ def require(path: Path, columns: Collection[str], names: Collection[str]) -> Non
     missing = [name for name in names if name not in columns]
     if missing:
         raise SchemaError(
-            f"{path}: no column {', '.join(missing)}; found {', '.join(columns)}"
+            f"{path}: no column {', '.join(missing)}; found"
+            f" {', '.join(columns)}{elsewhere}"
         )
 
 

@@ -84,7 +84,14 @@ def open_data(config: DataConfig) -> DataSet:
         raise ConfigError(f"data.raw: expected logs of one folder, found {folders}")
     joined = Lookups.load(folders.pop(), HISTORY_LENGTH)
     reader = _Reader(joined, config.chunk_megabytes << 20, config.max_bad_rows)
-    return DataSet(schema(), files, reader.read, time="time_ms", user="user_id")
+    return DataSet(
+        schema(),
+        files,
+        reader.read,
+        time="time_ms",
+        user="user_id",
+        lists_before_log=True,  # `Lookups.join` leaves out what is later than its row
+    )
 
 
 def files_read(config: DataConfig) -> tuple[Path, ...]:

@@ -1,7 +1,7 @@
 """Raw rows with their line numbers, and how good rows are told from bad ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +66,13 @@ def good_rows(
         column = next(c for c in columns if faults[c.name][i])
         _add_bad(bad, rows, i, _reason(column, rows.frame[column.source][i]))
     return rows.frame.filter(~faulty).select(c.value.alias(c.name) for c in columns)
+
+
+def keep_numbers(rows: RawRows, name: str) -> tuple[RawRows, ColumnRule]:
+    """The rows with their numbers as a column more, and the rule that keeps it."""
+    frame = rows.frame.with_columns(pl.Series(name, rows.numbers))
+    rule = ColumnRule(name, name, pl.col(name), pl.lit(False), "a number")
+    return replace(rows, frame=frame), rule
 
 
 def _add_bad(bad: BadRows, rows: RawRows, i: int, reason: str) -> None:

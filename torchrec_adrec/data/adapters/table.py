@@ -5,8 +5,7 @@ in `table.missing`, and in Parquet also NaN, which pandas writes for it.
 """
 
 from collections.abc import Iterator
-from fnmatch import fnmatch
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -15,17 +14,23 @@ from pydantic import ValidationError
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.table import (
     FeatureColumn,
+    HistoryColumn,
     LabelColumn,
     NumberColumn,
     SequenceColumn,
     TableConfig,
 )
-from torchrec_adrec.data.adapters import columnar, delimited, values
+from torchrec_adrec.data.adapters import columnar, table_files, values
 from torchrec_adrec.data.adapters.adapter import Adapter, RawFiles
-from torchrec_adrec.data.adapters.rows import ColumnRule, RawRows, good_rows
+from torchrec_adrec.data.adapters.rows import ColumnRule, good_rows, keep_numbers
+from torchrec_adrec.data.adapters.side_tables import (
+    NUMBER,
+    SideTable,
+    open_side_tables,
+)
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.dataset import DataSet, raw_files
-from torchrec_adrec.errors import ConfigError, SchemaError
+from torchrec_adrec.data.dataset import DataSet, Negatives, raw_files
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import (
     DenseFeature,
     Label,
@@ -35,9 +40,9 @@ from torchrec_adrec.schema import (
     SparseFeature,
 )
 
-# Names of the time and the user among the raw columns. The name of a feature has no
-# colon, so that none can be the same.
-TIME, USER = "row:time", "row:user"
+# Names of the time, the user and the propensity among the raw columns. The name of a
+# feature has no colon, so that none can be the same.
+TIME, USER, PROPENSITY = "row:time", "row:user", "row:propensity"
 
 
 def open_data(config: DataConfig) -> DataSet:
@@ -52,19 +57,27 @@ def open_data(config: DataConfig) -> DataSet:
     if table is None:
         raise ConfigError("data.table: missing; it says what the columns mean")
     files = raw_files(config)
+    log, sides = open_side_tables(config, table, USER)
     for path in files:
-        _check_columns(path, _types(path), table)
+        _check_columns(path, log, sides)
     features = schema(table)
     ids = [f for f in features.sparse_of(Side.AD) if f.kind != "number"]
     return DataSet(
         schema=features,
         files=files,
-        read=partial(_read, table=table, chunk_bytes=config.chunk_megabytes << 20),
+        read=_Reader(log, sides, config.chunk_megabytes << 20).read,
         time=TIME if table.time else None,
         user=USER if table.user_id else None,
         sides="data.table.user, data.table.ad",
         ad=table.key,
+        propensity=PROPENSITY if table.propensity else None,
         items=tuple(f.source for f in ids),
+        histories={
+            name: feature.of
+            for name, feature in table.user.items()
+            if isinstance(feature, HistoryColumn)
+        },
+        negatives=_negatives(table),
         copies={
             TIME: _features_of(table.time.column if table.time else None, table),
             USER: _features_of(table.user_id, table),
@@ -72,7 +85,21 @@ def open_data(config: DataConfig) -> DataSet:
     )
 
 
-ADAPTER: Adapter = RawFiles(open_data)
+def files_read(config: DataConfig) -> tuple[Path, ...]:
+    """The log, and its side tables: rows are made of both."""
+    table = config.table
+    sides = [s for s in (table.users, table.items) if s] if table else []
+    return (*raw_files(config), *(Path(side.file) for side in sides))
+
+
+ADAPTER: Adapter = RawFiles(open_data, files_read)
+
+
+def _negatives(table: TableConfig) -> Negatives | None:
+    first = next(iter(table.labels.values()))
+    if not first.positives_only:
+        return None
+    return Negatives(first.negatives, first.negatives_by)
 
 
 def _features_of(source: str | None, table: TableConfig) -> tuple[str, ...]:
@@ -111,7 +138,15 @@ def _label(name: str, column: LabelColumn) -> Label:
 def _features(
     name: str, side: Side, column: FeatureColumn
 ) -> Iterator[DenseFeature | SparseFeature | SequenceFeature]:
-    if isinstance(column, SequenceColumn):
+    if isinstance(column, HistoryColumn):
+        yield SequenceFeature(
+            name=name,
+            side=side,
+            source=name,
+            max_length=column.length,
+            shares_ids_with=column.of,
+        )
+    elif isinstance(column, SequenceColumn):
         yield SequenceFeature(
             name=name,
             side=side,
@@ -135,55 +170,45 @@ def _features(
         yield SparseFeature(name=name, side=side, source=name, kind=column.kind)
 
 
-def _types(path: Path) -> dict[str, pl.DataType]:
-    if path.suffix == ".parquet":
-        return dict(columnar.types(path))
-    if delimited.is_text(path):
-        return dict.fromkeys(delimited.header(path), pl.String())
-    raise ConfigError(
-        f"data.raw: {path}: expected .parquet, .csv, .tsv, .csv.gz or .tsv.gz"
+def _check_columns(path: Path, log: TableConfig, sides: tuple[SideTable, ...]) -> None:
+    types, used = table_files.types(path), log.columns()
+    elsewhere = "".join(
+        f"; in {side.path}: {', '.join(table_files.types(side.path))}" for side in sides
     )
+    columnar.require(path, types, used, elsewhere)
+    table_files.refuse_unused(path, types, used, log.ignore)
+    _columns(path, types, log)  # refuses a type that has no reading
 
 
-def _check_columns(
-    path: Path, types: dict[str, pl.DataType], table: TableConfig
-) -> None:
-    used = table.columns()
-    columnar.require(path, types, used)
-    # A column that is forgotten by a slip costs quality and nobody would see it.
-    unused = [
-        name
-        for name in types
-        if name not in used and not any(fnmatch(name, p) for p in table.ignore)
-    ]
-    if unused:
-        raise SchemaError(
-            f"{path}: columns {unused} are not used; make them features, or name them"
-            " in data.table.ignore"
-        )
-    _columns(path, types, table)  # refuses a type that has no reading
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the files of the log.
 
+    Attributes:
+        log: the mapping of its columns.
+        sides: what is joined to them.
+        chunk_bytes: held at a time.
+    """
 
-def _read(
-    path: Path, bad: BadRows, table: TableConfig, chunk_bytes: int
-) -> Iterator[pl.DataFrame]:
-    columns = _columns(path, _types(path), table)
-    for rows in _rows(path, bad, table, chunk_bytes):
-        frame = good_rows(rows, columns, bad)
-        if len(frame):
-            yield frame
+    log: TableConfig
+    sides: tuple[SideTable, ...]
+    chunk_bytes: int
 
-
-def _rows(
-    path: Path, bad: BadRows, table: TableConfig, chunk_bytes: int
-) -> Iterator[RawRows]:
-    if path.suffix == ".parquet":
-        return columnar.batches(path, table.columns(), chunk_bytes)
-    return delimited.batches(path, table.columns(), chunk_bytes, bad)
+    def read(self, path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
+        """`DataSet.read`."""
+        columns = _columns(path, table_files.types(path), self.log)
+        names = self.log.columns()
+        for rows in table_files.batches(path, names, self.chunk_bytes, bad):
+            kept, numbered = keep_numbers(rows, NUMBER)
+            frame = good_rows(kept, [*columns, numbered], bad)
+            for side in self.sides:
+                frame = side.join(frame, path, bad)
+            if len(frame):
+                yield frame.drop(NUMBER)
 
 
 def _columns(
-    path: Path, types: dict[str, pl.DataType], table: TableConfig
+    path: Path, types: table_files.Types, table: TableConfig
 ) -> list[ColumnRule]:
     """The rules of one file's columns: Parquet files may differ in their types."""
 
@@ -192,7 +217,14 @@ def _columns(
 
     # The first label is the click: a row without it teaches nothing.
     rules = [
-        values.label(_label(name, column), raw(column.column or name), required=i == 0)
+        values.always(name)
+        if column.positives_only
+        else values.label(
+            _label(name, column),
+            raw(column.column or name),
+            required=i == 0,
+            at_least=column.at_least,
+        )
         for i, (name, column) in enumerate(table.labels.items())
     ]
     rules += [values.feature(n, raw(column), f) for n, f, column in table.features()]
@@ -201,4 +233,6 @@ def _columns(
         rules.append(values.time(TIME, raw(table.time.column), table.time))
     if table.user_id:
         rules.append(values.required_text(USER, raw(table.user_id)))
+    if table.propensity:
+        rules.append(values.probability(PROPENSITY, raw(table.propensity)))
     return rules

@@ -79,19 +79,35 @@ def feature(name: str, raw: RawColumn, settings: FeatureColumn) -> ColumnRule:
     return _hex(name, raw) if isinstance(settings, HexColumn) else _text(name, raw)
 
 
-def label(label: Label, raw: RawColumn, required: bool) -> ColumnRule:
+def label(
+    label: Label, raw: RawColumn, required: bool, at_least: float | None = None
+) -> ColumnRule:
     """The rule of a label.
 
     Args:
         label: its kind says which numbers are allowed.
         raw: its column.
         required: whether a row without it is a bad row.
+        at_least: the label is whether the column's number is at least this.
 
     Raises:
         SchemaError: the column's type cannot be read as numbers.
     """
+    if at_least is not None:
+        number = _float(raw, "numbers")
+        # An infinity stays itself, which is neither 0 nor 1: a bad row.
+        reached = (number >= at_least).cast(pl.Float64)
+        number = pl.when(number.is_finite()).then(reached).otherwise(number)
+        expected = "a finite number"
+        return label_column(label, raw.source, number, raw.value(), required, expected)
     number = _float(raw, "numbers" if label.rule.is_open else "0 and 1")
     return label_column(label, raw.source, number, raw.value(), required)
+
+
+def always(name: str) -> ColumnRule:
+    """The rule of a label that is 1 in every row and has no column."""
+    one = pl.lit(1.0, dtype=pl.Float32)
+    return ColumnRule(name, name, one, pl.lit(False), "1")
 
 
 def required_text(name: str, raw: RawColumn) -> ColumnRule:
@@ -103,6 +119,13 @@ def required_ids(column: ColumnRule) -> ColumnRule:
     """The same ids, where a row without one is a bad row."""
     fault = column.fault | column.value.is_null()
     return replace(column, fault=fault, expected=f"an id ({column.expected})")
+
+
+def probability(name: str, raw: RawColumn) -> ColumnRule:
+    """The rule of a probability above 0; a row without one is a bad row."""
+    value = _float(raw, "numbers")
+    fault = ~((value > 0) & (value <= 1)).fill_null(False)
+    return ColumnRule(name, raw.source, value, fault, "a number above 0 and at most 1")
 
 
 def time(name: str, raw: RawColumn, settings: TimeColumn) -> ColumnRule:

@@ -201,7 +201,7 @@ class _SideColumns:
         self.columns, self.schema, self.side = columns, schema, side
         self.sparse, self.dense = schema.sparse_of(side), schema.dense_of(side)
         self.sequences = schema.sequences_of(side)
-        self.rows = len(columns[self.sparse[0].name])
+        self.rows = len(columns[(*self.sparse, *self.dense)[0].name])
         # The layout needs the number of ids of each history, so these come first.
         self.histories = [self._history(feature) for feature in self.sequences]
 

@@ -18,7 +18,7 @@ from torchrec_adrec.errors import DataError
 class Split:
     """The row groups of one split, such as `train`, over all its files.
 
-    The rows of a split are numbered from 0, through all files in order.
+    Several splits can be read as one. Rows are numbered from 0, through all files.
 
     Attributes:
         groups: (file, row group, number of rows), in order.
@@ -33,23 +33,18 @@ class Split:
     types: Mapping[str, np.dtype[Any]]
 
     @classmethod
-    def open(cls, folder: Path) -> "Split":
-        """The split of a folder; reads no rows, but the row counts of all files.
+    def open(cls, *folders: Path) -> "Split":
+        """The split of a folder, or of several, one after the other.
+
+        It reads no rows, but the row counts of all files.
 
         Raises:
-            DataError: no Parquet files, no rows, or a damaged file.
+            DataError: a folder without rows, or a damaged file.
         """
-        paths = sorted(folder.glob("part-*.parquet"))
-        groups = []
-        for path in paths:
-            meta = _open(path).metadata
-            sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-            groups += [(path, i, rows) for i, rows in enumerate(sizes) if rows]
-        if not groups:
-            raise DataError(
-                f"{folder} has no rows in part-*.parquet; run `adrec prepare`"
-            )
-        schema = _open(paths[0]).schema_arrow
+        groups: list[tuple[Path, int, int]] = []
+        for folder in folders:
+            groups += _groups(folder)
+        schema = _open(groups[0][0]).schema_arrow
         types = {field.name: np.dtype(field.type.to_pandas_dtype()) for field in schema}
         ends = list(accumulate(rows for *_, rows in groups))
         return cls(tuple(groups), (0, *ends[:-1]), ends[-1], types)
@@ -114,6 +109,18 @@ class Split:
                     f" {self.types[name]} as in the first file and no null id;"
                     " prepare again"
                 )
+
+
+def _groups(folder: Path) -> list[tuple[Path, int, int]]:
+    """The file, number and rows of each row group of a folder that has rows."""
+    groups = []
+    for path in sorted(folder.glob("part-*.parquet")):
+        meta = _open(path).metadata
+        sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        groups += [(path, i, rows) for i, rows in enumerate(sizes) if rows]
+    if not groups:
+        raise DataError(f"{folder} has no rows in part-*.parquet; run `adrec prepare`")
+    return groups
 
 
 def _open(path: Path) -> pq.ParquetFile:

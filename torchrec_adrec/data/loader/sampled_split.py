@@ -95,7 +95,13 @@ class SampledSplit(Split):
         return _kept(first, values[self.label], self.rate, self.salt)
 
 
-def training_split(data: Path, schema: Schema, rate: float, seed: int) -> Split:
+def training_split(
+    data: Path,
+    schema: Schema,
+    rate: float,
+    seed: int,
+    splits: Sequence[str] = ("train",),
+) -> Split:
     """Open the rows that a model is trained on.
 
     Args:
@@ -103,8 +109,9 @@ def training_split(data: Path, schema: Schema, rate: float, seed: int) -> Split:
         schema: of it; its first label is the click.
         rate: the share of the rows without a click that is read; 1: all rows.
         seed: of the draw.
+        splits: the splits that are read as one.
     """
-    whole = Split.open(data / "train")
+    whole = Split.open(*(data / split for split in splits))
     if rate == 1:
         return whole
     return SampledSplit.of(whole, schema.labels[0].name, rate, seed)

@@ -34,6 +34,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from ("# The data", "")
     yield f"{rows_in} rows were read, {bad['count']:,} of them bad and left out."
     yield f"The others were split by {report['split_by']} (seed {report['seed']})."
+    yield from _negatives(report["negatives"])
     yield f"Of {compared} held-out rows, {repeats['also_in_train']:,} are equal to"
     yield f"a training row in every column{exception}."
     yield ""
@@ -54,6 +55,17 @@ def _lines(report: Report) -> Iterator[str]:
         yield from (*(f"- `{line}`" for line in bad["first"]), "")
 
 
+def _negatives(figures: Report | None) -> Iterator[str]:
+    """Say how negatives were drawn: every rate and metric is that of this mixture."""
+    if figures:
+        yield (
+            f"They are positives; {figures['drawn']:,} negatives were drawn, at most"
+            f" {figures['per_positive']} for each ({figures['by']}), so rates, AUC and"
+            f" log loss are those of this mixture. {figures['positives_with_fewer']:,}"
+            " positives have fewer, because there was nothing else to draw."
+        )
+
+
 def _warnings(report: Report) -> Iterator[str]:
     lines = [_future_line(column) for column in report["future_columns"]]
     lines += [
@@ -67,6 +79,11 @@ def _warnings(report: Report) -> Iterator[str]:
         for name, rows in report["repaired"].items()
     ]
     lines += [f"- {line}" for line in odd_lines(report)]
+    lines += [
+        f"- {rows:,} rows have no row in {table}, the first one"
+        f" `{report['unmatched_rows']['first'][0]}`"
+        for table, rows in report["unmatched_rows"]["tables"].items()
+    ]
     lines += _mostly_missing(report["splits"])
     if report["varying_ads"]:
         lines.append(f"- {report['varying_ads']['line']}")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.catalog import values_of
-from torchrec_adrec.data.column import JaggedColumn, hex_text
+from torchrec_adrec.data.column import Chunk, JaggedColumn, hex_text
 from torchrec_adrec.data.prepare.spill import ChunkStore
 from torchrec_adrec.data.prepare.splits import TEST, Splitter
 from torchrec_adrec.schema import Schema, Side
 
-EXAMPLES = 50
+EXAMPLES = 200  # as many as `adrec certify` asks for
 
 
 def write_examples(
@@ -36,21 +37,32 @@ def write_examples(
 def _test_users(
     store: ChunkStore, split: Splitter, schema: Schema
 ) -> Iterator[dict[str, Any]]:
-    kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
     # In most data the test rows are the last ones, so few chunks need to be read.
     for ref in reversed(store.chunks):
         chunk = ref.load()
         rows = np.flatnonzero(split.assign(chunk, ref) == TEST)[:EXAMPLES]
-        columns = {}
-        for name in schema.sources_of(Side.USER):
-            column = chunk.columns[name]
-            if isinstance(column, JaggedColumn):
-                columns[name] = lists_of(column.rows(rows))
-            else:
-                values = values_of(column.rows(rows))
-                is_hex = kinds.get(name) == "hex"
-                columns[name] = hex_text(values) if is_hex else values
-        yield from pl.DataFrame(columns).iter_rows(named=True)
+        yield from raw_requests(chunk, rows, schema).iter_rows(named=True)
+
+
+def raw_requests(chunk: Chunk, rows: Int64s, schema: Schema) -> pl.DataFrame:
+    """Return the user's side of some rows of a chunk, as requests would bring it.
+
+    Args:
+        chunk: of raw rows.
+        rows: (B,) numbers of its rows.
+        schema: names the user's raw columns.
+    """
+    kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
+    columns = {}
+    for name in schema.sources_of(Side.USER):
+        column = chunk.columns[name]
+        if isinstance(column, JaggedColumn):
+            columns[name] = lists_of(column.rows(rows))
+        else:
+            values = values_of(column.rows(rows))
+            is_hex = kinds.get(name) == "hex"
+            columns[name] = hex_text(values) if is_hex else values
+    return pl.DataFrame(columns)
 
 
 def lists_of(bags: JaggedColumn) -> pl.Series:

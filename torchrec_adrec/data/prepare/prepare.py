@@ -3,15 +3,17 @@
 data/
   train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q, and
                           user_key where the data names a user
-  catalog.parquet         every distinct ad
+  catalog.parquet         every distinct ad; catalog.json: how an ad gets its id
   schema.json transforms.json vocabulary/ statistics/
                           with these, serving encodes a request
   example_users.json      raw requests to try `adrec recommend` with
+  held_out_users.parquet  more of them, whom the whole funnel is judged on
   hashes.json             of the fitted files and the catalog, checked at every reading
   report.json report.md report.png    what came in, what went out, what to look at
 
 There are three passes: parse the text once (`spill`), count the training rows
-(`counts`), encode and write (`write`). Statistics of values, where they are asked for,
+(`counts`), encode and write (`write`). Histories and negatives are made behind the
+first (`from_log`). Statistics of values, where they are asked for,
 take one pass more (`fit_statistics`). All that is fitted is fitted on the training
 rows alone. Each rank takes whole files, and between the passes the ranks exchange their
 counts as files in the folder, so the output does not depend on the number of ranks.
@@ -29,26 +31,29 @@ import polars as pl
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.catalog import COUNTED, AdCounter, load_ads
-from torchrec_adrec.data.column import Chunk, Column, RawColumns, hex_text
+from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.ad_keys import ad_keys
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
+from torchrec_adrec.data.prepare.fitted import write_fitted
+from torchrec_adrec.data.prepare.from_log import make_from_log
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
+from torchrec_adrec.data.prepare.held_out_users import write_held_out_users
 from torchrec_adrec.data.prepare.leaks import (
     Dependency,
     dependencies,
     refuse_leaky_sides,
 )
+from torchrec_adrec.data.prepare.learnable import check_learnable
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
-from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes, splitter
-from torchrec_adrec.data.prepare.statistics import FOLDER, Folds
+from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes
+from torchrec_adrec.data.prepare.statistics import Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
 from torchrec_adrec.data.prepare.twins import refuse_twins
@@ -56,7 +61,6 @@ from torchrec_adrec.data.prepare.value_keys import ValueKeys, number_sources
 from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.prepare.write import SplitWriter, merge_counts
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
 from torchrec_adrec.schema import Schema, Side
@@ -94,7 +98,8 @@ def prepare(
     # Most refusals come before anything is counted or written. Every rank checks the
     # same chunks, so all of them stop and none waits for the others.
     refuse_twins(store, data)
-    split = splitter(config.split, data, store, seed)
+    from_log = make_from_log(config, data, store, seed, ranks)
+    store, split = from_log.store, from_log.split
     pairs, held = _leaks(config, data, store, split)
     encoder, keys, combinations = _fit(config, data, store, split, ranks)
     chosen = ChosenPairs()
@@ -121,15 +126,17 @@ def prepare(
             "raw": [str(path) for path in data.files],
             "split_by": config.split.by,
             "seed": seed,
+            "negatives": from_log.negatives,
         } | report_figures(store, encoder, ads, tally, findings)
         if encoder.statistics is not None:
             report["statistics"] = statistics_figures(encoder.schema, out, chosen)
-        _check_learnable(report, data.schema)
+        check_learnable(report, data.schema)
         for line in odd_lines(report):
             log.warning("%s", line)
         write_report(report, out)
         write_examples(store, split, data.schema, out / "example_users.json")
-        _write_fitted(encoder, ads, out)
+        users = write_held_out_users(store, split, data.schema, out, seed)
+        write_fitted(encoder, ads, data.ad_key, out, users)
         shutil.rmtree(raw)
     ranks.barrier()
 
@@ -138,9 +145,8 @@ def _check_bad_rows(store: ChunkStore, config: DataConfig) -> None:
     store.bad.check(config.max_bad_rows)
     if not store.num_rows:
         raise DataError(f"no row can be used; first: {store.bad.first[:1]}")
-    if store.bad.count:
-        first = store.bad.first[0]
-        log.warning("%d bad rows left out; first: %s", store.bad.count, first)
+    store.bad.check_unmatched(config.max_unmatched_rows)
+    store.bad.warn()
 
 
 def _training_rows(store: ChunkStore, split: Splitter) -> Iterator[tuple[Chunk, Bools]]:
@@ -235,65 +241,8 @@ def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:
     labels = []
     for label in encoder.schema.labels:
         _, mean = tally.label("train", label.name)
-        # A mean of 0 could not scale anything; `_check_learnable` refuses such data.
+        # A mean of 0 could not scale anything; `check_learnable` refuses such data.
         update = {"mean": mean or 1.0} if label.rule.is_open else {}
         labels.append(label.model_copy(update=update))
     schema = encoder.schema.model_copy(update={"labels": tuple(labels)})
     return replace(encoder, schema=schema)
-
-
-def _check_learnable(report: dict[str, Any], schema: Schema) -> None:
-    """Refuse labels from which nothing could be learned, or measured after training."""
-    splits, click = report["splits"], schema.labels[0].name
-    for label in schema.labels:
-        rates = {
-            name: figures["label_rate"][label.name] for name, figures in splits.items()
-        }
-        rows = splits["train"]["observed"][label.name]
-        if rates["train"] == 0 or (rates["train"] == label.rule.highest):
-            raise DataError(
-                f"every training row has {label.name} = {rates['train']:g} ({rows}"
-                f" observed), so there is nothing to learn; {_fix(label.name, rates)}"
-            )
-    if not splits["test"]["label_rate"][click]:
-        rows = splits["test"]["observed"][click]
-        raise DataError(
-            f"no test row has {click} = 1 ({rows} observed), so neither recall nor the"
-            " index could be measured after training; give later rows, or choose"
-            " data.split so that there are clicks in the test rows"
-        )
-
-
-def _fix(label: str, rates: dict[str, float]) -> str:
-    """Say what to do about a label that is the same in every training row."""
-    if rates["train"] == 1:
-        return (
-            f"add the rows that were shown without success, with {label} = 0, or make"
-            " negatives yourself (docs/own_data.md)"
-        )
-    elsewhere = [name for name, rate in rates.items() if rate]
-    if elsewhere:
-        return (
-            f"{' and '.join(elsewhere)} rows have others: choose other shares of"
-            " data.split, or data.split.by=random"
-        )
-    return "look at the label's column, or leave the label out if it is not the click"
-
-
-def _write_fitted(encoder: Encoder, ads: pl.DataFrame, out: Path) -> None:
-    """Write what serving needs: the transforms and the catalog, with their hashes."""
-    encoder.save(out)
-    schema = encoder.schema
-    # The ads go through the encoder like any row: export reads what training read.
-    raw: RawColumns = {n: Column.of(ads[n]) for n in schema.sources_of(Side.AD)}
-    encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
-    hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
-    texts = {
-        f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
-        for n in raw
-    }
-    columns = encoded | texts | ad_keys(encoder, raw)
-    ads.drop(list(raw)).with_columns(**columns).write_parquet(out / "catalog.parquet")
-    names = ("schema.json", "transforms.json", "catalog.parquet")
-    fitted = [path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")]
-    write_hashes(out, [*(out / name for name in names), *sorted(fitted)])

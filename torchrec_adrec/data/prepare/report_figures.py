@@ -63,8 +63,9 @@ def report_figures(
     held_ads = findings.held_ads[:PAIRS_KEPT]
     dependencies = findings.dependencies[:PAIRS_KEPT]
     return {
-        "rows_in": store.num_rows + bad.count,
+        "rows_in": bad.rows_read + bad.count,
         "bad_rows": {"count": bad.count, "first": bad.first},
+        "unmatched_rows": {"tables": bad.unmatched, "first": bad.first_unmatched},
         "repaired": tally.repaired(),
         "ads": {"all": len(ads), "in_train": int((ads["impressions"] > 0).sum())},
         "num_embeddings": {f.name: f.num_embeddings for f in schema.bags},

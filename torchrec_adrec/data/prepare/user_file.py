@@ -10,7 +10,7 @@ import polars as pl
 from torchrec_adrec.arrays import Columns
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
-from torchrec_adrec.data.request import BadUserError, raw_users
+from torchrec_adrec.data.request import BadRowError, raw_users
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.schema import Side
 
@@ -108,7 +108,7 @@ class UserFile:
         frame = self._read(first, stop, [n for n in names if n != self.key])
         try:
             return raw_users(frame, self.encoder.schema)
-        except BadUserError as error:
+        except BadRowError as error:
             raise self._bad(first + error.row, error.message) from None
 
     def _bad(self, row: int, message: str) -> DataError:

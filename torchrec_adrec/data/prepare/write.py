@@ -26,7 +26,15 @@ from torchrec_adrec.data.prepare.splits import SPLITS, TRAIN, Splits, Splitter
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks
-from torchrec_adrec.schema import AD_ID, LOG_Q, NO_USER, USER_KEY, Schema, Side
+from torchrec_adrec.schema import (
+    AD_ID,
+    LOG_Q,
+    NO_USER,
+    PROPENSITY,
+    USER_KEY,
+    Schema,
+    Side,
+)
 
 ROW_GROUP_ROWS = 65_536  # 64k-256k decode fastest; small enough to shuffle by group
 
@@ -124,6 +132,9 @@ class SplitWriter:
             # No model reads it; lists are judged, and rows resampled, by user.
             user = scalar_column(chunk.columns, self.data.user)
             columns[USER_KEY] = user.spread(keys(user.values), NO_USER)
+        if self.data.propensity is not None:
+            column = scalar_column(chunk.columns, self.data.propensity)
+            columns[PROPENSITY] = column.spread(column.values.to_numpy(), np.nan)
         ids = ad_ids(chunk.columns, self.data.ad_key)
         return columns | {AD_ID: ids, LOG_Q: log_q(self.ads, ids)}
 

@@ -7,7 +7,12 @@ from typing import Any, ClassVar, Self
 import faiss
 
 from torchrec_adrec.arrays import Float32s
-from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting
+from torchrec_adrec.index.kinds.kind import (
+    SearchGrid,
+    SearchSetting,
+    Trainer,
+    train_on_cpu,
+)
 
 Parameters: Any = faiss.SearchParameters  # whose stub knows no arguments
 
@@ -19,6 +24,7 @@ class Exact:
     name: ClassVar[str] = "exact"
     exhaustive: ClassVar[bool] = True
     code_error: ClassVar[float] = 0.0
+    on_gpu: ClassVar[bool] = True
 
     @classmethod
     def derive(cls, build: Mapping[str, int], count: int, dim: int) -> Self:
@@ -30,7 +36,9 @@ class Exact:
         """No vectors: nothing is learned."""
         return 0
 
-    def create(self, sample: Float32s, seed: int) -> Any:
+    def create(
+        self, sample: Float32s, seed: int, trainer: Trainer = train_on_cpu
+    ) -> Any:
         """Make an empty table."""
         return faiss.IndexFlatIP(sample.shape[1])
 

@@ -8,7 +8,13 @@ import faiss
 
 from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting, steps
+from torchrec_adrec.index.kinds.kind import (
+    SearchGrid,
+    SearchSetting,
+    Trainer,
+    steps,
+    train_on_cpu,
+)
 
 Parameters: Any = faiss.SearchParametersHNSW  # type: ignore[attr-defined]
 
@@ -28,6 +34,7 @@ class Hnsw:
     name: ClassVar[str] = "hnsw"
     exhaustive: ClassVar[bool] = False
     code_error: ClassVar[float] = 0.0
+    on_gpu: ClassVar[bool] = False
 
     links: int
     ef_construction: int
@@ -52,7 +59,9 @@ class Hnsw:
         """No vectors: nothing is learned."""
         return 0
 
-    def create(self, sample: Float32s, seed: int) -> Any:
+    def create(
+        self, sample: Float32s, seed: int, trainer: Trainer = train_on_cpu
+    ) -> Any:
         """Make an empty graph."""
         metric = faiss.METRIC_INNER_PRODUCT
         index = faiss.IndexHNSWFlat(sample.shape[1], self.links, metric)

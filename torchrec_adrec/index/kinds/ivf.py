@@ -14,7 +14,13 @@ import faiss
 
 from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting, steps
+from torchrec_adrec.index.kinds.kind import (
+    SearchGrid,
+    SearchSetting,
+    Trainer,
+    steps,
+    train_on_cpu,
+)
 
 # FAISS warns below 39 vectors a list and takes a sample of its own above 256.
 TRAINING_ROWS_PER_LIST = 64
@@ -38,6 +44,7 @@ class IvfFlat:
     codec: ClassVar[str] = "Flat"
     exhaustive: ClassVar[bool] = True
     code_error: ClassVar[float] = 0.0
+    on_gpu: ClassVar[bool] = True
     bytes_per_dim: ClassVar[float] = 4
 
     nlist: int
@@ -67,13 +74,15 @@ class IvfFlat:
         """The same number for every list."""
         return self.nlist * TRAINING_ROWS_PER_LIST
 
-    def create(self, sample: Float32s, seed: int) -> Any:
+    def create(
+        self, sample: Float32s, seed: int, trainer: Trainer = train_on_cpu
+    ) -> Any:
         """Train the centres of the lists, and the code; the lists are empty."""
         dim = sample.shape[1]
         metric = faiss.METRIC_INNER_PRODUCT
         index = faiss.index_factory(dim, self.factory(dim), metric)
         faiss.extract_index_ivf(index).cp.seed = seed
-        index.train(sample)
+        trainer(index, sample)
         return index
 
     def factory(self, dim: int) -> str:

@@ -13,7 +13,12 @@ import numpy as np
 from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.kinds.ivf import FP16_ERROR, IvfFlat
-from torchrec_adrec.index.kinds.kind import SearchGrid, SearchSetting
+from torchrec_adrec.index.kinds.kind import (
+    SearchGrid,
+    SearchSetting,
+    Trainer,
+    train_on_cpu,
+)
 
 # Their stubs know no arguments.
 Refinement: Any = faiss.IndexRefineSearchParameters
@@ -31,6 +36,7 @@ class IvfSq8Refined(IvfFlat):
 
     name: ClassVar[str] = "ivf_sq8_refined"
     transforms: ClassVar[bool] = False
+    on_gpu: ClassVar[bool] = False
     codec: ClassVar[str] = "SQ8"
     exhaustive: ClassVar[bool] = False
     code_error: ClassVar[float] = FP16_ERROR
@@ -95,7 +101,9 @@ class IvfPqRefined(IvfSq8Refined):
                 f"index.build.parts = {self.parts} does not divide {dim}, the width of"
                 " a vector"
             )
-        return f"IVF{self.nlist},PQ{self.parts}x4fs"
+        # "r": what is written is the way from the centre of the list. 16 values a part
+        # say far more of it than of a whole vector: half of the k_factor suffices.
+        return f"IVF{self.nlist},PQ{self.parts}x4fsr"
 
     def bytes_per_ad(self, dim: int) -> float:
         """Return half a byte a part and what is compared again."""
@@ -161,7 +169,9 @@ class PcaIvfSq8Refined(IvfSq8Refined):
             raise ConfigError(f"index.build.pca = {self.pca}, expected 1 to {dim}")
         return f"PCA{self.pca},IVF{self.nlist},{self.codec}"
 
-    def create(self, sample: Float32s, seed: int) -> Any:
+    def create(
+        self, sample: Float32s, seed: int, trainer: Trainer = train_on_cpu
+    ) -> Any:
         """Train the projection, then the lists behind it."""
         dim = sample.shape[1]
         metric = faiss.METRIC_INNER_PRODUCT
@@ -172,7 +182,7 @@ class PcaIvfSq8Refined(IvfSq8Refined):
         projection: Any = faiss.downcast_VectorTransform(base.chain.at(0))
         projection.train(np.concatenate([sample, -sample]))
         faiss.extract_index_ivf(index).cp.seed = seed
-        index.train(sample)
+        trainer(index, sample)
         return index
 
     def bytes_per_ad(self, dim: int) -> float:

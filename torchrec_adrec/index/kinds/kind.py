@@ -5,7 +5,7 @@ the manifest keeps them, and the kind is made from them again when a published i
 opened. How thoroughly it is searched is no field: the gate chooses that by measuring.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, Self
 
 from torchrec_adrec.arrays import Float32s
@@ -14,6 +14,13 @@ from torchrec_adrec.arrays import Float32s
 SearchSetting = dict[str, int | float]
 # The same name -> the values to choose from, from the fastest to the most thorough.
 SearchGrid = dict[str, tuple[int | float, ...]]
+# Trains an index of FAISS that has no vectors yet on a sample, (n, D).
+Trainer = Callable[[Any, Float32s], None]
+
+
+def train_on_cpu(index: Any, sample: Float32s) -> None:
+    """Train an index as FAISS does by itself."""
+    index.train(sample)
 
 
 class IndexKind(Protocol):
@@ -30,11 +37,13 @@ class IndexKind(Protocol):
         code_error: the largest distance of a stored vector from the exported one that
             the code explains, as a share of the vector's length. Scores come from the
             stored vectors, so it bounds their error too.
+        on_gpu: whether FAISS can copy it to GPUs.
     """
 
     name: ClassVar[str]
     exhaustive: ClassVar[bool]
     code_error: ClassVar[float]
+    on_gpu: ClassVar[bool]
 
     def __init__(self, **build: int) -> None: ...
 
@@ -55,12 +64,15 @@ class IndexKind(Protocol):
     def training_rows(self) -> int:
         """The number of vectors that `create` learns from, 0 if it needs none."""
 
-    def create(self, sample: Float32s, seed: int) -> Any:
+    def create(
+        self, sample: Float32s, seed: int, trainer: Trainer = train_on_cpu
+    ) -> Any:
         """Make the FAISS index: trained, by inner product, without vectors.
 
         Args:
             sample: (n, D), n at most `training_rows`; D is the width of the index.
             seed: of whatever is random in the training.
+            trainer: trains the index where its lists are to be trained.
         """
 
     def search_grid(self) -> SearchGrid:

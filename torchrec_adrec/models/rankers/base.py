@@ -233,5 +233,5 @@ class Ranker(nn.Module):
         if self.frozen:
             # requires_grad=False does not freeze a sharded table; this does.
             vectors = vectors.detach()
-        fields = vectors.view(len(vectors), -1, self.width)
+        fields = vectors.unflatten(1, (vectors.shape[1] // self.width, self.width))
         return F.dropout1d(fields, self.field_dropout, self.training).flatten(1)

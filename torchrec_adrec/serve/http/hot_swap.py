@@ -6,36 +6,32 @@ with, so none is dropped and none mixes two. One that cannot be loaded changes n
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
 
-from torchrec_adrec.data.request import scalar_kinds
 from torchrec_adrec.errors import AdRecError, ManifestError, PredictionError
-from torchrec_adrec.index.manifest import MANIFEST, IndexManifest
+from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.runs.stages import (
-    EXPORT,
     INDEX,
     RANKING,
-    RECORD,
-    RETRIEVAL,
     load_record,
     stage_folder,
 )
 from torchrec_adrec.runtime.files import read_json
-from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.schema import AD_ID, Schema
+from torchrec_adrec.serve.bundle import EXAMPLE_USERS
 from torchrec_adrec.serve.http.schema_model import Version
+from torchrec_adrec.serve.open_run import CHANGED, is_same_build, published_state
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import final_checkpoint
 
 log = logging.getLogger(__name__)
-EXAMPLES = "data/example_users.json"
 
 
 @dataclass(frozen=True)
@@ -56,35 +52,60 @@ class Served:
 
     @classmethod
     def load(
-        cls, run: Path, rank_by: str | None = None, engine: str | None = None
+        cls,
+        run: Path,
+        rank_by: str | None = None,
+        engine: str | None = None,
+        is_certified: bool = True,
     ) -> "Served":
         """Open the run, and refuse here what would fail with the first request.
 
         Args:
             run: its folder.
             rank_by: as of `Recommender.load`.
-            engine: likewise.
+            engine, is_certified: likewise.
 
         Raises:
             AdRecError: as `Recommender.load`.
             PredictionError: a weight, a prediction or a number of the catalog is not
                 finite.
-            ManifestError: the folder was changed meanwhile.
+            ManifestError: a stage was built again meanwhile.
         """
         published = published_state(run)
-        recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
+        recommender = Recommender.load(
+            run, rank_by=rank_by, engine=engine, is_certified=is_certified
+        )
         check_finite(recommender)
         version = Version(
             towers=IndexManifest.load(
                 stage_folder(run, INDEX.name)
             ).embeddings.checkpoint.weights,
             ranker=final_checkpoint(run / RANKING.name).origin.weights,
-            index=load_record(run, INDEX.name).build_id,
+            index=_with_changes(load_record(run, INDEX.name).build_id, recommender),
         )
-        examples = read_json(run / EXAMPLES)
-        if published_state(run) != published:
-            raise ManifestError(f"{run} was changed while it was being loaded")
+        examples = read_json(run / EXAMPLE_USERS)
+        published = _loaded_state(run, published, recommender)
         return cls(recommender, version, published, examples[:100])
+
+    def refreshed(self, run: Path) -> Self:
+        """Return this version with the newest changes of the ads, and nothing else new.
+
+        Args:
+            run: its folder.
+
+        Raises:
+            AdRecError: as `Recommender.refreshed`.
+            PredictionError: no ads can be ordered.
+            ManifestError: a stage was built again meanwhile.
+        """
+        recommender = self.recommender.refreshed(run)
+        recommender.recommend({})
+        published = _loaded_state(run, self.published, recommender)
+        index = _with_changes(self.version.index.partition(CHANGED)[0], recommender)
+        version = self.version.model_copy(update={"index": index})
+        return replace(
+            self, recommender=recommender, version=version, published=published
+        )
 
     @property
     def schema(self) -> Schema:
@@ -102,12 +123,7 @@ class Served:
         Raises:
             DataError, PredictionError: as of `Recommender.recommend`.
         """
-        try:
-            answer = self.recommender.recommend(user, top)
-        except PredictionError as error:
-            kinds = scalar_kinds(self.schema, Side.USER)
-            given = [f"{n} ({kinds.get(n, 'list')})" for n, v in user.items() if v]
-            raise PredictionError(f"{error}; the user had {given}") from None
+        answer = self.recommender.recommend(user, top)
         ads = [{**ad, AD_ID: str(ad[AD_ID])} for ad in answer.ads.to_dicts()]
         milliseconds = {"queue": waited, **answer.milliseconds}
         return {
@@ -117,13 +133,56 @@ class Served:
         }
 
 
-def published_state(run: Path) -> str:
-    """Name the state of a run's folder; another one after every build of a stage."""
-    stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
-    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
-    paths.append(run / MANIFEST)
-    texts = [path.read_bytes() if path.exists() else b"" for path in paths]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+class Loader:
+    """Opens what is published now, and only what is new of it.
+
+    Args:
+        run: its folder.
+        rank_by, engine: as of `Recommender.load`.
+    """
+
+    def __init__(
+        self, run: Path, rank_by: str | None = None, engine: str | None = None
+    ) -> None:
+        self.run, self.rank_by, self.engine = run, rank_by, engine
+        self._last: Served | None = None
+
+    def __call__(self) -> Served:
+        """Load the run, or where only ads have changed, these alone.
+
+        Raises:
+            AdRecError: as `Served.load` and `Served.refreshed`.
+        """
+        last = self._last
+        if last and is_same_build(last.published, published_state(self.run)):
+            self._last = last.refreshed(self.run)
+        else:
+            self._last = Served.load(self.run, self.rank_by, self.engine)
+        return self._last
+
+
+def _loaded_state(run: Path, before: str, recommender: Recommender) -> str:
+    """Return the state that was loaded, if no stage was built again meanwhile.
+
+    Ads may have been updated meanwhile, or nothing could ever be loaded of a run that
+    is updated every second. They are looked for again at the next look.
+
+    Args:
+        run: its folder.
+        before: its state when the loading began.
+        recommender: that was loaded.
+
+    Raises:
+        ManifestError: a stage was built again.
+    """
+    if not is_same_build(published_state(run), before):
+        raise ManifestError(f"{run} was changed while it was being loaded")
+    return f"{before.partition(CHANGED)[0]}{CHANGED}{recommender.changes}"
+
+
+def _with_changes(build: str, recommender: Recommender) -> str:
+    """Name an index and the changes that it is searched with."""
+    return f"{build}{CHANGED}{recommender.changes}" if recommender.changes else build
 
 
 def check_finite(recommender: Recommender) -> None:

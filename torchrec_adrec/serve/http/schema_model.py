@@ -50,7 +50,7 @@ class Version(BaseModel):
     Attributes:
         towers: hash of the weights of the two towers' checkpoint.
         ranker: hash of the weights of the ranker's checkpoint.
-        index: the build of the index.
+        index: the build of the index and, behind a plus, the changes of its ads.
     """
 
     towers: str

@@ -7,27 +7,31 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.errors import AdRecError, ConfigError
 from torchrec_adrec.runtime.logs import setup_logging
 from torchrec_adrec.serve.http.access_log import setup_access_log
 from torchrec_adrec.serve.http.app import App
-from torchrec_adrec.serve.http.hot_swap import Served, published_state
+from torchrec_adrec.serve.http.hot_swap import Loader
 from torchrec_adrec.serve.http.metrics import SHARED
 from torchrec_adrec.serve.http.protocol import ServerConfig
+from torchrec_adrec.serve.open_run import published_state
 
 HEAD_BYTES = 16_384  # of a request line and its headers
-WORKER_SECONDS = 120  # in which a worker must have loaded its models
+WORKER_SECONDS = 120  # in which a worker that replaces another must have loaded
+END_SECONDS = 2  # that a worker may need to end after the grace of its requests
 # A thread that computes holds Python's lock for this long while the loop waits; with
 # the default of 5 ms a request that is refused at once could still take 10.
 SWITCH_SECONDS = 0.001
@@ -59,7 +63,7 @@ class AppFactory:
         """
         sys.setswitchinterval(SWITCH_SECONDS)
         setup_access_log()
-        load = partial(Served.load, self.run, self.rank_by, self.engine)
+        load = Loader(self.run, self.rank_by, self.engine)
         return App(
             load, partial(published_state, self.run), self.bounds, self.token
         ).asgi
@@ -100,20 +104,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(factory: AppFactory, host: str, port: int) -> None:
-    """Answer requests until a signal comes.
+def server_config(bounds: ServeConfig, **arguments: Any) -> ServerConfig:
+    """Return the configuration of a server within its bounds.
 
     Args:
-        factory: makes the application.
-        host, port: the address to listen on; port 0: a free one.
-
-    Raises:
-        AdRecError: the run cannot be served, or the address cannot be had.
+        bounds: settings.
+        arguments: those of uvicorn, its application among them.
     """
-    listener = listen(host, port)
-    bounds = factory.bounds
-    configure = partial(
-        ServerConfig,
+    return ServerConfig(
         bounds,
         workers=bounds.workers,
         lifespan="on",
@@ -126,23 +124,70 @@ def serve(factory: AppFactory, host: str, port: int) -> None:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=bounds.grace_seconds,
         timeout_worker_healthcheck=WORKER_SECONDS,
+        **arguments,
     )
+
+
+def serve(factory: AppFactory, host: str, port: int) -> None:
+    """Answer requests until a signal comes.
+
+    Args:
+        factory: makes the application.
+        host, port: the address to listen on; port 0: a free one.
+
+    Raises:
+        AdRecError: the run cannot be served, or the address cannot be had.
+    """
+    listener = listen(host, port)
+    bounds = factory.bounds
     address = f"http://{host}:{listener.getsockname()[1]}"
     # Ctrl-C is how a server is stopped, so it is no error.
     with contextlib.suppress(KeyboardInterrupt):
         if bounds.workers == 1:
-            server = uvicorn.Server(configure(app=factory.build()))
+            server = uvicorn.Server(server_config(bounds, app=factory.build()))
             listener.listen()  # whoever reads the next line may connect
             print(f"serving {factory.run} on {address}", file=sys.stderr, flush=True)
             server.run(sockets=[listener])
         else:
             print(f"{bounds.workers} workers on {address}", file=sys.stderr, flush=True)
-            _run_workers(Multiprocess(configure(app=factory, factory=True), [listener]))
+            config = server_config(bounds, app=factory, factory=True)
+            _run_workers(Workers(config, [listener]))
 
 
-def _run_workers(supervisor: Multiprocess) -> None:
+def _run_workers(supervisor: "Workers") -> None:
     with tempfile.TemporaryDirectory(prefix="adrec-metrics-") as folder:
         os.environ[SHARED] = folder  # before a worker imports the library
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise ConfigError("the workers could not load the run, as they say above")
+
+
+class Workers(Multiprocess):
+    """Starts the workers, replaces those that die, and ends within the grace.
+
+    uvicorn asks a worker whether it lives and waits for the answer, which one that
+    loads its models gives late: a signal would not be heard meanwhile. And it waits for
+    the end of every worker for as long as that takes.
+    """
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace dead workers; stop if one could not load."""
+        for number, worker in enumerate(self.processes):
+            if worker.process.is_alive():
+                continue
+            worker.join()
+            if worker.exitcode == STARTUP_FAILURE:
+                self.should_exit.set()
+                return
+            self.processes[number] = Process(self.config, self.sockets)
+            self.processes[number].start()
+
+    def join_all(self) -> None:
+        """Wait for the workers, and kill what goes on after the grace."""
+        grace = self.config.timeout_graceful_shutdown or 0
+        ends = time.monotonic() + grace + END_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(0, ends - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()

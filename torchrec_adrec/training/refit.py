@@ -1,0 +1,63 @@
+"""Trains a stage; a ranker, if its settings say so, once more with the validation rows.
+
+Validation rows are later than all training rows, and so the most like those that will
+be served. A ranker is then fitted twice: on the training rows, judged on the validation
+rows, and anew on both with what the first fit has found. Test rows are in neither.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.distributed.checkpoint import Checkpoint
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.tasks.sharded import METRICS
+from torchrec_adrec.training.first_fit import FirstFit
+from torchrec_adrec.training.trainer import Trainer
+
+FIRST_FIT = "first_fit"  # its folder, inside that of the stage
+
+
+def fit_stage(
+    task: str,
+    config: Config,
+    process: Process,
+    data: Path,
+    folder: Path,
+    towers: Checkpoint | None = None,
+) -> dict[str, Any]:
+    """Train a task to the end, and refit it where `ranking.refit` asks. Collective.
+
+    A run that was interrupted goes on with the fit in which it was.
+
+    Args:
+        task, config, process, data, folder, towers: as of `Trainer`.
+
+    Returns:
+        What `metrics.json` holds of the model that is served.
+
+    Raises:
+        ConfigError: a refit without validation rows.
+    """
+    if task != "ranking" or not config.ranking.refit:
+        return Trainer(task, config, process, data, folder, towers).fit()
+    if not any((data / "valid").glob("part-*.parquet")):
+        raise ConfigError(
+            f"ranking.refit is set, but {data / 'valid'} has no rows that it could add;"
+            " prepare with data.split.valid above 0, or set ranking.refit=false"
+        )
+    first = folder / FIRST_FIT
+    is_finished = (first / METRICS).exists()
+    process.barrier()
+    if not is_finished:
+        if process.is_first:
+            first.mkdir(exist_ok=True)
+        process.barrier()
+        Trainer(task, config, process, data, first, towers).fit()
+        process.barrier()
+    # No row is left to evaluate on while it trains.
+    train = {"evaluate_every": 0, "patience": None}
+    config = config.model_copy(update={"train": config.train.model_copy(update=train)})
+    trainer = Trainer(task, config, process, data, folder, towers, FirstFit.open(first))
+    return trainer.fit()
