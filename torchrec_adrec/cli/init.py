@@ -34,7 +34,7 @@ def init(
     """Look at your own table and propose its configuration, a comment a line.
 
     What it is unsure of stands at the top of the YAML. A file that `adrec prepare`
-    cannot read (semicolons, Latin-1, printed lists, ratings) gets a rewritten copy
+    cannot read (semicolons, Latin-1, printed lists) gets a rewritten copy
     beside the YAML; the file itself stays as it is, and nothing is overwritten.
 
     \b

@@ -52,6 +52,18 @@ def columns(rows: int = ROWS) -> dict[str, Any]:
     }
 
 
+def histories(rows: dict[str, Any]) -> list[list[str]]:
+    """The items that each row's user clicked before it, the latest last."""
+    clicked: dict[int, list[str]] = {}
+    lists = []
+    for user, item, click in zip(*rows.values(), strict=True):
+        taken_before = clicked.setdefault(int(user), [])
+        lists.append(taken_before[-3:])
+        if click:
+            taken_before.append(str(item))
+    return lists
+
+
 def unsure(text: str) -> str:
     """The sentences of doubt at the top of a YAML."""
     return text.partition("# Look at these first:")[2].partition("data:")[0]
@@ -79,14 +91,17 @@ def test_the_shop_of_the_guide(tmp_path: Path) -> None:
 def check_ratings(path: Path) -> None:
     text, data, report = init(path)
     table = data["table"]
-    assert table["labels"]["click"] == {"column": "click"}
+    assert data["raw"] == [str(path)]  # read as it is
+    assert table["labels"]["click"] == {"column": "rating", "at_least": 4.0}
     assert table["labels"]["rating"] == {"kind": "value", "max_value": 5.0}
     assert table["time"] == {"column": "timestamp", "kind": "number"}
     assert "seconds since 1970" in text
     assert (table["user_id"], table["ad_id"]) == ("userId", "movieId")
     assert "rating: 4 or more of 5" in unsure(text)
-    rows = pl.read_csv(data["raw"][0], infer_schema_length=None)
-    assert rows["click"].equals((rows["rating"] >= 4).cast(pl.Int64).alias("click"))
+    rated = pl.read_csv(path, infer_schema_length=None)["rating"]
+    splits = report["splits"].values()
+    clicks = sum(split["rows"] * split["label_rate"]["click"] for split in splits)
+    assert round(clicks) == (rated >= 4).sum()
     assert report["bad_rows"]["count"] == 0
 
 
@@ -173,14 +188,22 @@ def test_semicolons_in_latin_1_with_decimal_commas(tmp_path: Path) -> None:
     assert row["geklickt"] == str(picked["clicked"][61])
 
 
+def test_latin_1_alone_is_rewritten(tmp_path: Path) -> None:
+    lines = ["user,item,clicked,city"]
+    rows = zip(*columns().values(), strict=True)
+    lines += [f"{user},{item},{click},Köln" for user, item, click in rows]
+    (tmp_path / "log.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    text, data, report = init(tmp_path / "log.csv")
+    assert data["raw"] == [str(tmp_path / "my.rewritten.csv")]
+    assert "latin-1 becomes UTF-8" in text and report["bad_rows"]["count"] == 0
+
+
 @pytest.mark.parametrize(
     ("sign", "quote"), [(", ", "'"), (",", '"'), (" ", "")], ids=str
 )
 def test_lists_as_programs_print_them(sign: str, quote: str, tmp_path: Path) -> None:
-    rng, picked = np.random.default_rng(3), columns()
-    lists = [
-        [str(i) for i in rng.integers(15, size=rng.integers(0, 4))] for _ in range(ROWS)
-    ]
+    picked = columns()
+    lists = histories(picked)
     printed = [f"[{sign.join(f'{quote}{i}{quote}' for i in items)}]" for items in lists]
     rows = pl.DataFrame({**picked, "history": printed})
     rows.write_csv(tmp_path / "log.csv")
@@ -194,14 +217,14 @@ def test_lists_as_programs_print_them(sign: str, quote: str, tmp_path: Path) -> 
 
 
 def test_parquet_with_lists_times_and_ids_as_floats(tmp_path: Path) -> None:
-    rng, picked = np.random.default_rng(4), columns()
+    picked = columns()
     times = pl.Series(1_714_000_000_000 + 1000 * np.arange(ROWS))
     rows = pl.DataFrame(
         {
             "user_id": picked["user"].astype(float),
             "item_id": picked["item"],
             "tags": [[f"t{item % 3}"] for item in picked["item"]],
-            "seen": [[int(i)] for i in rng.integers(15, size=ROWS)],
+            "seen": [[int(i) for i in items] for items in histories(picked)],
             "at": times.cast(pl.Datetime("ms")),
             "clicked": picked["clicked"].astype(bool),
         }

@@ -2,5 +2,5 @@
 
 One file a question: how its text is laid out (`text_layout`), what a column holds
 (`forms`, `lists`, `times`), what it is for (`words`, `labels`, `ids`, `sides`,
-`outcomes`), what has to be rewritten (`repairs`), and the YAML (`proposal`).
+`evidence`), what has to be rewritten (`repairs`), and the YAML (`proposal`).
 """

@@ -116,20 +116,15 @@ def _take_flag(draft: Draft, column: str, name: str) -> None:
 
 
 def _take_rating(draft: Draft, column: str) -> None:
-    """Make a 0/1 column of a rating, which stays a second label."""
+    """Make a click of a rating, which stays a second label."""
     numbers = _numbers(draft, column)
     best, least = float(str(numbers.max())), float(str(numbers.min()))
     steps = sorted(numbers.drop_nulls().unique())
     threshold = min(s for s in steps if s >= LIKED * best or s == steps[-1])
-    name = "click" if "click" not in draft.rows.columns else f"{column}_click"
-    change = repairs.at_least(threshold)
-    draft.repairs.append(
-        Repair(column, name, change, f"1 where {column} is at least {threshold:g}")
-    )
     draft.click = (numbers >= threshold).cast(pl.Int8)
     rate = float(str(draft.click.mean()))
-    block = {"column": name}
-    about = f"{column} of at least {threshold:g}; {rate:.1%} are 1"
+    block = {"column": column, "at_least": threshold}
+    about = f"{rate:.1%} are 1"
     draft.labels["click"] = block, about
     draft.unsure.append(
         f"A click is made of {column}: {threshold:g} or more of {best:g}. The model"

@@ -82,18 +82,6 @@ def items(separator: str) -> Callable[[str], str]:
     return change
 
 
-def at_least(threshold: float) -> Callable[[str], str]:
-    """Return a function that makes 1 of this number and all above it, 0 of others."""
-
-    def change(text: str) -> str:
-        try:
-            return str(int(float(text.replace(",", ".")) >= threshold))
-        except ValueError:
-            return ""
-
-    return change
-
-
 def rewrite(sample: Sample, repairs: list[Repair], target: Path) -> None:
     """Write a copy of the whole file that the table adapter reads.
 
