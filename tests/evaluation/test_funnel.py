@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def recommender(run: Path) -> Recommender:
 @pytest.fixture
 def restored(recommender: Recommender) -> Iterator[Recommender]:
     """For tests that change its settings."""
-    before = recommender.settings
+    before = recommender.parts
     yield recommender
-    recommender.settings = before
+    recommender.parts = before
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,8 @@ def test_with_all_ads_as_candidates_only_the_ranker_loses(
     run: Path, restored: Recommender
 ) -> None:
     update = {"candidates": 10_000}
-    restored.settings = restored.settings.model_copy(update=update)
+    settings = restored.settings.model_copy(update=update)
+    restored.parts = replace(restored.parts, settings=settings)
     losses = report_of(judged := opened(run, restored), judged.all(), 0)["losses"]
     for name in ("tower", "truncation", "index"):
         assert losses[name]["mean"] == 0, name

@@ -1,6 +1,7 @@
 """Ads are added, replaced and removed: all of an update is served, or nothing."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def items(served: Recommender, **arguments: Any) -> dict[str, dict[str, Any]]:
     """What is served of every ad, by its name."""
     top = served.retriever.index.count
     settings = served.settings.model_copy(update={"candidates": top})
-    served.settings = settings
+    served.parts = replace(served.parts, settings=settings)
     return {ad["item"]: ad for ad in served.recommend(USER, **arguments).ads.to_dicts()}
 
 
@@ -299,7 +300,7 @@ def test_an_index_that_the_gate_refuses_leaves_the_updates_served(
     update(updater, "new,b1,")
     version = stage_folder(run, "index")
 
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
         raise GateError("too low")
 
     monkeypatch.setattr("torchrec_adrec.export.build_index.tune_and_validate", refuse)

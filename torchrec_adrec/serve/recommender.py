@@ -11,6 +11,7 @@ import torch
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.request import RawUser, raw_user
@@ -57,7 +58,7 @@ class Recommender:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self.parts, self.settings = parts, parts.settings
+        self.parts = parts
         self.encoder, self.retriever = parts.encoder, parts.retriever
         self.scorer, self.crosses = parts.scorer, parts.crosses
         self.engine: Engine | None = None
@@ -97,6 +98,11 @@ class Recommender:
             recommender = cls(parts)
             recommender.speed_up(example_users(folder)[:SAMPLED_USERS])
         return recommender
+
+    @property
+    def settings(self) -> RecommendConfig:
+        """How it recommends."""
+        return self.parts.settings
 
     @property
     def changes(self) -> str:

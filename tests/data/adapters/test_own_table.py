@@ -120,7 +120,7 @@ def test_serving_encodes_as_prepare_did(folder: Path) -> None:
         encoder.encode(raw_user(user, encoder.schema), Side.USER)
         for user in (gap, whole)
     )
-    assert len(users) == 50
+    assert len(users) == 150
     assert all(actual[name][0] == expected[name][0] for name in columns)
 
 
