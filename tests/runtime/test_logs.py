@@ -64,21 +64,22 @@ def test_a_library_warning_is_left_out_by_its_message(
         assert [str(one.message) for one in shown] == ["another"]
 
 
-def test_a_barrier_on_a_gpu_is_told_its_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_barrier_of_gpus_waits_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else torch warns that it takes the device of the current context."""
     calls: list[dict[str, Any]] = []
+    waited: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    for name in ("init_process_group", "barrier"):
+    for name in ("init_process_group", "new_group"):
         monkeypatch.setattr(dist, name, lambda *_, **options: calls.append(options))
+    monkeypatch.setattr(dist, "barrier", waited.append)
     with process_group("cuda") as process:
         assert isinstance(process, Process)
         process.barrier()
     assert calls[0]["device_id"] == torch.device("cuda", 0)
-    assert calls[1]["device_ids"] == [0]
+    assert calls[1]["backend"] == "gloo"
+    assert waited == [process.waiting]
 
 
 @pytest.mark.filterwarnings("default")
