@@ -25,7 +25,8 @@ from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Schema, Side
 # Far inside of a 64-bit integer, and of every transform of a number.
 LARGEST = 1e18
 NUMBER_TEXT = (
-    r"^([+-]?([0-9]{1,18}([.][0-9]{0,18})?|[.][0-9]{1,18})([eE][+-]?[0-9])?)?$"
+    r"^([+-]?([0-9]{1,18}([.][0-9]{0,18})?|[.][0-9]{1,18})"
+    r"([eE]([+]?0{0,9}1?[0-9]|-[0-9]{1,9}))?)?$"
 )
 HEX_TEXT = r"^([0-9a-fA-F]{8})?$"
 LONGEST_DETAIL = 500  # characters of an error's text
