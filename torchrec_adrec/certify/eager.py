@@ -28,6 +28,7 @@ from torchrec_adrec.data.request import RawUser, raw_ads, raw_user
 from torchrec_adrec.distributed.process import Process, process_group, unchanged_process
 from torchrec_adrec.errors import StageError
 from torchrec_adrec.runs.stage_settings import stage_settings
+from torchrec_adrec.runtime.logs import silence_libraries
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.tasks.blend import ALONE, load_blend
 from torchrec_adrec.tasks.calibration import load_calibrations
@@ -105,6 +106,7 @@ def compute(run: Path, pairs: Pairs) -> Computed:
     Raises:
         ManifestError, CheckpointError: a part of the run is damaged.
     """
+    silence_libraries()  # a process of its own has not done so yet
     with process_group("cpu") as process, unchanged_process(process.device):
         torch.set_float32_matmul_precision("highest")
         # Ranks take turns, and as many pairs each: a lookup waits for all of them.
