@@ -28,15 +28,15 @@ def row(name: str, block: str) -> str:
     [
         ("train", "batch_size", ["a whole number from 1", "`1024`", "*all* ranks"]),
         ("Top level", "seed", ["from 0 and below 8,388,608"]),
-        ("train", "patience", ["a whole number from 1 or null", "`null`"]),
+        ("train", "patience", ["a whole number from 1, or null", "`null`"]),
         ("retrieval.optimizer", "tables_lr", ["a number above 0", "`0.02`"]),
         ("ranking.optimizer", "tables_lr", ["`0.05`"]),  # its own default
         ("data.table", "user", ["names, each with a block", "must be given"]),
         ("data.table.user.NAME of kind sequence", "separator", ['`" "`']),
-        ("sharding", "types", ["a list of `table_wise`", "at least one or null"]),
+        ("sharding", "types", ["a list of `table_wise`", "at least one, or null"]),
         ("index", "memory_gib", ["Counts only with `index.kind` auto."]),
         ("ranking.conditional.NAME", "given", ["text", "must be given"]),
-        ("data", "statistics", ["a block or null", "[data.md](data.md)"]),
+        ("data", "statistics", ["a block, or null", "[data.md](data.md)"]),
     ],
 )
 def test_a_row_says_values_default_and_meaning(

@@ -98,7 +98,7 @@ class Blocks:
     def _values(self, node: Node) -> str:
         """Say what a setting may be."""
         if "anyOf" in node:
-            return " or ".join(self._values(part) for part in node["anyOf"])
+            return ", or ".join(self._values(part) for part in node["anyOf"])
         if "enum" in node:
             return ", ".join(f"`{value}`" for value in node["enum"])
         if _models(node):

@@ -90,14 +90,14 @@ def test_a_history_is_what_was_clicked_strictly_before(tmp_path: Path) -> None:
     actual = prepared(tmp_path / "a", rows, TABLE, split={"by": "random"})
     # All items are in the catalog, and min_count is 1, so ids are texts again.
     expected = Counter(
-        (item, click, *seen)
-        for item, click, seen in zip(
+        (item, click, *history)
+        for item, click, history in zip(
             rows["item"], rows["click"], expected_histories(rows, 3), strict=True
         )
     )
     counted = Counter(
-        (item, int(click), *seen)
-        for item, click, seen in actual.select("name", "click", "seen").iter_rows()
+        (item, int(click), *history)
+        for item, click, history in actual.select("name", "click", "seen").iter_rows()
     )
     assert counted.total() == ROWS
     unknown = sum((expected - counted).values())  # items that training never shows
@@ -125,7 +125,7 @@ def test_a_later_click_in_a_history_stops_prepare(
 
 def with_list(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The histories as a column of the data, and the mapping that reads it."""
-    lists = [" ".join(seen) for seen in expected_histories(rows, 3)]
+    lists = [" ".join(history) for history in expected_histories(rows, 3)]
     sequence = {"kind": "sequence", "shares_ids_with": "item", "max_length": 3}
     table = TABLE | {"user": {"uid": "text", "seen": sequence}}
     return rows.with_columns(seen=pl.Series(lists)), table
@@ -146,8 +146,8 @@ def test_one_row_of_a_list_with_the_future_is_named(tmp_path: Path, place: str) 
         new = [item for item in items if item not in earlier]
         if new:
             break
-    seen = pl.when(pl.int_range(pl.len()) == number).then(pl.lit(new[0]))
-    planted = rows.with_columns(seen=seen.otherwise(pl.col("seen")))
+    history = pl.when(pl.int_range(pl.len()) == number).then(pl.lit(new[0]))
+    planted = rows.with_columns(seen=history.otherwise(pl.col("seen")))
     with pytest.raises(DataError) as error:
         prepare_table(tmp_path / "bad", planted, table)
     message = f"bad.csv, good row {number + 1}: seen holds '{new[0]}'"

@@ -194,8 +194,8 @@ class _Draws:
         chunk = ref.load()
         rows = slice(ref.row, ref.row + chunk.num_rows)
         # The first column is the row itself, so that one mask orders all of them.
-        own = np.arange(chunk.num_rows)[:, None] + ref.row
-        donors = np.concatenate([own, self.donors[rows]], axis=1)
+        positive = np.arange(chunk.num_rows)[:, None] + ref.row
+        donors = np.concatenate([positive, self.donors[rows]], axis=1)
         is_drawn = donors != NOT_DRAWN
         origin = np.nonzero(is_drawn)[0]
         is_negative = np.nonzero(is_drawn)[1] > 0
