@@ -96,15 +96,15 @@ def run(
     The same run with another ranker (the stages before it are kept):
       adrec run --out runs/mine ranking.layers=3
     """
-    from torchrec_adrec.pipeline.display import RUN_LOG
-    from torchrec_adrec.pipeline.pipeline import run_pipeline
-
     if demo and config is not None:
         raise ConfigError("--demo has settings of its own: leave --config out")
     if demo:
         out, config = out or DEMO_OUT, DEMO_CONFIG
     if out is None:
         raise ConfigError("--out FOLDER is missing; or run --demo, which needs nothing")
+    from torchrec_adrec.pipeline.display import RUN_LOG
+    from torchrec_adrec.pipeline.pipeline import run_pipeline
+
     with command_in(out, config, overrides) as settings:
         # Not before the folder is held: the log file would be another command's.
         if verbose:

@@ -99,7 +99,7 @@ def log() -> dict[str, object]:
         "clicked": clicked,
         "row": np.arange(ROWS) * 7,
         "version": ["v1"] * ROWS,
-        "zip": [f"0{1000 + u % 9}" for u in user],
+        "area": [f"0{1000 + u}" for u in user],
         "brand": [f"b{i % 7}" for i in item],
         "hour": rng.integers(24, size=ROWS),
         "seconds_on_page": np.where(clicked == 1, rng.random(ROWS), 0),
@@ -120,7 +120,7 @@ def test_roles(log: dict[str, object], tmp_path: Path) -> None:
     assert settings["labels"]["click"] == {"column": "clicked"}
     assert settings["labels"]["purchased"] == {}
     assert settings["labels"]["seconds_on_page"]["kind"] == "value"
-    assert settings["user"] == {"user": "text", "zip": "text", "hour": "text"}
+    assert settings["user"] == {"user": "text", "area": "text", "hour": "text"}
     assert settings["ad"] == {"item": "text", "brand": "text"}
     assert set(settings["ignore"]) == {"row", "version", "next_page"}
 
@@ -142,9 +142,9 @@ def test_a_column_that_tells_the_click_is_no_feature(
 
 def test_hints(log: dict[str, object], tmp_path: Path) -> None:
     pl.DataFrame(log).write_csv(tmp_path / "log.csv")
-    hints = Hints(label="purchased", user="zip", ad="brand")
+    hints = Hints(label="purchased", user="area", ad="brand")
     sample = read_sample(tmp_path / "log.csv")
     text = propose(sample, tmp_path / "my.yaml", hints).yaml
     settings = yaml.safe_load(text)["data"]["table"]
     assert settings["labels"]["click"] == {"column": "purchased"}
-    assert (settings["user_id"], settings["ad_id"]) == ("zip", "brand")
+    assert (settings["user_id"], settings["ad_id"]) == ("area", "brand")
