@@ -13,8 +13,11 @@ from torchrec_adrec.errors import AdRecError, DiskError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EIO)
-# torch.save hides the system's error behind complaints of its own.
-WRITER_FAILED = re.compile(r"unexpected pos \d+ vs|PytorchStreamWriter failed")
+# torch.save and numpy's `tofile`, which `np.save` calls, hide the system's error behind
+# complaints of their own.
+WRITER_FAILED = re.compile(
+    r"unexpected pos \d+ vs|PytorchStreamWriter failed|\d+ requested and \d+ written"
+)
 ADVICE = "what was written whole is kept, and the same command goes on from there"
 
 
@@ -35,7 +38,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turn the errors that follow from a full or forbidden disk into a `DiskError`.
 
     Libraries hide the system's error: the writer of a checkpoint wraps the errors of
-    all ranks, FAISS and polars keep only its text, and torch not even that.
+    all ranks, FAISS and polars keep only its text, torch and numpy not even that.
 
     Args:
         folder: the one that is written to, for errors that name no file.
