@@ -17,7 +17,8 @@ from conftest import criteo_line
 from torchrec_adrec.config.data import DataConfig, MovieLabConfig, SyntheticConfig
 from torchrec_adrec.data.adapters import kuairand_lookups as lookups
 from torchrec_adrec.data.adapters import open_data, table
-from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.bad_rows import BadRows
+from torchrec_adrec.data.dataset import DataSet, check_rows
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.runtime.ranks import SingleProcess
 
@@ -200,6 +201,15 @@ WRITERS: dict[str, Callable[[Path], Raw]] = {
     "table-csv": write_table_csv,
     "table-parquet": write_table_parquet,
 }
+
+
+def read_table(config: DataConfig, bad: BadRows) -> pl.DataFrame:
+    """All rows of your own table, as `prepare` reads and checks them."""
+    data = table.open_data(config)
+    frames = [frame for path in data.files for frame in data.read(path, bad)]
+    for frame in frames:
+        check_rows(frame, data)
+    return pl.concat(frames)
 
 
 def prepare_table(

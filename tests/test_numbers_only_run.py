@@ -1,18 +1,20 @@
 """A run without any table: numbers alone go through every stage and are served."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, on_ranks
 from trained_run import make_stages
 
 from torchrec_adrec.config.data import MovieLabConfig
-from torchrec_adrec.config.run import load_config
+from torchrec_adrec.config.run import EvaluationConfig, load_config
 from torchrec_adrec.data.adapters import movie_lab
 from torchrec_adrec.evaluation.baselines import baselines
+from torchrec_adrec.evaluation.funnel.report import evaluate_funnel
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve.recommender import Recommender
 
@@ -47,6 +49,27 @@ def test_a_user_of_numbers_is_served(lab: Path) -> None:
     ids = [answer.ads["ad_id"].to_list() for answer in (one, other)]
     assert len(ids[0]) == len(set(ids[0])) == 5 and ids[0] != ids[1]
     assert one.ads["click"].is_sorted(descending=True)
+
+
+def test_its_funnel_is_judged_by_clicks(lab: Path) -> None:
+    """There is the p(click) of the rows, and no law for what was not shown."""
+    settings = EvaluationConfig(funnel_users=20)
+    report = evaluate_funnel(lab, Recommender.load(lab), settings, 0)
+    assert report["protocol"]["worth"].startswith("share of the user's clicked ads")
+    assert report["losses"]["total"]["mean"] > 0
+
+
+def test_numbers_alone_are_trained_by_two_ranks(lab: Path, tmp_path: Path) -> None:
+    """TorchRec's pipeline finds no table to exchange; the towers learn all the same."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(lab / "config.yaml", run)
+    shutil.copytree(lab / "data", run / "data")
+    overrides = ("train.epochs=1", "train.evaluate_every=0")
+    done = on_ranks(2, "train", "retrieval", "--out", run, *overrides)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((run / "retrieval/metrics.json").read_text())
+    assert 0.55 < metrics["test"]["click"]["auc"] < 0.85
 
 
 def test_the_law_is_that_of_the_rows(tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ class LabelColumn(_Column):
     existed are equally likely."""
 
     @model_validator(mode="after")
+    def _positives_have_no_column(self) -> Self:
+        # Who names a column means it to count: rows that are none would be positives.
+        ignored = self.model_fields_set & {"column", "at_least"}
+        if self.positives_only and ignored:
+            raise ValueError(
+                "`positives_only` makes every row a positive and reads no column; leave"
+                f" {' and '.join(sorted(ignored))} out, or leave `positives_only` out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _open_kinds_have_a_limit(self) -> Self:
         is_open = LABEL_RULES[self.kind].is_open
         if is_open and self.max_value is None:
@@ -239,6 +250,11 @@ class TableConfig(Settings):
         first, *others = self.labels.values()
         if any(label.positives_only for label in others):
             raise ValueError("`positives_only` is for the first label, the click")
+        if first.positives_only and self.propensity is not None:
+            raise ValueError(
+                "propensity: no policy has shown the ads that `positives_only` draws;"
+                " leave one of them out"
+            )
         histories = {n: f for n, f in self.user.items() if f.kind == "history"}
         if any(f.kind == "history" for f in self.ad.values()):
             raise ValueError("ad: a history is one of the user; put it under `user`")

@@ -30,9 +30,14 @@ def can_be_alone(model: DistributedModelParallel, world_size: int) -> bool:
     """Whether this rank can ask the tables of a model directly.
 
     It can if it is the only one and every collection is whole on it, its kernels in the
-    order of the features: they then take a KJT as it is.
+    order of the features: they then take a KJT as it is. A model of numbers alone has
+    no tables, so nothing to exchange on any number of ranks.
     """
-    return world_size == 1 and all(map(_is_whole, sharded_collections(model)))
+    collections = sharded_collections(model)
+    # TorchRec's pipeline looks for tables by tracing the model, and fails without any.
+    if not collections:
+        return True
+    return world_size == 1 and all(map(_is_whole, collections))
 
 
 def _is_whole(collection: Any) -> bool:

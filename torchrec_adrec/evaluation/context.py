@@ -25,6 +25,7 @@ from torch import Tensor
 from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.exact_search import ad_blocks, search
+from torchrec_adrec.evaluation.shown import shown_rows
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
 MAX_ROWS = 2_000_000  # the latest training rows; each is C entries in memory
@@ -68,7 +69,7 @@ class ImpressionCounts:
         columns = tuple(f.name for f in schema.sparse_of(Side.USER))
         sizes = [f.num_embeddings for f in schema.sparse_of(Side.USER)]
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        train = pl.scan_parquet(data / "train/*.parquet").select(*columns, AD_ID)
+        train = shown_rows(data, schema).select(*columns, AD_ID)
         rows = train.tail(MAX_ROWS).collect()
         ad = np.searchsorted(ids, rows[AD_ID].to_numpy())
         is_local = (ad >= local.start) & (ad < local.stop)

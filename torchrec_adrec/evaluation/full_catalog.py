@@ -26,6 +26,7 @@ from torchrec_adrec.evaluation.exact_search import (
 from torchrec_adrec.evaluation.ranking_metrics import cuts_of
 from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_metrics
 from torchrec_adrec.evaluation.scorers import InnerProduct, by_popularity
+from torchrec_adrec.evaluation.shown import shown_counts
 from torchrec_adrec.schema import AD_ID, Schema
 
 
@@ -105,7 +106,7 @@ def judge(
     """
     catalog = load_catalog(data)
     clicks, total = held_out_clicks(data, schema, len(queries), seed)
-    ids, impressions = (catalog[n].to_numpy() for n in (AD_ID, "impressions"))
+    ids, impressions = catalog[AD_ID].to_numpy(), shown_counts(data, catalog)
     clicked = np.searchsorted(ids, clicks[AD_ID].to_numpy())
     context, settings = _context(data, schema, ids, local, clicks, seed, process)
     scorers: dict[str, BlockScorer] = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from raw_data import read_table as read
 from thread_ranks import assert_same_files, prepare_on
 
 from torchrec_adrec.config.data import DataConfig
@@ -75,14 +76,6 @@ def write(folder: Path, user_lines: list[str], **changes: Any) -> DataConfig:
         "min_count": 2,
     }
     return DataConfig.model_validate(values)
-
-
-def read(config: DataConfig, bad: BadRows) -> pl.DataFrame:
-    data = table.open_data(config)
-    frames = [frame for path in data.files for frame in data.read(path, bad)]
-    for frame in frames:
-        check_rows(frame, data)
-    return pl.concat(frames)
 
 
 def test_rows_get_the_values_of_their_user_and_ad(tmp_path: Path) -> None:
@@ -196,6 +189,16 @@ def test_settings_that_do_not_fit(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         write(tmp_path, users(), **change)
+
+
+def test_a_history_is_made_of_the_log_whatever_a_side_table_holds(
+    tmp_path: Path,
+) -> None:
+    user = TABLE["user"] | {"name": {"of": "item", "length": 5}}
+    data = table.open_data(write(tmp_path, users(), user=user))
+    assert dict(data.histories) == {"name": "item"}
+    frame = next(iter(data.read(data.files[0], BadRows())))
+    check_rows(frame, data)
 
 
 def test_a_changed_side_table_is_another_data_set(tmp_path: Path) -> None:

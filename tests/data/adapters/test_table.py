@@ -13,26 +13,17 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_data import MAPPING, click, table_config
+from raw_data import read_table as read
 
-from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.adapters import delimited, table
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.dataset import check_rows
 from torchrec_adrec.errors import ConfigError, DataError, SchemaError
 from torchrec_adrec.schema import Side
 
 DOC = (REPOSITORY / "docs/own_data.md").read_text()
 NAMES = "clicked,revenue,ts,uid,country,age,seen,ad_id,price"
 GOOD = "1,5,1,u,NL,3,a b,x,2"
-
-
-def read(config: DataConfig, bad: BadRows) -> pl.DataFrame:
-    data = table.open_data(config)
-    frames = [frame for path in data.files for frame in data.read(path, bad)]
-    for frame in frames:
-        check_rows(frame, data)
-    return pl.concat(frames)
 
 
 def block(language: str) -> str:

@@ -115,7 +115,9 @@ def _load(
     features = {
         n: f
         for n, f in of_side.items()
-        if (f.column or n) in columns and (f.column or n) not in (key, id_)
+        if f.kind != "history"  # which is made of the log, whatever the file holds
+        and (f.column or n) in columns
+        and (f.column or n) not in (key, id_)
     }
     if not features:
         raise ConfigError(

@@ -72,12 +72,14 @@ class Drawer:
             # A hash of the row and the draw: no rank needs to know what others drew.
             share = self._uniform(places[open_] * ATTEMPTS + attempt)
             drawn = donor_of[(share * last[of_row]).astype(np.int64)]
-            if self.negatives.by == "uniform":
-                drawn = self._latest_row(drawn, of_row)
             pair = self._pairs(self.rows.users[of_row], self.ads.codes[drawn])
             place = np.minimum(np.searchsorted(pairs, pair), len(pairs) - 1)
             took = (pairs[place] == pair) & (splits[place] <= self.splits[of_row])
             donors[open_[~took]] = drawn[~took]
+        is_drawn = donors != NOT_DRAWN
+        # The row that was drawn may show a price which the ad no longer had. With the
+        # time of the positive it would also pass for the ad's latest one.
+        donors[is_drawn] = self._latest_row(donors[is_drawn], row[is_drawn])
         return donors.reshape(size, count)
 
     def _by_time(self) -> tuple[Int64s, Int64s]:

@@ -44,11 +44,13 @@ class FromLog:
         store: the chunks.
         split: gives each row its split.
         negatives: figures of the drawn negatives, for the report; None: none are.
+        positives: see `statistics.Folds`.
     """
 
     store: ChunkStore
     split: Splitter
     negatives: Figures | None = None
+    positives: Int64s | None = None
 
 
 def make_from_log(
@@ -83,7 +85,8 @@ def make_from_log(
         return FromLog(store, split)
     draws = _Draws.of(data, store, rows, split, seed)
     store = _rewrite(store, ranks, draws.apply)
-    return FromLog(store, ByTable(draws.spread(draws.splits)), draws.figures)
+    origin = draws.origin
+    return FromLog(store, ByTable(draws.splits[origin]), draws.figures, origin)
 
 
 def _rewrite(
@@ -185,9 +188,11 @@ class _Draws:
             "positives_with_fewer": int((drawn < self.donors.shape[1]).sum()),
         }
 
-    def spread(self, per_row: Splits) -> Splits:
-        """Give each positive's value to its negatives too."""
-        return np.repeat(per_row, 1 + (self.donors != NOT_DRAWN).sum(axis=1))
+    @property
+    def origin(self) -> Int64s:
+        """The number of the positive of each row, itself one or a negative of it."""
+        rows = 1 + (self.donors != NOT_DRAWN).sum(axis=1)
+        return np.repeat(np.arange(len(rows)), rows)
 
     def apply(self, ref: ChunkRef) -> Chunk:
         """Put the negatives of each row behind it."""

@@ -104,7 +104,8 @@ def prepare(
     encoder, keys, combinations = _fit(config, data, store, split, ranks)
     chosen = ChosenPairs()
     if config.statistics is not None and keys is not None:
-        rows = TrainingRows(store, split, Folds(config.statistics.folds, seed))
+        folds = Folds(config.statistics.folds, seed, from_log.positives)
+        rows = TrainingRows(store, split, folds)
         train_rows = int(combinations[COUNTED[0]].sum())
         encoder, chosen = add_statistics(
             encoder, keys, config.statistics, rows, train_rows, ranks
@@ -120,7 +121,7 @@ def prepare(
             log.warning("%s", varying.line)
         check_sizes(config.split, tally.sizes())
         encoder = _with_label_means(encoder, tally)
-        joined = joined_ids(_training_rows(store, split), data.schema)
+        joined = joined_ids(_training_rows(data, store, split), data.schema)
         findings = Findings(pairs, held, joined, varying, repeats)
         report: dict[str, Any] = {
             "raw": [str(path) for path in data.files],
@@ -149,19 +150,29 @@ def _check_bad_rows(store: ChunkStore, config: DataConfig) -> None:
     store.bad.warn()
 
 
-def _training_rows(store: ChunkStore, split: Splitter) -> Iterator[tuple[Chunk, Bools]]:
-    """Yield every chunk with the mask of its training rows."""
+def _training_rows(
+    data: DataSet, store: ChunkStore, split: Splitter
+) -> Iterator[tuple[Chunk, Bools]]:
+    """Yield every chunk with the mask of its training rows that the log holds.
+
+    Drawn negatives are none of them: a user's column that gives the ad of its row away
+    does not give theirs away, and would look harmless beside four of them.
+    """
+    click = data.schema.labels[0].name
     for ref in store.chunks:
         chunk = ref.load()
-        yield chunk, split.assign(chunk, ref) == TRAIN
+        rows = split.assign(chunk, ref) == TRAIN
+        if data.negatives is not None:
+            rows &= chunk.labels[click] == 1
+        yield chunk, rows
 
 
 def _leaks(
     config: DataConfig, data: DataSet, store: ChunkStore, split: Splitter
 ) -> tuple[list[Dependency], list[HeldAd]]:
     """Measure how far the user's columns give the ad away, and refuse what leaks."""
-    pairs = dependencies(_training_rows(store, split), data.schema)
-    held = held_ads(_training_rows(store, split), data.schema)
+    pairs = dependencies(_training_rows(data, store, split), data.schema)
+    held = held_ads(_training_rows(data, store, split), data.schema)
     if not config.allow_leaky_sides:
         refuse_held_ads(held)
         refuse_leaky_sides(pairs, data.sides)

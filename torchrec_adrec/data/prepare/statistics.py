@@ -45,10 +45,15 @@ class Folds:
     Attributes:
         count: the number of folds.
         seed: of the run.
+        positives: (N,) of all rows the number of the positive that a drawn negative
+            stands behind, which has the same fold. Every user has as many negatives for
+            each positive, so a fold with one of them alone would tell which it is.
+            None: no negatives are drawn.
     """
 
     count: int
     seed: int
+    positives: Int64s | None = None
 
     def of(self, first_row: int, train: Bools) -> Int64s:
         """Return the folds of consecutive rows, (B,); `NO_FOLD` outside of training.
@@ -57,7 +62,9 @@ class Folds:
             first_row: the number of the first row among the good rows of all files.
             train: (B,) which rows are trained on.
         """
-        rows = np.arange(first_row, first_row + len(train), dtype=np.uint64)
+        rows = np.arange(first_row, first_row + len(train))
+        if self.positives is not None:
+            rows = self.positives[first_row : first_row + len(train)]
         hashed = salted_hash(rows, salt(f"fold {self.seed}"))
         folds = (hashed % np.uint64(self.count)).astype(np.int64)
         return np.where(train, folds, NO_FOLD)

@@ -17,11 +17,11 @@ import torch
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s
 from torchrec_adrec.config.objectives import Conditional
+from torchrec_adrec.data.adapters import synthetic
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.held_out_users import OF_ALL, OF_CLICKED
 from torchrec_adrec.errors import DataError, ManifestError
-from torchrec_adrec.evaluation.baselines import TRUTH
 from torchrec_adrec.evaluation.funnel.figures import Truth
 from torchrec_adrec.evaluation.funnel.losses import (
     Reached,
@@ -42,6 +42,7 @@ from torchrec_adrec.evaluation.funnel.names import (
 from torchrec_adrec.evaluation.funnel.requests import Requests
 from torchrec_adrec.evaluation.funnel.rivals import ItemItem, most_shown
 from torchrec_adrec.evaluation.funnel.worth import LoggedWorth, TrueWorth, Worth
+from torchrec_adrec.evaluation.shown import shown_counts
 from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.manifest import load_vectors
 from torchrec_adrec.schema import AD_ID, SCORE, Side
@@ -181,7 +182,7 @@ def open_judge(
     """
     data, encoder = run / "data", recommender.encoder
     catalog = load_catalog(data)
-    ids, impressions = (catalog[n].to_numpy() for n in (AD_ID, "impressions"))
+    ids, impressions = catalog[AD_ID].to_numpy(), shown_counts(data, catalog)
     is_known = has_truth(data)
     kind = OF_ALL if is_known else OF_CLICKED
     requests = Requests.draw(data, encoder, users, seed, kind)
@@ -211,9 +212,14 @@ def open_judge(
 
 
 def has_truth(data: Path) -> bool:
-    """Tell whether a prepared data set is a known world whose test rows are last."""
+    """Tell whether a prepared data set is a known world whose test rows are last.
+
+    Its law must be there to judge ads that were not shown: rows with their p(click)
+    alone, as those of the movie lab, are judged by their clicks.
+    """
     split_by = json.loads((data / "report.json").read_text())["split_by"]
-    return (data / TRUTH).exists() and split_by == "time"
+    law = data / synthetic.TRUTH / synthetic.WORLD
+    return law.exists() and split_by == "time"
 
 
 @torch.inference_mode()
