@@ -19,15 +19,17 @@ from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve.recommender import Recommender
 
 SIZES = "data.movie_lab={rows: 6000, users: 200, movies: 100}"
+STEPS = (
+    *("train.batch_size=256", "train.epochs=2", "train.evaluate_every=18"),
+    *("recommend.candidates=40", "train.checkpoint_every=18"),
+)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped config, with fewer rows and steps."""
     out = tmp_path_factory.mktemp("lab") / "run"
-    steps = ["train.batch_size=256", "train.epochs=2", "train.evaluate_every=18"]
-    steps += ["recommend.candidates=40", "train.checkpoint_every=18"]
-    config = load_config(REPOSITORY / "configs/movie_lab.yaml", [SIZES, *steps])
+    config = load_config(REPOSITORY / "configs/movie_lab.yaml", [SIZES, *STEPS])
     make_stages(out, config)
     return out
 
@@ -63,13 +65,12 @@ def test_numbers_alone_are_trained_by_two_ranks(lab: Path, tmp_path: Path) -> No
     """TorchRec's pipeline finds no table to exchange; the towers learn all the same."""
     run = tmp_path / "run"
     run.mkdir()
-    shutil.copy(lab / "config.yaml", run)
     shutil.copytree(lab / "data", run / "data")
-    overrides = ("train.epochs=1", "train.evaluate_every=0")
-    done = on_ranks(2, "train", "retrieval", "--out", run, *overrides)
+    shipped = ("--config", REPOSITORY / "configs/movie_lab.yaml", SIZES, *STEPS)
+    done = on_ranks(2, "train", "retrieval", "--out", run, *shipped)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((run / "retrieval/metrics.json").read_text())
-    assert 0.55 < metrics["test"]["click"]["auc"] < 0.85
+    assert 0.6 < metrics["test"]["click"]["auc"] < 0.85
 
 
 def test_the_law_is_that_of_the_rows(tmp_path: Path) -> None:

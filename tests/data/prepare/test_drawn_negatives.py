@@ -76,9 +76,8 @@ def test_an_ad_is_drawn_from_its_first_time_on_as_it_was_then(
         assert prices[price] == of_item.sort("ts")["price"][-1]
     catalog = pl.read_parquet(tmp_path / "a/catalog.parquet")
     latest = rows.sort("ts").group_by("item").agg(pl.col("price").last())
-    assert sorted(catalog["raw_item", "raw_price"].rows()) == sorted(
-        latest.with_columns(pl.col("price").cast(pl.String)).rows()
-    )
+    served = catalog.select("raw_item", pl.col("raw_price").cast(pl.Float64))
+    assert dict(served.iter_rows()) == dict(latest.iter_rows())
 
 
 @pytest.mark.parametrize("by", ["popularity", "uniform"])
@@ -146,7 +145,7 @@ def test_a_drawn_negative_is_in_the_fold_of_its_positive(tmp_path: Path) -> None
     seen = group.agg(pl.col("uid.click.1", "uid.click.count").n_unique(), n=pl.len())
     assert (seen["n"] == 4).mean() > 0.9
     assert (seen["uid.click.1"] == 1).all() and (seen["uid.click.count"] == 1).all()
-    assert train["uid.click.count"].n_unique() > 30  # folds do differ
+    assert train["uid.click.count"].n_unique() > 10  # folds do differ
 
 
 def test_a_leak_is_seen_beside_drawn_negatives(tmp_path: Path) -> None:
