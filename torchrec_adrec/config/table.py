@@ -72,6 +72,16 @@ class HistoryColumn(Settings):
     def column(self) -> None:
         """Its name in the file: there is none."""
 
+    @property
+    def max_length(self) -> int:
+        """`length`, by the name that a sequence of the file has for it."""
+        return self.length
+
+    @property
+    def shares_ids_with(self) -> str:
+        """`of`, likewise."""
+        return self.of
+
 
 class LabelColumn(_Column):
     """An outcome; a missing value was not observed (the first label must always be)."""

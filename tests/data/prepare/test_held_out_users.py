@@ -22,7 +22,7 @@ from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.data.request import raw_users
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.ranks import SingleProcess
-from torchrec_adrec.schema import PROPENSITY, USER_KEY, Side
+from torchrec_adrec.schema import AD_ID, PROPENSITY, USER_KEY, Side
 
 ROWS = 900
 TABLE: dict[str, Any] = {
@@ -95,9 +95,16 @@ def test_each_draw_holds_whom_it_should(data: Path) -> None:
 
 def test_propensities_are_those_of_the_rows(data: Path) -> None:
     raw = raw_rows().sort("ts")
-    test = pl.read_parquet(data / "test/*.parquet")
-    assert sorted(test[PROPENSITY]) == pytest.approx(sorted(raw["p"][-90:]))
-    assert PROPENSITY not in pl.read_parquet(data / "catalog.parquet").columns
+    test = pl.read_parquet(data / "test/*.parquet").with_columns(
+        pl.col("click").cast(pl.Int64)
+    )
+    catalog = pl.read_parquet(data / "catalog.parquet")
+    shown = test.join(catalog, on=AD_ID)
+    rows = raw[-90:].select("p", "creative", "click").sort("p")
+    assert shown.select(PROPENSITY, "raw_creative", "click").sort(PROPENSITY).rows() == (
+        rows.rows()
+    )
+    assert PROPENSITY not in catalog.columns
 
 
 def test_what_is_no_propensity_is_a_bad_row(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from click_log import ROWS, TABLE, log, prepared
+from click_log import ROWS, TABLE, config_of, decoded, log, prepared
 from conftest import REPOSITORY
 from raw_data import prepare_table
 from thread_ranks import prepare_on
@@ -31,8 +31,12 @@ def expected_histories(rows: pl.DataFrame, length: int) -> Iterator[list[str]]:
 
 
 def test_a_history_is_what_was_clicked_strictly_before(tmp_path: Path) -> None:
+    """In whichever of three files, none of them in time order, the click stands."""
     rows = log()
-    actual = prepared(tmp_path / "a", rows, TABLE, split={"by": "random"})
+    for i in range(3):
+        rows[i * 200 : (i + 1) * 200].write_csv(tmp_path / f"part_{i}.csv")
+    config = config_of(tmp_path, TABLE, split={"by": "random"}, min_count=1)
+    actual = decoded(prepare_on(2, config, tmp_path / "a"))
     # All items are in the catalog, and min_count is 1, so ids are texts again.
     expected = Counter(
         (item, click, *history)

@@ -63,6 +63,35 @@ class Adapter(Protocol):
 
 
 @dataclass(frozen=True)
+class MadeHere:
+    """The adapter of a data set that `prepare` makes and then reads.
+
+    Attributes:
+        write: writes the rows of a config and a seed into a folder.
+        open_rows: opens what it wrote.
+    """
+
+    write: Callable[[DataConfig, int, Path], None]
+    open_rows: Callable[[DataConfig, Path], DataSet]
+
+    @property
+    def needs_raw(self) -> bool:
+        """Never: config and seed say all of it."""
+        return False
+
+    def files_read(self, config: DataConfig) -> tuple[Path, ...]:
+        """No files."""
+        return ()
+
+    def open_data(self, config: DataConfig, workspace: Workspace) -> DataSet:
+        """Write the rows on the first rank, then open them on all of them."""
+        if workspace.ranks.is_first:
+            self.write(config, workspace.seed, workspace.folder)
+        workspace.ranks.barrier()
+        return self.open_rows(config, workspace.folder)
+
+
+@dataclass(frozen=True)
 class RawFiles:
     """The adapter of a data set that is read from the files of `data.raw`.
 

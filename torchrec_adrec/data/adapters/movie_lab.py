@@ -8,7 +8,6 @@ without any table can come near it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import polars as pl
 
 from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.config.data import DataConfig, MovieLabConfig
-from torchrec_adrec.data.adapters.adapter import Adapter, Workspace
+from torchrec_adrec.data.adapters.adapter import Adapter, MadeHere
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.schema import DenseFeature, Label, Schema, Side
@@ -85,28 +84,18 @@ def schema() -> Schema:
     )
 
 
-@dataclass(frozen=True)
-class MovieLab:
-    """The adapter: the first rank writes the rows, and all of them read them."""
+def open_data(config: DataConfig, folder: Path) -> DataSet:
+    """Open what `write` wrote to a folder."""
+    size = (config.chunk_megabytes << 20) // (8 * 32)
 
-    needs_raw: bool = False
+    def read(path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
+        yield from pl.read_parquet(path).iter_slices(size)
 
-    def files_read(self, config: DataConfig) -> tuple[Path, ...]:
-        """No files: config and seed say all of it."""
-        return ()
-
-    def open_data(self, config: DataConfig, workspace: Workspace) -> DataSet:
-        """Write the rows on the first rank, then open them on all of them."""
-        if workspace.ranks.is_first:
-            write(config.movie_lab, workspace.seed, workspace.folder)
-        workspace.ranks.barrier()
-        size = (config.chunk_megabytes << 20) // (8 * 32)
-
-        def read(path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
-            rows = pl.read_parquet(path)
-            yield from rows.iter_slices(size)
-
-        return DataSet(schema(), (workspace.folder / ROWS,), read, user=USER)
+    return DataSet(schema(), (folder / ROWS,), read, user=USER)
 
 
-ADAPTER: Adapter = MovieLab()
+def _write(config: DataConfig, seed: int, folder: Path) -> None:
+    write(config.movie_lab, seed, folder)
+
+
+ADAPTER: Adapter = MadeHere(_write, open_data)

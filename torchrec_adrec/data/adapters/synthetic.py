@@ -10,7 +10,6 @@ truth/
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.config.data import DataConfig, SyntheticConfig
 from torchrec_adrec.data.adapters import criteo
-from torchrec_adrec.data.adapters.adapter import Adapter, Workspace
+from torchrec_adrec.data.adapters.adapter import Adapter, MadeHere
 from torchrec_adrec.data.adapters.criteo import COLUMNS, HASHES, INTEGERS, LABEL
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet
@@ -158,26 +157,11 @@ def open_data(config: DataConfig, folder: Path) -> DataSet:
     return DataSet(schema, (tsv,), read, user=USER, unknown_users=True)
 
 
-@dataclass(frozen=True)
-class MadeHere:
-    """The adapter of a data set that `prepare` makes and then reads."""
-
-    needs_raw: bool = False
-
-    def files_read(self, config: DataConfig) -> tuple[Path, ...]:
-        """No files: config and seed say all of it."""
-        return ()
-
-    def open_data(self, config: DataConfig, workspace: Workspace) -> DataSet:
-        """Write the log on the first rank, then open it on all of them."""
-        if workspace.ranks.is_first:
-            rows, truth = workspace.folder / TSV, workspace.folder / TRUTH
-            write(config.synthetic, workspace.seed, rows, truth)
-        workspace.ranks.barrier()
-        return open_data(config, workspace.folder)
+def _write(config: DataConfig, seed: int, folder: Path) -> None:
+    write(config.synthetic, seed, folder / TSV, folder / TRUTH)
 
 
-ADAPTER: Adapter = MadeHere()
+ADAPTER: Adapter = MadeHere(_write, open_data)
 
 
 def read_world(truth: Path) -> World:

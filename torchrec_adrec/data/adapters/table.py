@@ -138,15 +138,7 @@ def _label(name: str, column: LabelColumn) -> Label:
 def _features(
     name: str, side: Side, column: FeatureColumn
 ) -> Iterator[DenseFeature | SparseFeature | SequenceFeature]:
-    if isinstance(column, HistoryColumn):
-        yield SequenceFeature(
-            name=name,
-            side=side,
-            source=name,
-            max_length=column.length,
-            shares_ids_with=column.of,
-        )
-    elif isinstance(column, SequenceColumn):
+    if isinstance(column, HistoryColumn | SequenceColumn):
         yield SequenceFeature(
             name=name,
             side=side,

@@ -22,7 +22,7 @@ counts as files in the folder, so the output does not depend on the number of ra
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
 from torchrec_adrec.data.prepare.fitted import write_fitted
-from torchrec_adrec.data.prepare.from_log import make_from_log
+from torchrec_adrec.data.prepare.from_log import FromLog, make_from_log
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
 from torchrec_adrec.data.prepare.held_out_users import write_held_out_users
 from torchrec_adrec.data.prepare.leaks import (
@@ -101,16 +101,8 @@ def prepare(
     from_log = make_from_log(config, data, store, seed, ranks)
     store, split = from_log.store, from_log.split
     pairs, held = _leaks(config, data, store, split)
-    encoder, keys, combinations = _fit(config, data, store, split, ranks)
-    chosen = ChosenPairs()
-    if config.statistics is not None and keys is not None:
-        folds = Folds(config.statistics.folds, seed, from_log.positives)
-        rows = TrainingRows(store, split, folds)
-        train_rows = int(combinations[COUNTED[0]].sum())
-        encoder, chosen = add_statistics(
-            encoder, keys, config.statistics, rows, train_rows, ranks
-        )
-    ads, varying = _catalog(combinations, data, config)
+    fitted = _fit(config, data, from_log, seed, ranks)
+    encoder, ads, varying = fitted.encoder, fitted.ads, fitted.varying
     not_compared = data.not_compared(config.split.by)
     writer = SplitWriter(data, encoder, ads, store, split, out, not_compared)
     writer.write(ranks)
@@ -130,7 +122,9 @@ def prepare(
             "negatives": from_log.negatives,
         } | report_figures(store, encoder, ads, tally, findings)
         if encoder.statistics is not None:
-            report["statistics"] = statistics_figures(encoder.schema, out, chosen)
+            report["statistics"] = statistics_figures(
+                encoder.schema, out, fitted.chosen
+            )
         check_learnable(report, data.schema)
         for line in odd_lines(report):
             log.warning("%s", line)
@@ -179,6 +173,40 @@ def _leaks(
     return pairs, held
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """What the training rows decide.
+
+    Attributes:
+        encoder: of all columns.
+        ads: the catalog, raw.
+        varying: how the values of its ads vary; None: not at all.
+        chosen: the pairs of columns with statistics.
+    """
+
+    encoder: Encoder
+    ads: pl.DataFrame
+    varying: Varying | None
+    chosen: ChosenPairs
+
+
+def _fit(
+    config: DataConfig, data: DataSet, from_log: FromLog, seed: int, ranks: Ranks
+) -> _Fitted:
+    """Fit everything that is fitted, on the training rows alone."""
+    store, split = from_log.store, from_log.split
+    encoder, keys, combinations = _fit_encoder(config, data, store, split, ranks)
+    chosen = ChosenPairs()
+    if config.statistics is not None and keys is not None:
+        folds = Folds(config.statistics.folds, seed, from_log.positives)
+        rows = TrainingRows(store, split, folds)
+        train_rows = int(combinations[COUNTED[0]].sum())
+        encoder, chosen = add_statistics(
+            encoder, keys, config.statistics, rows, train_rows, ranks
+        )
+    return _Fitted(encoder, *_catalog(combinations, data, config), chosen)
+
+
 def _catalog(
     combinations: pl.DataFrame, data: DataSet, config: DataConfig
 ) -> tuple[pl.DataFrame, Varying | None]:
@@ -193,7 +221,7 @@ def _catalog(
     return ads, varying
 
 
-def _fit(
+def _fit_encoder(
     config: DataConfig, data: DataSet, store: ChunkStore, split: Splitter, ranks: Ranks
 ) -> tuple[Encoder, ValueKeys | None, pl.DataFrame]:
     """Count this rank's rows, then fit on the counts of all ranks.
