@@ -157,9 +157,13 @@ def test_a_drawn_negative_is_in_the_fold_of_its_positive(tmp_path: Path) -> None
     rows = prepared(tmp_path / "a", positives(), POSITIVES, statistics=statistics)
     train = rows.filter(pl.col("split") == "train")
     group = train.with_columns(group=(pl.col("click") == 1).cum_sum()).group_by("group")
-    seen = group.agg(pl.col("uid.click.1", "uid.click.count").n_unique(), n=pl.len())
-    assert (seen["n"] == 4).sum() > 0.9 * len(seen)
-    assert (seen["uid.click.1"] == 1).all() and (seen["uid.click.count"] == 1).all()
+    of_group = group.agg(
+        pl.col("uid.click.1", "uid.click.count").n_unique(), n=pl.len()
+    )
+    assert (of_group["n"] == 4).sum() > 0.9 * len(of_group)
+    assert (of_group["uid.click.1"] == 1).all() and (
+        of_group["uid.click.count"] == 1
+    ).all()
     assert train["uid.click.count"].n_unique() > 10  # folds do differ
 
 

@@ -101,9 +101,9 @@ def test_propensities_are_those_of_the_rows(data: Path) -> None:
     catalog = pl.read_parquet(data / "catalog.parquet")
     shown = test.join(catalog, on=AD_ID)
     rows = raw[-90:].select("p", "creative", "click").sort("p")
-    assert shown.select(PROPENSITY, "raw_creative", "click").sort(PROPENSITY).rows() == (
-        rows.rows()
-    )
+    assert shown.select(PROPENSITY, "raw_creative", "click").sort(
+        PROPENSITY
+    ).rows() == (rows.rows())
     assert PROPENSITY not in catalog.columns
 
 
