@@ -79,13 +79,14 @@ def test_evaluate_prints_the_test_figures_of_the_refit(
 
 def test_rows_that_it_has_seen_judge_nothing(refitted: Path, process: Process) -> None:
     config = load_config(refitted / "ranking" / CONFIG)
-    judged = {"ranking": ("train", "valid"), "retrieval": ("train",)}
-    for task, seen in judged.items():
+    trained_on = {"ranking": ("train", "valid"), "retrieval": ("train",)}
+    for task, splits in trained_on.items():
         evaluator, model, _ = open_evaluator(task, refitted, config, process)
-        assert evaluator.trained_on == seen
-        assert evaluator.has("valid") == ("valid" not in seen) and evaluator.has("test")
-        with pytest.raises(AssertionError, match=f"seen the rows of {seen[-1]}"):
-            evaluator.logits(model, seen[-1])
+        assert evaluator.trained_on == splits
+        assert evaluator.has("test")
+        assert evaluator.has("valid") == ("valid" not in splits)
+        with pytest.raises(AssertionError, match=f"seen the rows of {splits[-1]}"):
+            evaluator.logits(model, splits[-1])
 
 
 def test_the_ledger_has_every_row_of_both_splits(refitted: Path) -> None:

@@ -1,8 +1,9 @@
 """Trains a stage; a ranker, if its settings say so, once more with the validation rows.
 
-Validation rows are later than all training rows, and so the most like those that will
-be served. A ranker is then fitted twice: on the training rows, judged on the validation
-rows, and anew on both with what the first fit has found. Test rows are in neither.
+In a split by time the validation rows are later than all training rows, and so the most
+like those that will be served. A ranker is then fitted twice: on the training rows,
+judged on the validation rows, and anew on both with what the first fit has found. Test
+rows are in neither.
 """
 
 from pathlib import Path
