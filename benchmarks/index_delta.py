@@ -32,39 +32,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from named_run import BRANDS, K, make_run
+from served_now import ASKED, Served
 from server_process import Connection, percentiles, serving
-from some_stages import run_stages
 from timing import keep_result
 
-from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.export.ad_file import AdIds, AdRows
 from torchrec_adrec.export.update import Updater
-from torchrec_adrec.index.exported import Exported
-from torchrec_adrec.index.manifest import load_vectors
 from torchrec_adrec.runs.ad_changes import changes_name
-from torchrec_adrec.serve.recommender import Recommender
 
-ADS, USERS, ROWS, BRANDS, K = 30_000, 2_000, 90_000, 60, 500
-ASKED, MEASURED = 300, 200  # users who ask, and whose recall is measured
 LATE, RECALL_SECONDS, LONGEST = 1.0, 30, 30.0
-TABLE: dict[str, Any] = {
-    "labels": {"click": {}},
-    "user": {"user": "text", "taste": "text"},
-    "ad": {"item": "text", "brand": "text", "price": "number"},
-    "ad_id": "item",
-}
-SETTINGS = (
-    "data.adapter=table",
-    f"data.table={TABLE}",
-    "device=cpu",
-    "train={epochs: 1, dead_model: warn}",
-    "retrieval={embedding_dim: 16, hidden: [32], output_dim: 32}",
-    "ranking={model: dnn, embedding_dim: 8, hidden: [16], blend: none}",
-    "ranking.tables=scratch",
-    "index={kind: ivf_flat, shards: 1}",
-    f"recommend.candidates={K}",
-    "evaluation.queries=500",
-)
 
 
 def main() -> None:
@@ -85,30 +62,6 @@ def main() -> None:
             figures = asyncio.run(trial.run_for(args.minutes * 60, args))
             figures["compaction"] = trial.compacted()
     keep_result("index_delta", figures)
-
-
-def make_run(run: Path) -> None:
-    """Make all stages that serving needs, if they are not there."""
-    run.parent.mkdir(parents=True, exist_ok=True)
-    rows = run.with_name("rows.parquet")
-    if not rows.exists():
-        draw = np.random.default_rng(0)
-        # Every ad is in the rows, so that the catalog holds all of them.
-        item = np.concatenate([np.arange(ADS), draw.integers(ADS, size=ROWS - ADS)])
-        item, user = draw.permutation(item), draw.integers(USERS, size=ROWS)
-        likes = 0.5 * (item % BRANDS % 12 == user % 12)
-        columns = {
-            "click": (draw.random(ROWS) < 0.05 + likes).astype(np.int64),
-            "user": [f"u{x}" for x in user],
-            "taste": [f"t{x % 12}" for x in user],
-            "item": [f"a{x}" for x in item],
-            "brand": [f"b{x % BRANDS}" for x in item],
-            "price": (item % 50) * 1.5,
-        }
-        pl.DataFrame(columns).write_parquet(rows)
-    overrides = [*SETTINGS, f"data.raw=[{rows.resolve()}]"]
-    names = ("data", "retrieval", "export", "index", "ranking")
-    run_stages(None, overrides, run, "1x1", *names)
 
 
 @dataclass
@@ -132,25 +85,15 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.updater = Updater(self.run)
-        self.served = Recommender.load(self.run)
-        self.users = [{"user": f"u{x}", "taste": f"t{x % 12}"} for x in range(ASKED)]
-        self.vectors = np.concatenate([self._vector(user) for user in self.users])
-        self.held_out = load_vectors(self.run / "export", "queries.parquet")[1]
-        self.held_out = self.held_out[:MEASURED]
-        self.exported = Exported(*load_vectors(self.run / "export"))
+        self.served = Served(self.run)
         self.rng = np.random.default_rng(1)
-        self.left = self.rng.permutation(self.exported.ids)
+        self.left = self.rng.permutation(self.served.exported.ids)
         self.names = dict(self.updater.ads.catalog.select("ad_id", "raw_item").rows())
         self.ends = 0.0
 
-    def _vector(self, user: Any) -> Float32s:
-        tower = self.served.retriever.tower
-        vector: Float32s = tower(self.served.user_input(user)).detach().numpy()
-        return vector
-
     async def run_for(self, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
         """Update and ask for so long; return what was measured."""
-        recalls = [self.recall()]
+        recalls = [self.served.recall()]
         self.ends = time.monotonic() + seconds
         load = os.getloadavg()[0]
         async with asyncio.TaskGroup() as group:
@@ -199,20 +142,18 @@ class Trial:
         published = time.perf_counter()
         self.apply.append(published - began)
         self.removed[str(removed)] = int(changes_name(self.run)[:6]), published
-        self.served = await asyncio.to_thread(self.served.refreshed, self.run)
+        await asyncio.to_thread(self.served.refresh)
         await self._find(f"new{number}", published)
 
     def _like_the_best(self, name: str) -> str:
         """Return the row of an ad with brand and price of the best one of a user."""
-        user = self.vectors[self.rng.integers(ASKED)]
-        best = self.exported.ids[(self.exported.vectors @ user).argmax()]
+        best = self.served.best_of(int(self.rng.integers(ASKED)))
         rows = self.updater.ads.catalog.filter(pl.col("ad_id") == best)
         return f"{name},{rows['raw_brand'][0]},{rows['raw_price'][0]}"
 
     async def _find(self, item: str, published: float) -> None:
-        shown = self.served.scorer.shown.filter(pl.col("item") == item)
-        ad = int(shown["ad_id"][0])
-        user = self._user_for(ad)
+        ad = self.served.ad_of(item)
+        user = self.served.user_for(ad)
         if user is None:
             self.counts["new ads of no user's best"] += 1
             return
@@ -228,28 +169,20 @@ class Trial:
                 break
         await connection.close()
 
-    def _user_for(self, ad: int) -> int | None:
-        """Return the user among whose best candidates the ad stands highest."""
-        ids, vectors = self.now()
-        mine = vectors[np.searchsorted(ids, ad)]
-        above = (self.vectors @ vectors.T > (self.vectors @ mine)[:, None]).sum(axis=1)
-        # Not at the end of the list, where lists that are not read may hold others.
-        return int(above.argmin()) if above.min() < 0.8 * K else None
-
     async def _ask(self, rate: float) -> None:
         connection, number, begin = Connection(self.port), 0, time.monotonic()
         while time.monotonic() < self.ends:
             await asyncio.sleep(max(0, begin + number / rate - time.monotonic()))
             number += 1
             began = time.perf_counter()
-            await self._answer(connection, number % len(self.users))
+            await self._answer(connection, number % ASKED)
             self.seconds.append(time.perf_counter() - began)
         await connection.close()
 
     async def _answer(self, connection: Connection, user: int) -> tuple[list[str], str]:
         """Ask for all candidates of a user, and check what must never be in them."""
         began = time.perf_counter()
-        body = json.dumps({"user": self.users[user], "top": K}).encode()
+        body = json.dumps({"user": self.served.users[user], "top": K}).encode()
         status, text = await connection.post(body)
         self.counts[str(status)] += 1
         if status != 200:
@@ -271,31 +204,7 @@ class Trial:
         while time.monotonic() < self.ends:
             left = self.ends - time.monotonic()
             await asyncio.sleep(max(0.0, min(RECALL_SECONDS, left)))
-            recalls.append(await asyncio.to_thread(self.recall))
-
-    def recall(self) -> float:
-        """Measure the recall of the index with the changes, on held-out users."""
-        index = self.served.retriever.index
-        ids, vectors = self.now()
-        exact = Exported(ids, vectors)
-        answer, _ = index.search(self.held_out, K)
-        known = np.isin(answer, ids)  # an update may have been published meanwhile
-        answer[~known] = ids[0]
-        products = exact.products(self.held_out, answer)
-        products[~known] = -np.inf
-        top = exact.exact_top(self.held_out, K)
-        return round(float(exact.hits(top, products).mean()), 5)
-
-    def now(self) -> tuple[Int64s, Float32s]:
-        """Return ids and vectors of all ads that there are, by rising id."""
-        changes = getattr(self.served.retriever.index, "changes", None)
-        if changes is None:
-            return self.exported.ids, self.exported.vectors
-        kept = ~np.isin(self.exported.ids, changes.touched)
-        ids = np.concatenate([self.exported.ids[kept], changes.ids])
-        vectors = np.concatenate([self.exported.vectors[kept], changes.vectors])
-        order = np.argsort(ids)
-        return ids[order], vectors[order]
+            recalls.append(await asyncio.to_thread(self.served.recall))
 
     def compacted(self) -> dict[str, Any]:
         """Build the changes in, and measure the recall again."""
@@ -303,12 +212,12 @@ class Trial:
         command = [sys.executable, "-m", "torchrec_adrec", "index", "compact"]
         subprocess.run([*command, "--out", str(self.run)], check=True)
         seconds = time.perf_counter() - began
-        self.served = Recommender.load(self.run)
-        changed = getattr(self.served.retriever.index, "changed_share", None)
+        self.served = Served(self.run)
+        index = self.served.recommender.retriever.index
         return {
             "seconds": round(seconds, 1),
-            "recall": self.recall(),
-            "changed_share": changed,
+            "recall": self.served.recall(),
+            "changed_share": getattr(index, "changed_share", None),
         }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from seeds import shown
 from sklearn.metrics import roc_auc_score
 from some_stages import run_stages, share_data
 from timing import keep_result
@@ -184,9 +185,9 @@ def _table(by_variant: Mapping[str, list[Figures]]) -> Table:
     bounds = by_variant["bounds"]
     for key in ("rule", "columns, test days", "columns, train days"):
         aucs = [[run[f"{key}: {n}"] for run in bounds] for n in ("auc", "expected auc")]
-        table.add_row(key, *map(_shown, aucs))
+        table.add_row(key, *map(shown, aucs))
     popular = [run[f"recall@{BEST}"] for run in by_variant["popularity"]]
-    table.add_row("popularity", "", "", "", "", _shown(popular), "1")
+    table.add_row("popularity", "", "", "", "", shown(popular), "1")
     for name in [n for n in by_variant if n not in ("bounds", "popularity")]:
         runs = by_variant[name]
         recall = [run[f"recall@{BEST}"] for run in runs]
@@ -199,14 +200,9 @@ def _table(by_variant: Mapping[str, list[Figures]]) -> Table:
         ]
         over = [r / p for r, p in zip(recall, popular, strict=True)]
         both = [[run[n] for run in runs] for n in ("auc", "expected auc")]
-        cells = [_shown(x) for x in (*both, *below, recall, over)]
+        cells = [shown(x) for x in (*both, *below, recall, over)]
         table.add_row(name, *cells)
     return table
-
-
-def _shown(values: list[float]) -> str:
-    spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread}"
 
 
 if __name__ == "__main__":

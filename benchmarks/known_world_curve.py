@@ -15,21 +15,18 @@ served score, and how far it is below.
 
 import argparse
 from pathlib import Path
-from statistics import mean, stdev
 
 from rich.console import Console
 from rich.table import Table
 from second_stage import Figures, train
+from seeds import shown
 from timing import keep_result
 
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.attainable import KnownRows
 from torchrec_adrec.evaluation.known_world import expected_auc
-from torchrec_adrec.schema import Schema
-from torchrec_adrec.tasks.sharded import restore
-from torchrec_adrec.training.blend import with_blend
-from torchrec_adrec.training.evaluator import Evaluator
+from torchrec_adrec.training.open_evaluator import open_evaluator
 
 CONFIG = Path(__file__).parents[1] / "configs/known_world_curve.yaml"
 ROWS = (60_000, 120_000, 250_000, 500_000, 1_000_000)
@@ -66,12 +63,9 @@ def main() -> None:
 
 def expected(config: Config, run: Path, process: Process) -> Figures:
     """Judge the served score and what the columns tell over all possible clicks."""
-    data, schema = run / "data", Schema.load(run / "data/schema.json")
-    model, ranker = restore("ranking", run, schema, config, process)
-    train, bounds = config.train, config.data.bounds
-    judge = Evaluator("ranking", data, run, schema, process, train, bounds)
-    logits = with_blend(judge, config, run, ranker).logits(model, "test")
-    known = KnownRows.of(data)
+    evaluator, model, _ = open_evaluator("ranking", run, config, process)
+    logits = evaluator.logits(model, "test")
+    known = KnownRows.of(run / "data")
     step = -(-len(known.rows) // JUDGED)
     some = known.every(step)
     p = some.truth["p_click"].to_numpy()
@@ -92,13 +86,8 @@ def table_of(curve: dict[int, list[Run]]) -> Table:
             for name in ("columns", "served")
         )
         below = [a - b for a, b in zip(columns, served, strict=True)]
-        table.add_row(f"{rows:,}", *map(_shown, (*aucs, columns, served, below)))
+        table.add_row(f"{rows:,}", *map(shown, (*aucs, columns, served, below)))
     return table
-
-
-def _shown(values: list[float]) -> str:
-    spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread}"
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
+from seeds import shown
 from sklearn.linear_model import PoissonRegressor
 from sklearn.metrics import log_loss, roc_auc_score
 from timing import keep_result
@@ -200,18 +201,16 @@ def table_of(result: dict[str, Any], seeds: int) -> Table:
         table.add_column(name)
     for label, entry in result.items():
         gain = entry["difference"]
-        shown = f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+        gain = f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
         for who in ("multi", "single"):
             cells = list(_cells(entry[who]))
-            table.add_row(label, who, *cells, shown if who == "multi" else "")
+            table.add_row(label, who, *cells, gain if who == "multi" else "")
     return table
 
 
 def _cells(runs: list[Figures]) -> Iterator[str]:
     for name in runs[0]:
-        values = [run[name] for run in runs]
-        spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
-        yield f"{mean(values):.4f}{spread}"
+        yield shown([run[name] for run in runs])
 
 
 if __name__ == "__main__":

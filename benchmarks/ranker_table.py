@@ -5,9 +5,9 @@
         --reference "wide transformer"
 
 AUC and log loss are means over seeds (standard deviation of the AUC). The intervals are
-of the mean difference over seeds, paired in their order, to the reference, by default
-LightGBM on the same numbers: rows are drawn with replacement, the same ones for all
-seeds of both (paired bootstrap, 95%).
+of the mean difference to the reference, by default LightGBM on the same numbers, over
+the seeds that both have: rows are drawn with replacement, the same ones for all seeds
+of both (paired bootstrap, 95%).
 """
 
 import argparse
@@ -43,8 +43,10 @@ def main() -> None:
     args = arguments.parse_args()
     labels = {split: _clicks(args.data, split) for split in SPLITS}
     fits = _fits(args.folder)
+    if args.reference not in fits and args.reference != REFERENCE:
+        arguments.error(f"{args.folder} has no fits of --reference {args.reference!r}")
     figures = {
-        name: [_figures(labels, fit) for fit in of_seeds]
+        name: [_figures(labels, fit) for fit in of_seeds.values()]
         for name, of_seeds in fits.items()
     }
     gains = {
@@ -53,7 +55,8 @@ def main() -> None:
             for split in SPLITS
         }
         for name, of_seeds in fits.items()
-        if args.reference in fits and name != args.reference
+        if of_seeds.keys() & fits.get(args.reference, {}).keys()
+        and name != args.reference
     }
     Console(width=150).print(_table(figures, gains, args.reference))
     keep_result(args.name, {"fits": figures, f"minus {args.reference}": gains})
@@ -65,12 +68,12 @@ def _clicks(data: Path, split: str) -> Float64s:
     return frame[click].to_numpy().astype(np.float64)
 
 
-def _fits(folder: Path) -> dict[str, list[Fit]]:
-    """The fits of each row of the table, in the order of seeds."""
-    fits = defaultdict(list)
+def _fits(folder: Path) -> dict[str, dict[str, Fit]]:
+    """The fits of each row of the table, by seed."""
+    fits: dict[str, dict[str, Fit]] = defaultdict(dict)
     for name in ROWS:
         for path in sorted(folder.glob(f"{name}-[0-9].npz")):
-            fits[name].append(dict(np.load(path)))
+            fits[name][path.stem[-1]] = dict(np.load(path))
     return fits
 
 
@@ -88,7 +91,7 @@ def _probability(logits: Float64s) -> Float64s:
 
 
 def _gains(
-    label: Float64s, fits: list[Fit], reference: list[Fit], split: str
+    label: Float64s, fits: dict[str, Fit], reference: dict[str, Fit], split: str
 ) -> dict[str, list[float]]:
     """AUC and log loss less the reference's, mean over seeds: each and its interval."""
     rng, count = np.random.default_rng(0), len(label)
@@ -99,10 +102,10 @@ def _gains(
     )
     pairs = [
         (
-            _bootstrapped(label, fit[split], times),
-            _bootstrapped(label, of[split], times),
+            _bootstrapped(label, fits[seed][split], times),
+            _bootstrapped(label, reference[seed][split], times),
         )
-        for fit, of in zip(fits, reference, strict=False)
+        for seed in sorted(fits.keys() & reference.keys())
     ]
     gains = np.mean([one - other for one, other in pairs], axis=0)
     low, high = interval(gains[:, 1:].T)

@@ -15,10 +15,10 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
 
 from rich.console import Console
 from rich.table import Table
+from seeds import shown
 from timing import keep_result
 
 from torchrec_adrec.config.run import load_config
@@ -68,9 +68,7 @@ def table_of(runs: list[dict[str, Figures]]) -> Table:
     table = Table("fit", *FIGURES, title=f"{len(runs)} seeds")
     for name in runs[0]:
         values = [[run[name][figure] for run in runs] for figure in FIGURES]
-        spreads = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-        cells = zip(values, spreads, strict=True)
-        table.add_row(name, *(f"{mean(v):.4f} ({sd:.4f})" for v, sd in cells))
+        table.add_row(name, *map(shown, values))
     return table
 
 

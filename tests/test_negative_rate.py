@@ -108,6 +108,13 @@ def test_a_condition_that_the_rows_contradict_is_refused(tmp_path: Path) -> None
     path = tmp_path / "train/part-00000.parquet"
     rows.write_parquet(path)
     check_conditions("ranking", ranking, tmp_path)
+    # Validation rows count once a refit reads them.
+    (tmp_path / "valid").mkdir()
+    rows[-1:].write_parquet(tmp_path / "valid/part-00000.parquet")
+    check_conditions("ranking", ranking, tmp_path)
+    refitted = ranking.model_copy(update={"refit": True})
+    with pytest.raises(ConfigError, match=r"2\.0% of the buys in the"):
+        check_conditions("ranking", refitted, tmp_path)
     pl.concat([rows, rows[-1:]]).write_parquet(path)
     check_conditions("retrieval", ranking, tmp_path)
     with pytest.raises(ConfigError, match=r"2\.0% of the buys in the"):

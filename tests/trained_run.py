@@ -23,7 +23,7 @@ from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.calibration import Calibrations
 from torchrec_adrec.tasks.label_heads import prediction
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore
-from torchrec_adrec.training.trainer import Trainer
+from torchrec_adrec.training.refit import fit_stage
 
 SETTINGS = (
     "data.adapter=synthetic",
@@ -64,7 +64,7 @@ def make_stages(out: Path, config: Config) -> None:
 
 def _train_and_export(out: Path, config: Config, process: Process) -> None:
     with stage_workspace(RETRIEVAL, config, out, process) as folder:
-        Trainer("retrieval", config, process, out / "data", folder).fit()
+        fit_stage("retrieval", config, process, out / "data", folder)
     schema = Schema.load(out / "data/schema.json")
     with stage_workspace(EXPORT, config, out, process) as folder:
         model, towers = restore("retrieval", out, schema, config, process)
@@ -78,7 +78,7 @@ def train_ranker(run: Path, config: Config, process: Process) -> None:
     """Train the ranker of a run, on its towers' tables where the ranker takes them."""
     with stage_workspace(RANKING, config, run, process) as folder:
         towers = final_checkpoint(run / "retrieval")
-        Trainer("ranking", config, process, run / "data", folder, towers).fit()
+        fit_stage("ranking", config, process, run / "data", folder, towers)
 
 
 def last(folder: Path) -> Checkpoint:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from conftest import criteo_line, prepare_criteo
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.distributed.checkpoint_files import Checkpoint
+from torchrec_adrec.distributed.optimizer import StepOptimizer
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import CheckpointError, ConfigError
 from torchrec_adrec.pipeline.report import served_checkpoint
 from torchrec_adrec.tasks.blend import load_blend
 from torchrec_adrec.tasks.calibration import load_calibrations
@@ -50,10 +53,17 @@ def refit(data: Path, folder: Path, process: Process, *words: str) -> dict[str, 
     """Refit a ranker alone."""
     folder.mkdir(exist_ok=True)
     config = load_config(None, [*SETTINGS, *words])
+    with any_number_of_rows():
+        return fit_stage("ranking", config, process, data, folder)
+
+
+@contextmanager
+def any_number_of_rows() -> Iterator[None]:
+    """Let blends and calibrations be fitted on few rows."""
     with pytest.MonkeyPatch.context() as patch:
         for part in ("blend", "calibrate"):
             patch.setattr(f"torchrec_adrec.training.{part}.LEAST", 1)
-        return fit_stage("ranking", config, process, data, folder)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +79,21 @@ def reported(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / METRICS).read_text()))
 
 
-def turn_clicks(data: Path, split: str) -> None:
-    """Make a click of every row without one, and the reverse."""
+def turned(rows: Path, split: str, folder: Path) -> Path:
+    """Copy the rows; those of a split that had a click have none, and the reverse."""
+    data = folder / "data"
+    shutil.copytree(rows, data)
     for path in (data / split).glob("*.parquet"):
         frame = pl.read_parquet(path)
         frame.with_columns(click=1 - pl.col("click")).write_parquet(path)
+    return data
 
 
 def test_a_planted_leak_from_test_rows_is_not_learned(
     rows: Path, fitted: Path, process: Process, tmp_path: Path
 ) -> None:
     """With the reverse of every test label, both fits have the very same weights."""
-    data, folder = tmp_path / "data", tmp_path / "ranking"
-    shutil.copytree(rows, data)
-    turn_clicks(data, "test")
+    data, folder = turned(rows, "test", tmp_path), tmp_path / "ranking"
     refit(data, folder, process)
     for before, after in ((fitted, folder), (fitted / FIRST_FIT, folder / FIRST_FIT)):
         assert reported(after)["checkpoint"] == reported(before)["checkpoint"]
@@ -131,12 +142,12 @@ def test_a_blend_with_towers_is_kept(
     rows: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torchrec_adrec.training.blend.DEVIATIONS", -1e9)
-    monkeypatch.setattr("torchrec_adrec.training.blend.LEAST", 1)
     config = load_config(None, [*SETTINGS, "ranking.calibration=none"])
     towers = towers_of(rows, config, process, tmp_path / "retrieval")
     ranking = tmp_path / "ranking"
     ranking.mkdir()
-    metrics = fit_stage("ranking", config, process, rows, ranking, towers)
+    with any_number_of_rows():
+        metrics = fit_stage("ranking", config, process, rows, ranking, towers)
     first = reported(ranking / FIRST_FIT)
     shared = ("serves", "ranker", "towers", "intercept", "origin", "rows", "gain")
     assert metrics["blend"]["rows"] > 0
@@ -162,8 +173,11 @@ def test_it_ends_where_the_first_fit_was_best(
     folder = tmp_path / "ranking"
     metrics = refit(rows, folder, process, early, steep, "ranking.calibration=none")
     first = FirstFit.open(folder / FIRST_FIT)
+    history = first.metrics["train"]["validation"]
     best, planned = first.checkpoint.step, first.metrics["train"]["planned_steps"]
-    assert best < planned and metrics["train"]["validation"] == []
+    # Not where it stopped, which is an evaluation later.
+    assert best == min(history, key=lambda pair: pair[1])[0] < history[-1][0] < planned
+    assert metrics["train"]["validation"] == []
     longer = metrics["train"]["planned_steps"]
     assert longer > planned
     assert metrics["train"]["steps"] == pytest.approx(best / planned * longer, abs=2)
@@ -171,13 +185,47 @@ def test_it_ends_where_the_first_fit_was_best(
     assert first.last_step(longer, 1) == round(best / planned * longer)
 
 
+@pytest.mark.parametrize(
+    ("best", "planned", "steps", "accumulate", "last"),
+    [
+        (40, 41, 46, 8, 46),  # 44.9 are nearer to six updates, but there are 46 steps
+        (8, 10, 11, 16, 11),  # fewer steps than one update has
+        (41, 41, 46, 8, 46),
+        (30, 41, 46, 8, 32),
+        (1, 41, 46, 8, 8),
+    ],
+)
+def test_it_never_ends_after_its_schedule(
+    tmp_path: Path, best: int, planned: int, steps: int, accumulate: int, last: int
+) -> None:
+    checkpoint = Checkpoint(tmp_path, {"step": best}, {})
+    first = FirstFit(checkpoint, {"train": {"planned_steps": planned}})
+    assert first.last_step(steps, accumulate) == last
+
+
+def test_its_learning_rates_fall_over_the_whole_schedule(
+    rows: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first fit was best at a half, they end in the middle of their fall."""
+    asked: list[tuple[int, int]] = []
+    prepare_step = StepOptimizer.prepare_step
+
+    def spy(self: StepOptimizer, step: int, steps: int) -> None:
+        asked.append((step, steps))
+        prepare_step(self, step, steps)
+
+    monkeypatch.setattr(StepOptimizer, "prepare_step", spy)
+    monkeypatch.setattr(FirstFit, "last_step", lambda self, steps, _: steps // 2)
+    train = refit(rows, tmp_path / "ranking", process)["train"]
+    assert asked[-1] == (train["steps"], train["planned_steps"])
+    assert train["steps"] == train["planned_steps"] // 2
+
+
 def test_an_interrupted_refit_goes_on_with_its_first_fit(
     rows: Path, fitted: Path, process: Process, tmp_path: Path
 ) -> None:
     """And it learns from validation rows: with other labels it has other weights."""
-    data, folder = tmp_path / "data", tmp_path / "ranking"
-    shutil.copytree(rows, data)
-    turn_clicks(data, "valid")
+    data, folder = turned(rows, "valid", tmp_path), tmp_path / "ranking"
     shutil.copytree(fitted, folder)
     shutil.rmtree(folder / CHECKPOINTS)
     (folder / METRICS).unlink()
@@ -187,6 +235,20 @@ def test_an_interrupted_refit_goes_on_with_its_first_fit(
     assert again["checkpoint"] != reported(fitted)["checkpoint"]
     assert again["first_fit"]["checkpoint"] == before["checkpoint"]
     assert final_checkpoint(folder / FIRST_FIT).path.stat().st_mtime_ns == first
+
+
+def test_weights_of_other_rows_are_not_gone_on_with(
+    rows: Path, fitted: Path, process: Process, tmp_path: Path
+) -> None:
+    """Neither those of a refit by a ranker without one, nor the reverse."""
+    for place, words, said in (
+        (fitted, ["ranking.refit=false"], r"train \+ valid, expected train:"),
+        (fitted / FIRST_FIT, [], r"on train, expected train \+ valid:"),
+    ):
+        folder = tmp_path / place.name
+        shutil.copytree(place, folder)
+        with pytest.raises(CheckpointError, match=said):
+            refit(rows, folder, process, *words)
 
 
 def test_without_validation_rows_there_is_nothing_to_add(

@@ -69,7 +69,7 @@ def update(
     """Add, replace and remove ads of the published index, without building it again.
 
     The ads are encoded as the others were, by the same checkpoint. A server that runs
-    knows them within a second. If a row is bad, nothing is changed.
+    looks for them every `serve.watch_seconds`. If a row is bad, nothing is changed.
 
     \b
       adrec index update --out runs/demo --add ads.csv --remove ids.txt

@@ -55,6 +55,12 @@ class Checkpoint:
         return int(self.state["step"])
 
     @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The splits whose rows its weights have seen."""
+        # An earlier release knew no others, and did not say so.
+        return tuple(self.state.get("trained_on", ("train",)))
+
+    @property
     def origin(self) -> Origin:
         """Its step and a hash of its tensors: what is saved twice has one name.
 

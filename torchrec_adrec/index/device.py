@@ -27,7 +27,7 @@ LIMIT = 2048  # of K and of nprobe on a card
 TEMPORARY = 1 << 30  # bytes of each card that FAISS may use while it works
 PADDING = 1.1  # lists on a card are padded to 32 vectors
 PROBES, PROBED = 8, 64  # searches that card and CPU must agree on, and their nprobe
-TOLERANCE = 1e-5  # of a score, or absolute if it is below 1; 7e-7 was measured
+TOLERANCE = 1e-5  # of a score, or absolute if it is below 1
 CUVS_KINDS = ("exact", "ivf_flat")  # whose GPU indexes have a cuVS form
 
 # The type stubs are those of the CPU build, which has none of the GPU's names.

@@ -25,7 +25,9 @@ def check_conditions(task: str, config: RankingConfig, data: Path) -> None:
     """
     if task != "ranking" or not config.conditional:
         return
-    rows = pl.scan_parquet(sorted((data / "train").glob("part-*.parquet")))
+    splits = ("train", "valid") if config.refit else ("train",)
+    files = [path for split in splits for path in (data / split).glob("part-*.parquet")]
+    rows = pl.scan_parquet(sorted(files))
     for name, rule in config.conditional.items():
         label, given = pl.col(name).fill_nan(None), pl.col(rule.given)
         sums = rows.select(

@@ -104,6 +104,7 @@ class Evaluator:
 
     def logits(self, model: nn.Module, split: str) -> SplitLogits:
         """Compute the logits of one split that are served, the same on every rank."""
+        assert split not in self.trained_on, f"the model has seen the rows of {split}"
         logits = self._logits(self.task, model, split)
         if self.blend == ALONE:
             return logits

@@ -51,8 +51,10 @@ class FirstFit:
         share = self.checkpoint.step / int(self.metrics["train"]["planned_steps"])
         if share == 1:
             return steps
-        # Only whole updates: the dense gradients of a part would be dropped.
-        return max(round(share * steps / accumulate), 1) * accumulate
+        # Only whole updates: the dense gradients of a part would be dropped. The last
+        # step of the schedule is the end of one, however few its steps are.
+        updates = max(round(share * steps / accumulate), 1)
+        return min(updates * accumulate, steps)
 
     @property
     def blend(self) -> BlendFit | None:

@@ -25,10 +25,9 @@ def audit_stage(folder: Path) -> list[Audit]:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")
     config, data = stage_settings(folder), folder.parent / "data"
     rate = negative_rate(folder.name, config.ranking)
-    splits = last.state.get("trained_on", ["train"])  # an earlier release knew no other
     schema = Schema.load(data / "schema.json")
     reader = Reader(
-        training_split(data, schema, rate, config.seed, splits),
+        training_split(data, schema, rate, config.seed, last.trained_on),
         (AD_ID,),
         config.train.batch_size,
         seed=config.seed,

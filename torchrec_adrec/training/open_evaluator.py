@@ -41,5 +41,6 @@ def open_evaluator(
         process,
         settings.train,
         settings.data.bounds,
+        trained_on=checkpoint.trained_on,
     )
     return with_blend(evaluator, settings, run, checkpoint), model, checkpoint
