@@ -52,16 +52,12 @@ def bundle(
       adrec bundle --out runs/demo --to demo.tar
       adrec serve --bundle demo.tar
     """
-    from torchrec_adrec.errors import ConfigError
     from torchrec_adrec.runs.run_lock import Job, hold
-    from torchrec_adrec.runs.unpack import BUNDLE
     from torchrec_adrec.runtime.disk import disk_errors
     from torchrec_adrec.serve.bundle import check_target, pack
     from torchrec_adrec.serve.recommender import Recommender
 
     check_target(to)
-    if (out / BUNDLE).exists():
-        raise ConfigError(f"{out} is a bundle already; copy it")
     with disk_errors(to.absolute().parent), hold(out, Job.new()):
         Recommender.load(out)
         manifest = pack(out, to)

@@ -96,13 +96,12 @@ def _recommend_batch(
     from torchrec_adrec.data.prepare.user_file import UserFile
     from torchrec_adrec.runs.run_folder import ranks_of_launcher
     from torchrec_adrec.runtime.disk import disk_errors
-    from torchrec_adrec.serve.batch import recommend_batch
-    from torchrec_adrec.serve.recommender import Recommender
+    from torchrec_adrec.serve.batch import load_alike, recommend_batch
 
     target = written_to(to, "--batch")
     users = UserFile.open(batch, Encoder.load(run / "data"), key)
     with disk_errors(target.parent), ranks_of_launcher() as ranks:
-        recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
+        recommender = load_alike(run, ranks, target, rank_by, engine)
         began = time.monotonic()
         recommend_batch(recommender, users, target, ranks, top)
         rate = users.count / (time.monotonic() - began)

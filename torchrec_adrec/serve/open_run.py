@@ -1,6 +1,5 @@
 """Opens a finished run for serving, and proves that its parts belong together."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,24 +9,23 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser
+from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.device import place
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.updated import Absorbed
-from torchrec_adrec.runs.ad_changes import changes_name, open_changes
+from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
     EXPORT,
     INDEX,
     RANKING,
-    RECORD,
     RETRIEVAL,
     check_inputs,
     stage_folder,
 )
-from torchrec_adrec.runs.unpack import BUNDLE
-from torchrec_adrec.serve.bundle import CERTIFICATE, EXAMPLE_USERS, check_bundle
+from torchrec_adrec.serve.bundle import EXAMPLE_USERS, check_bundle
 from torchrec_adrec.serve.certificate import Certificate, hashes_of
 from torchrec_adrec.serve.crosses import Crosses
 from torchrec_adrec.serve.parts import Parts
@@ -39,8 +37,6 @@ from torchrec_adrec.tasks.blend import ALONE, load_blend
 from torchrec_adrec.tasks.blend import FILE as BLEND
 from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import check_origin, restore_whole
-
-CHANGED = "+"  # between the build of an index and the changes of its ads
 
 
 def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> Parts:
@@ -74,10 +70,9 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
         path = ranker_checkpoint.path / BLEND
         check_origin(path, blend.origin, towers_checkpoint)
     catalog = load_catalog(run / "data")
-    certificate = Certificate.load(run) if is_certified else None
-    if certificate is not None:
-        parts_now = hashes_of(run, towers_checkpoint, ranker_checkpoint, version)
-        certificate.check_parts(run, parts_now)
+    certificate = None
+    if is_certified:
+        certificate = _certificate(run, towers_checkpoint, ranker_checkpoint, version)
     index = ShardedIndex.load(version, manifest)
     place(index, config.index.device, settings.candidates, tuned=True)
     parts = Parts(
@@ -117,6 +112,16 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     return parts
 
 
+def _certificate(
+    run: Path, towers: Checkpoint, ranker: Checkpoint, version: Path
+) -> Certificate | None:
+    """Read the certificate, if there is one, and compare what it was made of."""
+    certificate = Certificate.load(run)
+    if certificate is not None:
+        certificate.check_parts(run, hashes_of(run, towers, ranker, version))
+    return certificate
+
+
 def _config(run: Path, version: Path, overrides: Mapping[str, str | None]) -> Config:
     """Read how the run is served, as its index was built for."""
     given = [f"recommend.{k}={json.dumps(v)}" for k, v in overrides.items() if v]
@@ -148,21 +153,3 @@ def _check_rounding(parts: Parts, score_error: float, manifest: IndexManifest) -
             f" recommend.max_score_error allows {bound:g}; take a kind that stores"
             " vectors exactly or refines them, or set ranking.blend=none"
         )
-
-
-def published_state(run: Path) -> str:
-    """Name the state of a run's folder; another one after every build and update.
-
-    So is one after every certificate, and that of every bundle.
-    """
-    stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
-    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
-    paths += [run / BUNDLE, run / CERTIFICATE]
-    texts = [path.read_bytes() if path.exists() else b"" for path in paths]
-    build = hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
-    return f"{build}{CHANGED}{changes_name(run)}"
-
-
-def is_same_build(state: str, other: str) -> bool:
-    """Whether two states of a run differ in the changes of its ads at most."""
-    return state.partition(CHANGED)[0] == other.partition(CHANGED)[0]
