@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Out, RankBy
-from torchrec_adrec.cli.serve import Bundled, read_user
+from torchrec_adrec.cli.options import Bundled, Condition, Out, RankBy, Top, User
+from torchrec_adrec.cli.serve import read_user
 from torchrec_adrec.runs.unpack import unpacked
 
 
@@ -68,20 +68,10 @@ def bundle(
 def explain(
     out: Bundled,
     ad: Annotated[int, typer.Argument(help="Id of the ad.")],
-    user: Annotated[
-        str,
-        typer.Option(
-            help="JSON file of raw user columns, or the number of an example user."
-        ),
-    ] = "0",
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
-    ] = None,
+    user: User = "0",
+    top: Top = None,
     rank_by: RankBy = None,
-    eligible: Annotated[
-        str | None,
-        typer.Option(help="Only ads whose raw columns meet this condition, in SQL."),
-    ] = None,
+    eligible: Condition = None,
 ) -> None:
     """Tell why a user gets an ad, or at which stage it was lost.
 

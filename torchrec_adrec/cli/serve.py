@@ -6,32 +6,29 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Engine, Key, Overrides, RankBy, To, written_to
+from torchrec_adrec.cli.options import (
+    Bundled,
+    Condition,
+    Engine,
+    Key,
+    Overrides,
+    RankBy,
+    To,
+    Top,
+    User,
+    written_to,
+)
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.errors import ConfigError, DataError, reason
 from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.runs.unpack import unpacked
 from torchrec_adrec.runtime.files import read_json
 
-Bundled = Annotated[
-    Path,
-    typer.Option(
-        "--out", "--bundle", help="Folder of the run, or a bundle: a folder or .tar."
-    ),
-]
-
 
 def recommend(
     out: Bundled,
-    user: Annotated[
-        str,
-        typer.Option(
-            help="JSON file of raw user columns, or the number of an example user."
-        ),
-    ] = "0",
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
-    ] = None,
+    user: User = "0",
+    top: Top = None,
     rank_by: RankBy = None,
     engine: Engine = None,
     batch: Annotated[
@@ -42,10 +39,7 @@ def recommend(
     ] = None,
     to: To = None,
     key: Key = None,
-    eligible: Annotated[
-        str | None,
-        typer.Option(help="Only ads whose raw columns meet this condition, in SQL."),
-    ] = None,
+    eligible: Condition = None,
 ) -> None:
     """Print the best ads for one user, with the milliseconds that each part took.
 

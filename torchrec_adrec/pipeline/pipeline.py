@@ -78,11 +78,11 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
     console = wide_console()
     console.print(summary_table(metrics))
     console.print(ads_table(served["ads"], "Ten ads for the first example user"))
-    paths = {"Report": run / "report.md", "Log": display.log_path}
+    paths = {"Report": run / "report.md"}
     if "funnel" in served:
         print_funnel(served["funnel"], console)
         paths = {"Picture": run / FOLDER / PICTURE} | paths
-    for title, path in paths.items():
+    for title, path in (paths | {"Log": display.log_path}).items():
         if path is not None:
             console.print(f"{title}: {path}", highlight=False, soft_wrap=True)
 

@@ -24,7 +24,7 @@ PLACE = "place"  # of an ad in its user's list, from 1
 def load_alike(
     run: Path,
     ranks: Ranks,
-    beside: Path,
+    out: Path,
     rank_by: str | None = None,
     engine: str | None = None,
 ) -> Recommender:
@@ -35,7 +35,7 @@ def load_alike(
     Args:
         run: its folder.
         ranks: the processes that share it.
-        beside: the file that they are going to write, which all of them see.
+        out: the file that they are going to write, which all of them see.
         rank_by, engine: as of `Recommender.load`.
 
     Raises:
@@ -45,7 +45,7 @@ def load_alike(
     before = published_state(run)
     recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
     state = loaded_state(run, before, recommender.changes)
-    first = told_by_first(ranks, state, beside.with_name(f"{beside.name}.version"))
+    first = told_by_first(ranks, state, out.with_name(f"{out.name}.version"))
     if not is_same_build(state, first):
         raise ManifestError(
             f"rank {ranks.rank} has loaded {run} as {state}, rank 0 as {first}: a stage"

@@ -33,7 +33,7 @@ from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.recheck import check_samples
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
-from torchrec_adrec.tasks.blend import ALONE, load_blend
+from torchrec_adrec.tasks.blend import ALONE, Blend, load_blend
 from torchrec_adrec.tasks.blend import FILE as BLEND
 from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import check_origin, restore_whole
@@ -65,10 +65,9 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)
     manifest = IndexManifest.load(version)
     check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
-    blend = load_blend(ranker_checkpoint)
-    if blend != ALONE:
-        path = ranker_checkpoint.path / BLEND
-        check_origin(path, blend.origin, towers_checkpoint)
+    calibrations = load_calibrations(ranker_checkpoint)
+    blend = _blend(ranker_checkpoint, towers_checkpoint)
+    blended = None if blend == ALONE else towers.model
     catalog = load_catalog(run / "data")
     certificate = None
     if is_certified:
@@ -79,12 +78,7 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
         encoder,
         Retriever(towers.model.user_tower, index),
         RankingScorer(
-            ranker.model,
-            encoder.schema,
-            catalog,
-            load_calibrations(ranker_checkpoint),
-            blend,
-            None if blend == ALONE else towers.model,
+            ranker.model, encoder.schema, catalog, calibrations, blend, blended
         ),
         Crosses(encoder, catalog),
         settings,
@@ -110,6 +104,13 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     if certificate is not None:
         check_samples(run, certificate, parts, changes.touched)
     return parts
+
+
+def _blend(ranker: Checkpoint, towers: Checkpoint) -> Blend:
+    blend = load_blend(ranker)
+    if blend != ALONE:
+        check_origin(ranker.path / BLEND, blend.origin, towers)
+    return blend
 
 
 def _certificate(

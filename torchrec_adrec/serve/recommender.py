@@ -50,7 +50,6 @@ class Recommender:
     Attributes:
         engine: with its measured error, once `speed_up` took one; None: the ranker is
             computed as it was trained.
-        parts: of the run that it was loaded from; None: it was not loaded.
 
     Raises:
         ConfigError: `recommend.rank_by` names what is neither predicted nor a number of
