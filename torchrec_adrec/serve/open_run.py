@@ -11,6 +11,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.device import place
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
@@ -90,17 +91,7 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     changes = open_changes(run, manifest.embeddings)
     if changes.name or manifest.changes:
         parts = parts.with_changes(changes)
-    score_error = Proof(
-        parts.user_input,
-        parts.retriever,
-        parts.scorer,
-        towers.model.ad_tower,
-        towers_checkpoint,
-        manifest,
-        run / EXPORT.name,
-        changes,
-    ).check()
-    _check_rounding(parts, score_error, manifest)
+    _prove(run, parts, towers_checkpoint, manifest, changes)
     if certificate is not None:
         check_samples(run, certificate, parts, changes.touched)
     return parts
@@ -142,7 +133,24 @@ def example_users(run: Path) -> list[RawUser]:
     return users
 
 
-def _check_rounding(parts: Parts, score_error: float, manifest: IndexManifest) -> None:
+def _prove(
+    run: Path,
+    parts: Parts,
+    towers: Checkpoint,
+    manifest: IndexManifest,
+    changes: Changes,
+) -> None:
+    """Compare numbers: vectors, scores, and what a blend makes of their rounding."""
+    score_error = Proof(
+        parts.user_input,
+        parts.retriever,
+        parts.scorer,
+        parts.towers.ad_tower,
+        towers,
+        manifest,
+        run / EXPORT.name,
+        changes,
+    ).check()
     # A blend was fitted with the towers' exact products and is served with the
     # products of what the index has stored.
     error = parts.scorer.logit_error(score_error)
