@@ -5,6 +5,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from built_index import on_threads
@@ -82,6 +83,26 @@ def test_a_filter_of_which_removed_ads_are_left_out_is_no_shorter_answer(
     update(run, remove=best[1:])
     with pytest.raises(DataError, match="no ad of the catalog is eligible"):
         newest.refreshed(run).recommend(USER, 1, prepared)
+
+
+def test_an_ad_that_is_replaced_again_is_ranked_by_its_newest_columns(
+    run: Path, served: Recommender
+) -> None:
+    """As a server goes on from one update to the next; the number of ads stays."""
+    update(run, "a3,b1,1")
+    first = served.refreshed(run)
+    (ad,) = first.eligible_ads("item = 'a3'").ids
+    update(run, "a3,b5,6")
+    for newest in (first.refreshed(run), served.refreshed(run)):
+        (row,) = newest.recommend(USER, 1, np.array([ad])).ads.to_dicts()
+        (fresh,) = (
+            Recommender.load(run).recommend(USER, 1, np.array([ad])).ads.to_dicts()
+        )
+        assert (row["brand"], row["price"]) == ("b5", "6.0")
+        assert row["click"] == pytest.approx(fresh["click"], rel=1e-6)
+        assert row["score"] == pytest.approx(fresh["score"], rel=1e-6)
+    (old,) = first.recommend(USER, 1, np.array([ad])).ads.to_dicts()
+    assert old["click"] != row["click"] and old["score"] != row["score"]
 
 
 def test_a_packed_update_is_not_lost_when_it_is_looked_for_again(
