@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from torchrec_adrec.runtime.ranks import SingleProcess
 
 if TYPE_CHECKING:
     from torchrec_adrec.distributed.process import Process
+    from torchrec_adrec.export.update import Updater
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -247,3 +249,22 @@ def named_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "named"
     make_run(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def updater_of_named_run(named_run: Path) -> "Updater":
+    from torchrec_adrec.export.update import Updater
+
+    return Updater(named_run)
+
+
+@pytest.fixture
+def updater(
+    named_run: Path, updater_of_named_run: "Updater", tmp_path: Path
+) -> "Updater":
+    """Of a copy of the named run, with the models that were read of the original."""
+    from named_ads import copy_of
+
+    opened = copy(updater_of_named_run)
+    opened.run = copy_of(named_run, tmp_path / "run")
+    return opened

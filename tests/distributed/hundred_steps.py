@@ -81,7 +81,7 @@ def _trainer(
 
 
 def _train(trainer: Trainer, first: int) -> Results:
-    assert trainer._restore() == first
+    assert trainer.checkpoints.restore() == first
     trainer._train(first)
     assert [step for step, _ in trainer.state.curve] == list(range(1, STEPS + 1))
     losses = [loss for step, loss in trainer.state.curve if step > first]

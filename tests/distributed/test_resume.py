@@ -65,7 +65,7 @@ def stop_after(checkpoint: str, run: Path) -> int:
     assert job.returncode != 0 and not (run / "retrieval").exists()
     assert said.count("saved; the same command goes on") == 2, said
     # nor started again
-    assert "INFO torchrec_adrec.training.trainer | resumed" not in said
+    assert "| resumed from" not in said
     return int(said.split("interrupted at step ")[1].split(",")[0])
 
 

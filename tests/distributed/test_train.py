@@ -60,7 +60,7 @@ def test_every_parameter_of_both_models_moves(
     with process_group("cpu") as process:
         for task in ("retrieval", "ranking"):
             trainer = trainer_for(task, prepared, tmp_path, process, *words)
-            trainer._restore()
+            trainer.checkpoints.restore()
             before = weights(trainer)
             trainer.fit()
             still = [
@@ -101,7 +101,7 @@ def test_tables_start_where_the_config_says(prepared: Path, tmp_path: Path) -> N
             ranker = trainer_for(
                 "ranking", prepared, tmp_path, process, f"ranking.tables={tables}"
             )
-            ranker._restore()
+            ranker.checkpoints.restore()
             for side in ("user", "ad"):
                 name = (
                     f"embedding_bags.{side}_{'C1' if side == 'user' else 'C15'}.weight"
@@ -117,7 +117,7 @@ def test_frozen_tables_stay_and_the_rest_learns(prepared: Path, tmp_path: Path) 
         ranker = trainer_for(
             "ranking", prepared, tmp_path, process, "ranking.tables=frozen"
         )
-        ranker._restore()
+        ranker.checkpoints.restore()
         before = weights(ranker)
         ranker.fit()
         for name, after in weights(ranker).items():
@@ -167,7 +167,7 @@ def test_looking_at_the_validation_split_changes_nothing(
         )
         with process_group("cpu") as process:
             trainer = trainer_for("retrieval", prepared, out, process, *overrides)
-            trainer._train(trainer._restore())
+            trainer._train(trainer.checkpoints.restore())
             last = checkpoint.latest(out / "towers/checkpoints")
             assert last is not None and last.step == 20
             checkpoint.load(last, trainer.model, trainer.schema)

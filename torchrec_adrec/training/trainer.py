@@ -21,11 +21,11 @@ from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.pictures import loss_curve
-from torchrec_adrec.runtime.files import Origin, vocabulary_hashes, write_durably
+from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.ranking import warm_starts
-from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS, build, check_origin
+from torchrec_adrec.tasks.sharded import METRICS, build
 from torchrec_adrec.tasks.task import columns_of
 from torchrec_adrec.training.batch_source import (
     BatchSource,
@@ -38,6 +38,7 @@ from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.first_fit import FirstFit
 from torchrec_adrec.training.judge import judge_served
 from torchrec_adrec.training.precision import choose_precision
+from torchrec_adrec.training.run_checkpoints import RunCheckpoints
 from torchrec_adrec.training.schedule import Schedule
 from torchrec_adrec.training.step_runner import Step, StepRunner
 from torchrec_adrec.training.stopping import EarlyStopping
@@ -45,8 +46,6 @@ from torchrec_adrec.training.tensorboard import TensorBoardLogger, tensorboard_l
 from torchrec_adrec.training.training_state import TrainingState
 from torchrec_adrec.training.weights import (
     load_best,
-    load_other_run,
-    load_tower_tables,
 )
 
 log = logging.getLogger(__name__)
@@ -80,9 +79,6 @@ class Trainer:
         config, bounds = self.config, self.config.data.bounds
         train = config.loop_of(self.task)
         self.schema = Schema.load(self.data / "schema.json")
-        # The checkpoint whose tables a ranker starts with.
-        is_warm = self.task == "ranking" and warm_starts(config.ranking)
-        self.warm_start = self.towers if is_warm else None
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
         self.source = BatchSource(
@@ -102,6 +98,20 @@ class Trainer:
             steps = self.first_fit.last_step(steps, accumulate)
         self.schedule = Schedule(steps, accumulate, train)
         self.state = TrainingState(EarlyStopping(train.patience))
+        is_warm = self.task == "ranking" and warm_starts(config.ranking)
+        self.checkpoints = RunCheckpoints(
+            self.task,
+            config,
+            self.process,
+            self.data,
+            self.folder,
+            self.schema,
+            self.sharded,
+            self.source,
+            self.state,
+            self.trained_on,
+            self.towers if is_warm else None,
+        )
         self.evaluator = Evaluator(
             self.task,
             self.data,
@@ -127,7 +137,7 @@ class Trainer:
 
     def fit(self) -> dict[str, Any]:
         """Train to the end and judge on the held-out splits; write `metrics.json`."""
-        first = self._restore()
+        first = self.checkpoints.restore()
         restarts = restarts_of(self.folder) if self.process.is_first else 0
         if self.process.is_first:
             log.info(
@@ -148,7 +158,7 @@ class Trainer:
             "world_size": self.process.world_size,
             "checkpoint": best.origin.model_dump(),
             "trained_on": self.trained_on,
-            "tables_from": self._tables_from(),
+            "tables_from": self.checkpoints.tables_from,
             "initialised": self.state.initialised,
             "train": {
                 "steps": last,
@@ -167,38 +177,6 @@ class Trainer:
             title = f"{self.task}: training loss"
             loss_curve(self.state.curve, title, self.folder / "loss.png")
         return metrics
-
-    def _restore(self) -> int:
-        """Load the last checkpoint of this run, or the first weights of a new one.
-
-        Returns:
-            The last step that was taken.
-        """
-        last = checkpoint.latest(self.folder / CHECKPOINTS)
-        if last is not None:
-            return self._resume(last)
-        if self.task == "retrieval" and self.config.retrieval.init_from:
-            self.state.initialised = load_other_run(
-                self.model, self.config.retrieval, self.data
-            )
-        if self.warm_start is not None:
-            load_tower_tables(self.model, self.warm_start, self.schema)
-        return 0
-
-    def _resume(self, last: checkpoint.Checkpoint) -> int:
-        checkpoint.load(last, self.model, self.schema, self.optimizer)
-        self.state.load(last.state)
-        if self.source.ledger is not None:
-            self.source.ledger.go_on(last.step, last.state["ledger"])
-        tables_from = last.state["tables_from"]
-        if self.warm_start is not None and tables_from is not None:
-            check_origin(last.path, Origin.model_validate(tables_from), self.warm_start)
-        log.info("resumed from %s", last.path)
-        return last.step
-
-    def _tables_from(self) -> dict[str, Any] | None:
-        """Name the checkpoint whose tables a ranker started with."""
-        return self.warm_start.origin.model_dump() if self.warm_start else None
 
     def _train(self, first: int) -> tuple[float, int]:
         """Run the steps that are left.
@@ -284,7 +262,7 @@ class Trainer:
             runner.flush()  # a loss that is not finite must stop us before, not after
         is_best = evaluates and self._validate(number, runner, board)
         if saves or is_best or self.state.stopping.should_stop:
-            self._save(number, step.loss.item())
+            self.checkpoints.save(number, step.loss.item())
         return stops
 
     def _validate(
@@ -299,28 +277,3 @@ class Trainer:
             board.write(step, names)
         loss = metrics[self.schema.labels[0].name]["log_loss"]
         return self.state.stopping.add(step, loss)
-
-    def _save(self, step: int, loss: float) -> None:
-        self.state.last_loss = loss
-        ledger = self.source.ledger
-        checkpoint.save(
-            self.folder / CHECKPOINTS,
-            self.process,
-            self.model,
-            self.optimizer,
-            self.schema,
-            {
-                "task": self.task,
-                "step": step,
-                "seed": self.config.seed,
-                "trained_on": self.trained_on,
-                **self.state.to_json(),
-                "ledger": ledger.keep(step) if ledger is not None else [],
-                "tables_from": self._tables_from(),
-                "steps_an_epoch": self.source.reader.steps,
-                "vocabulary": vocabulary_hashes(self.data),
-                "config": self.config.model_dump(mode="json"),
-            },
-            self.config.train.keep_checkpoints,
-            self.state.stopping.best_step,
-        )
