@@ -28,6 +28,7 @@ class Library:
         self.calls: list[SimpleNamespace] = []
         self.lose = 0  # ads on the way to the card
         self.spoil = False  # the scores
+        self.swap = False  # the ads of right scores
 
     def get_num_gpus(self) -> int:
         return self.cards
@@ -50,6 +51,10 @@ class Library:
         if self.spoil:
             other = faiss.IndexFlatIP(index.d)
             other.add(index.reconstruct_n(0, index.ntotal) * np.float32(1.001))
+            return other
+        if self.swap:
+            other = faiss.IndexFlatIP(index.d)
+            other.add(index.reconstruct_n(0, index.ntotal)[::-1].copy())
             return other
         if not options.shard:
             return faiss.clone_index(index)

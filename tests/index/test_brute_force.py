@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from built_index import K, N, built, corpus, exported, on_threads
 
+from torchrec_adrec.errors import GateError
 from torchrec_adrec.index.brute_force import VECTORS, Answers, Question, brute_force
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.gate import gate_questions, tune_and_validate
@@ -74,6 +75,32 @@ def test_each_rank_reads_its_own_parts_once(
     monkeypatch.setattr(Embeddings, "read", watched)
     answered(2, tmp_path / "two")
     assert sorted(ranges, key=lambda parts: parts.start) == [range(3), range(3, 6)]
+
+
+class Shuffled(Embeddings):
+    """Numbers the ads of each part from the last to the first."""
+
+    def read(self, parts: range) -> Any:
+        for numbers, ids, vectors in super().read(parts):
+            yield numbers[::-1], ids, vectors
+
+
+@pytest.mark.parametrize("fault", ["users", "ads"])
+def test_a_rank_that_does_other_work_is_told(fault: str, tmp_path: Path) -> None:
+    """Its ads would be the wrong ones to measure a recall by, without an error."""
+    embeddings = exported(corpus(), tmp_path)
+    asked = questions()[:1]
+    others = [Question(-question.queries, question.k) for question in asked]
+    shuffled = Shuffled(embeddings.folder, embeddings.manifest)
+
+    def work(rank: Any) -> Any:
+        is_other = not rank.is_first
+        ads = shuffled if is_other and fault == "ads" else embeddings
+        users = others if is_other and fault == "users" else asked
+        return brute_force(ads, users, rank, tmp_path)
+
+    with pytest.raises(GateError, match="searched for other users, or read other ads"):
+        on_threads(2, work)
 
 
 def test_the_gate_measures_the_same_by_what_ranks_have_searched(tmp_path: Path) -> None:

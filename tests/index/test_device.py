@@ -225,13 +225,17 @@ def test_a_copy_that_lost_ads_is_refused(
     refused(index, "2 GPUs holds 2990 of 3000 ads", caplog)
 
 
+@pytest.mark.parametrize("fault", ["spoil", "swap"])
 def test_a_copy_that_answers_otherwise_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     library = cards(monkeypatch, 2)
-    library.spoil = True
+    setattr(library, fault, True)
     index = built("exact", 1, tmp_path, corpus())
-    refused(index, "other scores than the index", caplog)
+    refused(index, "other ads or scores than the index", caplog)
 
 
 def test_k_and_nprobe_beyond_the_cards_limits_are_refused() -> None:

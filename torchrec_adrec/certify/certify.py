@@ -15,11 +15,11 @@ from torchrec_adrec.certify.eager import Computed, Pairs, compute, compute_on_ra
 from torchrec_adrec.certify.rounded import compare_engines, compare_index
 from torchrec_adrec.certify.served import answers_of
 from torchrec_adrec.data.request import RawUser
-from torchrec_adrec.errors import ConfigError, DataError, ManifestError
+from torchrec_adrec.errors import DataError, ManifestError
 from torchrec_adrec.index.manifest import IndexManifest, vectors_of
 from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.runs.stages import EXPORT, INDEX, RANKING, RETRIEVAL, stage_folder
-from torchrec_adrec.runs.unpack import BUNDLE
+from torchrec_adrec.runs.unpack import check_no_bundle
 from torchrec_adrec.schema import AD_ID, SCORE
 from torchrec_adrec.serve.certificate import (
     PREDICTION_TOLERANCE,
@@ -55,11 +55,7 @@ def certify(
         ConfigError: the folder is a bundle.
         AdRecError: the run cannot be served.
     """
-    if (run / BUNDLE).exists():
-        raise ConfigError(
-            f"{run} is a bundle, in which nothing may change; certify its run, then"
-            " pack it again"
-        )
+    check_no_bundle(run)
     users = example_users(run)[:requests]
     if not users:
         raise DataError(f"{run} has no example users: give the test split some rows")
@@ -76,6 +72,11 @@ def certify(
         np.repeat(np.arange(len(users)), [len(ads) for ads in answers]),
         np.array([ad[AD_ID] for ads in answers for ad in ads]),
     )
+    if not len(pairs.ads):
+        raise DataError(
+            f"{run} answers {len(users)} held-out users with nothing but ads that were"
+            " updated since the export: certify with more --requests, or export again"
+        )
     one, several = compute(run, pairs), ranks(run, pairs, RANKS)
     parts = open_run(run, is_certified=False)
     comparisons = [
@@ -86,7 +87,11 @@ def certify(
     ]
     if _hashes(run) != made_of:
         raise ManifestError(f"{run} was changed while it was being certified")
-    samples = [_sample(n, user, pairs, one, answers) for n, user in enumerate(users)]
+    samples = [
+        _sample(n, user, pairs, one, answers)
+        for n, user in enumerate(users)
+        if answers[n]
+    ]
     return Certificate(
         made_of=made_of,
         requests=len(users),

@@ -22,7 +22,7 @@ from torchrec_adrec.serve.http import access_log
 from torchrec_adrec.serve.http.app import App
 from torchrec_adrec.serve.http.hot_swap import Served
 from torchrec_adrec.serve.http.server import listen, server_config
-from torchrec_adrec.serve.open_run import published_state
+from torchrec_adrec.serve.published import published_state
 
 HOST = "127.0.0.1"
 

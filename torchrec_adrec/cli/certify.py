@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Out, RankBy
-from torchrec_adrec.cli.serve import Bundled, read_user
+from torchrec_adrec.cli.options import Bundled, Condition, Out, RankBy, Top, User
+from torchrec_adrec.cli.serve import read_user
 from torchrec_adrec.runs.unpack import unpacked
 
 
@@ -52,16 +52,12 @@ def bundle(
       adrec bundle --out runs/demo --to demo.tar
       adrec serve --bundle demo.tar
     """
-    from torchrec_adrec.errors import ConfigError
     from torchrec_adrec.runs.run_lock import Job, hold
-    from torchrec_adrec.runs.unpack import BUNDLE
     from torchrec_adrec.runtime.disk import disk_errors
     from torchrec_adrec.serve.bundle import check_target, pack
     from torchrec_adrec.serve.recommender import Recommender
 
     check_target(to)
-    if (out / BUNDLE).exists():
-        raise ConfigError(f"{out} is a bundle already; copy it")
     with disk_errors(to.absolute().parent), hold(out, Job.new()):
         Recommender.load(out)
         manifest = pack(out, to)
@@ -72,20 +68,10 @@ def bundle(
 def explain(
     out: Bundled,
     ad: Annotated[int, typer.Argument(help="Id of the ad.")],
-    user: Annotated[
-        str,
-        typer.Option(
-            help="JSON file of raw user columns, or the number of an example user."
-        ),
-    ] = "0",
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
-    ] = None,
+    user: User = "0",
+    top: Top = None,
     rank_by: RankBy = None,
-    eligible: Annotated[
-        str | None,
-        typer.Option(help="Only ads whose raw columns meet this condition, in SQL."),
-    ] = None,
+    eligible: Condition = None,
 ) -> None:
     """Tell why a user gets an ad, or at which stage it was lost.
 

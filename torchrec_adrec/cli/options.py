@@ -47,10 +47,31 @@ RankBy = Annotated[
         help="Order by this formula, as 'click * value'. Default: recommend.rank_by."
     ),
 ]
+User = Annotated[
+    str,
+    typer.Option(
+        help="JSON file of raw user columns, or the number of an example user."
+    ),
+]
+Top = Annotated[
+    int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
+]
+Condition = Annotated[
+    str | None,
+    typer.Option(help="Only ads whose raw columns meet this condition, in SQL."),
+]
 Engine = Annotated[
     str | None,
     typer.Option(
         help="float32, bfloat16, int8, compiled or auto. Default: recommend.engine."
+    ),
+]
+
+
+Bundled = Annotated[
+    Path,
+    typer.Option(
+        "--out", "--bundle", help="Folder of the run, or a bundle: a folder or .tar."
     ),
 ]
 

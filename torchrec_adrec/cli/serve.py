@@ -6,32 +6,29 @@ from typing import Annotated, Any
 
 import typer
 
-from torchrec_adrec.cli.options import Engine, Key, Overrides, RankBy, To, written_to
+from torchrec_adrec.cli.options import (
+    Bundled,
+    Condition,
+    Engine,
+    Key,
+    Overrides,
+    RankBy,
+    To,
+    Top,
+    User,
+    written_to,
+)
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.errors import ConfigError, DataError, reason
 from torchrec_adrec.runs.stages import CONFIG
 from torchrec_adrec.runs.unpack import unpacked
 from torchrec_adrec.runtime.files import read_json
 
-Bundled = Annotated[
-    Path,
-    typer.Option(
-        "--out", "--bundle", help="Folder of the run, or a bundle: a folder or .tar."
-    ),
-]
-
 
 def recommend(
     out: Bundled,
-    user: Annotated[
-        str,
-        typer.Option(
-            help="JSON file of raw user columns, or the number of an example user."
-        ),
-    ] = "0",
-    top: Annotated[
-        int | None, typer.Option(min=1, help="Number of ads. Default: recommend.top.")
-    ] = None,
+    user: User = "0",
+    top: Top = None,
     rank_by: RankBy = None,
     engine: Engine = None,
     batch: Annotated[
@@ -42,10 +39,7 @@ def recommend(
     ] = None,
     to: To = None,
     key: Key = None,
-    eligible: Annotated[
-        str | None,
-        typer.Option(help="Only ads whose raw columns meet this condition, in SQL."),
-    ] = None,
+    eligible: Condition = None,
 ) -> None:
     """Print the best ads for one user, with the milliseconds that each part took.
 
@@ -96,13 +90,12 @@ def _recommend_batch(
     from torchrec_adrec.data.prepare.user_file import UserFile
     from torchrec_adrec.runs.run_folder import ranks_of_launcher
     from torchrec_adrec.runtime.disk import disk_errors
-    from torchrec_adrec.serve.batch import recommend_batch
-    from torchrec_adrec.serve.recommender import Recommender
+    from torchrec_adrec.serve.batch import load_alike, recommend_batch
 
     target = written_to(to, "--batch")
     users = UserFile.open(batch, Encoder.load(run / "data"), key)
     with disk_errors(target.parent), ranks_of_launcher() as ranks:
-        recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
+        recommender = load_alike(run, ranks, target, rank_by, engine)
         began = time.monotonic()
         recommend_batch(recommender, users, target, ranks, top)
         rate = users.count / (time.monotonic() - began)

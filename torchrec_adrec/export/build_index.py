@@ -38,7 +38,7 @@ from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.updated import ABSORBED, Absorbed
 from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.runtime.files import check_files, sha256
-from torchrec_adrec.runtime.ranks import SingleProcess
+from torchrec_adrec.runtime.ranks import SingleProcess, told_by_first
 from torchrec_adrec.schema import AD_ID
 from torchrec_adrec.tasks.sharded import check_origin, final_checkpoint
 
@@ -137,19 +137,16 @@ def _choice(
     # one would be an error of Parquet, or wrong vectors.
     embedded.check(embedded.share(process.rank, process.world_size))
     process.barrier()
-    path = out / CHOICE
+    text = ""
     if process.is_first:
         memory = settings.memory_gib * 2**30
         purpose = Purpose(count, k, settings.target_recall, memory, on_gpu)
         choice = choose(embedded.sample(SAMPLE, seed), queries, purpose)
         log.info("index: %s, because %s", choice.kind.name, choice.reason)
         name, build = choice.kind.name, dict(vars(choice.kind))
-        path.write_text(json.dumps([name, build, choice.reason]))
-    process.barrier()  # timings and rounding may not let every rank decide for itself
-    name, build, reason = json.loads(path.read_text())
-    process.barrier()
-    if process.is_first:
-        path.unlink()
+        text = json.dumps([name, build, choice.reason])
+    # Timings and rounding may not let every rank decide for itself.
+    name, build, reason = json.loads(told_by_first(process, text, out / CHOICE))
     return Choice(open_kind(name, build), reason)
 
 

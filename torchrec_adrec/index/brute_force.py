@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s
+from torchrec_adrec.errors import GateError
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.runtime.ranks import Ranks
 
 BLOCK = 16_384  # ads compared at a time: with 1,000 queries 64 MB of scores
 VECTORS = "vectors.bin"
+CHECKED = 16  # queries of each question whose scores are computed again
+ROUNDING = 1e-5  # of both lengths; sums in another order made 3e-7 with a width of 256
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def brute_force(
 
     Raises:
         ManifestError: a part does not hold what the manifest says.
+        GateError: the ranks have not done the same work.
     """
     bests = [BestSoFar(question) for question in questions]
     lengths = [np.empty(0, dtype=np.float32)]
@@ -153,7 +157,32 @@ def _merged(
     path, shape = out / VECTORS, (embeddings.count, embeddings.manifest.dim)
     vectors = np.memmap(path, np.float32, "r", shape=shape)
     path.unlink()  # the disk is free again when the mapping goes
+    for best in bests:
+        _check_products(best, vectors)
     return Answers([best.top for best in bests], np.concatenate(lengths), vectors)
+
+
+def _check_products(best: BestSoFar, vectors: Float32s) -> None:
+    """Compare scores of some queries with the products that they are said to be.
+
+    The recall of an index is a share of these ads. If a rank had searched for other
+    users, or written its vectors in another place, it would be a share of other ads.
+
+    Raises:
+        GateError: they are none.
+    """
+    queries, ads = best.question.queries[:CHECKED], vectors[best.rows[:CHECKED]]
+    error = np.abs(np.einsum("bd,bkd->bk", queries, ads) - best.scores[:CHECKED])
+    lengths = np.linalg.norm(ads, axis=2) * np.linalg.norm(queries, axis=1)[:, None]
+    # Not `error > rounding`, which is false for NaN; of that the gate tells more.
+    wrong = ~(error <= ROUNDING * lengths) & np.isfinite(lengths)
+    if wrong.any():
+        raise GateError(
+            f"brute force names {wrong.sum()} of {wrong.size} ads with scores that are"
+            f" not their products with the users, the furthest {error[wrong].max():.2g}"
+            " away: the ranks have searched for other users, or read other ads; nothing"
+            " was published"
+        )
 
 
 def _answer_name(rank: int) -> str:

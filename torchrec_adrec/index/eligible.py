@@ -20,11 +20,14 @@ class EligibleAds:
         masks: for each shard, which of its vectors belong to them.
         decoded: ids and vectors of them, kept after the first search that compared
             all; only where they are few.
+        condition: by which they were chosen, to choose anew after an update; None:
+            their ids were given.
     """
 
     ids: Int64s
     masks: list[Bools]
     decoded: tuple[Int64s, Float32s] | None = field(default=None, repr=False)
+    condition: Any = field(default=None, repr=False)
 
     @property
     def share(self) -> float:

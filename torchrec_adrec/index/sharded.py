@@ -141,8 +141,11 @@ class ShardedIndex(Shards):
             )
         mask: Bools = np.zeros(len(indexed), dtype=bool)
         mask[order[places]] = True
-        ends = np.cumsum([shard.ntotal for shard in self.shards])[:-1]
-        return EligibleAds(ids, np.split(mask, ends))
+        return EligibleAds(ids, self.split(mask))
+
+    def is_current(self, eligible: EligibleAds) -> bool:
+        """Tell whether a filter is up to date: this index alone has no updates."""
+        return True
 
     def search(
         self, queries: Float32s, k: int, eligible: EligibleAds | None = None

@@ -117,6 +117,10 @@ class Shards:
         sizes = [shard.ntotal for shard in self.shards]
         return np.repeat(np.arange(len(sizes)), sizes)[self.by_id[0]]
 
+    def split(self, mask: Bools) -> list[Bools]:
+        """Split what is said of all vectors, shard after shard, (count,)."""
+        return np.split(mask, np.cumsum([shard.ntotal for shard in self.shards])[:-1])
+
     @cached_property
     def by_id(self) -> tuple[Int64s, Int64s]:
         """The places of all vectors, shard after shard, by rising id; and the ids."""

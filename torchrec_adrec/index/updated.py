@@ -81,9 +81,9 @@ class EligibleInBoth(EligibleAds):
         segment: those that were added or replaced since.
     """
 
-    index: "UpdatedIndex | None" = field(default=None, repr=False)
-    base: EligibleAds | None = None
-    segment: EligibleAds | None = None
+    index: "UpdatedIndex" = field(kw_only=True, repr=False)
+    base: EligibleAds = field(kw_only=True)
+    segment: EligibleAds = field(kw_only=True)
 
 
 class UpdatedIndex:
@@ -153,7 +153,16 @@ class UpdatedIndex:
             )
         base = self.base.eligible(ids[~in_segment])
         segment = self.segment.eligible(ids[in_segment])
-        return EligibleInBoth(ids, base.masks, None, self, base, segment)
+        return EligibleInBoth(ids, base.masks, index=self, base=base, segment=segment)
+
+    def is_current(self, eligible: EligibleAds) -> bool:
+        """Tell whether a filter is up to date: one from before an update is not."""
+        return isinstance(eligible, EligibleInBoth) and eligible.index is self
+
+    def _of_this(self, eligible: EligibleAds) -> EligibleInBoth:
+        if isinstance(eligible, EligibleInBoth) and eligible.index is self:
+            return eligible
+        return self.eligible(np.intersect1d(eligible.ids, self.ids))
 
     def search(
         self, queries: Float32s, k: int, eligible: EligibleAds | None = None
@@ -175,9 +184,7 @@ class UpdatedIndex:
         """
         if eligible is None:
             return self._search_all(queries, k)
-        if not isinstance(eligible, EligibleInBoth) or eligible.index is not self:
-            eligible = self.eligible(np.intersect1d(eligible.ids, self.ids))
-        assert eligible.base is not None and eligible.segment is not None
+        eligible = self._of_this(eligible)
         parts = [
             self.base.search(queries, k, eligible.base),
             self.segment.search(queries, k, eligible.segment),
@@ -196,15 +203,12 @@ class UpdatedIndex:
             k: at most the number of eligible ads.
             eligible: all ads, if not given.
         """
-        if eligible is None:
-            eligible = self.eligible(self.ids)
-        elif not isinstance(eligible, EligibleInBoth) or eligible.index is not self:
-            eligible = self.eligible(np.intersect1d(eligible.ids, self.ids))
-        pairs = ((self.base, eligible.base), (self.segment, eligible.segment))
+        ads = self.eligible(self.ids) if eligible is None else self._of_this(eligible)
+        pairs = ((self.base, ads.base), (self.segment, ads.segment))
         parts = [
-            index.compare_all(queries, k, ads)
-            for index, ads in pairs
-            if ads is not None and len(ads.ids)
+            index.compare_all(queries, k, some)
+            for index, some in pairs
+            if some.ids.size
         ]
         return best_of(parts, k)
 
@@ -234,5 +238,4 @@ def _all_but(index: ShardedIndex, gone: Int64s) -> EligibleAds | None:
         return None
     mask: Bools = np.ones(len(indexed), dtype=bool)
     mask[order[places]] = False
-    ends = np.cumsum([shard.ntotal for shard in index.shards])[:-1]
-    return EligibleAds(np.delete(indexed, places), np.split(mask, ends))
+    return EligibleAds(np.delete(indexed, places), index.split(mask))

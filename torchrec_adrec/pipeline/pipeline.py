@@ -70,14 +70,18 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
         _run_stages(config, run, job, display)
         served = _serve(config, run, display)
         metrics = {name: _metrics(run, name) for name in STAGES}
-        metrics |= {"serve": served["speed"], "funnel": served["funnel"]}
+        metrics["serve"] = served["speed"]
+        if "funnel" in served:
+            metrics["funnel"] = served["funnel"]
         warn_below(metrics)
     write_report(config.seed, metrics, run)
     console = wide_console()
     console.print(summary_table(metrics))
     console.print(ads_table(served["ads"], "Ten ads for the first example user"))
-    print_funnel(served["funnel"], console)
-    paths = {"Picture": run / FOLDER / PICTURE, "Report": run / "report.md"}
+    paths = {"Report": run / "report.md"}
+    if "funnel" in served:
+        print_funnel(served["funnel"], console)
+        paths = {"Picture": run / FOLDER / PICTURE} | paths
     for title, path in (paths | {"Log": display.log_path}).items():
         if path is not None:
             console.print(f"{title}: {path}", highlight=False, soft_wrap=True)
@@ -221,6 +225,9 @@ def _serve(config: Config, run: Path, display: VerboseDisplay) -> dict[str, Any]
     recommender = Recommender.load(run, is_certified=False)
     examples = _serve_examples(recommender, run)
     display.finish("serve", headline("serve", examples["speed"]))
+    if recommender.changes:
+        log.warning("the funnel is not judged: ads were updated since the export")
+        return examples
     display.launched("funnel")
     funnel = evaluate_funnel(run, recommender, config.evaluation, config.seed)
     display.finish("funnel", headline("funnel", funnel))

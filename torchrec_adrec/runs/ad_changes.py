@@ -7,19 +7,23 @@ from torchrec_adrec.index.manifest import EmbeddingManifest
 from torchrec_adrec.runs.versions import VERSIONS, current_name
 
 
-def open_changes(run: Path, exported: EmbeddingManifest) -> Changes:
+def open_changes(
+    run: Path, exported: EmbeddingManifest, name: str | None = None
+) -> Changes:
     """Read the current changes of a run and prove that they belong to its export.
 
     Args:
         run: its folder.
         exported: the manifest of its export.
+        name: of other changes than the current ones; empty: none.
 
     Raises:
         ManifestError: they are damaged, or of another export.
     """
-    changes = newest_changes(run)
-    if changes is None:
+    name = changes_name(run) if name is None else name
+    if not name:
         return Changes.none(exported)
+    changes = Changes.load(run / CHANGES / VERSIONS / name)
     changes.check_source(run / CHANGES, exported)
     return changes
 

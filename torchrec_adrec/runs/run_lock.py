@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.runs.unpack import check_no_bundle
 
 LOCK, STAGE_LOCK = ".lock", ".lock-stage"
 COMMAND_WIDTH = 60  # characters of another command that a message shows
@@ -73,7 +74,7 @@ def hold(run: Path, job: Job) -> Iterator[None]:
             only holds the stage.
 
     Raises:
-        ConfigError: another command is at work in the run.
+        ConfigError: another command is at work in the run, or it is a bundle.
     """
     if job.is_launched:
         with _locked(run / STAGE_LOCK, run):
@@ -92,7 +93,8 @@ def hold_for_stages(run: Path, job: Job) -> Iterator[None]:
     """Hold the run as the command that launches its stages.
 
     Raises:
-        ConfigError: another command is at work, or a stage of one that was killed.
+        ConfigError: another command is at work, or a stage of one that was killed; or
+            the run is a bundle.
     """
     with _locked(run / LOCK, run):
         # Taken only to see that nobody has it: a stage may go on after its `adrec run`
@@ -104,6 +106,7 @@ def hold_for_stages(run: Path, job: Job) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, run: Path) -> Iterator[None]:
+    check_no_bundle(run)  # in which the lock itself would be a file too many
     with path.open("a") as lock:
         try:
             # Of this open file, not of the path: it goes when the process does.

@@ -6,11 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchrec_adrec.errors import ManifestError, reason
+from torchrec_adrec.errors import ConfigError, ManifestError, reason
 
 BUNDLE = "manifest.json"  # in a bundle's folder: what every other file must be
 TAR = ".tar"
 AGAIN = "copy the bundle again, or make it again with `adrec bundle`"
+
+
+def check_no_bundle(run: Path) -> None:
+    """Refuse to work in a bundle.
+
+    Raises:
+        ConfigError: the folder is one.
+    """
+    if (run / BUNDLE).exists():
+        raise ConfigError(
+            f"{run} is a bundle, in which nothing may change; work in its run, then"
+            " pack it again"
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Ranks: what a stage must know of the processes that it runs on."""
 
+from pathlib import Path
 from typing import Protocol
 
 
@@ -31,6 +32,25 @@ class SingleProcess:
 
     def barrier(self) -> None:
         """Return at once: there is nobody to wait for."""
+
+
+def told_by_first(ranks: Ranks, text: str, path: Path) -> str:
+    """Return the text that the first rank gives. Collective.
+
+    Args:
+        ranks: the processes that share it.
+        text: of this rank; only that of the first one counts.
+        path: of a file that all of them see, and that is there only meanwhile.
+    """
+    if ranks.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    ranks.barrier()
+    text = path.read_text()
+    ranks.barrier()  # all have read it
+    if ranks.is_first:
+        path.unlink()
+    return text
 
 
 def share_of(rows: int, ranks: Ranks) -> slice:

@@ -6,13 +6,52 @@ import polars as pl
 
 from torchrec_adrec.data.prepare.user_file import ROW, UserFile
 from torchrec_adrec.data.shared_file import shared_parquet
-from torchrec_adrec.errors import PredictionError
+from torchrec_adrec.errors import ManifestError, PredictionError
 from torchrec_adrec.runtime.progress import Progress
-from torchrec_adrec.runtime.ranks import Ranks, share_of
+from torchrec_adrec.runtime.ranks import Ranks, share_of, told_by_first
+from torchrec_adrec.serve.published import (
+    CHANGED,
+    is_same_build,
+    loaded_state,
+    published_state,
+)
 from torchrec_adrec.serve.recommender import Recommender
 
 CHUNK = 256  # users that are retrieved at a time
 PLACE = "place"  # of an ad in its user's list, from 1
+
+
+def load_alike(
+    run: Path,
+    ranks: Ranks,
+    out: Path,
+    rank_by: str | None = None,
+    engine: str | None = None,
+) -> Recommender:
+    """Load a run on all ranks, with the ads that the first one finds. Collective.
+
+    An update that lands meanwhile would else give users of one file ads of two days.
+
+    Args:
+        run: its folder.
+        ranks: the processes that share it.
+        out: the file that they are going to write, which all of them see.
+        rank_by, engine: as of `Recommender.load`.
+
+    Raises:
+        AdRecError: as of `Recommender.load`.
+        ManifestError: a stage was built again meanwhile.
+    """
+    before = published_state(run)
+    recommender = Recommender.load(run, rank_by=rank_by, engine=engine)
+    state = loaded_state(run, before, recommender.changes)
+    first = told_by_first(ranks, state, out.with_name(f"{out.name}.version"))
+    if not is_same_build(state, first):
+        raise ManifestError(
+            f"rank {ranks.rank} has loaded {run} as {state}, rank 0 as {first}: a stage"
+            " was built again meanwhile; start the ranks again"
+        )
+    return recommender.refreshed(run, first.partition(CHANGED)[2])
 
 
 def recommend_batch(

@@ -5,11 +5,48 @@ import polars as pl
 
 from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.errors import DataError
+from torchrec_adrec.index.eligible import EligibleAds
+from torchrec_adrec.index.sharded import ShardedIndex
+from torchrec_adrec.index.updated import UpdatedIndex
 from torchrec_adrec.schema import AD_ID
 
 # What `Recommender.recommend` takes: (N,) bools in the order of the catalog, ids, an
 # expression of polars, or a condition in SQL.
 Eligible = Bools | Int64s | pl.Expr | str
+
+
+def prepare(
+    eligible: Eligible | EligibleAds,
+    index: ShardedIndex | UpdatedIndex,
+    catalog: pl.DataFrame,
+) -> EligibleAds:
+    """Prepare the ads that may be shown, for any number of searches.
+
+    What was prepared before an update is prepared anew, because a replaced ad need not
+    meet the condition any more. Ids that were given stay, but for removed ads.
+
+    Args:
+        eligible: see `eligible_ids`; or prepared, perhaps before an update.
+        index: that is searched.
+        catalog: of the ads that there are now, by rising id.
+
+    Raises:
+        DataError: it is no such selection, or no ad is eligible.
+    """
+    if isinstance(eligible, EligibleAds):
+        if index.is_current(eligible):
+            return eligible
+        left = np.intersect1d(eligible.ids, catalog[AD_ID].to_numpy())
+        eligible = left if eligible.condition is None else eligible.condition
+    ids = eligible_ids(eligible, catalog)
+    if not len(ids):
+        raise DataError(
+            f"no ad of the catalog is eligible (eligible = {str(eligible)[:200]});"
+            " nothing can be recommended"
+        )
+    ads = index.eligible(ids)
+    ads.condition = eligible if isinstance(eligible, str | pl.Expr) else None
+    return ads
 
 
 def eligible_ids(eligible: Eligible, catalog: pl.DataFrame) -> Int64s:

@@ -1,6 +1,5 @@
 """Opens a finished run for serving, and proves that its parts belong together."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,24 +9,24 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser
+from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.device import place
 from torchrec_adrec.index.manifest import IndexManifest
 from torchrec_adrec.index.sharded import ShardedIndex
 from torchrec_adrec.index.updated import Absorbed
-from torchrec_adrec.runs.ad_changes import changes_name, open_changes
+from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runs.stages import (
     EXPORT,
     INDEX,
     RANKING,
-    RECORD,
     RETRIEVAL,
     check_inputs,
     stage_folder,
 )
-from torchrec_adrec.runs.unpack import BUNDLE
-from torchrec_adrec.serve.bundle import CERTIFICATE, EXAMPLE_USERS, check_bundle
+from torchrec_adrec.serve.bundle import EXAMPLE_USERS, check_bundle
 from torchrec_adrec.serve.certificate import Certificate, hashes_of
 from torchrec_adrec.serve.crosses import Crosses
 from torchrec_adrec.serve.parts import Parts
@@ -35,12 +34,10 @@ from torchrec_adrec.serve.proof import Proof, check_names
 from torchrec_adrec.serve.recheck import check_samples
 from torchrec_adrec.serve.retriever import Retriever
 from torchrec_adrec.serve.scorer import RankingScorer
-from torchrec_adrec.tasks.blend import ALONE, load_blend
+from torchrec_adrec.tasks.blend import ALONE, Blend, load_blend
 from torchrec_adrec.tasks.blend import FILE as BLEND
 from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.sharded import check_origin, restore_whole
-
-CHANGED = "+"  # between the build of an index and the changes of its ads
 
 
 def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> Parts:
@@ -69,27 +66,20 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)
     manifest = IndexManifest.load(version)
     check_names(run, towers_checkpoint, ranker_checkpoint, manifest)
-    blend = load_blend(ranker_checkpoint)
-    if blend != ALONE:
-        path = ranker_checkpoint.path / BLEND
-        check_origin(path, blend.origin, towers_checkpoint)
+    calibrations = load_calibrations(ranker_checkpoint)
+    blend = _blend(ranker_checkpoint, towers_checkpoint)
+    blended = None if blend == ALONE else towers.model
     catalog = load_catalog(run / "data")
-    certificate = Certificate.load(run) if is_certified else None
-    if certificate is not None:
-        parts_now = hashes_of(run, towers_checkpoint, ranker_checkpoint, version)
-        certificate.check_parts(run, parts_now)
+    certificate = None
+    if is_certified:
+        certificate = _certificate(run, towers_checkpoint, ranker_checkpoint, version)
     index = ShardedIndex.load(version, manifest)
     place(index, config.index.device, settings.candidates, tuned=True)
     parts = Parts(
         encoder,
         Retriever(towers.model.user_tower, index),
         RankingScorer(
-            ranker.model,
-            encoder.schema,
-            catalog,
-            load_calibrations(ranker_checkpoint),
-            blend,
-            None if blend == ALONE else towers.model,
+            ranker.model, encoder.schema, catalog, calibrations, blend, blended
         ),
         Crosses(encoder, catalog),
         settings,
@@ -101,20 +91,27 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     changes = open_changes(run, manifest.embeddings)
     if changes.name or manifest.changes:
         parts = parts.with_changes(changes)
-    score_error = Proof(
-        parts.user_input,
-        parts.retriever,
-        parts.scorer,
-        towers.model.ad_tower,
-        towers_checkpoint,
-        manifest,
-        run / EXPORT.name,
-        changes,
-    ).check()
-    _check_rounding(parts, score_error, manifest)
+    _prove(run, parts, towers_checkpoint, manifest, changes)
     if certificate is not None:
         check_samples(run, certificate, parts, changes.touched)
     return parts
+
+
+def _blend(ranker: Checkpoint, towers: Checkpoint) -> Blend:
+    blend = load_blend(ranker)
+    if blend != ALONE:
+        check_origin(ranker.path / BLEND, blend.origin, towers)
+    return blend
+
+
+def _certificate(
+    run: Path, towers: Checkpoint, ranker: Checkpoint, version: Path
+) -> Certificate | None:
+    """Read the certificate, if there is one, and compare what it was made of."""
+    certificate = Certificate.load(run)
+    if certificate is not None:
+        certificate.check_parts(run, hashes_of(run, towers, ranker, version))
+    return certificate
 
 
 def _config(run: Path, version: Path, overrides: Mapping[str, str | None]) -> Config:
@@ -136,7 +133,24 @@ def example_users(run: Path) -> list[RawUser]:
     return users
 
 
-def _check_rounding(parts: Parts, score_error: float, manifest: IndexManifest) -> None:
+def _prove(
+    run: Path,
+    parts: Parts,
+    towers: Checkpoint,
+    manifest: IndexManifest,
+    changes: Changes,
+) -> None:
+    """Compare numbers: vectors, scores, and what a blend makes of their rounding."""
+    score_error = Proof(
+        parts.user_input,
+        parts.retriever,
+        parts.scorer,
+        parts.towers.ad_tower,
+        towers,
+        manifest,
+        run / EXPORT.name,
+        changes,
+    ).check()
     # A blend was fitted with the towers' exact products and is served with the
     # products of what the index has stored.
     error = parts.scorer.logit_error(score_error)
@@ -148,21 +162,3 @@ def _check_rounding(parts: Parts, score_error: float, manifest: IndexManifest) -
             f" recommend.max_score_error allows {bound:g}; take a kind that stores"
             " vectors exactly or refines them, or set ranking.blend=none"
         )
-
-
-def published_state(run: Path) -> str:
-    """Name the state of a run's folder; another one after every build and update.
-
-    So is one after every certificate, and that of every bundle.
-    """
-    stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
-    paths = [stage_folder(run, stage.name) / RECORD for stage in stages]
-    paths += [run / BUNDLE, run / CERTIFICATE]
-    texts = [path.read_bytes() if path.exists() else b"" for path in paths]
-    build = hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
-    return f"{build}{CHANGED}{changes_name(run)}"
-
-
-def is_same_build(state: str, other: str) -> bool:
-    """Whether two states of a run differ in the changes of its ads at most."""
-    return state.partition(CHANGED)[0] == other.partition(CHANGED)[0]

@@ -56,6 +56,8 @@ def _difference(sample: Sample, parts: Parts, touched: Int64s) -> str:
     lost = kept & ~is_there & ~(certified <= scores[-1] + limit)
     if lost.any():
         return f"ad {ads[lost][0]} is not retrieved any more"
+    if not is_there.any():  # updates have touched all of them
+        return ""
     ads, certified, actual = (x[is_there] for x in (ads, certified, scores[places]))
     difference = _first(ads, SCORE, actual, certified, np.full(len(ads), limit))
     predictions = parts.predict(sample.user, ads, actual)

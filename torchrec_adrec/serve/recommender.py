@@ -21,7 +21,7 @@ from torchrec_adrec.index.sharded import set_search_threads
 from torchrec_adrec.runs.ad_changes import changes_name, open_changes
 from torchrec_adrec.runs.unpack import unpacked
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
-from torchrec_adrec.serve.eligible import Eligible, eligible_ids
+from torchrec_adrec.serve.eligible import Eligible, prepare
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.explain import Explanation, explain
 from torchrec_adrec.serve.open_run import example_users, open_run
@@ -50,7 +50,6 @@ class Recommender:
     Attributes:
         engine: with its measured error, once `speed_up` took one; None: the ranker is
             computed as it was trained.
-        parts: of the run that it was loaded from; None: it was not loaded.
 
     Raises:
         ConfigError: `recommend.rank_by` names what is neither predicted nor a number of
@@ -109,23 +108,25 @@ class Recommender:
         """Name of the changes of the ads that it knows; empty: there are none."""
         return self.parts.changes
 
-    def refreshed(self, run: Path) -> "Recommender":
+    def refreshed(self, run: Path, name: str | None = None) -> "Recommender":
         """Return a recommender that knows the newest changes of the run's ads.
 
         Models, index and catalog are those of this one and are not read again.
 
         Args:
             run: that this one was loaded from.
+            name: of other changes than the newest; empty: none at all.
 
         Raises:
             ConfigError: an added ad lacks a number that `recommend.rank_by` needs.
             ManifestError: the changes are damaged, of another export, or older than
                 the index.
         """
-        name = changes_name(run)
-        if name == self.changes:
-            return self
-        changes = open_changes(run, self.parts.exported)
+        with unpacked(run) as folder:
+            name = changes_name(folder) if name is None else name
+            if name == self.changes:
+                return self
+            changes = open_changes(folder, self.parts.exported, name)
         recommender = Recommender(self.parts.with_changes(changes))
         recommender.engine = self.engine
         return recommender
@@ -145,7 +146,7 @@ class Recommender:
         requests = []
         for user in users:
             raw = raw_user(user, self.encoder.schema)
-            encoded = self._encoded(raw)
+            encoded = encode_user(self.encoder, raw)
             ids, _ = self.retriever.retrieve(encoded, self.parts.candidates())
             cross = self.crosses.of(raw, self.scorer.rows(ids))
             requests.append((encoded, ids, cross))
@@ -164,7 +165,8 @@ class Recommender:
             top: number of ads; default `recommend.top`, or all of a smaller catalog.
             eligible: the ads that may be shown: a bit for each ad of the catalog, ids,
                 or a condition on the ad's raw columns, as "budget > 0 AND country =
-                'DE'". One that serves many requests is made once, by `eligible_ads`.
+                'DE'". One that serves many requests is made once, by `eligible_ads`;
+                after an update it is made anew in every request.
 
         Raises:
             DataError: a column that no user feature is made of, a value of the wrong
@@ -173,7 +175,7 @@ class Recommender:
             EligibilityError: the index returned an ad that is not eligible.
             PredictionError: a vector, a prediction or the formula is not finite.
         """
-        if eligible is not None and not isinstance(eligible, EligibleAds):
+        if eligible is not None:
             eligible = self.eligible_ads(eligible)
         candidates = self.parts.candidates(eligible)
         top = self.checked_top(top, eligible)
@@ -181,7 +183,7 @@ class Recommender:
         with naming_columns(user, self.encoder.schema):
             with timed("encode", milliseconds):
                 raw = raw_user(user, self.encoder.schema)
-                user_input = self._encoded(raw)
+                user_input = encode_user(self.encoder, raw)
             with timed("retrieve", milliseconds):
                 ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
             with timed("rank", milliseconds):
@@ -210,7 +212,7 @@ class Recommender:
         Raises:
             DataError, PredictionError: as of `recommend`.
         """
-        if eligible is not None and not isinstance(eligible, EligibleAds):
+        if eligible is not None:
             eligible = self.eligible_ads(eligible)
         top = self.checked_top(top, eligible)
         with naming_columns(user, self.encoder.schema):
@@ -249,19 +251,13 @@ class Recommender:
                 raise PredictionError(str(error), row) from None
             yield best
 
-    def eligible_ads(self, eligible: Eligible) -> EligibleAds:
+    def eligible_ads(self, eligible: Eligible | EligibleAds) -> EligibleAds:
         """Prepare the ads that may be shown, for any number of requests.
 
         Raises:
             DataError: it is no such selection, or no ad is eligible.
         """
-        ids = eligible_ids(eligible, self.scorer.listed)
-        if not len(ids):
-            raise DataError(
-                f"no ad of the catalog is eligible (eligible = {str(eligible)[:200]});"
-                " nothing can be recommended"
-            )
-        return self.retriever.index.eligible(ids)
+        return prepare(eligible, self.retriever.index, self.scorer.listed)
 
     def checked_top(self, top: int | None, eligible: EligibleAds | None = None) -> int:
         """Return how many ads an answer has: `top`, or by default `recommend.top`.
@@ -302,6 +298,3 @@ class Recommender:
             DataError: as of `recommend`.
         """
         return self.parts.user_input(user)
-
-    def _encoded(self, raw: RawColumns) -> TowerInput:
-        return encode_user(self.encoder, raw)

@@ -18,7 +18,7 @@ from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.http import hot_swap
 from torchrec_adrec.serve.http.app import App
 from torchrec_adrec.serve.http.hot_swap import Served
-from torchrec_adrec.serve.open_run import published_state
+from torchrec_adrec.serve.published import published_state
 
 
 def versions(app: App) -> set[str]:

@@ -16,7 +16,7 @@ from torchrec_adrec.runs import stages
 from torchrec_adrec.runs.ad_changes import changes_name
 from torchrec_adrec.serve.http.app import App
 from torchrec_adrec.serve.http.hot_swap import Loader, Served
-from torchrec_adrec.serve.open_run import published_state
+from torchrec_adrec.serve.published import published_state
 
 USER: dict[str, Any] = {"user": {"user": "u1"}, "top": 5}
 

@@ -21,7 +21,7 @@ from torchrec_adrec.data.adapters import synthetic
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.held_out_users import OF_ALL, OF_CLICKED
-from torchrec_adrec.errors import DataError, ManifestError
+from torchrec_adrec.errors import ConfigError, DataError, ManifestError
 from torchrec_adrec.evaluation.funnel.figures import Truth
 from torchrec_adrec.evaluation.funnel.losses import (
     Reached,
@@ -176,10 +176,19 @@ def open_judge(
         conditional: `ranking.conditional` of the run.
 
     Raises:
+        ConfigError: ads of the run were updated since the export.
         DataError: no user can be judged.
         ManifestError: the users are not test rows, or the exported vectors are not
             those of the catalog.
     """
+    if recommender.changes:
+        # The test rows know the ads as they were: a removed one would count as missed
+        # by the index, a replaced one by its old vector, and an added one not at all.
+        raise ConfigError(
+            f"the ads of {run} were updated since the export ({recommender.changes}),"
+            " and the test rows know them as they were: judge a run before its first"
+            " update, or one that is trained on newer rows in another folder"
+        )
     data, encoder = run / "data", recommender.encoder
     catalog = load_catalog(data)
     ids, impressions = catalog[AD_ID].to_numpy(), shown_counts(data, catalog)

@@ -27,7 +27,12 @@ from torchrec_adrec.runtime.files import read_json
 from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.serve.bundle import EXAMPLE_USERS
 from torchrec_adrec.serve.http.schema_model import Version
-from torchrec_adrec.serve.open_run import CHANGED, is_same_build, published_state
+from torchrec_adrec.serve.published import (
+    CHANGED,
+    is_same_build,
+    loaded_state,
+    published_state,
+)
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import final_checkpoint
 
@@ -84,7 +89,7 @@ class Served:
             index=_with_changes(load_record(run, INDEX.name).build_id, recommender),
         )
         examples = read_json(run / EXAMPLE_USERS)
-        published = _loaded_state(run, published, recommender)
+        published = loaded_state(run, published, recommender.changes)
         return cls(recommender, version, published, examples[:100])
 
     def refreshed(self, run: Path) -> Self:
@@ -100,7 +105,7 @@ class Served:
         """
         recommender = self.recommender.refreshed(run)
         recommender.recommend({})
-        published = _loaded_state(run, self.published, recommender)
+        published = loaded_state(run, self.published, recommender.changes)
         index = _with_changes(self.version.index.partition(CHANGED)[0], recommender)
         version = self.version.model_copy(update={"index": index})
         return replace(
@@ -159,25 +164,6 @@ class Loader:
         else:
             self._last = Served.load(self.run, self.rank_by, self.engine)
         return self._last
-
-
-def _loaded_state(run: Path, before: str, recommender: Recommender) -> str:
-    """Return the state that was loaded, if no stage was built again meanwhile.
-
-    Ads may have been updated meanwhile, or nothing could ever be loaded of a run that
-    is updated every second. They are looked for again at the next look.
-
-    Args:
-        run: its folder.
-        before: its state when the loading began.
-        recommender: that was loaded.
-
-    Raises:
-        ManifestError: a stage was built again.
-    """
-    if not is_same_build(published_state(run), before):
-        raise ManifestError(f"{run} was changed while it was being loaded")
-    return f"{before.partition(CHANGED)[0]}{CHANGED}{recommender.changes}"
 
 
 def _with_changes(build: str, recommender: Recommender) -> str:

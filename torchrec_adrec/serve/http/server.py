@@ -27,7 +27,7 @@ from torchrec_adrec.serve.http.app import App
 from torchrec_adrec.serve.http.hot_swap import Loader
 from torchrec_adrec.serve.http.metrics import SHARED
 from torchrec_adrec.serve.http.protocol import ServerConfig
-from torchrec_adrec.serve.open_run import published_state
+from torchrec_adrec.serve.published import published_state
 
 HEAD_BYTES = 16_384  # of a request line and its headers
 WORKER_SECONDS = 120  # in which a worker that replaces another must have loaded
