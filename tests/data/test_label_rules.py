@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from torchrec_adrec.config.table import LabelColumn
+from torchrec_adrec.config.table_columns import LabelColumn
 from torchrec_adrec.data.adapters.labels import label_column
 from torchrec_adrec.data.adapters.rows import RawRows, good_rows
 from torchrec_adrec.data.bad_rows import BadRows

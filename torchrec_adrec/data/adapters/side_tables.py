@@ -11,7 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.config.table import FeatureColumn, SideTableConfig, TableConfig
+from torchrec_adrec.config.table import TableConfig
+from torchrec_adrec.config.table_columns import FeatureColumn, SideTableConfig
 from torchrec_adrec.data.adapters import columnar, table_files, values
 from torchrec_adrec.data.adapters.rows import (
     ColumnRule,

@@ -12,13 +12,13 @@ import polars as pl
 from pydantic import ValidationError
 
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.config.table import (
+from torchrec_adrec.config.table import TableConfig
+from torchrec_adrec.config.table_columns import (
     FeatureColumn,
     HistoryColumn,
     LabelColumn,
     NumberColumn,
     SequenceColumn,
-    TableConfig,
 )
 from torchrec_adrec.data.adapters import columnar, table_files, values
 from torchrec_adrec.data.adapters.adapter import Adapter, RawFiles

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from torchrec_adrec.config.table import (
+from torchrec_adrec.config.table_columns import (
     FeatureColumn,
     HexColumn,
     NumberColumn,
