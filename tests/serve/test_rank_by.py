@@ -18,7 +18,7 @@ from torchrec_adrec.serve.recommender import Recommender
 SCHEMA = Schema(
     dense=(),
     sparse=tuple(
-        SparseFeature(name=name, side=side, source=name, kind="text")
+        SparseFeature(name=name, side=side, source=name, kind="text", num_embeddings=1)
         for name, side in (("city", Side.USER), ("brand", Side.AD))
     ),
     labels=(Label(name="click"), Label(name="value", kind="value", max_value=9)),
@@ -63,15 +63,14 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
         shown=catalog,
         show=show,
     )
-    encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: {})
+    one_user = {"city": np.zeros(1, np.int32)}
+    encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: one_user)
     crosses: Any = SimpleNamespace(of=lambda *_: {})
     settings = RecommendConfig(top=1, rank_by=rank_by)
     unused: Any = None
     models = encoder, retriever, scorer, crosses
     parts = Parts(*models, settings, unused, unused, unused, unused)
-    recommender = Recommender(parts)
-    recommender._encoded = lambda _: None  # type: ignore
-    return recommender.recommend({}, top)
+    return Recommender(parts).recommend({}, top)
 
 
 @pytest.mark.parametrize(
