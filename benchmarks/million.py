@@ -32,9 +32,9 @@ from timing import interleave, keep_result
 
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.export.encode import encode_rows
 from torchrec_adrec.export.parts import rows_of_a_part, write_vectors
-from torchrec_adrec.runtime.ranks import SingleProcess
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import restore_whole
@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    encoding = _encoding(args.run)
+    with process_group("cpu") as process:
+        encoding = _encoding(args.run, process)
     first = [_first_answer(args.run) for _ in range(3)]
     requests = _requests(args.run, args.requests)
     figures = {
@@ -73,7 +74,7 @@ def main() -> None:
     Console(width=100).print(_table(requests))
 
 
-def _encoding(run: Path) -> dict[str, Any]:
+def _encoding(run: Path, process: Process) -> dict[str, Any]:
     """Time parts of the export, and the tower alone on the same rows."""
     data = run / "data"
     schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
@@ -86,7 +87,7 @@ def _encoding(run: Path) -> dict[str, Any]:
             number = next(numbers) % (len(catalog) // rows)
             part = catalog[number * rows : (number + 1) * rows]
             vectors = [
-                encode_rows(tower, batch, schema, Side.AD, SingleProcess())
+                encode_rows(tower, batch, schema, Side.AD, process)
                 for batch in part.iter_slices(BATCH)
             ]
             path = Path(folder) / "part.parquet"
