@@ -54,6 +54,20 @@ class SequenceColumn(_Column):
     user."""
 
 
+class ListColumn(_Column):
+    """A set of ids, as the genres of a film: a list in Parquet, divided text in CSV.
+
+    Their order and repetitions do not count.
+    """
+
+    kind: Literal["list"]
+    max_length: Annotated[int, Field(ge=1)] = 20
+    """The largest number of ids. A row with more is a bad row: which of them to drop
+    would be a matter of chance."""
+    separator: Annotated[str, Field(min_length=1)] = " "
+    """The sign between two ids, where the column is text."""
+
+
 class HistoryColumn(Settings):
     """The ads that the user clicked before the row's time, made of the log itself.
 
@@ -172,7 +186,12 @@ def _block_of_column(value: Any) -> Any:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FeatureColumn = Annotated[
     Annotated[
-        TextColumn | HexColumn | NumberColumn | SequenceColumn | HistoryColumn,
+        TextColumn
+        | HexColumn
+        | NumberColumn
+        | SequenceColumn
+        | ListColumn
+        | HistoryColumn,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_block_of_kind),

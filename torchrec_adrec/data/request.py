@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,14 +32,14 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         DataError: a column that no user feature is made of, or a value of the wrong
             kind.
     """
-    kinds, lists = _columns_of(schema)
     _check_names(user, schema)
     scalars: RawColumns = {
         name: _column([_READERS[kind](name, user.get(name))], kind)
-        for name, kind in kinds.items()
+        for name, kind in scalar_kinds(schema, Side.USER).items()
     }
     return scalars | {
-        name: JaggedColumn.of(_lists([_list(name, user.get(name))])) for name in lists
+        name: JaggedColumn.of(_lists([read(name, user.get(name))]))
+        for name, read in _list_readers(schema, Side.USER).items()
     }
 
 
@@ -53,18 +54,21 @@ def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
         BadRowError: names the first row with a value of the wrong kind.
         DataError: a column that no user feature is made of.
     """
-    kinds, lists = _columns_of(schema)
     _check_names(rows.columns, schema)
-    raw: RawColumns = {}
-    for name, kind in kinds.items():
-        if name in rows.columns:
-            raw[name] = _scalars(rows[name], kind)
-        else:
-            raw[name] = _column([None] * len(rows), kind)
-    for name in lists:
-        values = rows[name] if name in rows.columns else [None] * len(rows)
-        read = [_in_row(row, _list, name, value) for row, value in enumerate(values)]
-        raw[name] = JaggedColumn.of(_lists(read))
+    names = column_kinds(schema, Side.USER)
+    absent = [pl.Series(n, [None] * len(rows)) for n in names if n not in rows.columns]
+    return _raw_columns(rows.with_columns(absent), schema, Side.USER)
+
+
+def _raw_columns(rows: pl.DataFrame, schema: Schema, side: Side) -> RawColumns:
+    """Read the columns of a side, all of which are there."""
+    raw: RawColumns = {
+        name: _scalars(rows[name], kind)
+        for name, kind in scalar_kinds(schema, side).items()
+    }
+    for name, read in _list_readers(schema, side).items():
+        lists = [_in_row(i, read, name, value) for i, value in enumerate(rows[name])]
+        raw[name] = JaggedColumn.of(_lists(lists))
     return raw
 
 
@@ -73,20 +77,20 @@ def raw_ads(rows: pl.DataFrame, schema: Schema) -> RawColumns:
 
     Args:
         rows: an ad each. Every column of the ad's side must be there, unlike a user's:
-            one that was forgotten would change the vectors of all.
+            one that was forgotten would change the vectors of all. A set is a list.
         schema: of the data.
 
     Raises:
         BadRowError: names the first row with a value of the wrong kind.
         DataError: a column is missing or unknown.
     """
-    kinds = scalar_kinds(schema, Side.AD)
+    kinds = column_kinds(schema, Side.AD)
     if set(rows.columns) != set(kinds):
         raise DataError(
             f"the columns are {sorted(rows.columns)}, expected those of an ad:"
             f" {sorted(kinds)}"
         )
-    return {name: _scalars(rows[name], kind) for name, kind in kinds.items()}
+    return _raw_columns(rows, schema, Side.AD)
 
 
 class BadRowError(DataError):
@@ -103,19 +107,27 @@ def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
     return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
 
 
-def _columns_of(schema: Schema) -> tuple[dict[str, str], list[str]]:
-    """Return the kind of each scalar column of a user, and the list columns."""
-    lists = [f.source for f in schema.sequences_of(Side.USER)]
-    return scalar_kinds(schema, Side.USER), lists
+def column_kinds(schema: Schema, side: Side) -> dict[str, str]:
+    """Return the kind of each raw column of a side."""
+    lists = {
+        f.source: "sequence" if f.ordered else "list" for f in schema.sequences_of(side)
+    }
+    return scalar_kinds(schema, side) | lists
+
+
+def _list_readers(schema: Schema, side: Side) -> dict[str, Callable[[str, Any], Any]]:
+    """Return what reads each raw column of a side that holds lists."""
+    return {
+        f.source: _list if f.ordered else partial(_set, f.max_length)
+        for f in schema.sequences_of(side)
+    }
 
 
 def _check_names(names: Iterable[str], schema: Schema) -> None:
-    kinds, lists = _columns_of(schema)
-    unknown = sorted(set(names) - set(kinds) - set(lists))
+    kinds = column_kinds(schema, Side.USER)
+    unknown = sorted(set(names) - set(kinds))
     if unknown:
-        raise DataError(
-            f"unknown user columns {unknown}; expected some of {[*kinds, *lists]}"
-        )
+        raise DataError(f"unknown user columns {unknown}; expected some of {[*kinds]}")
 
 
 def _scalars(values: pl.Series, kind: str) -> Column:
@@ -173,12 +185,22 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 DTYPES = {"hex": pl.UInt32(), "text": pl.String(), "number": pl.Float64()}
 
 
-def _list(name: str, value: Any) -> list[str]:
+def _list(
+    name: str, value: Any, expected: str = "a list of texts, the latest last"
+) -> list[str]:
     items = [] if value is None else value
     items = items.to_list() if isinstance(items, pl.Series) else items
     if not isinstance(items, list) or not all(isinstance(x, str) for x in items):
-        raise _refusal(name, value, "a list of texts, the latest last")
+        raise _refusal(name, value, expected)
     return [x for x in items if x]  # an empty text is no id, as in a file
+
+
+def _set(most: int, name: str, value: Any) -> list[str]:
+    expected = f"a list of at most {most} texts"
+    ids = sorted(set(_list(name, value, expected)))
+    if len(ids) > most:  # which of them to drop would be a matter of chance
+        raise _refusal(name, value, expected)
+    return ids
 
 
 def _column(values: list[Any], kind: str) -> Column:

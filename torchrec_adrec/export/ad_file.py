@@ -11,7 +11,7 @@ import polars as pl
 from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.adapters import columnar, delimited
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.request import scalar_kinds
+from torchrec_adrec.data.request import column_kinds
 from torchrec_adrec.errors import ConfigError, DataError, ManifestError, reason
 from torchrec_adrec.schema import Schema, Side
 
@@ -69,7 +69,8 @@ class AdRows:
         """Read a file whose columns are those of the ad's side, each of them.
 
         Args:
-            path: .parquet, .csv or .tsv, text with a header.
+            path: .parquet, .csv or .tsv, text with a header. Sets are lists, which
+                text does not have.
             schema: of the run.
 
         Raises:
@@ -77,7 +78,7 @@ class AdRows:
             DataError: a line has too many or too few fields, or there are no rows.
             SchemaError: a column is missing, or no column of an ad.
         """
-        names = tuple(scalar_kinds(schema, Side.AD))
+        names = tuple(column_kinds(schema, Side.AD))
         if path.suffix == ".parquet":
             _check_columns(path, list(columnar.types(path)), names)
             parts = list(columnar.batches(path, names, CHUNK_BYTES))
@@ -108,7 +109,7 @@ class AdRows:
         Raises:
             ManifestError: it has no such column.
         """
-        names = scalar_kinds(schema, Side.AD)
+        names = column_kinds(schema, Side.AD)
         missing = [name for name in names if f"raw_{name}" not in rows.columns]
         if missing:
             raise ManifestError(

@@ -72,8 +72,12 @@ class Schema(Frozen):
         for side in Side:
             if not self.sparse_of(side) and not self.numbers_of(side):
                 raise ValueError(f"the {side}'s side needs an id or a number")
-        if any(f.side == Side.AD for f in self.sequences):
-            raise ValueError("a sequence describes a user; the ad's side takes none")
+        # An ad's id is made of its values: in another order they would be another ad.
+        if any(f.side == Side.AD and f.ordered for f in self.sequences):
+            raise ValueError(
+                "a sequence describes a user; what an ad has several of is a set"
+                " (`kind: list`)"
+            )
         if not self.labels or self.labels[0].kind != "binary":
             raise ValueError("the first label must be binary: the click")
         return self

@@ -85,7 +85,7 @@ class SparseFeature(_Feature):
 
 
 class SequenceFeature(_Feature):
-    """Up to `max_length` ids per row, the latest last: a history.
+    """Up to `max_length` ids per row, the latest last: a history; or a set of ids.
 
     The table itself averages its vectors (`PoolingType.MEAN`); a row without history
     has the zero vector. In Parquet it is `max_length` plain columns, because a list
@@ -94,6 +94,9 @@ class SequenceFeature(_Feature):
     `shares_ids_with` names an ad's sparse feature that has the same values: the
     sequence then uses that feature's ids, and the ads in it are never negatives of
     their user.
+
+    Without `ordered` it is a set, as the genres of a film are: each id once, and raw
+    values in the order of text, so that equal sets are equal lists.
     """
 
     source: str
@@ -101,6 +104,14 @@ class SequenceFeature(_Feature):
     max_length: int = 20
     num_embeddings: Annotated[int, Field(ge=0, le=MOST_ROWS)] = 0
     shares_ids_with: str | None = None
+    # Left out of the JSON where it is True: data without sets keep their fingerprint.
+    ordered: bool = Field(default=True, exclude_if=lambda x: bool(x))
+
+    @model_validator(mode="after")
+    def _sets_have_ids_of_their_own(self) -> Self:
+        if not self.ordered and self.shares_ids_with is not None:
+            raise ValueError(f"{self.name}: a set is no history, it shares no ids")
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:

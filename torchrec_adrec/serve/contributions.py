@@ -106,7 +106,7 @@ def _variants(
         without = [None if left_out == (side, name) else value for left_out in names]
         columns[name] = pl.Series([value, *without])
     nothing = pl.Series([None] * (len(names) + 1), dtype=pl.String)
-    unknown = dict.fromkeys(schema.scalar_sources_of(side), nothing)
+    unknown = dict.fromkeys(schema.sources_of(side), nothing)
     return pl.DataFrame(unknown | columns)
 
 

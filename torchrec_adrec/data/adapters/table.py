@@ -17,6 +17,7 @@ from torchrec_adrec.config.table_columns import (
     FeatureColumn,
     HistoryColumn,
     LabelColumn,
+    ListColumn,
     NumberColumn,
     SequenceColumn,
 )
@@ -145,6 +146,14 @@ def _features(
             source=name,
             max_length=column.max_length,
             shares_ids_with=column.shares_ids_with,
+        )
+    elif isinstance(column, ListColumn):
+        yield SequenceFeature(
+            name=name,
+            side=side,
+            source=name,
+            max_length=column.max_length,
+            ordered=False,
         )
     elif isinstance(column, NumberColumn):
         yield DenseFeature(

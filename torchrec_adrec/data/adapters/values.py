@@ -8,6 +8,7 @@ import polars as pl
 from torchrec_adrec.config.table_columns import (
     FeatureColumn,
     HexColumn,
+    ListColumn,
     NumberColumn,
     SequenceColumn,
     TimeColumn,
@@ -76,6 +77,8 @@ def feature(name: str, raw: RawColumn, settings: FeatureColumn) -> ColumnRule:
         return _number(name, raw)
     if isinstance(settings, SequenceColumn):
         return _sequence(name, raw, settings)
+    if isinstance(settings, ListColumn):
+        return _set(name, raw, settings)
     return _hex(name, raw) if isinstance(settings, HexColumn) else _text(name, raw)
 
 
@@ -175,25 +178,38 @@ def _float(raw: RawColumn, expected: str) -> pl.Expr:
 
 
 def _sequence(name: str, raw: RawColumn, settings: SequenceColumn) -> ColumnRule:
-    ids, fault, expected = _divided(raw, settings)
-    # Two separators in a row have no id between them, and an empty list is no history.
-    items = pl.element().drop_nulls().cast(pl.String)
-    ids = ids.list.eval(items.filter(items != "")).list.tail(settings.max_length)
+    ids, fault, expected = _divided(raw, settings.separator)
+    ids = _without_empty(ids).list.tail(settings.max_length)
     value = pl.when(ids.list.len() > 0).then(ids)
     return ColumnRule(name, raw.source, value, fault, expected)
 
 
-def _divided(raw: RawColumn, settings: SequenceColumn) -> tuple[pl.Expr, pl.Expr, str]:
+def _set(name: str, raw: RawColumn, settings: ListColumn) -> ColumnRule:
+    ids, fault, expected = _divided(raw, settings.separator)
+    ids = _without_empty(ids).list.unique().list.sort()
+    value = pl.when(ids.list.len() > 0).then(ids)
+    fault |= (ids.list.len() > settings.max_length).fill_null(False)
+    expected = f"at most {settings.max_length} (`max_length`) {expected}"
+    return ColumnRule(name, raw.source, value, fault, expected)
+
+
+def _without_empty(ids: pl.Expr) -> pl.Expr:
+    """The ids as text. Two separators in a row have none between them."""
+    items = pl.element().drop_nulls().cast(pl.String)
+    return ids.list.eval(items.filter(items != ""))
+
+
+def _divided(raw: RawColumn, separator: str) -> tuple[pl.Expr, pl.Expr, str]:
     """The lists, whether a row's cannot be used, and what was expected, in words."""
     kind, value = raw.type, raw.value()
     if kind == pl.String():
-        ids = value.str.split(settings.separator)
+        ids = value.str.split(separator)
         # The second id of `101, 102`, divided by a comma, is "102" and not " 102".
         ids = ids.list.eval(pl.element().str.strip_chars())
         printed = value.str.contains(PRINTED)
         quoted = ids.list.eval(pl.element().str.contains(QUOTED)).list.any()
         expected = (
-            f"ids divided by {settings.separator!r} alone, without brackets or quotes"
+            f"ids divided by {separator!r} alone, without brackets or quotes"
             " (or a list in Parquet)"
         )
         return ids, printed | quoted, expected

@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Int64s
-from torchrec_adrec.data.catalog import values_of
-from torchrec_adrec.data.column import Chunk, JaggedColumn, hex_text
+from torchrec_adrec.data.column import Chunk, hex_text, values_of
 from torchrec_adrec.data.prepare.spill import ChunkStore
 from torchrec_adrec.data.prepare.splits import TEST, Splitter
 from torchrec_adrec.schema import Schema, Side
@@ -55,18 +54,6 @@ def raw_requests(chunk: Chunk, rows: Int64s, schema: Schema) -> pl.DataFrame:
     kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
     columns = {}
     for name in schema.sources_of(Side.USER):
-        column = chunk.columns[name]
-        if isinstance(column, JaggedColumn):
-            columns[name] = lists_of(column.rows(rows))
-        else:
-            values = values_of(column.rows(rows))
-            is_hex = kinds.get(name) == "hex"
-            columns[name] = hex_text(values) if is_hex else values
+        values = values_of(chunk.columns[name].rows(rows))
+        columns[name] = hex_text(values) if kinds.get(name) == "hex" else values
     return pl.DataFrame(columns)
-
-
-def lists_of(bags: JaggedColumn) -> pl.Series:
-    """Return the items of each row as a list."""
-    items = values_of(bags.items).to_list()
-    bounds = zip(bags.offsets[:-1], bags.offsets[1:], strict=True)
-    return pl.Series([items[a:b] for a, b in bounds], dtype=pl.List(pl.String))

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from torchrec_adrec.config.serve import ServeConfig
-from torchrec_adrec.data.request import scalar_kinds
+from torchrec_adrec.data.request import column_kinds
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Schema, Side
 
 # Far inside of a 64-bit integer, and of every transform of a number.
@@ -41,7 +41,8 @@ EXPECTED = {
     "number": f"a number from -{LARGEST:g} to {LARGEST:g}, or null",
     "hex": "eight hexadecimal digits as text, or null",
     "text": "a text of at most {text_length} characters, or null",
-    "list": "a list of at most {list_length} texts, the latest last, or null",
+    "sequence": "a list of at most {list_length} texts, the latest last, or null",
+    "list": "a list of at most {list_length} texts, in any order, or null",
 }
 
 
@@ -91,8 +92,7 @@ class Bodies:
         candidates: int,
         examples: list[dict[str, Any]],
     ) -> None:
-        kinds = scalar_kinds(schema, Side.USER)
-        kinds |= {f.source: "list" for f in schema.sequences_of(Side.USER)}
+        kinds = column_kinds(schema, Side.USER)
         limits = bounds.model_dump()
         self.expected = {n: EXPECTED[k].format(**limits) for n, k in kinds.items()}
         user = _user_type(kinds, self.expected, bounds, examples)
@@ -173,6 +173,7 @@ def _user_type(
         | None,
         "hex": Annotated[str, Field(pattern=HEX_TEXT)] | None,
         "text": text | None,
+        "sequence": Annotated[list[text], texts] | None,
         "list": Annotated[list[text], texts] | None,
     }
     fields = {}
@@ -212,7 +213,8 @@ def _ad_type(schema: Schema) -> Any:
     for label in schema.label_names:
         fields[label] = Annotated[float, Field(description="The ranker's prediction.")]
     fields[SCORE] = Annotated[float, Field(description="The towers' inner product.")]
-    raw = dict.fromkeys(schema.sources_of(Side.AD), float | str | None)
+    raw: dict[str, Any] = dict.fromkeys(schema.sources_of(Side.AD), float | str | None)
+    raw |= {f.source: list[str] for f in schema.sequences_of(Side.AD)}
     rank_score = {RANK_SCORE: Annotated[float | None, Field(description="rank_by")]}
     # Labels come first in an answer, so that a raw column of that name is not shown.
     return _typed_dict("Ad", raw | rank_score | fields)
