@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from torchrec_adrec.data.column import Column, JaggedColumn, RawColumns
+from torchrec_adrec.data.column import Column, RawColumns, column_of
+from torchrec_adrec.data.vectors import COMPONENT
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, Side
 
 NUMBER = r"[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?"
 T = TypeVar("T")
-RawUser = Mapping[str, int | float | str | Sequence[str] | None]
+RawValue = int | float | str | Sequence[str] | Sequence[float] | None
+RawUser = Mapping[str, RawValue]
 
 
 def raw_user(user: RawUser, schema: Schema) -> RawColumns:
@@ -33,14 +35,14 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
             kind.
     """
     _check_names(user, schema)
-    scalars: RawColumns = {
+    raw: RawColumns = {
         name: _column([_READERS[kind](name, user.get(name))], kind)
         for name, kind in scalar_kinds(schema, Side.USER).items()
     }
-    return scalars | {
-        name: JaggedColumn.of(_lists([read(name, user.get(name))]))
-        for name, read in _list_readers(schema, Side.USER).items()
-    }
+    for name, (read, dtype) in _nested_readers(schema, Side.USER).items():
+        value = read(name, user.get(name))
+        raw[name] = column_of(pl.Series([value], dtype=dtype))
+    return raw
 
 
 def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
@@ -66,9 +68,9 @@ def _raw_columns(rows: pl.DataFrame, schema: Schema, side: Side) -> RawColumns:
         name: _scalars(rows[name], kind)
         for name, kind in scalar_kinds(schema, side).items()
     }
-    for name, read in _list_readers(schema, side).items():
-        lists = [_in_row(i, read, name, value) for i, value in enumerate(rows[name])]
-        raw[name] = JaggedColumn.of(_lists(lists))
+    for name, (read, dtype) in _nested_readers(schema, side).items():
+        values = [_in_row(i, read, name, value) for i, value in enumerate(rows[name])]
+        raw[name] = column_of(pl.Series(values, dtype=dtype))
     return raw
 
 
@@ -77,7 +79,8 @@ def raw_ads(rows: pl.DataFrame, schema: Schema) -> RawColumns:
 
     Args:
         rows: an ad each. Every column of the ad's side must be there, unlike a user's:
-            one that was forgotten would change the vectors of all. A set is a list.
+            one that was forgotten would change the vectors of all. Sets and vectors
+            are lists.
         schema: of the data.
 
     Raises:
@@ -102,8 +105,9 @@ class BadRowError(DataError):
 
 
 def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
-    """Return the kind of each raw column of a side that holds one value per row."""
+    """Return the kind of each raw column of a side that holds an id, a number or text."""
     kinds = {f.source: "number" for f in schema.numbers_of(side)}
+    kinds |= {f.source: "text" for f in schema.vectors_of(side) if f.encoder}
     return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
 
 
@@ -112,14 +116,25 @@ def column_kinds(schema: Schema, side: Side) -> dict[str, str]:
     lists = {
         f.source: "sequence" if f.ordered else "list" for f in schema.sequences_of(side)
     }
-    return scalar_kinds(schema, side) | lists
+    vectors = dict.fromkeys(_vector_sizes(schema, side), "vector")
+    return scalar_kinds(schema, side) | lists | vectors
 
 
-def _list_readers(schema: Schema, side: Side) -> dict[str, Callable[[str, Any], Any]]:
-    """Return what reads each raw column of a side that holds lists."""
-    return {
-        f.source: _list if f.ordered else partial(_set, f.max_length)
+def _vector_sizes(schema: Schema, side: Side) -> dict[str, int]:
+    return {f.source: f.size for f in schema.vectors_of(side) if f.encoder is None}
+
+
+def _nested_readers(
+    schema: Schema, side: Side
+) -> dict[str, tuple[Callable[[str, Any], Any], pl.DataType]]:
+    """Return what reads each raw column of lists or vectors, and what it makes."""
+    readers: dict[str, tuple[Callable[[str, Any], Any], pl.DataType]] = {
+        f.source: (_list if f.ordered else partial(_set, f.max_length), LISTS)
         for f in schema.sequences_of(side)
+    }
+    return readers | {
+        name: (partial(_vector, size), pl.Binary())
+        for name, size in _vector_sizes(schema, side).items()
     }
 
 
@@ -182,6 +197,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "text": _text,
     "number": _number,
 }
+LISTS = pl.List(pl.String())
 DTYPES = {"hex": pl.UInt32(), "text": pl.String(), "number": pl.Float64()}
 
 
@@ -203,12 +219,24 @@ def _set(most: int, name: str, value: Any) -> list[str]:
     return ids
 
 
+def _vector(size: int, name: str, value: Any) -> bytes | None:
+    numbers = value.to_list() if isinstance(value, pl.Series) else value
+    if numbers is None:
+        return None
+    is_list = isinstance(numbers, list) and len(numbers) == size
+    if not is_list or not all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in numbers
+    ):
+        raise DataError(f"{name}: expected a list of {size} numbers, or null")
+    with np.errstate(over="ignore"):  # refused below
+        components = np.array(numbers, dtype=np.float64).astype(COMPONENT)
+    if not np.isfinite(components).all():
+        raise DataError(f"{name}: expected finite numbers, of 32 bits")
+    return components.tobytes()
+
+
 def _column(values: list[Any], kind: str) -> Column:
     return Column.of(pl.Series(values, dtype=DTYPES[kind]))
-
-
-def _lists(values: list[list[str]]) -> pl.Series:
-    return pl.Series(values, dtype=pl.List(pl.String()))
 
 
 def _in_row(row: int, read: Callable[[str, Any], T], name: str, value: Any) -> T:

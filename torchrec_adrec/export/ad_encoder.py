@@ -123,7 +123,8 @@ class AdEncoder:
         self, ids: Int64s, columns: dict[str, pl.Series]
     ) -> dict[str, pl.Series]:
         """Return impressions and clicks of ads that the catalog holds, 0 of others."""
-        names = [f"raw_{name}" for name in self.key.columns]
+        # The catalog shows no vectors; an id of two ads would still differ in the rest.
+        names = [f"raw_{n}" for n in self.key.columns if f"raw_{n}" in columns]
         ads = pl.DataFrame({AD_ID: ids} | {name: columns[name] for name in names})
         known = self.catalog.select(AD_ID, *COUNTED, *names)
         joined = ads.join(

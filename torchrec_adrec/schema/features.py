@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torchrec_adrec.schema.contract import Frozen, Name
 
 MOST_ROWS = 2**31 - 1  # of a table: ids are 32 bits wide
+MOST_COMPONENTS = 65_536  # of a vector
 
 
 class Side(StrEnum):
@@ -117,6 +118,34 @@ class SequenceFeature(_Feature):
     def columns(self) -> tuple[str, ...]:
         """The names of its Parquet columns."""
         return tuple(f"{self.name}:{i}" for i in range(self.max_length))
+
+
+class VectorFeature(_Feature):
+    """`size` numbers a row that belong together: an image's embedding, or a text's.
+
+    Models read one learned projection of it, as wide as a vector of a table. In a batch
+    it is `width` numbers of float32: the components as they are, then 1 where the value
+    is missing, whose components are 0. In the Parquet files of the splits it is the row
+    of the value among all distinct ones (`data.vectors`), since an item's vector stands
+    in many rows.
+
+    Attributes:
+        source: the raw column, float32 components as bytes, or text.
+        size: the number of components.
+        scale: models multiply components by it: 1 / their root mean square over the
+            training rows, so that they are as large as standardised numbers.
+        encoder: name and version of what makes vectors of text; None: it is no text.
+    """
+
+    source: str
+    size: Annotated[int, Field(ge=1, le=MOST_COMPONENTS)]
+    scale: float = 1.0
+    encoder: str | None = Field(default=None, exclude_if=lambda x: x is None)
+
+    @property
+    def width(self) -> int:
+        """The numbers of a row: the components, and whether there are any."""
+        return self.size + 1
 
 
 Bag = SparseFeature | SequenceFeature

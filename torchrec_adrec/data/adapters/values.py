@@ -1,20 +1,24 @@
 """Rules that turn a raw column of any type into one of `dataset.raw_types`."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from torchrec_adrec.config.table_columns import (
+    EmbeddedTextColumn,
     FeatureColumn,
     HexColumn,
     ListColumn,
     NumberColumn,
     SequenceColumn,
     TimeColumn,
+    VectorColumn,
 )
 from torchrec_adrec.data.adapters.labels import label_column
 from torchrec_adrec.data.adapters.rows import ColumnRule
+from torchrec_adrec.data.vectors import to_bytes
 from torchrec_adrec.errors import SchemaError
 from torchrec_adrec.schema import Label
 
@@ -79,6 +83,10 @@ def feature(name: str, raw: RawColumn, settings: FeatureColumn) -> ColumnRule:
         return _sequence(name, raw, settings)
     if isinstance(settings, ListColumn):
         return _set(name, raw, settings)
+    if isinstance(settings, VectorColumn):
+        return _vector(name, raw, settings)
+    if isinstance(settings, EmbeddedTextColumn):
+        return _prose(name, raw)
     return _hex(name, raw) if isinstance(settings, HexColumn) else _text(name, raw)
 
 
@@ -191,6 +199,47 @@ def _set(name: str, raw: RawColumn, settings: ListColumn) -> ColumnRule:
     fault |= (ids.list.len() > settings.max_length).fill_null(False)
     expected = f"at most {settings.max_length} (`max_length`) {expected}"
     return ColumnRule(name, raw.source, value, fault, expected)
+
+
+def _vector(name: str, raw: RawColumn, settings: VectorColumn) -> ColumnRule:
+    size = settings.size
+    assert size is not None, "`vectors.with_sizes` has taken it from the data"
+    numbers = components(raw, settings.separator)
+    is_finite = pl.element().is_finite().fill_null(False)
+    good = (numbers.list.len() == size) & numbers.list.eval(is_finite).list.all()
+    value = pl.when(good).then(numbers)
+    value = value.map_batches(partial(to_bytes, size=size), return_dtype=pl.Binary)
+    fault = raw.value().is_not_null() & ~good.fill_null(False)
+    expected = f"a vector of {size} finite numbers (`size`), or nothing"
+    return ColumnRule(name, raw.source, value, fault, expected)
+
+
+def components(raw: RawColumn, separator: str) -> pl.Expr:
+    """The numbers of each row, List(Float32), null in place of what is none.
+
+    Raises:
+        SchemaError: the column's type cannot be read as vectors.
+    """
+    kind, value = raw.type, raw.value()
+    if kind == pl.String():
+        value = value.str.strip_chars().str.split(separator)
+        number = pl.element().str.strip_chars().cast(pl.Float64, strict=False)
+        return value.list.eval(number.cast(pl.Float32))
+    if isinstance(kind, pl.Array) and kind.inner.is_numeric() and len(kind.shape) == 1:
+        return value.cast(pl.List(pl.Float32))
+    if isinstance(kind, pl.List) and (kind.inner.is_numeric() or raw.is_empty):
+        return value.cast(pl.List(pl.Float32))
+    if raw.is_empty:
+        return value.cast(pl.List(pl.Float32))
+    raise raw.refused("a list of numbers, or divided text")
+
+
+def _prose(name: str, raw: RawColumn) -> ColumnRule:
+    if not (raw.type == pl.String() or raw.is_empty):
+        raise raw.refused("text")
+    value = raw.value().cast(pl.String).str.strip_chars()
+    value = pl.when(value != "").then(value)
+    return ColumnRule(name, raw.source, value, pl.lit(False), "text")
 
 
 def _without_empty(ids: pl.Expr) -> pl.Expr:

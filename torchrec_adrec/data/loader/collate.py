@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec_adrec.arrays import Int32s, ReadOnlyColumns
+from torchrec_adrec.arrays import Float32s, Int32s, ReadOnlyColumns
 from torchrec_adrec.batch import (
     Batch,
     BatchLayout,
@@ -31,6 +31,7 @@ from torchrec_adrec.data.loader.bounds import (
 )
 from torchrec_adrec.data.loader.parquet import StepRows
 from torchrec_adrec.data.prepare.row_buffer import Gathered
+from torchrec_adrec.data.vectors import FOLDER, expand
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import (
     AD_ID,
@@ -96,12 +97,14 @@ def _batch(
     # apart in memory: one contiguous copy of each is faster.
     labels = {n: np.ascontiguousarray(rows.columns[n]) for n in schema.label_names}
     refuse(labels, map(label_limit, schema.labels))
-    ads = rows.columns
+    ads, user_vectors, ad_vectors = rows.columns, *_vectors(rows, schema)
     if extra is not None:
-        ads = {name: np.append(ads[name], values) for name, values in extra.items()}
+        ad_vectors = {n: np.concatenate([v, extra[n]]) for n, v in ad_vectors.items()}
+        others = ((n, v) for n, v in extra.items() if n not in ad_vectors)
+        ads = {name: np.append(ads[name], values) for name, values in others}
     # Extra ads have no user: the ad's side is longer than the user's.
-    user = _SideColumns(rows.columns, schema, Side.USER)
-    ad = _SideColumns(ads, schema, Side.AD)
+    user = _SideColumns(rows.columns, schema, Side.USER, user_vectors)
+    ad = _SideColumns(ads, schema, Side.AD, ad_vectors)
     click = labels[schema.label_names[0]]
     anchors = np.flatnonzero((click == 1) & (rows.weights > 0))
     padded = _padded_anchors(len(anchors), user.rows)
@@ -118,6 +121,14 @@ def _batch(
     _write_padded(batch.anchors, anchors)
     _write_padded(batch.anchor_weights, rows.weights[anchors])
     return batch
+
+
+def _vectors(rows: StepRows, schema: Schema) -> list[ReadOnlyColumns]:
+    """The vectors of each side, (B, width) by feature."""
+    if not schema.vectors:
+        return [{}, {}]
+    folder = rows.split.data / FOLDER
+    return [expand(schema.vectors_of(side), rows.columns, folder) for side in Side]
 
 
 def _padded_anchors(anchors: int, rows: int) -> int:
@@ -145,7 +156,7 @@ def most_bytes(schema: Schema, rows: int, ads: int) -> int:
         TowerLayout(
             keys=tuple(feature.name for feature in schema.bags_of(side)),
             rows=count,
-            dense=len(schema.dense_of(side)),
+            dense=len(schema.dense_names_of(side)),
             histories=tuple(count * f.max_length for f in schema.sequences_of(side)),
         )
         for side, count in ((Side.USER, rows), (Side.AD, ads))
@@ -170,7 +181,7 @@ def tower_input(columns: ReadOnlyColumns, schema: Schema, side: Side) -> TowerIn
         values     4        7          5  6     9
 
     Args:
-        columns: (B,) arrays by name, at least those of this side.
+        columns: (B,) arrays by name, at least those of this side; a vector (B, width).
         schema: orders the keys: sparse features, then sequences.
         side: the tower's.
 
@@ -197,11 +208,21 @@ class _SideColumns:
         OutOfRangeError: an id of a history that is out of range or behind its end.
     """
 
-    def __init__(self, columns: ReadOnlyColumns, schema: Schema, side: Side) -> None:
+    def __init__(
+        self,
+        columns: ReadOnlyColumns,
+        schema: Schema,
+        side: Side,
+        vectors: ReadOnlyColumns | None = None,
+    ) -> None:
         self.columns, self.schema, self.side = columns, schema, side
+        # Rows of a split hold places of vectors, all others the vectors themselves.
+        source = columns if vectors is None else vectors
+        self.vectors = [source[f.name] for f in schema.vectors_of(side)]
         self.sparse, self.dense = schema.sparse_of(side), schema.dense_of(side)
         self.sequences = schema.sequences_of(side)
-        self.rows = len(columns[(*self.sparse, *self.dense)[0].name])
+        first = (*self.sparse, *self.dense, *schema.vectors_of(side))[0]
+        self.rows = len(columns[first.name])
         # The layout needs the number of ids of each history, so these come first.
         self.histories = [self._history(feature) for feature in self.sequences]
 
@@ -210,7 +231,7 @@ class _SideColumns:
         return _tower_layout(
             tuple(feature.name for feature in (*self.sparse, *self.sequences)),
             self.rows,
-            len(self.dense),
+            len(self.schema.dense_names_of(self.side)),
             tuple(len(ids) for ids, _ in self.histories),
         )
 
@@ -230,7 +251,7 @@ class _SideColumns:
             table[:] = matrix.T
         else:
             _write_ids(table, [self.columns[name] for name in names])
-        dense, names = tower.dense.numpy(), [feature.name for feature in self.dense]
+        dense, names = self._write_vectors(tower), [f.name for f in self.dense]
         matrix = self._matrix(names)
         if matrix is not None:
             dense[:] = matrix
@@ -239,7 +260,7 @@ class _SideColumns:
                 dense[:, i] = self.columns[name]
         # Checked in the buffer: its blocks are contiguous, the columns are not.
         in_range = _in_range(table, 0, [f.num_embeddings for f in self.sparse])
-        if not (in_range and np.isfinite(dense).all()):
+        if not (in_range and np.isfinite(tower.dense.numpy()).all()):
             self._refuse()
         if self.histories:
             history_ids, history_lengths = zip(*self.histories, strict=True)
@@ -247,6 +268,14 @@ class _SideColumns:
             lengths = tower.sparse.lengths().numpy()
             lengths[:sparse_ids] = 1
             np.concatenate(history_lengths, out=lengths[sparse_ids:])
+
+    def _write_vectors(self, tower: TowerInput) -> Float32s:
+        """Write the vectors, and return the part of the numbers behind them."""
+        dense, first = tower.dense.numpy(), 0
+        for vectors in self.vectors:
+            dense[:, first : first + vectors.shape[1]] = vectors
+            first += vectors.shape[1]
+        return dense[:, first:]
 
     def _matrix(self, names: list[str]) -> NDArray[Any] | None:
         """These columns as one matrix, (B, names), if the reader has them side by side.
@@ -260,6 +289,13 @@ class _SideColumns:
     def _refuse(self) -> None:
         """Raise the error that names the first wrong value."""
         refuse(self.columns, side_limits(self.schema, self.side))
+        features = self.schema.vectors_of(self.side)
+        for feature, vectors in zip(features, self.vectors, strict=True):
+            wrong = ~np.isfinite(vectors).all(axis=1)
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                message = f"{feature.name} is not finite; prepare again"
+                raise OutOfRangeError(message, row)
 
     def _history(self, feature: SequenceFeature) -> tuple[Int32s, Int32s]:
         """The ids of a sequence, row after row, and the length of each row, (B,)."""

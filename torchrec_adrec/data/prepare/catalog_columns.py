@@ -90,7 +90,8 @@ def catalog_columns(encoder: Encoder, ads: pl.DataFrame) -> dict[str, pl.Series]
     encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
     hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
     texts = {
-        f"raw_{n}": hex_text(ads[n]) if n in hex_names else _shown(ads[n]) for n in raw
+        f"raw_{n}": hex_text(ads[n]) if n in hex_names else _shown(ads[n])
+        for n in schema.shown_of(Side.AD)
     }
     return encoded | texts | ad_keys(encoder, raw)
 

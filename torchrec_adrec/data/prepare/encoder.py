@@ -21,6 +21,7 @@ from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.counts import Counts
 from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
 from torchrec_adrec.data.prepare.statistics import Statistics
+from torchrec_adrec.data.prepare.text_vectors import DistinctFolder
 from torchrec_adrec.data.prepare.vocabulary import (
     MISSING,
     UNKNOWN,
@@ -28,9 +29,17 @@ from torchrec_adrec.data.prepare.vocabulary import (
     Hashed,
     Vocabulary,
 )
+from torchrec_adrec.data.vectors import FOLDER, from_bytes, with_indicator
 from torchrec_adrec.errors import DataError, SchemaError
 from torchrec_adrec.runtime.files import check_hashes
-from torchrec_adrec.schema import Bag, DenseFeature, Schema, SequenceFeature, Side
+from torchrec_adrec.schema import (
+    Bag,
+    DenseFeature,
+    Schema,
+    SequenceFeature,
+    Side,
+    VectorFeature,
+)
 
 PAD = -1  # fills a sequence up behind its last id
 
@@ -62,6 +71,7 @@ class Encoder:
         repaired: by feature, the number of rows in which such a number became 0 or
             unknown, as `bounds` allowed.
         statistics: what the training rows tell about values; None: the data have none.
+        vectors: of texts; None: the data have none.
 
     Fitted on counts of the training rows, then applied to any rows:
 
@@ -96,6 +106,7 @@ class Encoder:
     bounds: Bounds = "raise"
     repaired: dict[str, int] = field(default_factory=dict)
     statistics: Statistics | None = None
+    vectors: DistinctFolder | None = None
 
     @classmethod
     def fit(cls, schema: Schema, counts: Counts, config: DataConfig) -> "Encoder":
@@ -134,7 +145,7 @@ class Encoder:
     def encode(
         self, raw: RawColumns, side: Side, folds: Int64s | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Encode the columns of one side, as they stand in the Parquet files.
+        """Encode the columns of one side, as models read them.
 
         Args:
             raw: at least the raw columns of this side.
@@ -144,12 +155,40 @@ class Encoder:
 
         Returns:
             By feature, (B,) int32 ids or (B,) float32 numbers. A sequence becomes one
-            column of ids for each of its positions.
+            column of ids for each of its positions, a vector (B, width) float32.
 
         Raises:
             SchemaError: a raw column is missing.
             NotFiniteError: a number is not finite, before or after its transform.
+            ConfigError: a text that is new, and its encoder is not installed.
         """
+        encoded = self.encode_scalars(raw, side, folds)
+        for vector in self.schema.vectors_of(side):
+            column = scalar_column(raw, vector.source)
+            rows = with_indicator(self._components(vector, column.values))
+            encoded[vector.name] = rows.take(column.codes, axis=0, mode="wrap")
+        return encoded
+
+    def encode_rows(
+        self, raw: RawColumns, side: Side, folds: Int64s | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Encode the columns of one side, as they stand in the splits' Parquet files.
+
+        They are those of `encode`, but a vector is its place among the distinct ones.
+        """
+        assert not self.schema.vectors or self.vectors is not None, "only in prepare"
+        encoded = self.encode_scalars(raw, side, folds)
+        for vector in self.schema.vectors_of(side):
+            column = scalar_column(raw, vector.source)
+            assert self.vectors is not None, "checked above"
+            places = self.vectors.position(vector, column.values)
+            encoded[vector.name] = column.spread(places, MISSING)
+        return encoded
+
+    def encode_scalars(
+        self, raw: RawColumns, side: Side, folds: Int64s | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Encode all but the vectors; see `encode`."""
         missing = sorted(set(self.schema.sources_of(side)) - set(raw))
         if missing:
             raise SchemaError(
@@ -173,6 +212,21 @@ class Encoder:
             assert self.statistics is not None, "the schema has statistics"
             encoded |= self.statistics.encode(features, raw, folds)
         return encoded
+
+    def check_text_encoders(self) -> None:
+        """Refuse to encode users whose texts could not be.
+
+        Raises:
+            ConfigError: an encoder of their texts is not installed, or another version.
+        """
+        if self.vectors is not None:
+            self.vectors.check_encoders(self.schema)
+
+    def _components(self, feature: VectorFeature, values: pl.Series) -> Float32s:
+        if feature.encoder is None:
+            return from_bytes(values.rename(feature.source), feature.size)
+        assert self.vectors is not None, "there are texts"
+        return self.vectors.of_texts(feature, values)
 
     def encode_cross(
         self, raw: RawColumns, folds: Int64s | None = None
@@ -255,6 +309,7 @@ class Encoder:
             {t.name: t for t in transforms},
             {q.name: q for q in quantiles},
             statistics=Statistics.load(folder),
+            vectors=DistinctFolder(folder / FOLDER) if schema.vectors else None,
         )
 
 

@@ -13,6 +13,7 @@ from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.column import Chunk, hex_text, values_of
 from torchrec_adrec.data.prepare.spill import ChunkStore
 from torchrec_adrec.data.prepare.splits import TEST, Splitter
+from torchrec_adrec.data.vectors import to_lists
 from torchrec_adrec.schema import Schema, Side
 
 EXAMPLES = 200  # as many as `adrec certify` asks for
@@ -52,8 +53,11 @@ def raw_requests(chunk: Chunk, rows: Int64s, schema: Schema) -> pl.DataFrame:
         schema: names the user's raw columns.
     """
     kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
+    vectors = {f.source: f.size for f in schema.vectors if f.encoder is None}
     columns = {}
     for name in schema.sources_of(Side.USER):
         values = values_of(chunk.columns[name].rows(rows))
+        if name in vectors:
+            values = to_lists(values, vectors[name])
         columns[name] = hex_text(values) if kinds.get(name) == "hex" else values
     return pl.DataFrame(columns)

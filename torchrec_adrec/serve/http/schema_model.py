@@ -43,6 +43,7 @@ EXPECTED = {
     "text": "a text of at most {text_length} characters, or null",
     "sequence": "a list of at most {list_length} texts, the latest last, or null",
     "list": "a list of at most {list_length} texts, in any order, or null",
+    "vector": "a list of {size} finite numbers, or null",
 }
 
 
@@ -94,8 +95,11 @@ class Bodies:
     ) -> None:
         kinds = column_kinds(schema, Side.USER)
         limits = bounds.model_dump()
-        self.expected = {n: EXPECTED[k].format(**limits) for n, k in kinds.items()}
-        user = _user_type(kinds, self.expected, bounds, examples)
+        sizes = {f.source: f.size for f in schema.vectors_of(Side.USER)}
+        self.expected = {
+            n: EXPECTED[k].format(size=sizes.get(n), **limits) for n, k in kinds.items()
+        }
+        user = _user_type(kinds, self.expected, bounds, examples, sizes)
         number = Annotated[StrictInt, Field(ge=1, le=candidates)]
         top = Annotated[number, BeforeValidator(_whole)] | None
         number_of_ads = Field(
@@ -160,6 +164,7 @@ def _user_type(
     expected: Mapping[str, str],
     bounds: ServeConfig,
     examples: list[dict[str, Any]],
+    sizes: Mapping[str, int],
 ) -> Any:
     """Make the type of a user: no column is required, and none may be unknown."""
     text = Annotated[str, Field(max_length=bounds.text_length)]
@@ -178,6 +183,8 @@ def _user_type(
     }
     fields = {}
     for name, kind in kinds.items():
+        if kind == "vector":
+            types[kind] = _vector_type(sizes[name])
         values = [u[name] for u in examples if u.get(name) not in (None, "", [])]
         described = Field(
             description=f"Expected: {expected[name]}", examples=values[:1]
@@ -187,6 +194,12 @@ def _user_type(
     user = _typed_dict("User", fields)
     user.__pydantic_config__ = ConfigDict(extra="forbid")
     return Annotated[user, BeforeValidator(_known_columns(kinds.keys()))]
+
+
+def _vector_type(size: int) -> Any:
+    component = Field(strict=True, allow_inf_nan=False, ge=-LARGEST, le=LARGEST)
+    components = Field(min_length=size, max_length=size, fail_fast=True)
+    return Annotated[list[Annotated[float, component]], components] | None
 
 
 def _known_columns(columns: Set[str]) -> Any:
@@ -213,7 +226,7 @@ def _ad_type(schema: Schema) -> Any:
     for label in schema.label_names:
         fields[label] = Annotated[float, Field(description="The ranker's prediction.")]
     fields[SCORE] = Annotated[float, Field(description="The towers' inner product.")]
-    raw: dict[str, Any] = dict.fromkeys(schema.sources_of(Side.AD), float | str | None)
+    raw: dict[str, Any] = dict.fromkeys(schema.shown_of(Side.AD), float | str | None)
     raw |= {f.source: list[str] for f in schema.sequences_of(Side.AD)}
     rank_score = {RANK_SCORE: Annotated[float | None, Field(description="rank_by")]}
     # Labels come first in an answer, so that a raw column of that name is not shown.
