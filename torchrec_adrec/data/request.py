@@ -69,7 +69,7 @@ def _raw_columns(rows: pl.DataFrame, schema: Schema, side: Side) -> RawColumns:
         for name, kind in scalar_kinds(schema, side).items()
     }
     for name, (read, dtype) in _nested_readers(schema, side).items():
-        values = [_in_row(i, read, name, value) for i, value in enumerate(rows[name])]
+        values = [_in_row(i, read, name, x) for i, x in enumerate(rows[name])]
         raw[name] = column_of(pl.Series(values, dtype=dtype))
     return raw
 
@@ -105,7 +105,7 @@ class BadRowError(DataError):
 
 
 def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
-    """Return the kind of each raw column of a side that holds an id, a number or text."""
+    """Return the kind of each raw column of a side of ids, numbers or text."""
     kinds = {f.source: "number" for f in schema.numbers_of(side)}
     kinds |= {f.source: "text" for f in schema.vectors_of(side) if f.encoder}
     return kinds | {f.source: f.kind for f in schema.sparse_of(side)}

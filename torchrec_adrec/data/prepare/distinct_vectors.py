@@ -12,6 +12,7 @@ import polars as pl
 from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.counts import Counts
+from torchrec_adrec.data.prepare.text_vectors import DistinctFolder
 from torchrec_adrec.data.text_encoders import embed, open_same_encoder
 from torchrec_adrec.data.vectors import (
     FOLDER,
@@ -61,10 +62,30 @@ class DistinctVectors:
                 parts[0].write_ipc(_path(raw, number, rank))
 
 
-def write_vectors(
-    schema: Schema, raw: Path, out: Path, cache: Path, ranks: Ranks
-) -> None:
-    """Write the distinct vectors of all features. All ranks call it, when all saved.
+def with_vectors(
+    schema: Schema, counts: Counts, raw: Path, ranks: Ranks
+) -> tuple[Schema, DistinctFolder | None]:
+    """Write the distinct vectors, and fit their scales. All ranks call it, when saved.
+
+    Args:
+        schema: names the vectors.
+        counts: of the keys of the training rows' vectors.
+        raw: the folder that the ranks saved into, in that of the prepared data.
+        ranks: the first one writes, the others wait.
+
+    Returns:
+        The schema with scales, and what finds a value's vector; None without vectors.
+    """
+    if not schema.vectors:
+        return schema, None
+    out = raw.parent
+    # Beside the data, which are made anew where a setting changes: texts are not.
+    _write(schema, raw, out, out.parent / TEXT_VECTORS, ranks)
+    return _with_scales(schema, counts, out), DistinctFolder(out / FOLDER)
+
+
+def _write(schema: Schema, raw: Path, out: Path, cache: Path, ranks: Ranks) -> None:
+    """Write the distinct vectors of all features.
 
     Args:
         schema: names the vectors.
@@ -89,7 +110,7 @@ def write_vectors(
         ranks.barrier()
 
 
-def with_scales(schema: Schema, counts: Counts, out: Path) -> Schema:
+def _with_scales(schema: Schema, counts: Counts, out: Path) -> Schema:
     """Fit the scale of every vector to the training rows.
 
     Args:

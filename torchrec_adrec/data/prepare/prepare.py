@@ -36,11 +36,9 @@ from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
 from torchrec_adrec.data.prepare.distinct_vectors import (
-    TEXT_VECTORS,
     DistinctVectors,
     Frames,
-    with_scales,
-    write_vectors,
+    with_vectors,
 )
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
@@ -62,13 +60,11 @@ from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes
 from torchrec_adrec.data.prepare.statistics import Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
-from torchrec_adrec.data.prepare.text_vectors import DistinctFolder
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
 from torchrec_adrec.data.prepare.twins import refuse_twins
 from torchrec_adrec.data.prepare.value_keys import ValueKeys, number_sources
 from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.prepare.write import SplitWriter, merge_counts
-from torchrec_adrec.data.vectors import FOLDER
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
@@ -269,24 +265,12 @@ def _fit_encoder(
     folders = sorted(raw.glob("counts-*"))
     # Sums of whole numbers, so the order of the ranks' files does not matter.
     values = load_counts(folders, names)
-    schema, vectors = _with_vectors(schema, values, raw, ranks)
+    schema, vectors = with_vectors(schema, values, raw, ranks)
     encoder, keys = Encoder.fit(schema, values, config), None
     encoder = replace(encoder, vectors=vectors)
     if config.statistics is not None:
         keys = ValueKeys.fit(schema, values, config.statistics.buckets)
     return encoder, keys, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
-
-
-def _with_vectors(
-    schema: Schema, counts: Counts, raw: Path, ranks: Ranks
-) -> tuple[Schema, DistinctFolder | None]:
-    """Write the distinct vectors, and fit their scales. All ranks call it."""
-    if not schema.vectors:
-        return schema, None
-    out = raw.parent
-    # Beside the data, which are made anew where a setting changes: texts are not.
-    write_vectors(schema, raw, out, out.parent / TEXT_VECTORS, ranks)
-    return with_scales(schema, counts, out), DistinctFolder(out / FOLDER)
 
 
 def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:

@@ -9,7 +9,7 @@ import polars as pl
 from torchrec_adrec.arrays import Float32s, Int32s
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.text_encoders import TextEncoder, open_same_encoder
-from torchrec_adrec.data.vectors import open_distinct, position
+from torchrec_adrec.data.vectors import from_bytes, open_distinct, position
 from torchrec_adrec.schema import Schema, Side, VectorFeature
 
 
@@ -30,12 +30,17 @@ class DistinctFolder:
         assert places.all(), f"all values of {feature.name} were collected"
         return places
 
-    def of_texts(self, feature: VectorFeature, texts: pl.Series) -> Float32s:
-        """Return the vectors of texts, (V, size), of known ones without the encoder.
+    def components(self, feature: VectorFeature, values: pl.Series) -> Float32s:
+        """Return the vectors of any values, (V, size); known texts need no encoder.
 
         Raises:
             ConfigError: a text is new, and its encoder is not installed.
         """
+        if feature.encoder is None:
+            return from_bytes(values.rename(feature.source), feature.size)
+        return self._of_texts(feature, values)
+
+    def _of_texts(self, feature: VectorFeature, texts: pl.Series) -> Float32s:
         places = position(self.path, feature.name, keys(texts))
         vectors = open_distinct(self.path, feature.name)[places, :-1]
         new = np.flatnonzero(places == 0)
