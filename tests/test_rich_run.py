@@ -210,3 +210,11 @@ def test_a_server_without_the_encoder_of_its_users_is_refused(
     monkeypatch.setitem(text_encoders.ENCODERS, "words", lambda: words)
     with pytest.raises(ConfigError, match="encoded by words 1, but words 2"):
         Recommender.load(run)
+
+
+def test_the_funnel_is_judged_by_users_with_vectors(
+    run: Path, served: Recommender
+) -> None:
+    """They are compared with their rows of the test split, to the last bit."""
+    requests = Requests.of(run / "data", served.encoder, 20, 0)
+    assert len(requests) == 20 and requests.encoded["mood"].shape == (20, 4)

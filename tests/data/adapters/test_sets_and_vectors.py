@@ -94,8 +94,9 @@ def test_arrays_are_vectors_and_their_size_is_taken_from_the_data(
     path = write(tmp_path / "a.parquet", image=column)
     (image,) = table.open_data(config(path, image="vector")).schema.vectors
     assert image.size == 3 and image.width == 4
-    rows, bad = read(path, image={"kind": "vector", "size": 2})
-    assert not len(rows) and bad.count == 4
+    data = table.open_data(config(path, image={"kind": "vector", "size": 2}))
+    bad = BadRows()
+    assert not list(data.read(path, bad)) and bad.count == 4
     empty = write(tmp_path / "b.parquet", image=pl.Series([None] * 4))
     with pytest.raises(SchemaError, match="no row of image has a value"):
         read(empty, image="vector")

@@ -207,8 +207,8 @@ def _vector(name: str, raw: RawColumn, settings: VectorColumn) -> ColumnRule:
     numbers = components(raw, settings.separator)
     is_finite = pl.element().is_finite().fill_null(False)
     good = (numbers.list.len() == size) & numbers.list.eval(is_finite).list.all()
-    value = pl.when(good).then(numbers)
-    value = value.map_batches(partial(to_bytes, size=size), return_dtype=pl.Binary)
+    lists = pl.when(good).then(numbers)
+    value = lists.map_batches(partial(to_bytes, size=size), return_dtype=pl.Binary)
     fault = raw.value().is_not_null() & ~good.fill_null(False)
     expected = f"a vector of {size} finite numbers (`size`), or nothing"
     return ColumnRule(name, raw.source, value, fault, expected)

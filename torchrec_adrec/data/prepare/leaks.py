@@ -95,10 +95,8 @@ def dependencies(
         All pairs, those furthest above their base rate first.
     """
     users, ads = (
-        {
-            f.source: f.source
-            for f in (*schema.sparse_of(side), *schema.vectors_of(side))
-        }
+        {f.source: f.source for f in schema.sparse_of(side)}
+        | {f.source: f.source for f in schema.vectors_of(side)}
         for side in (Side.USER, Side.AD)
     )
     ads |= {f.source: f.source for f in schema.sequences_of(Side.AD)}
