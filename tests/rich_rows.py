@@ -45,7 +45,8 @@ class Words:
     def encode(self, texts: Sequence[str]) -> Float32s:
         self.encoded += texts
         sums = np.stack([sum(map(_of_word, text.split())) for text in texts])
-        return (sums / np.linalg.norm(sums, axis=1)[:, None]).astype(np.float32)
+        lengths = np.linalg.norm(sums, axis=1)[:, None]
+        return np.asarray(sums / lengths, dtype=np.float32)
 
 
 def _of_word(word: str) -> Any:

@@ -16,8 +16,10 @@ from torchrec_adrec.certify.eager import _inputs as eager_inputs
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.data import text_encoders
-from torchrec_adrec.data.request import raw_user
+from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.data.request import raw_user, raw_users
 from torchrec_adrec.errors import ConfigError, DataError
+from torchrec_adrec.evaluation.funnel.requests import Requests
 from torchrec_adrec.export.ad_encoder import AdEncoder
 from torchrec_adrec.export.ad_file import AdRows
 from torchrec_adrec.schema import AD_ID, Side
@@ -69,25 +71,14 @@ def test_the_ranker_scores_candidates_as_it_was_trained(served: Recommender) -> 
     ids = served.scorer.ids
     user, ads = served.user_input(USER), served.scorer.features(ids)
     many = pl.DataFrame([USER] * len(ids), strict=False)
-    repeated = served.encoder.encode(_raw_users(many, served), Side.USER)
+    schema = served.encoder.schema
+    repeated = served.encoder.encode(raw_users(many, schema), Side.USER)
     ranker: Any = served.scorer.ranker
     with torch.inference_mode():
         once = ranker.dense(*served.scorer.inputs(user, ids))
-        rows = ranker(_tower_input(repeated, served), ads)
+        rows = ranker(tower_input(repeated, schema, Side.USER), ads)
     torch.testing.assert_close(once, rows, atol=1e-5, rtol=0)
     assert once.std() > 0.01
-
-
-def _raw_users(frame: pl.DataFrame, served: Recommender) -> Any:
-    from torchrec_adrec.data.request import raw_users
-
-    return raw_users(frame, served.encoder.schema)
-
-
-def _tower_input(columns: Any, served: Recommender) -> Any:
-    from torchrec_adrec.data.loader.collate import tower_input
-
-    return tower_input(columns, served.encoder.schema, Side.USER)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +108,7 @@ def test_answers_show_sets_and_prose_and_no_vectors(served: Recommender) -> None
     assert ad["genres"] == sorted(set(genres_of(item))) and "image" not in ad
     assert set(ad) >= {"item", "genres", "title"}
     bodies = Bodies(served.encoder.schema, ServeConfig(), 40, [USER])
-    (ads,) = (bodies.answer.model_fields[n].annotation for n in ("ads",))
+    ads: Any = bodies.answer.model_fields["ads"].annotation
     TypeAdapter(ads).validate_python([ad | {AD_ID: str(ad[AD_ID])}])
 
 
@@ -206,7 +197,7 @@ def test_a_server_without_the_encoder_of_its_users_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = Words()
-    words.name = "words 2"  # type: ignore[misc]
+    words.name = "words 2"
     monkeypatch.setitem(text_encoders.ENCODERS, "words", lambda: words)
     with pytest.raises(ConfigError, match="encoded by words 1, but words 2"):
         Recommender.load(run)

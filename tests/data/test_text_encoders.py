@@ -1,5 +1,7 @@
 """Encoders of text: each text once, kept by its hash, and no other version of one."""
 
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import polars as pl
 import pytest
 from rich_rows import Words, use_words
 
+from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.data import text_encoders
 from torchrec_adrec.data.text_encoders import embed, open_encoder, open_same_encoder
 from torchrec_adrec.errors import ConfigError
@@ -38,7 +41,7 @@ def test_what_was_encoded_is_not_encoded_again(
 def test_another_version_has_a_cache_of_its_own(tmp_path: Path) -> None:
     texts, other = pl.Series(["a"]), Words()
     embed(Words(), texts, tmp_path)
-    other.name = "words 2"  # type: ignore[misc]
+    other.name = "words 2"
     embed(other, texts, tmp_path)
     assert other.encoded == ["a"]
 
@@ -52,8 +55,8 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
     class Long(Words):
-        def encode(self, texts: object) -> object:  # type: ignore[override]
-            return super().encode(texts) * 2  # type: ignore[arg-type]
+        def encode(self, texts: Sequence[str]) -> Float32s:
+            return super().encode(texts) * 2
 
     with pytest.raises(ConfigError, match="length is not 1"):
         embed(Long(), pl.Series(["a"]), tmp_path)
@@ -63,7 +66,7 @@ def test_without_the_extra_an_error_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def absent(package: str) -> str:
-        raise text_encoders.PackageNotFoundError(package)
+        raise PackageNotFoundError(package)
 
     monkeypatch.setattr(text_encoders, "version", absent)
     with pytest.raises(ConfigError, match=r"pip install 'torchrec-adrec\[text\]'"):

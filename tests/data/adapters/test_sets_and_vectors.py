@@ -75,7 +75,9 @@ def test_a_vector_of_another_length_is_a_bad_row(suffix: str, tmp_path: Path) ->
     assert rows["item"].to_list() == ["i0", "i1", "i6"] and bad.count == 4
     assert rows["image"].null_count() == 1
     components = from_bytes(rows["image"].drop_nulls(), 2)
-    np.testing.assert_array_equal(components, np.float32([[1.5, -2], [0.1, 0]]))
+    np.testing.assert_array_equal(
+        components, np.array([[1.5, -2], [0.1, 0]], np.float32)
+    )
     assert "a vector of 2 finite numbers (`size`)" in bad.first[0]
 
 

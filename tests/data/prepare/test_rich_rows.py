@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from rich_rows import ADS, genres_of, image_of, rich_config, rich_rows, use_words
+from rich_rows import (
+    ADS,
+    SETTINGS,
+    genres_of,
+    image_of,
+    rich_config,
+    rich_rows,
+    use_words,
+)
 from thread_ranks import assert_same_files, prepare_on
 
 from torchrec_adrec.data.catalog import ad_ids, load_catalog
@@ -115,3 +123,25 @@ def test_a_place_behind_the_last_vector_is_refused(data: Path, tmp_path: Path) -
     rows.columns[image.name][3] = ADS + 1
     with pytest.raises(DataError, match=r"image is at .* vectors in .*prepare again"):
         collate(rows, schema)
+
+
+def test_a_user_column_that_gives_a_set_or_vector_away_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails when only the ad's single ids are compared with the user's columns."""
+    use_words(monkeypatch)
+    for column in ("genres", "image"):
+        ad = {"brand": "text", column: SETTINGS["ad"][column]}
+        settings = {"user": {"place": "text"}, "ad": ad, "user_id": None}
+        folder = tmp_path / column
+        folder.mkdir()
+        config = rich_config(folder, **settings, ad_id=None, ignore=["*"])
+        rows = rich_rows().with_columns(
+            place=pl.col(column).hash().cast(pl.String), brand=pl.lit("b")
+        )
+        if column == "genres":
+            places = pl.col("genres").str.split("|").list.sort().list.join("|")
+            rows = rows.with_columns(place=pl.lit("p") + places)
+        rows.write_parquet(folder / "rows.parquet")
+        with pytest.raises(DataError, match=f"place -> {column}"):
+            prepare_on(1, config, folder / "data")
