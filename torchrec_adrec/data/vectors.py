@@ -141,7 +141,9 @@ def _map(path: Path, changed: int) -> Float32s:
 
 
 def expand(
-    features: tuple[VectorFeature, ...], columns: Mapping[str, Any], folder: Path
+    features: tuple[VectorFeature, ...],
+    columns: Mapping[str, Any] | pl.DataFrame,
+    folder: Path,
 ) -> dict[str, Float32s]:
     """Take the vectors of rows of a split, (B, width) by feature.
 
@@ -155,7 +157,8 @@ def expand(
     """
     rows = {}
     for feature in features:
-        distinct, places = open_distinct(folder, feature.name), columns[feature.name]
+        distinct = open_distinct(folder, feature.name)
+        places = np.asarray(columns[feature.name])
         if len(places) and not 0 <= places.min() <= places.max() < len(distinct):
             raise DataError(
                 f"{feature.name} is at {places.min()} to {places.max()} of"
