@@ -42,7 +42,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"sequences": (sequence("seen", "brand"), sequence("bought", "brand"))},
         "one sequence may share the ids",
     ),
-    ({"sequences": (sequence("seen", None, Side.AD),)}, "what an ad has several of is a set"),
+    (
+        {"sequences": (sequence("seen", None, Side.AD),)},
+        "what an ad has several of is a set",
+    ),
     ({"sparse": (CITY,)}, "the ad's side needs an id, a number or a vector"),
     ({"labels": ()}, "the first label must be binary"),
     ({"labels": (Label(name="v", kind="value"),)}, "the first label must be binary"),

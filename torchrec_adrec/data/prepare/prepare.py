@@ -253,10 +253,12 @@ def _fit_encoder(
         return values, counted, distinct.of(chunk), chunk.num_rows
 
     with Progress("prepare: counting", unit="rows") as progress:
-        for values, chunk_ads, found, rows in map_chunks(store.of(ranks), count_chunk):
+        for values, chunk_ads, chunk_vectors, rows in map_chunks(
+            store.of(ranks), count_chunk
+        ):
             counter.add(values)
             ads.add(chunk_ads)
-            distinct.add(found)
+            distinct.add(chunk_vectors)
             progress.advance(rows)
     counter.save(raw / f"counts-{ranks.rank:05d}")
     ads.save(raw / f"ads-{ranks.rank:05d}.ipc")
