@@ -29,7 +29,8 @@ from torchrec_adrec.serve.http.schema_model import Bodies
 from torchrec_adrec.serve.recommender import Recommender
 
 SETTINGS = (
-    "train={batch_size: 128, epochs: 2, evaluate_every: 0, patience: null, dead_model: warn}",
+    "train={batch_size: 128, epochs: 2, evaluate_every: 0, dead_model: warn}",
+    "train.patience=null",
     "recommend.candidates=30",
     "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4, fusion: gated}",
     "retrieval.uniform_negatives=16",

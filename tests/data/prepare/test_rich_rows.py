@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from rich_rows import (
     ADS,
+    ROWS,
     SETTINGS,
     genres_of,
     image_of,
