@@ -13,7 +13,7 @@ from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data import text_encoders
 
-ADS, ROWS = 60, 2_400
+ADS, ROWS = 40, 1_500
 SETTINGS: dict[str, Any] = {
     "labels": {"click": {}},
     "time": {"column": "ts", "kind": "number"},

@@ -1,5 +1,6 @@
 """Sets, vectors and prose through a whole run: what is trained is what is served."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from torchrec_adrec.serve.http.schema_model import Bodies
 from torchrec_adrec.serve.recommender import Recommender
 
 SETTINGS = (
-    "train={batch_size: 128, epochs: 4, evaluate_every: 15, dead_model: warn}",
-    "recommend.candidates=40",
+    "train={batch_size: 128, epochs: 2, evaluate_every: 0, dead_model: warn}",
+    "train.patience=null",
+    "recommend.candidates=30",
     "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4, fusion: gated}",
     "retrieval.uniform_negatives=16",
     "ranking={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8}",
@@ -61,9 +63,11 @@ def words(monkeypatch: pytest.MonkeyPatch) -> Words:
     return use_words(monkeypatch)
 
 
-@pytest.fixture
-def served(run: Path, words: Words) -> Recommender:
-    return Recommender.load(run)
+@pytest.fixture(scope="module")
+def served(run: Path) -> Iterator[Recommender]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_words(patch)
+        yield Recommender.load(run)
 
 
 def test_the_ranker_scores_candidates_as_it_was_trained(served: Recommender) -> None:
@@ -207,5 +211,5 @@ def test_the_funnel_is_judged_by_users_with_vectors(
     run: Path, served: Recommender
 ) -> None:
     """They are compared with their rows of the test split, to the last bit."""
-    requests = Requests.of(run / "data", served.encoder, 20, 0)
+    requests = Requests.draw(run / "data", served.encoder, 20, 0)
     assert len(requests) == 20 and requests.encoded["mood"].shape == (20, 4)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from rich_rows import (
     ADS,
+    ROWS,
     SETTINGS,
     genres_of,
     image_of,
@@ -86,7 +87,7 @@ def test_the_number_of_ranks_changes_nothing(
 
 def test_the_scale_is_that_of_training_rows(data: Path) -> None:
     schema = Encoder.load(data).schema
-    train = rich_rows()[: int(0.8 * 2_400)]["image"].drop_nulls()
+    train = rich_rows()[: int(0.8 * ROWS)]["image"].drop_nulls()
     square = np.mean(np.square(np.stack(train.to_list())))
     image, title = schema.vectors_of(Side.AD)
     assert image.scale == pytest.approx(square**-0.5)

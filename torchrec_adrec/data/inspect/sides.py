@@ -126,6 +126,8 @@ def _is_amount(draft: Draft, shape: Profile) -> bool:
 def _list_block(
     draft: Draft, shape: Profile, source: dict[str, str], side: str
 ) -> tuple[dict[str, Any], str]:
+    if isinstance(shape.type, pl.List) and shape.type.inner.is_float():
+        return {**source, "kind": "vector"}, "a vector"
     form = shape.list
     block: dict[str, Any] = {**source, "kind": "sequence"}
     lists = draft.rows[shape.name]

@@ -25,6 +25,7 @@ from torchrec_adrec.runtime.ranks import Ranks
 from torchrec_adrec.schema import Schema
 
 TEXT_VECTORS = "text_vectors"  # the folder of encoded texts, beside the data's
+BLOCK = 4_096  # vectors that are squared at once
 Frames = dict[str, pl.DataFrame]
 
 
@@ -127,11 +128,11 @@ def _with_scales(schema: Schema, counts: Counts, out: Path) -> Schema:
         places = position(out / FOLDER, feature.name, rows["value"].to_numpy())
         distinct = open_distinct(out / FOLDER, feature.name)
         # The counts are in the order of the keys, for any number of ranks.
-        squares = [
-            float(np.square(distinct[p, :-1], dtype=np.float64).mean()) for p in places
-        ]
+        blocks = [places[i : i + BLOCK] for i in range(0, len(places), BLOCK)]
+        parts = [np.square(distinct[b, :-1], dtype=float).mean(axis=1) for b in blocks]
         weights = rows["count"].to_numpy()
-        mean = float(np.dot(squares, weights)) / max(int(weights.sum()), 1)
+        total = float(np.dot(np.concatenate([[], *parts]), weights))
+        mean = total / max(int(weights.sum()), 1)
         scale = mean**-0.5 if mean > 0 else 1.0
         scaled.append(feature.model_copy(update={"scale": scale}))
     return schema.model_copy(update={"vectors": tuple(scaled)})

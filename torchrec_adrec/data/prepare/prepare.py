@@ -242,8 +242,7 @@ def _fit_encoder(
     names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
     dated = data.ad is not None  # only then the latest values of an ad are needed
     counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name, dated)
-
-    distinct = DistinctVectors(schema)
+    distinct, chunks = DistinctVectors(schema), store.of(ranks)
 
     def count_chunk(ref: ChunkRef) -> tuple[Counts, pl.DataFrame, Frames, int]:
         chunk = ref.load()
@@ -253,10 +252,10 @@ def _fit_encoder(
         return values, counted, distinct.of(chunk), chunk.num_rows
 
     with Progress("prepare: counting", unit="rows") as progress:
-        for values, chunk_ads, found, rows in map_chunks(store.of(ranks), count_chunk):
+        for values, chunk_ads, vectors, rows in map_chunks(chunks, count_chunk):
             counter.add(values)
             ads.add(chunk_ads)
-            distinct.add(found)
+            distinct.add(vectors)
             progress.advance(rows)
     counter.save(raw / f"counts-{ranks.rank:05d}")
     ads.save(raw / f"ads-{ranks.rank:05d}.ipc")
@@ -265,9 +264,9 @@ def _fit_encoder(
     folders = sorted(raw.glob("counts-*"))
     # Sums of whole numbers, so the order of the ranks' files does not matter.
     values = load_counts(folders, names)
-    schema, vectors = with_vectors(schema, values, raw, ranks)
-    encoder, keys = Encoder.fit(schema, values, config), None
-    encoder = replace(encoder, vectors=vectors)
+    schema, stored = with_vectors(schema, values, raw, ranks)
+    encoder = replace(Encoder.fit(schema, values, config), vectors=stored)
+    keys = None
     if config.statistics is not None:
         keys = ValueKeys.fit(schema, values, config.statistics.buckets)
     return encoder, keys, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
