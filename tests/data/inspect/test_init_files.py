@@ -283,9 +283,7 @@ def test_try_prepares_the_first_rows(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"log.csv", "my.yaml"}
 
 
-def test_several_ids_of_an_ad_are_a_set_and_several_numbers_a_vector(
-    tmp_path: Path,
-) -> None:
+def test_an_ad_has_sets_and_vectors(tmp_path: Path) -> None:
     """With its own limit, where the first rows need more than the usual one."""
     picked = columns()
     kinds = [[f"k{(i * k) % 31}" for k in range(1, 3 + 2 * i)] for i in range(15)]

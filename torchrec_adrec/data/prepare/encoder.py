@@ -37,12 +37,7 @@ from torchrec_adrec.data.prepare.vocabulary import (
 from torchrec_adrec.data.vectors import FOLDER, with_indicator
 from torchrec_adrec.errors import DataError, SchemaError
 from torchrec_adrec.runtime.files import check_hashes
-from torchrec_adrec.schema import (
-    Bag,
-    DenseFeature,
-    Schema,
-    Side,
-)
+from torchrec_adrec.schema import Bag, DenseFeature, Schema, Side
 
 PAD = -1  # fills a sequence up behind its last id
 
@@ -76,6 +71,7 @@ class Encoder:
 
     Fitted on counts of the training rows, then applied to any rows:
 
+    >>> import polars as pl
     >>> from torchrec_adrec.schema import Label, SparseFeature
     >>> city = SparseFeature(name="city", side=Side.USER, source="city", kind="text")
     >>> brand = SparseFeature(name="brand", side=Side.AD, source="brand", kind="text")
