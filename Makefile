@@ -56,12 +56,13 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-bench: demo  ## speed as ratios; raw figures go to benchmarks/results
+bench: demo  ## speed as ratios; raw figures go to benchmarks/results, the page to docs
 	$(BIN)/python benchmarks/serving.py --run $(DEMO)
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/server_attack.py --run $(DEMO)
 	$(BIN)/python benchmarks/server_load.py --run $(DEMO) --minutes 1
+	$(BIN)/python benchmarks/page.py
 
 gpu-check: $(STAMP)  ## one card, under four minutes; small on a CPU
 	$(BIN)/python benchmarks/gpu.py
