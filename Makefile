@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo notebook test test-slow quick test-processors check bench fuzz wheel clean
+.PHONY: setup gpu-check demo notebook docs test test-slow quick test-processors check bench fuzz wheel clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,16 @@ notebook: $(VENV)/.notebook  ## runs docs/tutorial.ipynb, about a minute
 $(VENV)/.notebook: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt \
 		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,notebook]"
+	$(BIN)/pip check
+	touch $@
+
+# A link or an anchor that leads nowhere ends it with an error.
+docs: $(VENV)/.docs  ## the documentation as a site, in build/site
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,docs]"
 	$(BIN)/pip check
 	touch $@
 

@@ -29,7 +29,7 @@ setup(
     },
     package_data={
         "torchrec_adrec": ["py.typed"],
-        "torchrec_adrec.configs": ["*.yaml", "schemas/*.json"],
+        "torchrec_adrec.configs": ["*.yaml", "schemas/*.json", "sweeps/*.yaml"],
         "torchrec_adrec.launch": ["*.md", "*.torchxconfig"],
         "torchrec_adrec.planning": ["gpus.yaml"],
     },
@@ -53,13 +53,16 @@ setup(
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
         "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
+        "docs": ["mkdocs-material", "mkdocstrings-python"],  # the site
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
+        "sweep": ["optuna"],  # the search of `adrec sweep`
         "dev": [
             *(
                 "codespell",
                 "httpx",
                 "hypothesis",
                 "mypy",
+                "optuna",
                 "pytest",
                 "ruff",
                 "types-PyYAML",
