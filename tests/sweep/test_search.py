@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_it_comes_near_the_best_and_gives_up_early(file: Path, tmp_path: Path) -> None:
     with standing_in() as launch:
-        report = sweep(file, tmp_path / "out", trials=16)
+        report = sweep(file, tmp_path / "out", trials=12)
     chosen = next(v for v in report["variants"] if v["name"] == report["chosen"])
     assert abs(chosen["settings"]["ranking.optimizer.dense_lr"] - BEST_LR) < 0.02
     assert chosen["settings"]["ranking.hidden"] in ([32], [64, 32])
@@ -39,16 +39,16 @@ def test_it_comes_near_the_best_and_gives_up_early(file: Path, tmp_path: Path) -
     assert pruned and "given up" in (tmp_path / "out/sweep.md").read_text()
     # One that was given up has trained with its first seed, or not even that.
     rankers = [stage for stage, *_ in launch.launched if stage == "ranking"]
-    assert len(rankers) < 2 * 16
+    assert len(rankers) < 2 * 12
     assert not list((tmp_path / "out/runs").glob("*/*/*.partial-*"))
 
 
 def test_killed_it_tries_what_it_would_have_tried(file: Path, tmp_path: Path) -> None:
     with standing_in():
-        sweep(file, tmp_path / "whole", trials=9)
-    assert run_alone(file, tmp_path / "killed", 9, 12) == -9
+        sweep(file, tmp_path / "whole", trials=7)
+    assert run_alone(file, tmp_path / "killed", 7, 9) == -9
     with standing_in():
-        sweep(file, tmp_path / "killed", trials=9)
+        sweep(file, tmp_path / "killed", trials=7)
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
 
 

@@ -170,7 +170,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(
 ) -> None:
     with standing_in():
         sweep(file, tmp_path / "whole")
-    assert run_alone(file, tmp_path / "killed", 0, 4) == -9
+    assert run_alone(file, tmp_path / "killed", 0, 5) == -9
     assert list((tmp_path / "killed/runs").glob("*/*/ranking.partial-*"))
     before = json.loads((tmp_path / "killed/sweep.json").read_text())
     assert len(before["variants"]) == 1

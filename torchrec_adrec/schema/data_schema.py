@@ -29,8 +29,12 @@ class Schema(Frozen):
         >>> schema = Schema(
         ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
         ...     sparse=(
-        ...         SparseFeature(name="city", side=Side.USER, source="city", kind="text"),
-        ...         SparseFeature(name="brand", side=Side.AD, source="brand", kind="text"),
+        ...         SparseFeature(
+        ...             name="city", side=Side.USER, source="city", kind="text"
+        ...         ),
+        ...         SparseFeature(
+        ...             name="brand", side=Side.AD, source="brand", kind="text"
+        ...         ),
         ...     ),
         ...     sequences=(
         ...         SequenceFeature(

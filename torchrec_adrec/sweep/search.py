@@ -152,11 +152,14 @@ def _text(settings: Mapping[str, Any]) -> str:
 
 def _run(trial: Trial, outcome: Outcome, plan: Plan, runner: Runner) -> None:
     metric, seeds = plan.metric, plan.sweep.seeds
-    for place, value in trial.user_attrs.get(REPORTED, {}).items():
-        trial.report(value, int(place))
+    # Of the trial that was killed, whose training goes on from a checkpoint.
+    reported = {int(k): v for k, v in trial.user_attrs.get(REPORTED, {}).items()}
+    for place, value in reported.items():
+        trial.report(value, place)
 
     def report(value: float, place: int) -> None:
-        trial.report(value, place)
+        if place not in reported:
+            trial.report(value, place)
         if trial.should_prune():
             raise PrunedError
 
