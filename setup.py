@@ -10,7 +10,7 @@ TRIPLE = ["torch==2.13.0", "torchrec==1.8.0"]
 
 setup(
     name="torchrec-adrec",
-    version="0.1.0",
+    version="0.2.0",
     description="Ad recommendation on sharded TorchRec embeddings, end to end",
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
