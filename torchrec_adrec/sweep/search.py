@@ -59,7 +59,7 @@ def search(
         ConfigError: the folder holds a search of something else.
     """
     study = _open(plan, out)
-    _take_up(study, plan.metric)
+    _take_up(study, plan)
     write(_outcomes(study))
     while len(outcomes := _outcomes(study)) < trials:
         study.sampler = TPESampler(seed=plan.sweep.seeds[0] + len(outcomes))
@@ -82,44 +82,39 @@ def _open(plan: Plan, out: Path) -> optuna.Study:
         direction="maximize" if plan.metric.is_higher_better else "minimize",
         load_if_exists=True,
     )
-    # Values of other seeds or settings would be compared with those that are there.
-    made_of = {
-        "sweep": plan.sweep.model_dump(mode="json"),
-        "settings": load_config(plan.config, plan.common).model_dump(mode="json"),
-    }
-    before = study.user_attrs.setdefault(MADE_OF, made_of)
-    if before != made_of:
-        changed = [
-            *(
-                key
-                for key in made_of["sweep"]
-                if before["sweep"].get(key) != made_of["sweep"][key]
-            ),
-            *(
-                key
-                for key in made_of["settings"]
-                if before["settings"].get(key) != made_of["settings"][key]
-            ),
-        ]
+    _check_same(study, plan, out)
+    return study
+
+
+def _check_same(study: optuna.Study, plan: Plan, out: Path) -> None:
+    """Refuse to compare figures of other seeds or settings with those that are there.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    base = load_config(plan.config, plan.common)
+    made_of = plan.sweep.model_dump(mode="json") | base.model_dump(mode="json")
+    before = study.user_attrs.get(MADE_OF, made_of)
+    changed = [key for key in made_of if before.get(key) != made_of[key]]
+    if changed:
         raise ConfigError(
             f"{out} holds a search of another file or other settings"
             f" ({', '.join(changed)} differ): its figures do not compare with new ones;"
             " choose another --out"
         )
     study.set_user_attr(MADE_OF, made_of)
-    return study
 
 
-def _take_up(study: optuna.Study, metric: Metric) -> None:
+def _take_up(study: optuna.Study, plan: Plan) -> None:
     """Queue the trial that was under way when the search was killed."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if OUTCOME in trial.user_attrs:  # killed between its end and its record
-            _tell(study, trial.number, _read(trial), metric)
+            _tell(study, trial.number, _read(trial), plan.metric)
             continue
         study.tell(trial.number, state=TrialState.FAIL)
         reported = {str(k): v for k, v in trial.intermediate_values.items()}
-        # A trial that was not drawn whole is drawn again.
-        if len(trial.params):
+        # A trial that was not drawn whole is drawn again, by the same seed.
+        if set(trial.params) == set(plan.sweep.search):
             study.enqueue_trial(trial.params, {REPORTED: reported})
 
 
