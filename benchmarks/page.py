@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from questions import SECTIONS, Question, Table
+from question import Question, Table
+from questions import SECTIONS
 from seeds import shown
 from timing import RESULTS
 
