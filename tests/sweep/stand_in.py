@@ -7,10 +7,12 @@ of SIGKILL in the middle of the stage after so many.
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from torchrec_adrec.config.run import Config
@@ -22,6 +24,7 @@ from torchrec_adrec.runtime.status import STATUS_FILE, Status, send
 from torchrec_adrec.sweep.plan import read_sweep
 from torchrec_adrec.sweep.sweep import run_sweep
 
+REPOSITORY = Path(__file__).parents[2]
 BEST_LR = 0.01  # of the stand-in's ranker
 CRASH = 3  # layers with which its ranker fails
 STEPS = 4
@@ -93,6 +96,23 @@ def standing_in(kill_after: int | None = None) -> Iterator[StandIn]:
     launch = StandIn(kill_after)
     with patch("torchrec_adrec.sweep.runner.launch", launch):
         yield launch
+
+
+def sweep(file: Path, out: Path, trials: int = 0, all_test: bool = False) -> Any:
+    return run_sweep(read_sweep(file), out, "1x1", trials, all_test, print)
+
+
+def run_alone(file: Path, out: Path, trials: int, *kill: int) -> int:
+    """Sweep in a process of its own; return its exit code."""
+    args = [sys.executable, __file__, file, out, trials, *kill]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    if "PYTHONPATH" in os.environ:
+        environment["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+    return subprocess.run([*map(str, args)], env=environment).returncode
+
+
+def tables(out: Path) -> list[str]:
+    return [(out / name).read_text() for name in ("sweep.json", "sweep.md")]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
-from stand_in import BEST_LR, CRASH, standing_in
-from test_sweep import run_alone, sweep, tables
+from stand_in import BEST_LR, CRASH, run_alone, standing_in, sweep, tables
 
 from torchrec_adrec.errors import ConfigError
 

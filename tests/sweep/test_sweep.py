@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -11,14 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, adrec
-from stand_in import BEST_LR, CRASH, standing_in
+from stand_in import BEST_LR, CRASH, run_alone, standing_in, sweep, tables
 
 from torchrec_adrec.errors import ConfigError, StageError
 from torchrec_adrec.sweep import runner
-from torchrec_adrec.sweep.plan import read_sweep
-from torchrec_adrec.sweep.sweep import run_sweep
 
-STAND_IN = Path(__file__).with_name("stand_in.py")
 VARIANTS = f"""
 settings: {{data.seed: 0}}
 seeds: [0, 1]
@@ -34,10 +30,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "sweep.yaml"
     path.write_text(f"config: {REPOSITORY / 'configs/movie_lab.yaml'}\n{VARIANTS}")
     return path
-
-
-def sweep(file: Path, out: Path, trials: int = 0, all_test: bool = False) -> Any:
-    return run_sweep(read_sweep(file), out, "1x1", trials, all_test, print)
 
 
 def test_the_best_on_validation_rows_is_chosen_and_alone_shows_test_figures(
@@ -150,19 +142,6 @@ def test_a_stop_is_no_failure(file: Path, tmp_path: Path) -> None:
         with pytest.raises(StageError, match="143"):
             sweep(file, tmp_path / "out")
     assert not (tmp_path / "out/sweep.json").exists()
-
-
-def run_alone(file: Path, out: Path, trials: int, *kill: int) -> int:
-    """Sweep in a process of its own; return its exit code."""
-    args = [sys.executable, STAND_IN, file, out, trials, *kill]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    if "PYTHONPATH" in os.environ:
-        environment["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
-    return subprocess.run([*map(str, args)], env=environment).returncode
-
-
-def tables(out: Path) -> list[str]:
-    return [(out / name).read_text() for name in ("sweep.json", "sweep.md")]
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_table(
