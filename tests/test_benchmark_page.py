@@ -9,7 +9,8 @@ import pytest
 from conftest import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
-from page import PAGE, Table, grid_of, page
+from page import PAGE, grid_of, page
+from question import Table
 from timing import RESULTS
 
 

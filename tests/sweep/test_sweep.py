@@ -138,7 +138,7 @@ def test_a_stop_is_no_failure(file: Path, tmp_path: Path) -> None:
         def stop(*_: Any) -> None:
             raise StageError("stage retrieval failed with exit code 143", 15)
 
-        launch.make = stop  # type: ignore[method-assign]
+        launch.make = stop  # type: ignore[method-assign, assignment]
         with pytest.raises(StageError, match="143"):
             sweep(file, tmp_path / "out")
     assert not (tmp_path / "out/sweep.json").exists()
