@@ -102,12 +102,7 @@ def export(
         valid, _ = clicks_of(data, schema, "valid", judging.valid_queries, config.seed)
     for rows, name in ((clicks, QUERIES), (valid, VALID_QUERIES)):
         if len(rows):
-            user_tower = towers.user_tower
-            users = encode(
-                user_tower, rows, schema, Side.USER, similarity, size, process
-            )
-            clicked = rows[AD_ID].to_numpy()[share_of(len(rows), process)]
-            write_vectors(_share_of(out / name, process.rank), clicked, users)
+            _write_share(rows, towers, out / name, schema, config, process)
     examples = encode_examples(towers.user_tower, data, process)
     # The first rank lists the parts of all ranks, so they must be written by now.
     process.barrier()
@@ -138,6 +133,28 @@ def export(
         len(ads),
         peak_mebibytes(),
     )
+
+
+def _write_share(
+    clicks: pl.DataFrame,
+    towers: TwoTower,
+    path: Path,
+    schema: Schema,
+    config: Config,
+    process: Process,
+) -> None:
+    """Encode and write this rank's share of the users of some clicks. Collective."""
+    users = encode(
+        towers.user_tower,
+        clicks,
+        schema,
+        Side.USER,
+        config.retrieval.similarity,
+        config.train.eval_batch_size,
+        process,
+    )
+    clicked = clicks[AD_ID].to_numpy()[share_of(len(clicks), process)]
+    write_vectors(_share_of(path, process.rank), clicked, users)
 
 
 def _share_of(path: Path, rank: int) -> Path:
