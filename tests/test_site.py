@@ -31,8 +31,8 @@ def named(part: Any) -> list[str]:
 def test_every_page_is_in_the_navigation(site: ModuleType) -> None:
     text = (REPOSITORY / "mkdocs.yml").read_text()
     pages = named(yaml.safe_load(text.partition("\nnav:\n")[2]))
-    made = {"commands.md", "python.md"}
-    assert sorted(pages) == sorted({*map(site.page_of, site.sources()), *made})
+    generated = {"commands.md", "python.md"}
+    assert sorted(pages) == sorted({*map(site.page_of, site.sources()), *generated})
 
 
 def test_links_lead_to_pages_or_are_names(site: ModuleType) -> None:

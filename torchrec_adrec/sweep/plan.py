@@ -170,7 +170,9 @@ def _metric(sweep: Sweep, path: Path) -> Metric:
 
 def _variants(sweep: Sweep, path: Path) -> Iterator[Variant]:
     """Every named variant with every combination of the grid."""
-    named = {name: own or {} for name, own in sweep.variants.items()} or {"": {}}
+    named = {name: settings or {} for name, settings in sweep.variants.items()} or {
+        "": {}
+    }
     folders: set[str] = set()
     for (name, settings), values in product(
         named.items(), product(*sweep.grid.values())
