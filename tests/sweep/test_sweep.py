@@ -202,6 +202,7 @@ settings:
   train: {{epochs: 1, batch_size: 256, evaluate_every: 5, checkpoint_every: 5}}
 seeds: [0]
 stages: [export]
+metric: export.recall@10
 variants: {{plain: {{}}, broken: {{retrieval.optimizer.dense_lr: 1.0e+30}}}}
 """
     )

@@ -1,11 +1,12 @@
 """The file of a sweep: every key is checked before anything runs."""
 
+import json
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.sweep.metric import Metric
 from torchrec_adrec.sweep.plan import Plan, read_sweep
 
@@ -90,6 +91,24 @@ def test_a_metric_of_lists_asks_for_validation_clicks(tmp_path: Path) -> None:
     assert plan.stages == ("data", "retrieval", "export")
     words = plan.words(plan.variants[0], 0)
     assert any(word.startswith("evaluation.valid_queries=") for word in words)
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({"log_loss": 0.5}, "no ranking.click.auc; name one of log_loss as the"),
+        ({"auc": float("nan")}, "no ranking.click.auc; are there validation rows of"),
+        ({}, "no ranking.click.auc; are there validation rows of"),
+    ],
+)
+def test_a_figure_that_is_not_there_is_an_error(
+    figures: dict[str, float], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ranking").mkdir()
+    metrics = json.dumps({"valid": {"click": figures}})
+    (tmp_path / "ranking/metrics.json").write_text(metrics)
+    with pytest.raises(DataError, match=message):
+        Metric("ranking", "click", "auc").valid(tmp_path)
 
 
 @pytest.mark.parametrize(

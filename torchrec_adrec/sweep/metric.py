@@ -85,11 +85,11 @@ class Metric:
         source = metrics if "valid" in metrics else metrics.get("first_fit", {})
         figures = self._named(source.get("valid", {}), "towers")
         if not math.isfinite(figures.get(self.figure, math.nan)):
-            known = ", ".join(figures) or "no figures at all"
+            hint = "are there validation rows of both classes (data.split.valid)?"
+            if figures and self.figure not in figures:
+                hint = f"name one of {', '.join(figures)} as the metric"
             raise DataError(
-                f"{run / self.stage}: expected {self} of the validation rows, there"
-                f" is {known}; are there validation rows (data.split.valid), of both"
-                " classes?"
+                f"{run / self.stage}: the validation rows have no {self}; {hint}"
             )
         return figures
 
