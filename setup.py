@@ -17,8 +17,13 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[
-        *find_packages(include=["torchrec_adrec", "torchrec_adrec.*"]),
+        # The links below are not in a source distribution, so it would find no `launch`.
+        *find_packages(
+            include=["torchrec_adrec", "torchrec_adrec.*"],
+            exclude=["torchrec_adrec.launch"],
+        ),
         "torchrec_adrec.configs",
+        "torchrec_adrec.launch",
     ],
     # One copy: the links torchrec_adrec/launch -> ../launch and configs -> ../configs
     # serve a checkout that is only on PYTHONPATH; without them Python would take
