@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=[
-        # The links below are not in a source distribution, so it would find no `launch`.
+        # A source distribution has not the links below, so it would find no `launch`.
         *find_packages(
             include=["torchrec_adrec", "torchrec_adrec.*"],
             exclude=["torchrec_adrec.launch"],
