@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
+from torchrec_adrec.config.base import Count, Fraction, Rate, Seed, Settings
 from torchrec_adrec.config.table import TableConfig
 from torchrec_adrec.schema import MOST_ROWS
 
@@ -139,6 +139,10 @@ class DataConfig(Settings):
     allow_varying_ads: bool = False
     """Accept more than two ads for each value of the column that may be the ad's id:
     another of the ad's columns varies, and each of its values makes an ad."""
+    seed: Seed | None = None
+    """Draws the split, the negatives and the artificial worlds in place of `seed`;
+    null: `seed` does. A sweep over seeds sets it, so that all of them are trained and
+    judged on the same rows, which are then prepared once."""
     split: SplitConfig = SplitConfig()
     numbers: NumbersConfig = NumbersConfig()
     ids: Literal["frequency", "hash"] = "frequency"

@@ -27,23 +27,28 @@ class Schema(Frozen):
     a batch (`TowerInput.dense`) the vectors come first, then `dense`. The first label
     is the click.
 
-    >>> schema = Schema(
-    ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
-    ...     sparse=(
-    ...         SparseFeature(name="city", side=Side.USER, source="city", kind="text"),
-    ...         SparseFeature(name="brand", side=Side.AD, source="brand", kind="text"),
-    ...     ),
-    ...     sequences=(
-    ...         SequenceFeature(
-    ...             name="seen", side=Side.USER, source="seen_brands", max_length=2
-    ...         ),
-    ...     ),
-    ...     labels=(Label(name="click"),),
-    ... )
-    >>> [feature.name for feature in schema.bags_of(Side.USER)]
-    ['city', 'seen']
-    >>> schema.columns_of(Side.USER)
-    ('age', 'city', 'seen:0', 'seen:1')
+    Examples:
+        >>> schema = Schema(
+        ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
+        ...     sparse=(
+        ...         SparseFeature(
+        ...             name="city", side=Side.USER, source="city", kind="text"
+        ...         ),
+        ...         SparseFeature(
+        ...             name="brand", side=Side.AD, source="brand", kind="text"
+        ...         ),
+        ...     ),
+        ...     sequences=(
+        ...         SequenceFeature(
+        ...             name="seen", side=Side.USER, source="seen_brands", max_length=2
+        ...         ),
+        ...     ),
+        ...     labels=(Label(name="click"),),
+        ... )
+        >>> [feature.name for feature in schema.bags_of(Side.USER)]
+        ['city', 'seen']
+        >>> schema.columns_of(Side.USER)
+        ('age', 'city', 'seen:0', 'seen:1')
     """
 
     dense: tuple[DenseFeature, ...]
