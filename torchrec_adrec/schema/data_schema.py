@@ -70,7 +70,7 @@ class Schema(Frozen):
     @model_validator(mode="after")
     def _both_sides_have_features(self) -> Self:
         for side in Side:
-            if not self.sparse_of(side) and not self.numbers_of(side):
+            if not self.bags_of(side) and not self.numbers_of(side):
                 raise ValueError(f"the {side}'s side needs an id or a number")
         if any(f.side == Side.AD for f in self.sequences):
             raise ValueError("a sequence describes a user; the ad's side takes none")

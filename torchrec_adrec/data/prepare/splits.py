@@ -4,6 +4,7 @@ time     trains on the first rows and tests on the last ones, as a live system w
 user     keeps all rows of a user in one split, to test on users that were never seen
 random   draws each row on its own, to compare with papers; training sees the future
 leave_one_out   tests on the last click of each user and validates on the one before
+files    tests on the last file, and draws each other row for training or validation
 """
 
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ def splitter(
         return ByTime.fit(config, store)
     if config.by == "random":
         return ByHash(config, salt(f"split {seed}"), None)
+    if config.by == "files":
+        return ByFile.of(config, data, salt(f"split {seed}"))
     if data.user is None:
         raise ConfigError(
             f"data.split.by = {config.by}, but the data names no user; split by time,"
@@ -161,6 +164,44 @@ class ByHash:
         position = hashed.astype(np.float64) / 2**64  # uniform between 0 and 1
         cuts = (self.config.train, self.config.train + self.config.valid)
         return np.searchsorted(cuts, position, side="right").astype(np.int8)
+
+
+@dataclass(frozen=True)
+class ByFile:
+    """Tests on the last file, and draws the validation rows out of all others.
+
+    Attributes:
+        test: the number of the file.
+        valid: the share of the other rows that validate.
+        salt: mixed into the hash of a row's number; depends on the seed.
+    """
+
+    test: int
+    valid: float
+    salt: np.uint64
+
+    @classmethod
+    def of(cls, config: SplitConfig, data: DataSet, salted: np.uint64) -> "ByFile":
+        """Take the share that `config` gives the validation rows beside the training.
+
+        Raises:
+            ConfigError: there is only one file.
+        """
+        if len(data.files) < 2:
+            raise ConfigError(
+                f"data.split.by=files tests on the last file of data.raw, found"
+                f" {data.files[0]} alone; name the training files before the test file"
+            )
+        valid = config.valid / (config.train + config.valid)
+        return cls(len(data.files) - 1, valid, salted)
+
+    def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
+        """Assign by the file, and by the hash of the row's number."""
+        if ref.file == self.test:
+            return np.full(chunk.num_rows, TEST, dtype=np.int8)
+        rows = np.arange(ref.row, ref.row + chunk.num_rows, dtype=np.uint64)
+        position = salted_hash(rows, self.salt).astype(np.float64) / 2**64
+        return np.where(position < self.valid, VALID, TRAIN).astype(np.int8)
 
 
 @dataclass(frozen=True)
