@@ -106,7 +106,8 @@ class _Reader:
         for block in blocks(path, self.block_bytes, bad):
             frame = lines.rows(block, path, bad)
             places = pl.int_ranges(pl.col(ITEM).list.len()) if self.ordered else 0
-            rows = frame.with_columns((pl.lit(first) + places).alias(PLACE))
+            place = pl.lit(first, dtype=pl.Int64) + places
+            rows = frame.with_columns(place.alias(PLACE))
             yield rows.explode([ITEM, PLACE] if self.ordered else [ITEM]).with_columns(
                 pl.lit(1.0, dtype=pl.Float32).alias(CLICK)
             )
