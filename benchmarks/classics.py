@@ -27,7 +27,12 @@ from torchrec_adrec.evaluation.classics.factors import Vectors
 from torchrec_adrec.evaluation.classics.interactions import Interactions
 from torchrec_adrec.evaluation.classics.lightgcn import LightGCNSettings, fit_lightgcn
 from torchrec_adrec.evaluation.classics.methods import METHODS, run_method
-from torchrec_adrec.evaluation.classics.protocol import RankingProtocol, judge
+from torchrec_adrec.evaluation.classics.protocol import (
+    RankingProtocol,
+    ResultTable,
+    judge,
+)
+from torchrec_adrec.evaluation.classics.report import TITLES, sizes
 
 SEEDED = ("als", "bpr", "lightgcn")
 SHOWN = tuple(f"{m}@{k}" for m in ("hr", "recall", "ndcg", "mrr") for k in (5, 10, 20))
@@ -53,7 +58,7 @@ def main() -> None:
     kept = json.loads(path.read_text()) if path.exists() else {}
     runs: Runs = kept.get("runs", {})
     data = Interactions.load(args.run / "data")
-    sizes = figures_of(data)
+    counts = sizes(data)
     for model in args.models:
         seeds = args.seeds if model in SEEDED else args.seeds[:1]
         for seed in seeds:
@@ -61,24 +66,17 @@ def main() -> None:
             if str(seed) not in done or args.again:
                 grid = tuple(args.grid) if args.grid else None
                 done[str(seed)] = run_method(model, data, seed, grid=grid)
-                keep_result(name, {**kept, "data": sizes, "runs": runs})
+                keep_result(name, {**kept, "data": counts, "runs": runs})
     if args.curve:
         settings = (args.grid or [{}])[0] | {"epochs": args.curve}
         kept["curve"] = {"settings": settings, "epochs": []}
 
         def after(epoch: int, figures: dict[str, float]) -> None:
             kept["curve"]["epochs"].append({"epoch": epoch, **figures})
-            keep_result(name, {**kept, "data": sizes, "runs": runs})
+            keep_result(name, {**kept, "data": counts, "runs": runs})
 
         curve(data, LightGCNSettings(**settings), args.seeds[0], after)
     print_tables(name, runs)
-
-
-def figures_of(data: Interactions) -> dict[str, Any]:
-    """How many users, ads and clicks there are."""
-    clicks = {split: int(table.nnz) for split, table in data.splits.items()}
-    sizes = {"users": len(data.users), "ads": len(data.ids)}
-    return {**sizes, "clicks": clicks, "left_out_as_repeated": dict(data.repeated)}
 
 
 def curve(
@@ -101,9 +99,12 @@ def print_tables(name: str, runs: Runs) -> None:
     """One table for each protocol: they never share one."""
     console = Console(width=160)
     for protocol in ("full", "sampled"):
-        table = Table("model", *SHOWN, title=f"{name}: {protocol}")
+        table = Table("model", *SHOWN, title=f"{name}: {TITLES[protocol]}")
+        results = ResultTable()  # refuses a row of another protocol
         for model, done in runs.items():
-            rows = [run[protocol] for run in done.values()]
+            for seed, run in done.items():
+                results.add(f"{model} {seed}", run[protocol])
+            rows = [results.rows[f"{model} {seed}"] for seed in done]
             table.add_row(model, *(_cell([row[m] for row in rows]) for m in SHOWN))
         console.print(table)
     lengths = next(iter(next(iter(runs.values())).values()))["cold_start"] if runs else ()

@@ -52,7 +52,12 @@ from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
-from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes
+from torchrec_adrec.data.prepare.splits import (
+    TRAIN,
+    Splitter,
+    check_sizes,
+    in_time_order,
+)
 from torchrec_adrec.data.prepare.statistics import Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
 from torchrec_adrec.data.prepare.training_rows import TrainingRows
@@ -118,6 +123,7 @@ def prepare(
         report: dict[str, Any] = {
             "raw": [str(path) for path in data.files],
             "split_by": config.split.by,
+            "in_time_order": in_time_order(config.split, data, store),
             "seed": seed,
             "negatives": from_log.negatives,
         } | report_figures(store, encoder, ads, tally, findings)

@@ -18,13 +18,13 @@ from torchrec_adrec.config.data import SplitConfig
 from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.keys import keys, salt, salted_hash
+from torchrec_adrec.data.prepare.few_times import too_few_times
 from torchrec_adrec.data.prepare.log_rows import NOBODY, LogRows
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, time_of
 from torchrec_adrec.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
-SMALLEST = 0.001  # share that is worth proposing
 
 Splits = NDArray[np.int8]
 
@@ -114,7 +114,7 @@ class ByTime:
         low = times[first] if first < len(times) else times[-1] + 1
         high = times[second] if second < len(times) else times[-1] + 1
         if low == times[0] or (config.valid > 0 and low == high):
-            raise DataError(_too_few_times(config, times))
+            raise DataError(too_few_times(config, times))
         return cls((int(low), int(high)))
 
     def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
@@ -243,48 +243,6 @@ def leave_one_out(rows: LogRows) -> Splits:
     return splits
 
 
-def _too_few_times(config: SplitConfig, times: Int64s) -> str:
-    """Say why the shares cannot be cut off, and propose shares that can be."""
-    distinct, counts = np.unique(times, return_counts=True)
-    most = int(counts.max())
-    text = (
-        "data.split: these shares cannot be cut off, because rows of one time must stay"
-        f" in one split (different times: {len(distinct)}; the most frequent one,"
-        f" {distinct[counts.argmax()]}, has {most:,} of {len(times):,} rows); give a"
-        " finer time"
-    )
-    if len(distinct) == 1:
-        return f"{text}, or set data.split.by=random"
-    shares = _possible_shares(config, counts)
-    if not shares:
-        return f"{text}, data.split.valid=0, or data.split.by=random"
-    named = ", ".join(f"{n}: {s:g}" for n, s in zip(SPLITS, shares, strict=True))
-    return f"{text}, these shares: 'data.split={{{named}}}', or data.split.by=random"
-
-
-def _possible_shares(config: SplitConfig, counts: Int64s) -> tuple[float, ...]:
-    """Return the nearest shares that whole times make up, or none.
-
-    Two times are enough for training and test only, so the valid share is then 0.
-
-    Args:
-        config: the shares that were asked for.
-        counts: the number of rows of each time, in time order.
-    """
-    rows = int(counts.sum())
-    ends = np.cumsum(counts)[:-1] / rows  # where a later split may begin
-    has_valid = config.valid > 0 and len(ends) > 1
-    later = ends[1:] if has_valid else ends
-    test = later[np.abs(later - (1 - config.test)).argmin()]
-    earlier = ends[ends < test] if has_valid else np.array([test])
-    train = earlier[np.abs(earlier - config.train).argmin()]
-    # Rounded down: the row at the cut is then one of the time that begins there.
-    held_out = [int(share * 1e4) / 1e4 for share in (test - train, 1 - test)]
-    if min(held_out[1], held_out[0] if has_valid else 1) < SMALLEST:
-        return ()
-    return (round(1 - sum(held_out), 4), *held_out)
-
-
 def _cuts(config: SplitConfig, rows: int) -> tuple[int, int]:
     """Return the first row of valid and the first row of test.
 
@@ -292,6 +250,14 @@ def _cuts(config: SplitConfig, rows: int) -> tuple[int, int]:
     """
     test = rows - int(config.test * rows)
     return test - int(config.valid * rows), test
+
+
+def in_time_order(config: SplitConfig, data: DataSet, store: ChunkStore) -> bool:
+    """Whether no row is earlier than one before it, and not all are of one time."""
+    if data.time is None:
+        return config.by == "time"  # which takes them to be
+    times = time_of(store)
+    return bool(times.is_sorted() and times[0] != times[-1])
 
 
 def check_sizes(config: SplitConfig, sizes: dict[str, int]) -> None:

@@ -113,8 +113,8 @@ def run_method(
         grid: replaces the method's own.
 
     Returns:
-        `settings`, `tried`, `full` and `sampled` (means of all metrics), `cold_start`,
-        and the seconds that it took.
+        `settings`, `tried`, `full` and `sampled` (as `Judged.to_json`), `cold_start`
+        (means by the length of the history), and the seconds that it took.
 
     Raises:
         ConfigError: there is no such method, or the clicks are in no time order that it
@@ -157,7 +157,7 @@ def judged(
     """
     full = judge(scorer, data, protocol)
     sampled = judge(scorer, data, replace(protocol, candidates="sampled"))
-    figures: dict[str, Any] = {"full": full.means, "sampled": sampled.means}
+    figures: dict[str, Any] = {"full": full.to_json(), "sampled": sampled.to_json()}
     if has_cold:
         cold = cold_start(scorer, data, protocol, COLD_LENGTHS)
         figures["cold_start"] = {

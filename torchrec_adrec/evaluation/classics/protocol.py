@@ -30,6 +30,7 @@ from torchrec_adrec.evaluation.classics.interactions import (
 )
 
 CUTS = (5, 10, 20)
+Result = dict[str, Any]
 BLOCK_SCORES = 1 << 25  # scores held at a time: 128 MiB
 
 
@@ -71,16 +72,6 @@ class RankingProtocol:
     most_users: int | None = None
     cuts: tuple[int, ...] = CUTS
 
-    @property
-    def label(self) -> str:
-        """What stands over a table of it."""
-        if self.candidates == "all":
-            return "full ranking of all ads that the user has not clicked"
-        return (
-            f"SAMPLED: each held-out ad among {self.negatives} drawn ads, not to be"
-            " compared with full ranking"
-        )
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -102,36 +93,46 @@ class Judged:
         return {name: float(values.mean()) for name, values in self.metrics.items()}
 
 
+    def to_json(self) -> Result:
+        """Protocol, number of users and means, as `ResultTable` takes them."""
+        return {
+            "protocol": asdict(self.protocol) | {"cuts": list(self.protocol.cuts)},
+            "users": len(self.users),
+            "metrics": self.means,
+        }
+
+
 @dataclass
 class ResultTable:
-    """Results of several scorers under one protocol.
+    """Results of several scorers, all under one protocol and of the same users.
 
     Attributes:
-        protocol: of all of them.
         rows: the means of each scorer.
+        conditions: protocol and number of users, once there is a row.
     """
 
-    protocol: RankingProtocol
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    conditions: Result = field(default_factory=dict)
 
-    def add(self, name: str, judged: Judged) -> None:
+    def add(self, name: str, result: Result) -> None:
         """Add a scorer's result.
 
         Raises:
-            DataError: it was judged by another protocol.
+            DataError: it was judged in another way than the rows that are there.
         """
-        if judged.protocol != self.protocol:
-            mine, other = asdict(self.protocol), asdict(judged.protocol)
-            differ = [f"{n}={other[n]}, not {v}" for n, v in mine.items() if other[n] != v]
+        found = {**result["protocol"], "users": result["users"]}
+        differ = [
+            f"{key}={found.get(key)}, not {value}"
+            for key, value in self.conditions.items()
+            if found.get(key) != value
+        ]
+        if differ:
             raise DataError(
                 f"{name} was judged with {'; '.join(differ)}: figures of two protocols"
                 " do not compare; make a table for each"
             )
-        self.rows[name] = judged.means
-
-    def to_json(self) -> dict[str, Any]:
-        """Protocol and rows."""
-        return {"protocol": asdict(self.protocol), "rows": self.rows}
+        self.conditions = found
+        self.rows[name] = result["metrics"]
 
 
 def judge(scorer: Scorer, data: Interactions, protocol: RankingProtocol) -> Judged:
