@@ -52,7 +52,8 @@ setup(
         "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
-        "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
+        # benchmarks/rankers.py --boosting; als and bpr of `adrec evaluate classics`
+        "baselines": ["lightgbm", "implicit"],
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
         "dev": [
             *(

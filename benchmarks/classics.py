@@ -107,7 +107,9 @@ def print_tables(name: str, runs: Runs) -> None:
             rows = [results.rows[f"{model} {seed}"] for seed in done]
             table.add_row(model, *(_cell([row[m] for row in rows]) for m in SHOWN))
         console.print(table)
-    lengths = next(iter(next(iter(runs.values())).values()))["cold_start"] if runs else ()
+    lengths = (
+        next(iter(next(iter(runs.values())).values()))["cold_start"] if runs else ()
+    )
     table = Table("model", *lengths, title=f"{name}: HR@10 by length of history")
     for model, done in runs.items():
         cold = [run["cold_start"] for run in done.values()]

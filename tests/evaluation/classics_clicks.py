@@ -24,11 +24,20 @@ def interactions(splits: dict[str, list[list[int]]], ads: int) -> Interactions:
     return Interactions(np.arange(ads), np.arange(users), tables, {}, False)
 
 
-def clustered(users: int = 60, ads: int = 24, seed: int = 0) -> Interactions:
-    """Users of three tastes, each of which clicks a third of the ads alone."""
+def clustered(
+    users: int = 60, ads: int = 24, seed: int = 0, taken: int | None = None
+) -> Interactions:
+    """Users of three tastes, each of which clicks a third of the ads alone.
+
+    Args:
+        users: how many.
+        ads: how many.
+        seed: of the order of the clicks.
+        taken: clicks of a user; None: all of the third.
+    """
     rng = np.random.default_rng(seed)
     third = ads // 3
-    rows = [u % 3 * third + rng.permutation(third) for u in range(users)]
+    rows = [u % 3 * third + rng.permutation(third)[:taken] for u in range(users)]
     splits = {
         "train": [row[:-3].tolist() for row in rows],
         "valid": [row[-3:-2].tolist() for row in rows],

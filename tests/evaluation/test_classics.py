@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from classics_clicks import clustered, interactions, table
+from classics_clicks import clustered, table
+from conftest import criteo_line
 
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.adapters import sequences
+from torchrec_adrec.data.adapters import criteo, sequences
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.evaluation.classics import factors, methods
@@ -75,7 +76,9 @@ def test_item_knn_is_the_shrunk_cosine_of_the_nearest_ads() -> None:
 
 @pytest.mark.parametrize("block", [2, 512])
 def test_ease_is_its_closed_form(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchrec_adrec.evaluation.classics.neighbours.BLOCK_ADS", block)
+    monkeypatch.setattr(
+        "torchrec_adrec.evaluation.classics.neighbours.BLOCK_ADS", block
+    )
     inverse = np.linalg.inv(DENSE.T @ DENSE + 3 * np.eye(5))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
@@ -114,9 +117,7 @@ def test_a_new_user_of_als_solves_the_weighted_squares() -> None:
         left = model.ads.T @ weight @ model.ads + 0.3 * np.eye(3)
         expected = np.linalg.solve(left, model.ads.T @ weight @ clicked)
         assert row == pytest.approx(expected, rel=1e-4)
-    assert np.array_equal(
-        model.scores(binary(CLICKS), None), solved @ model.ads.T
-    )
+    assert np.array_equal(model.scores(binary(CLICKS), None), solved @ model.ads.T)
 
 
 def test_without_implicit_als_and_bpr_say_what_to_install(
@@ -124,7 +125,9 @@ def test_without_implicit_als_and_bpr_say_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "implicit", None)
     for name in ("als", "bpr"):
-        with pytest.raises(ConfigError, match=r"pip install 'torchrec-adrec\[baselines"):
+        with pytest.raises(
+            ConfigError, match=r"pip install 'torchrec-adrec\[baselines"
+        ):
             methods.run_method(name, clustered())
 
 
@@ -136,9 +139,10 @@ def test_als_folds_a_known_user_in_as_it_fitted_him() -> None:
         clicks, factors=8, l2=0.1, confidence=5, iterations=15, seed=0
     )
     known = model.scores(binary(clicks), np.arange(60))
-    assert np.corrcoef(known.ravel(), model.scores(binary(clicks), None).ravel())[
-        0, 1
-    ] > 0.99
+    assert (
+        np.corrcoef(known.ravel(), model.scores(binary(clicks), None).ravel())[0, 1]
+        > 0.99
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,14 +269,10 @@ def test_the_clicks_of_a_prepared_data_set(tmp_path: Path) -> None:
 
 
 def test_data_without_users_are_refused(tmp_path: Path) -> None:
-    from conftest import criteo_line
-
     (tmp_path / "raw.tsv").write_text(
         "".join(criteo_line(i, i % 3 == 0) + "\n" for i in range(400))
     )
     config = DataConfig(adapter="criteo", raw=(str(tmp_path / "raw.tsv"),))
-    from torchrec_adrec.data.adapters import criteo
-
     (tmp_path / "data").mkdir()
     prepare(config, criteo.open_data(config), tmp_path / "data")
     with pytest.raises(DataError, match="the data name no user"):
@@ -284,4 +284,11 @@ def test_nobody_is_left_without_a_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         methods.run_method("ease", clustered(), grid=SMALL["ease"])
     assert caplog.text.count("ndcg@10 on valid") == 2
-    assert interactions({"train": [[0]]}, 2).known("test").nnz == 1
+
+
+def test_the_sampled_table_is_left_out_where_too_few_ads_are_left() -> None:
+    few, many = clustered(), clustered(ads=300, taken=10)
+    assert "sampled" not in methods.run_method("popularity", few)
+    figures = methods.run_method("popularity", many)
+    assert figures["sampled"]["protocol"]["candidates"] == "sampled"
+    assert figures["sampled"]["metrics"]["hr@10"] > figures["full"]["metrics"]["hr@10"]

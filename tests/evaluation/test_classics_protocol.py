@@ -82,7 +82,6 @@ def test_metrics_are_those_of_torchmetrics(k: int) -> None:
         "hr": retrieval_hit_rate,
         "recall": retrieval_recall,
         "ndcg": retrieval_normalized_dcg,
-        "mrr": retrieval_reciprocal_rank,
     }
     known, held = data.known("test").toarray() > 0, data.splits["test"].toarray() > 0
     for name, function in functions.items():
@@ -95,6 +94,15 @@ def test_metrics_are_those_of_torchmetrics(k: int) -> None:
             for user in range(60)
         ]
         assert judged.metrics[f"{name}@{k}"] == pytest.approx(expected, abs=1e-6)
+    whole = [
+        retrieval_reciprocal_rank(
+            torch.from_numpy(scorer.table[user][~known[user]]),
+            torch.from_numpy(held[user][~known[user]]),
+        ).item()
+        for user in range(60)
+    ]
+    below = [value if value > 1 / (k + 0.5) else 0 for value in whole]
+    assert judged.metrics[f"mrr@{k}"] == pytest.approx(below, abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, np.nan, np.inf, -np.inf])
@@ -148,7 +156,10 @@ def test_sampled_ranking_by_chance_and_by_an_oracle() -> None:
 
 def test_a_table_refuses_a_second_protocol() -> None:
     data, scorer = clustered(ads=90), random_scores(60, 90)
-    full, sampled = RankingProtocol(), RankingProtocol(candidates="sampled", negatives=9)
+    full, sampled = (
+        RankingProtocol(),
+        RankingProtocol(candidates="sampled", negatives=9),
+    )
     results = ResultTable()
     results.add("random", judge(scorer, data, full).to_json())
     for other, message in (

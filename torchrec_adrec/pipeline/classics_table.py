@@ -8,7 +8,9 @@ from rich.table import Table
 from torchrec_adrec.evaluation.classics.report import TITLES
 from torchrec_adrec.evaluation.classics.report import table as results_of
 
-METRICS = tuple(f"{m}@{k}" for m in ("hr", "recall", "ndcg", "mrr") for k in (5, 10, 20))
+METRICS = tuple(
+    f"{m}@{k}" for m in ("hr", "recall", "ndcg", "mrr") for k in (5, 10, 20)
+)
 
 
 def print_classics(report: dict[str, Any], console: Console) -> None:
@@ -17,7 +19,8 @@ def print_classics(report: dict[str, Any], console: Console) -> None:
         table = Table("method", *METRICS, title=title)
         for name, row in results_of(report, protocol).rows.items():
             table.add_row(name, *(f"{row[metric]:.4f}" for metric in METRICS))
-        console.print(table)
+        if table.rows:
+            console.print(table)
     cold = {
         name: figures["cold_start"]
         for name, figures in report["methods"].items()
@@ -25,14 +28,16 @@ def print_classics(report: dict[str, Any], console: Console) -> None:
     }
     if cold:
         lengths = next(iter(cold.values()))
-        table = Table("method", *lengths, title="HR@10 by the known clicks of a new user")
+        table = Table(
+            "method", *lengths, title="HR@10 by the known clicks of a new user"
+        )
         for name, of_method in cold.items():
             table.add_row(name, *(f"{of_method[n]['hr@10']:.4f}" for n in lengths))
         console.print(table)
     counts = report["data"]
     console.print(
         f"{counts['users']:,} users, {counts['ads']:,} ads, clicks {counts['clicks']};"
-        f" left out because they repeat an earlier one {counts['left_out_as_repeated']};"
+        f" left out as repeats of an earlier one {counts['left_out_as_repeated']};"
         f" equal scores count against the held-out ad; seed {report['seed']}",
         highlight=False,
         soft_wrap=True,

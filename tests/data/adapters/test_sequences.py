@@ -134,8 +134,10 @@ def test_a_line_that_cannot_be_used_is_named(
     tmp_path: Path, line: bytes, reason: str, in_one_block: bool
 ) -> None:
     path = tmp_path / "a.txt"
-    filler = b"" if in_one_block else b"".join(
-        b"f%d %s\n" % (i, b"i" * 100) for i in range(4_000)
+    filler = (
+        b""
+        if in_one_block
+        else b"".join(b"f%d %s\n" % (i, b"i" * 100) for i in range(4_000))
     )
     path.write_bytes(b"u0 i1 i2\r\nu1 i1 i2\n" + filler + line + b"\nu2  i1\ti2 \n")
     settings = config([path], "leave_one_out").model_copy(update={"chunk_megabytes": 1})
@@ -158,7 +160,7 @@ def test_splits_that_need_what_is_not_there_are_refused(tmp_path: Path) -> None:
             sequences.open_data(settings)
     settings = config([path], "files", ordered=False)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match="found .*a.txt alone"):
+    with pytest.raises(ConfigError, match=r"found .*a\.txt alone"):
         prepare(settings, sequences.open_data(settings), tmp_path / "out")
     with pytest.raises(ValueError, match="nothing would be known of a user"):
         config([path], "random", ordered=False, user_id=False)

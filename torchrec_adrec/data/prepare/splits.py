@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_adrec.arrays import Int64s, UInt64s
+from torchrec_adrec.arrays import UInt64s
 from torchrec_adrec.config.data import SplitConfig
 from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet

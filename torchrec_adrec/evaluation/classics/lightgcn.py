@@ -11,6 +11,7 @@ ads.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class LightGCNSettings:
         layers: of the graph.
         epochs: passes over the clicks.
         batch: clicks of a step, B.
-        negatives: ads that are drawn for a batch, K, uniformly and shared by its clicks.
+        negatives: ads drawn for a batch, K, uniformly and shared by its clicks.
         temperature: of the softmax over cosines; 0: BPR on inner products, each click
             against one of the drawn ads.
         rate: of Adam.
@@ -75,7 +76,9 @@ def graph_of(clicks: csr_matrix) -> Tensor:
     scale = diags(1 / np.sqrt(np.maximum(degree, 1)))
     graph = (scale @ both @ scale).tocsr().astype(np.float32)
     parts = (torch.from_numpy(a) for a in (graph.indptr, graph.indices, graph.data))
-    return torch.sparse_csr_tensor(*parts, size=graph.shape)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(*parts, size=graph.shape)
 
 
 def propagate(graph: Tensor, vectors: Tensor, layers: int) -> Tensor:

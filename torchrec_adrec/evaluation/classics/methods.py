@@ -26,6 +26,7 @@ from torchrec_adrec.evaluation.classics.popular import (
 from torchrec_adrec.evaluation.classics.protocol import (
     RankingProtocol,
     Scorer,
+    can_draw,
     cold_start,
     judge,
 )
@@ -113,8 +114,9 @@ def run_method(
         grid: replaces the method's own.
 
     Returns:
-        `settings`, `tried`, `full` and `sampled` (as `Judged.to_json`), `cold_start`
-        (means by the length of the history), and the seconds that it took.
+        `settings`, `tried`, `full` and `sampled` (as `Judged.to_json`; the latter only
+        where every user has not clicked enough ads to draw from), `cold_start` (means
+        by the length of the history), and the seconds that it took.
 
     Raises:
         ConfigError: there is no such method, or the clicks are in no time order that it
@@ -155,9 +157,12 @@ def judged(
         protocol: of full ranking.
         has_cold: whether it can score a user that it was not fitted on.
     """
-    full = judge(scorer, data, protocol)
-    sampled = judge(scorer, data, replace(protocol, candidates="sampled"))
-    figures: dict[str, Any] = {"full": full.to_json(), "sampled": sampled.to_json()}
+    figures: dict[str, Any] = {"full": judge(scorer, data, protocol).to_json()}
+    sampled = replace(protocol, candidates="sampled")
+    if can_draw(data, sampled):
+        figures["sampled"] = judge(scorer, data, sampled).to_json()
+    else:
+        log.warning("%d ads are too few to draw from: no sampled table", len(data.ids))
     if has_cold:
         cold = cold_start(scorer, data, protocol, COLD_LENGTHS)
         figures["cold_start"] = {

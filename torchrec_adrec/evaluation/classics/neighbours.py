@@ -120,9 +120,9 @@ def check_memory(ads: int, available: int) -> None:
     needed = int(1.25 * 4 * ads**2)
     if needed > available:
         raise DataError(
-            f"EASE holds a table of {ads:,} x {ads:,} ads, {needed / 2**30:.1f} GiB with"
-            f" its parts, and {available / 2**30:.1f} GiB are available; leave `ease`"
-            " out, or take a machine with more memory"
+            f"EASE holds a table of {ads:,} x {ads:,} ads, {needed / 2**30:.1f} GiB"
+            f" with its parts, and {available / 2**30:.1f} GiB are available; leave"
+            " `ease` out, or take a machine with more memory"
         )
 
 

@@ -52,7 +52,9 @@ class PopularWhereNothingIsKnown:
 
 def fit_popularity(clicks: csr_matrix) -> Popularity:
     """Count the clicks of each ad, (U, N) -> (N,)."""
-    return Popularity(np.bincount(clicks.indices, minlength=clicks.shape[1]).astype("f4"))
+    return Popularity(
+        np.bincount(clicks.indices, minlength=clicks.shape[1]).astype("f4")
+    )
 
 
 def fit_recent_popularity(clicks: csr_matrix, share: float) -> Popularity:

@@ -92,7 +92,6 @@ class Judged:
         """The mean of every metric over the users."""
         return {name: float(values.mean()) for name, values in self.metrics.items()}
 
-
     def to_json(self) -> Result:
         """Protocol, number of users and means, as `ResultTable` takes them."""
         return {
@@ -241,16 +240,26 @@ def _sampled_ranks(
     protocol: RankingProtocol,
 ) -> Int64s:
     """Rank each held-out ad among the drawn ones, (P,)."""
-    everything = sum(data.splits[n] for n in ("valid", "test")) + data.splits["train"]
+    everything = _everything(data)[users]
     drawn = np.concatenate(
         [
-            draw(everything[user].indices, scores.shape[1], count, protocol, int(user))
-            for user, count in zip(users, np.bincount(row), strict=True)
+            draw(everything[i].indices, scores.shape[1], count, protocol, int(users[i]))
+            for i, count in enumerate(np.bincount(row))
         ]
     )
     against = scores[torch.from_numpy(row)[:, None], torch.from_numpy(drawn)]
     ranks: Int64s = 1 + (against >= own[:, None]).sum(dim=1).numpy()
     return np.where(np.isneginf(own.numpy()), protocol.negatives + 1, ranks)
+
+
+def can_draw(data: Interactions, protocol: RankingProtocol) -> bool:
+    """Whether every user has enough ads that he has clicked in no split."""
+    clicked = np.diff(_everything(data).indptr)
+    return bool(len(data.ids) - clicked.max() >= protocol.negatives)
+
+
+def _everything(data: Interactions) -> csr_matrix:
+    return data.known("test") + data.splits["test"]
 
 
 def draw(

@@ -84,7 +84,8 @@ def table(report: Report, protocol: str) -> ResultTable:
     """The results of one protocol."""
     results = ResultTable()
     for name, figures in report["methods"].items():
-        results.add(name, figures[protocol])
+        if protocol in figures:
+            results.add(name, figures[protocol])
     return results
 
 
