@@ -54,7 +54,7 @@ def test_two_users_by_hand() -> None:
     scores = np.array([[9, 8, 1, 3, 4, 2], [5, 6, 1, 2, 3, 9]], dtype=np.float32)
     judged = judge(Given(scores), data, RankingProtocol(cuts=(1, 2, 3, 4)))
     log = np.log2
-    two = {
+    two: dict[str, tuple[list[float], list[float]]] = {
         "hr": ([0, 1, 1, 1], [0, 1, 1, 1]),
         "recall": ([0, 0.5, 0.5, 1], [0, 1, 1, 1]),
         "mrr": ([0, 0.5, 0.5, 0.5], [0, 0.5, 0.5, 0.5]),

@@ -75,17 +75,19 @@ def graph_of(clicks: csr_matrix) -> Tensor:
     degree = np.asarray(both.sum(axis=1)).ravel()
     scale = diags(1 / np.sqrt(np.maximum(degree, 1)))
     graph = (scale @ both @ scale).tocsr().astype(np.float32)
-    parts = (torch.from_numpy(a) for a in (graph.indptr, graph.indices, graph.data))
+    indptr, indices, values = (
+        torch.from_numpy(a) for a in (graph.indptr, graph.indices, graph.data)
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(*parts, size=graph.shape)
+        return torch.sparse_csr_tensor(indptr, indices, values, graph.shape)
 
 
 def propagate(graph: Tensor, vectors: Tensor, layers: int) -> Tensor:
     """Return the mean of the vectors over all layers, (U + N, D)."""
     total = vectors
     for _ in range(layers):
-        vectors = _Propagate.apply(graph, vectors)
+        vectors = _Propagate.apply(graph, vectors)  # type: ignore[no-untyped-call]
         total = total + vectors
     return total / (layers + 1)
 

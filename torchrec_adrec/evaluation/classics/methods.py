@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
     ),
     "ease": Method(
         lambda clicks, s, seed: fit_ease(clicks, **s),
-        tuple({"l2": l2} for l2 in (50.0, 200.0, 500.0)),
+        tuple({"l2": l2} for l2 in (30.0, 100.0, 300.0, 1000.0)),
     ),
     "als": Method(
         lambda clicks, s, seed: fit_als(clicks, **s, iterations=15, seed=seed),
@@ -114,7 +114,7 @@ def run_method(
         grid: replaces the method's own.
 
     Returns:
-        `settings`, `tried`, `full` and `sampled` (as `Judged.to_json`; the latter only
+        `settings`, `tried`, `at_an_end` (see there), `full` and `sampled` (as `Judged.to_json`; the latter only
         where every user has not clicked enough ads to draw from), `cold_start` (means
         by the length of the history), and the seconds that it took.
 
@@ -125,7 +125,7 @@ def run_method(
     method = _method(name, data)
     began = time.perf_counter()
     tuning = RankingProtocol(split="valid", seed=seed, most_users=tuning_users)
-    tried = []
+    tried: list[dict[str, Any]] = []
     choices = grid or method.grid
     for settings in choices if len(choices) > 1 else ():
         scorer = method.fit(data.known("valid"), settings, seed)
@@ -133,7 +133,9 @@ def run_method(
         log.info("%s: %s on valid %.4f with %s", name, CHOSEN_BY, value, dict(settings))
         tried.append({"settings": dict(settings), CHOSEN_BY: value})
     best = max(tried, key=lambda t: t[CHOSEN_BY])["settings"] if tried else choices[0]
-    # Of equals the first one: `max` keeps it, so the choice does not depend on more.
+    ends = at_an_end(best, choices)
+    if ends:
+        log.warning("%s: the best %s is the last that was tried", name, ", ".join(ends))
     clicks = data.known("test")
     scorer = PopularWhereNothingIsKnown(
         method.fit(clicks, best, seed), fit_popularity(clicks)
@@ -141,9 +143,24 @@ def run_method(
     return {
         "settings": dict(best),
         "tried": tried,
+        "at_an_end": ends,
         **judged(scorer, data, RankingProtocol(seed=seed)),
         "seconds": time.perf_counter() - began,
     }
+
+
+def at_an_end(best: Settings, choices: tuple[Settings, ...]) -> list[str]:
+    """The settings whose best value is the smallest or largest of three or more.
+
+    A value beyond it may be better still, and the method is then worth more than its
+    figures say.
+    """
+    tried = {name: {choice[name] for choice in choices} for name in best}
+    return [
+        name
+        for name, values in tried.items()
+        if len(values) > 2 and best[name] in (min(values), max(values))
+    ]
 
 
 def judged(
