@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--name", help="of the result; default: the run's folder")
     parser.add_argument("--again", action="store_true", help="do models anew")
     parser.add_argument("--grid", type=json.loads, help="a JSON list of settings")
+    parser.add_argument("--users", type=int, help="judge so many drawn users at most")
     parser.add_argument("--curve", type=int, help="epochs of LightGCN's curve")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -65,7 +66,9 @@ def main() -> None:
             done = runs.setdefault(model, {})
             if str(seed) not in done or args.again:
                 grid = tuple(args.grid) if args.grid else None
-                done[str(seed)] = run_method(model, data, seed, grid=grid)
+                done[str(seed)] = run_method(
+                    model, data, seed, grid=grid, most_users=args.users
+                )
                 keep_result(name, {**kept, "data": counts, "runs": runs})
     if args.curve:
         settings = (args.grid or [{}])[0] | {"epochs": args.curve}

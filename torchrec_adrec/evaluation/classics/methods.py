@@ -34,6 +34,7 @@ from torchrec_adrec.evaluation.classics.protocol import (
 log = logging.getLogger(__name__)
 CHOSEN_BY = "ndcg@10"
 COLD_LENGTHS = [0, 3, 5, 10, 20]
+COLD_USERS = 10_000  # each length is one more pass over all ads
 COLD_METRICS = ("hr@10", "ndcg@10")
 
 Settings = Mapping[str, Any]
@@ -103,20 +104,23 @@ def run_method(
     seed: int = 0,
     tuning_users: int = 10_000,
     grid: tuple[Settings, ...] | None = None,
+    most_users: int | None = None,
 ) -> dict[str, Any]:
     """Choose a method's settings, fit it, and judge it by every protocol.
 
     Args:
         name: of `METHODS`.
         data: the clicks.
-        seed: of the method and of all draws.
+        seed: of the method; the draws of users and negatives are always the same.
         tuning_users: the settings are judged on so many users at most.
         grid: replaces the method's own.
+        most_users: test users that are judged at most, drawn; None: all.
 
     Returns:
-        `settings`, `tried`, `at_an_end` (see there), `full` and `sampled` (as `Judged.to_json`; the latter only
-        where every user has not clicked enough ads to draw from), `cold_start` (means
-        by the length of the history), and the seconds that it took.
+        `settings`, `tried`, `at_an_end` (see there), `full` and `sampled` (as
+        `Judged.to_json`; the latter only where every user has not clicked enough ads to
+        draw from), `cold_start` (means by the length of the history), and the seconds
+        that it took.
 
     Raises:
         ConfigError: there is no such method, or the clicks are in no time order that it
@@ -124,7 +128,7 @@ def run_method(
     """
     method = _method(name, data)
     began = time.perf_counter()
-    tuning = RankingProtocol(split="valid", seed=seed, most_users=tuning_users)
+    tuning = RankingProtocol(split="valid", most_users=tuning_users)
     tried: list[dict[str, Any]] = []
     choices = grid or method.grid
     for settings in choices if len(choices) > 1 else ():
@@ -144,7 +148,7 @@ def run_method(
         "settings": dict(best),
         "tried": tried,
         "at_an_end": ends,
-        **judged(scorer, data, RankingProtocol(seed=seed)),
+        **judged(scorer, data, RankingProtocol(most_users=most_users)),
         "seconds": time.perf_counter() - began,
     }
 
@@ -181,7 +185,9 @@ def judged(
     else:
         log.warning("%d ads are too few to draw from: no sampled table", len(data.ids))
     if has_cold:
-        cold = cold_start(scorer, data, protocol, COLD_LENGTHS)
+        fewer = min(protocol.most_users or COLD_USERS, COLD_USERS)
+        of_some = replace(protocol, most_users=fewer)
+        cold = cold_start(scorer, data, of_some, COLD_LENGTHS)
         figures["cold_start"] = {
             length: {name: j.means[name] for name in COLD_METRICS}
             for length, j in cold.items()

@@ -34,7 +34,7 @@ def evaluate_classics(
         run: the folder of the run.
         names: of `METHODS`, or `TOWERS`; None: all that the run allows.
         queries: `evaluation.queries` of the export.
-        seed: of methods and draws.
+        seed: of the methods, and of the run whose towers are judged.
 
     Returns:
         `data`, `seed`, `methods`, and the `tables` of both protocols.
@@ -53,7 +53,7 @@ def evaluate_classics(
             judged(
                 Towers.load(run, data, queries, seed),
                 data,
-                RankingProtocol(seed=seed),
+                RankingProtocol(),
                 has_cold=False,
             )
             if name == TOWERS
