@@ -126,6 +126,8 @@ def test_equal_scores_count_for_the_others_alone() -> None:
     assert judge(Given(scores), data, RankingProtocol()).means["mrr@5"] == 0.5
     scores[0, 9] = np.nan  # and what is no number counts as better
     assert judge(Given(scores), data, RankingProtocol()).means["mrr@5"] == 1 / 3
+    scores[0, 2] = np.nan  # but as worse than all where it is the held-out ad's own
+    assert judge(Given(scores), data, RankingProtocol()).means["hr@20"] == 0
 
 
 def test_drawn_ads_are_none_that_the_user_clicked_in_any_split() -> None:

@@ -192,9 +192,9 @@ def _judge_block(
     protocol: RankingProtocol,
 ) -> dict[str, Float64s]:
     clicked, relevant = known[users], held[users]
-    is_new = protocol.history is not None
-    history = latest(clicked, protocol.history) if is_new else clicked
-    given = scorer.scores(binary(history), None if is_new else users)
+    length = protocol.history
+    history = clicked if length is None else latest(clicked, length)
+    given = scorer.scores(binary(history), users if length is None else None)
     if given.shape != clicked.shape:
         raise DataError(f"expected scores of {clicked.shape}, found {given.shape}")
     scores, row = torch.from_numpy(given), _rows(relevant)
