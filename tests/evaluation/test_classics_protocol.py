@@ -76,7 +76,10 @@ def test_two_users_by_hand() -> None:
 
 @pytest.mark.parametrize("k", [5, 10, 20])
 def test_metrics_are_those_of_torchmetrics(k: int) -> None:
-    data, scorer = clustered(), random_scores(60, 24)
+    rows = np.random.default_rng(1).permuted(np.tile(np.arange(40), (60, 1)), axis=1)
+    cuts = {"train": slice(4), "valid": slice(4, 5), "test": slice(5, 13)}
+    data = interactions({n: rows[:, c].tolist() for n, c in cuts.items()}, ads=40)
+    scorer = random_scores(60, 40)
     judged = judge(scorer, data, RankingProtocol(cuts=(5, 10, 20)))
     functions = {
         "hr": retrieval_hit_rate,
