@@ -62,6 +62,7 @@ setup(
                 "hypothesis",
                 "mypy",
                 "pytest",
+                "pytest-xdist",
                 "ruff",
                 "types-PyYAML",
             ),
