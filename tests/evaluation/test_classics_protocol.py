@@ -187,16 +187,17 @@ class Seen:
         return np.asarray(history.toarray() @ FOLLOWS, dtype=np.float32)
 
 
+POPULAR = np.array([0, 0, 0, 0, 0, 5, 6, 0], dtype="f4")
 FOLLOWS = np.eye(8, k=1)  # ad i makes ad i + 1 the best
 
 
 def test_a_short_history_holds_the_latest_clicks_alone() -> None:
     splits = {"train": [[6, 2, 3]], "valid": [[4]], "test": [[5]]}
     data = interactions(splits, ads=8)
-    scorer = PopularWhereNothingIsKnown(Seen(), Popularity(np.arange(8, dtype="f4")))
+    scorer = PopularWhereNothingIsKnown(Seen(), Popularity(POPULAR))
     judged = cold_start(scorer, data, RankingProtocol(cuts=(1,)), [0, 1, 2])
     assert {n: j.means["mrr@1"] for n, j in judged.items()} == {
-        "0": 0,  # popularity: ad 7
+        "0": 1,  # popularity: 6 is known, though the history does not hold it, so 5
         "1": 1,  # of ad 4 alone
         "2": 1,  # of 3 and 4, and 4 is known, whatever the history holds
         "all": 0,  # of 6 too: 7 shares the place
