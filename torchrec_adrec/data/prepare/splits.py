@@ -252,14 +252,6 @@ def _cuts(config: SplitConfig, rows: int) -> tuple[int, int]:
     return test - int(config.valid * rows), test
 
 
-def in_time_order(config: SplitConfig, data: DataSet, store: ChunkStore) -> bool:
-    """Whether no row is earlier than one before it, and not all are of one time."""
-    if data.time is None:
-        return config.by == "time"  # which takes them to be
-    times = time_of(store)
-    return bool(times.is_sorted() and times[0] != times[-1])
-
-
 def check_sizes(config: SplitConfig, sizes: dict[str, int]) -> None:
     """Refuse a split that has no rows although it should have some.
 

@@ -69,7 +69,9 @@ METHODS: dict[str, Method] = {
     "item_knn": Method(
         lambda clicks, s, seed: fit_item_knn(clicks, **s),
         tuple(
-            {"neighbours": k, "shrink": s} for k in (50, 200, 1000) for s in (0, 20, 100)
+            {"neighbours": k, "shrink": s}
+            for k in (50, 200, 1000)
+            for s in (0, 20, 100)
         ),
     ),
     "ease": Method(

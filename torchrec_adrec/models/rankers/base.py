@@ -22,6 +22,7 @@ from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.models.rankers.final_logits import FinalLogits
 from torchrec_adrec.modules.embeddings import Init, embedding_tables, regroup
+from torchrec_adrec.modules.vector_fields import VectorFields
 from torchrec_adrec.schema import Schema, Side
 
 
@@ -77,7 +78,7 @@ class RankerHead(nn.Module, ABC):
         """Turn looked-up vectors and numbers of both sides into logits.
 
         Args:
-            user: (B or 1, E) vectors in the order of the schema's features.
+            user: (B or 1, E) vectors in the order of `Schema.fields_of`.
             user_dense: (B or 1, F) numbers.
             ad: (B, E).
             ad_dense: (B, F).
@@ -186,6 +187,9 @@ class Ranker(nn.Module):
         self.frozen = config.tables == "frozen"
         self.field_dropout = config.field_dropout
         self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
+        self.vector_fields = nn.ModuleList(
+            VectorFields(schema.vectors_of(side), width) for side in Side
+        )
         self.head: RankerHead
         if config.seeds == 1:
             self.head = head(schema, config, self.width)
@@ -213,8 +217,7 @@ class Ranker(nn.Module):
         self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """Score as `forward` does, from vectors that are looked up and in order."""
-        user, ad = map(self._as_trained, vectors)
-        raw = self.head(user, user_dense, ad, ad_dense)
+        raw = self.head(*self._fields(vectors, user_dense, ad_dense))
         logits: Tensor = self.final_logits(raw)
         return logits
 
@@ -225,13 +228,24 @@ class Ranker(nn.Module):
 
         `dense` is `final_logits` of their mean.
         """
-        user, ad = map(self._as_trained, vectors)
-        return self.head.members(user, user_dense, ad, ad_dense)
+        return self.head.members(*self._fields(vectors, user_dense, ad_dense))
 
-    def _as_trained(self, vectors: Tensor) -> Tensor:
-        """Freeze looked-up vectors, or drop whole ones in training."""
+    def _fields(self, vectors: Sequence[Tensor], *dense: Tensor) -> list[Tensor]:
+        """Return fields and numbers of both sides, as the head takes them."""
+        sides = zip(vectors, dense, self.vector_fields, strict=True)
+        parts = [self._as_trained(*side) for side in sides]
+        return [tensor for part in parts for tensor in part]
+
+    def _as_trained(
+        self, vectors: Tensor, dense: Tensor, project: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """Freeze looked-up vectors, add projected ones, drop whole ones in training."""
         if self.frozen:
             # requires_grad=False does not freeze a sharded table; this does.
             vectors = vectors.detach()
+        projected, numbers = project(dense)
+        if projected:
+            vectors = torch.cat([vectors, *projected], dim=1)
         fields = vectors.unflatten(1, (vectors.shape[1] // self.width, self.width))
-        return F.dropout1d(fields, self.field_dropout, self.training).flatten(1)
+        kept = F.dropout1d(fields, self.field_dropout, self.training)
+        return kept.flatten(1), numbers

@@ -89,7 +89,7 @@ class CrossBranch(nn.Module):
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__()
         columns = sum(
-            len(schema.bags_of(side)) * width + len(schema.dense_of(side))
+            len(schema.fields_of(side)) * width + len(schema.dense_of(side))
             for side in Side
         )
         self.cross = LowRankCrossNet(
@@ -109,7 +109,7 @@ class CrossBranch(nn.Module):
 
 def _widths(schema: Schema, width: int) -> tuple[int, int]:
     """Columns of an ad's vectors and of its numbers."""
-    return len(schema.bags_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
+    return len(schema.fields_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
 
 
 class FeatureTokenizer(nn.Module):
@@ -137,7 +137,7 @@ class FeatureTokenizer(nn.Module):
             dim: D.
         """
         super().__init__()
-        bags, dense = schema.bags_of(side), schema.dense_of(side)
+        bags, dense = schema.fields_of(side), schema.dense_of(side)
         # Features with ids come first, so that token i is that of the i-th vector.
         columns = [f.source for f in bags]
         columns += [f.source for f in dense if f.source not in columns]
