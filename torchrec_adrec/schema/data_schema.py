@@ -79,7 +79,9 @@ class Schema(Frozen):
     def _both_sides_have_features(self) -> Self:
         for side in Side:
             others = (*self.numbers_of(side), *self.vectors_of(side))
-            if not self.sparse_of(side) and not others:
+            # A user may be a history and nothing else; a set alone names no ad.
+            lists = self.sequences_of(side) if side == Side.USER else ()
+            if not (self.sparse_of(side) or others or lists):
                 raise ValueError(f"the {side}'s side needs an id, a number or a vector")
         # An ad's id is made of its values: in another order they would be another ad.
         if any(f.side == Side.AD and f.ordered for f in self.sequences):
