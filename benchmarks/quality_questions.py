@@ -89,6 +89,27 @@ QUALITY = (
         )
         for rows in ("120000", "1000000")
     ),
+    *(
+        Question(
+            f"How do recommenders of the literature do on {data}?",
+            f"classics_{name}",
+            (
+                f"adrec prepare --config configs/{config}.yaml --out RUN data.raw=FILE",
+                f"python benchmarks/classics.py RUN --name {name}",
+            ),
+            (
+                Table(
+                    "seed 0, every item a candidate",
+                    ("runs", "*", "0", "full", "metrics"),
+                ),
+            ),
+        )
+        for data, name, config in (
+            ("Amazon Beauty", "beauty", "amazon_beauty"),
+            ("Amazon Video Games", "games_10k", "amazon_video_games"),
+            ("MovieLens 1M", "movielens_1m", "movielens_1m"),
+        )
+    ),
     Question(
         "How much of the best list's worth is lost in a known world?",
         "regret",
