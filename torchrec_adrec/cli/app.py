@@ -20,6 +20,7 @@ from torchrec_adrec.cli import (
     serve,
     settings,
     stages,
+    sweep,
     versions,
 )
 from torchrec_adrec.errors import AdRecError, ConfigError, LostRankError
@@ -137,6 +138,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (  # in the order of `adrec --help`
     certify.certify,
     certify.bundle,
     compare.compare,
+    sweep.sweep,
     plan.plan,
     settings.settings,
     doctor,

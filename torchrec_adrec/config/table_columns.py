@@ -187,9 +187,12 @@ class SideTableConfig(Settings):
     """A file of what is known about users or ads, joined to the log by their id."""
 
     file: str
-    """Parquet, CSV or TSV (also .gz) with one row for each id; it is held in memory."""
+    """Parquet, CSV, TSV or GroupLens's .dat (the texts also .gz) with one row for each
+    id; it is held in memory."""
     key: str | None = None
     """Its column with the id; default: the name that the id has in the log."""
+    names: tuple[str, ...] = ()
+    """The names of all its columns, if it is text without a header."""
 
 
 # `country: text` is short for `country: {kind: text}`, and `time: ts` for

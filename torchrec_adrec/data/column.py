@@ -39,6 +39,12 @@ class Column:
     @classmethod
     def of(cls, series: pl.Series) -> "Column":
         """Number the distinct values by first appearance."""
+        dtype = series.dtype
+        if len(series) == 1 and (dtype == pl.String or dtype.is_numeric()):
+            # A request has one row and some 30 columns: encoding each of them as a
+            # dictionary took a tenth of its time.
+            values = series.drop_nulls().alias("")
+            return cls(np.array([len(values) - 1], dtype=np.int32), values)
         return cls.from_arrow(_arrow(series).dictionary_encode())
 
     @classmethod

@@ -24,7 +24,7 @@ from torchrec_adrec.evaluation.exact_search import (
     SearchResult,
     search,
 )
-from torchrec_adrec.evaluation.ranking_metrics import cuts_of
+from torchrec_adrec.evaluation.ranking_metrics import cuts_of, one_relevant
 from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_metrics
 from torchrec_adrec.evaluation.scorers import InnerProduct, by_popularity
 from torchrec_adrec.evaluation.shown import shown_counts
@@ -142,6 +142,36 @@ def judge(
     }
 
 
+def judge_towers(
+    ads: Float32s,
+    local: slice,
+    queries: Float32s,
+    clicked: Int64s,
+    data: Path,
+    process: Process,
+) -> dict[str, float]:
+    """Measure the towers alone on any clicks, over the whole catalog. Collective.
+
+    Args:
+        ads, local: as of `judge`.
+        queries: (Q, D) of the users.
+        clicked: (Q,) ids of the ads that they clicked.
+        data: a prepared data set.
+        process: this rank.
+
+    Returns:
+        Means over the clicks on the first rank, nothing on the others.
+    """
+    ids = load_catalog(data)[AD_ID].to_numpy()
+    places, cuts = np.searchsorted(ids, clicked), cuts_of(len(ids))
+    scorer = InnerProduct.of(queries, ads, local.start, process.device)
+    result = search(scorer, places, max(cuts, default=1), process)
+    if not process.is_first:
+        return {}
+    means = {name: v.mean() for name, v in one_relevant(result.ranks, cuts).items()}
+    return {name: float(mean) for name, mean in means.items()} | {"clicks": len(places)}
+
+
 def _context(
     data: Path,
     schema: Schema,
@@ -153,7 +183,9 @@ def _context(
 ) -> tuple[ContextBaseline, dict[str, float | int | None]]:
     """Make the context baseline of the test clicks; returns how it was tuned too."""
     shown = ImpressionCounts.count(data, schema, ids, local)
-    valid, _ = clicks_of(data, schema, "valid", MAX_TUNING, seed)
+    # Whoever asks for fewer queries in a large catalog must not wait for the tuning.
+    most = min(MAX_TUNING, len(clicks))
+    valid, _ = clicks_of(data, schema, "valid", most, seed)
     # Tuned on the valid split: the test clicks must not choose their own baseline.
     clicked = np.searchsorted(ids, valid[AD_ID].to_numpy())
     tuned = choose(shown, valid, clicked, process)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,12 @@ def encode_parts(
     numbers = missing[share_of(len(missing), process)]
     size = -(-batch_size // process.world_size)
     left = sum(s.stop - s.start for s in map(parts.slice_of, missing))
-    with Progress("encoding ads", left, "rows") as progress:
+    written: Future[None] | None = None
+    # A part goes to the disk while the next one is encoded.
+    with (
+        Progress("encoding ads", left, "rows") as progress,
+        ThreadPoolExecutor(1) as writer,
+    ):
         # All ranks take the same steps; one that has no part left encodes one ad.
         for turn in range(-(-len(missing) // process.world_size)):
             number = numbers[turn] if turn < len(numbers) else None
@@ -66,9 +72,13 @@ def encode_parts(
             if number is not None:
                 whole = np.concatenate(vectors)[: rows.stop - rows.start]
                 check_vectors(whole, Side.AD, similarity)
-                parts.write(number, whole)
+                if written is not None:
+                    written.result()
+                written = writer.submit(parts.write, number, whole)
             done = parts.rows * process.world_size
             progress.advance(min(done, left - progress.done))
+        if written is not None:
+            written.result()
 
 
 @torch.no_grad()

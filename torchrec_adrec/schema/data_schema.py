@@ -27,23 +27,28 @@ class Schema(Frozen):
     a batch (`TowerInput.dense`) the vectors come first, then `dense`. The first label
     is the click.
 
-    >>> schema = Schema(
-    ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
-    ...     sparse=(
-    ...         SparseFeature(name="city", side=Side.USER, source="city", kind="text"),
-    ...         SparseFeature(name="brand", side=Side.AD, source="brand", kind="text"),
-    ...     ),
-    ...     sequences=(
-    ...         SequenceFeature(
-    ...             name="seen", side=Side.USER, source="seen_brands", max_length=2
-    ...         ),
-    ...     ),
-    ...     labels=(Label(name="click"),),
-    ... )
-    >>> [feature.name for feature in schema.bags_of(Side.USER)]
-    ['city', 'seen']
-    >>> schema.columns_of(Side.USER)
-    ('age', 'city', 'seen:0', 'seen:1')
+    Examples:
+        >>> schema = Schema(
+        ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
+        ...     sparse=(
+        ...         SparseFeature(
+        ...             name="city", side=Side.USER, source="city", kind="text"
+        ...         ),
+        ...         SparseFeature(
+        ...             name="brand", side=Side.AD, source="brand", kind="text"
+        ...         ),
+        ...     ),
+        ...     sequences=(
+        ...         SequenceFeature(
+        ...             name="seen", side=Side.USER, source="seen_brands", max_length=2
+        ...         ),
+        ...     ),
+        ...     labels=(Label(name="click"),),
+        ... )
+        >>> [feature.name for feature in schema.bags_of(Side.USER)]
+        ['city', 'seen']
+        >>> schema.columns_of(Side.USER)
+        ('age', 'city', 'seen:0', 'seen:1')
     """
 
     dense: tuple[DenseFeature, ...]
@@ -74,7 +79,9 @@ class Schema(Frozen):
     def _both_sides_have_features(self) -> Self:
         for side in Side:
             others = (*self.numbers_of(side), *self.vectors_of(side))
-            if not self.sparse_of(side) and not others:
+            # A user may be a history and nothing else; a set alone names no ad.
+            lists = self.sequences_of(side) if side == Side.USER else ()
+            if not (self.sparse_of(side) or others or lists):
                 raise ValueError(f"the {side}'s side needs an id, a number or a vector")
         # An ad's id is made of its values: in another order they would be another ad.
         if any(f.side == Side.AD and f.ordered for f in self.sequences):

@@ -24,6 +24,7 @@ from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.models.tower import gate_weights
 from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
+from torchrec_adrec.runtime.status import Status, send
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import METRICS, build
@@ -282,5 +283,8 @@ class Trainer:
         for label, values in metrics.items():
             names = {f"valid/{label}/{name}": v for name, v in values.items()}
             board.write(step, names)
+        if self.process.is_first:
+            steps = self.schedule.steps
+            send(Status("figures", json.dumps(metrics), step, steps, self.task))
         loss = metrics[self.schema.labels[0].name]["log_loss"]
         return self.state.stopping.add(step, loss)

@@ -191,9 +191,9 @@ def _features(name: str, side: Side, column: FeatureColumn) -> Iterator[Feature]
 
 
 def _check_columns(path: Path, log: TableConfig, sides: tuple[SideTable, ...]) -> None:
-    types, used = table_files.types(path), log.columns()
+    types, used = table_files.types(path, log.names), log.columns()
     elsewhere = "".join(
-        f"; in {side.path}: {', '.join(table_files.types(side.path))}" for side in sides
+        f"; in {s.path}: {', '.join(table_files.types(s.path, s.names))}" for s in sides
     )
     columnar.require(path, types, used, elsewhere)
     table_files.refuse_unused(path, types, used, log.ignore)
@@ -216,9 +216,10 @@ class _Reader:
 
     def read(self, path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
         """`DataSet.read`."""
-        columns = _columns(path, table_files.types(path), self.log)
-        names = self.log.columns()
-        for rows in table_files.batches(path, names, self.chunk_bytes, bad):
+        log, size = self.log, self.chunk_bytes
+        columns = _columns(path, table_files.types(path, log.names), log)
+        used = log.columns()
+        for rows in table_files.batches(path, used, size, bad, log.names):
             kept, numbered = keep_numbers(rows, NUMBER)
             frame = good_rows(kept, [*columns, numbered], bad)
             for side in self.sides:

@@ -42,6 +42,7 @@ from torchrec_adrec.data.prepare.distinct_vectors import (
 )
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
+from torchrec_adrec.data.prepare.few_times import in_time_order
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
 from torchrec_adrec.data.prepare.fitted import write_fitted
 from torchrec_adrec.data.prepare.from_log import FromLog, make_from_log
@@ -123,6 +124,7 @@ def prepare(
         report: dict[str, Any] = {
             "raw": [str(path) for path in data.files],
             "split_by": config.split.by,
+            "in_time_order": in_time_order(config.split, data, store),
             "seed": seed,
             "negatives": from_log.negatives,
         } | report_figures(store, encoder, ads, tally, findings)
