@@ -125,7 +125,7 @@ def test_without_an_order_no_item_is_before_another(tmp_path: Path) -> None:
     [
         (b"u9", "line is 'u9', expected a user and one item"),
         (b"", "line is '', expected a user and one item"),
-        (b"u9 caf\xe9", "in UTF-8"),
+        (b"u9 \xe9\xe8", "in UTF-8"),
         (b"u1 i3", "user is 'u1', expected a user without a line above"),
     ],
 )
