@@ -89,11 +89,11 @@ def export(
     encode_parts(towers.ad_tower, catalog, schema, similarity, size, parts, process)
     clicks, _ = held_out_clicks(data, schema, config.evaluation.queries, config.seed)
     users = encode(
-        towers.user_tower, clicks, schema, Side.USER, similarity, size, process
+        towers.encode_users, clicks, schema, Side.USER, similarity, size, process
     )
     clicked = clicks[AD_ID].to_numpy()[share_of(len(clicks), process)]
     write_vectors(_queries_of(out, process.rank), clicked, users)
-    examples = encode_examples(towers.user_tower, data, process)
+    examples = encode_examples(towers.encode_users, data, process)
     # The first rank lists the parts of all ranks, so they must be written by now.
     process.barrier()
     if process.is_first:

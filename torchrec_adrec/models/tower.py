@@ -8,14 +8,26 @@ Shape letters: B rows, E the concatenated vectors of a side, F numbers, D output
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.batch import ITEMS, TowerInput
 from torchrec_adrec.config.train import RetrievalConfig
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
     WIDTH_STEP,
+    NoTables,
+    bags_without,
     embedding_tables,
+    item_table,
+    keyed,
     regroup,
+    split_items,
+)
+from torchrec_adrec.modules.history import (
+    AttentionHistory,
+    GRUHistory,
+    HistoryEncoder,
 )
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.schema import Schema, Side
@@ -52,26 +64,36 @@ class TowerHead(nn.Module):
         numbers: list[int],
         side: Side,
         config: RetrievalConfig,
+        history: HistoryEncoder | None = None,
     ) -> None:
         """Make the layers.
 
         Args:
-            names: the features with tables, in order.
+            names: the features with vectors, in order.
             numbers: the places of the numbers that are read, among all of the side.
             side: whose tower; it matters for the additive score alone.
             config: sizes and the similarity.
+            history: encodes the last of these features; None: it is a vector.
         """
         super().__init__()
         self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), False)
         width = len(names) * config.embedding_dim + len(numbers)
         self.names, self.side, self.similarity = names, side, config.similarity
+        self.history = history
         output_dim = 1 if config.similarity == "additive" else config.output_dim
         self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
-        """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D)."""
+        """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D).
+
+        A history that is read in its order comes as its items' vectors, side by side.
+        """
         if dense.shape[1] > len(self.numbers):
             dense = dense.index_select(1, self.numbers)
+        if self.history is not None:
+            others = vectors.shape[1] - self.history.width
+            bags, history = vectors.split([others, self.history.width], dim=1)
+            vectors = torch.cat([bags, self.history(history)], dim=1)
         return self.encode(concat_dense(vectors, dense))
 
     def encode(self, joined: Tensor) -> Tensor:
@@ -129,7 +151,12 @@ class BiasTower(nn.Module):
 
 
 class Tower(nn.Module):
-    """The encoder of one side: `TowerInput` -> (B, D)."""
+    """The encoder of one side: `TowerInput` -> (B, D).
+
+    Attributes:
+        items: the table that gives the ads their item's vector and the histories
+            theirs; of the ad's tower alone, and only where a history is encoded.
+    """
 
     def __init__(
         self,
@@ -139,17 +166,84 @@ class Tower(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        names = [f.name for f in schema.bags_of(side)]
         numbers = [
             i
             for i, feature in enumerate(schema.dense_of(side))
             if config.statistics or feature.statistic is None
         ]
-        self.tables = embedding_tables(schema, side, config.embedding_dim, device)
-        self.head = TowerHead(names, numbers, side, config)
+        dim, key = config.embedding_dim, encoded_history(schema, side, config)
+        self.tables = embedding_tables(schema, side, dim, device, without=key)
+        self.key, self.length, self.items, history = key, 0, None, None
+        names = [f.name for f in schema.bags_of(side)]
+        if key is not None and side == Side.AD:
+            self.items = item_table(schema, dim, device)
+        elif key is not None:
+            names = [*(f.name for f in bags_without(schema, side, key)), key]
+            history = history_encoder(schema, config)
+            self.length = history.length
+        self.head = TowerHead(names, numbers, side, config, history)
 
-    def forward(self, rows: TowerInput) -> Tensor:
-        """Encode the rows of one side."""
-        looked_up = regroup(self.tables(rows.sparse), self.head.names)
-        vectors: Tensor = self.head(looked_up, rows.dense)
-        return vectors
+    def forward(self, rows: TowerInput, items: nn.Module | None = None) -> Tensor:
+        """Encode the rows of one side.
+
+        Args:
+            rows: B of them.
+            items: the table of the ad's tower, for users whose history is encoded.
+        """
+        table, vectors = self.items or items, None
+        if self.key is not None:
+            assert table is not None, "a user's history is read from the ads' table"
+            looked_up, count = table(rows.items)[ITEMS], rows.layout.rows
+            if self.length:
+                vectors, _ = split_items(looked_up, count, 0, self.length)
+            else:
+                vectors = looked_up.values()
+        joined = self.regroup(self.look_up(rows), vectors)
+        encoded: Tensor = self.head(joined, rows.dense)
+        return encoded
+
+    def look_up(self, rows: TowerInput) -> KeyedTensor:
+        """Look up the bags of one side."""
+        has_all = self.key is None or isinstance(self.tables, NoTables)
+        looked_up: KeyedTensor = self.tables(rows.sparse if has_all else rows.bags)
+        return looked_up
+
+    def regroup(self, bags: KeyedTensor, items: Tensor | None) -> Tensor:
+        """Bring vectors into the order of the head's features, (B, E).
+
+        Args:
+            bags: of `look_up`.
+            items: those of the history, (B, L * D), or of the ads' item, (B, D).
+        """
+        more = None if items is None else keyed(str(self.key), items)
+        return regroup(bags, self.head.names, more)
+
+
+def encoded_history(schema: Schema, side: Side, config: RetrievalConfig) -> str | None:
+    """Return the key of one side whose ids are looked up one by one, not in bags.
+
+    Raises:
+        ConfigError: there is no history that could be read in its order.
+    """
+    if config.history.encoder == "mean":
+        return None
+    key = schema.items_of(side)
+    if key is None:
+        raise ConfigError(
+            f"retrieval.history.encoder {config.history.encoder} reads the ids of the"
+            " ads in their order, and no list of the users has those: name the ads'"
+            " column in the data (`history: {of: item}`), or set mean"
+        )
+    return key
+
+
+def history_encoder(schema: Schema, config: RetrievalConfig) -> HistoryEncoder:
+    """Make the encoder that the settings name, of the history of a schema."""
+    assert schema.history is not None
+    length, dim = schema.history.max_length, config.embedding_dim
+    settings = config.history
+    if settings.encoder == "gru":
+        return GRUHistory(length, dim, settings.layers, settings.dropout)
+    return AttentionHistory(
+        length, dim, settings.layers, settings.heads, settings.dropout
+    )

@@ -17,9 +17,9 @@ from torchrec_adrec.distributed.plan_report import RankLoad, rank_loads
 from torchrec_adrec.distributed.planner import (
     DENSE_SHARE,
     GIB,
-    Sharder,
     TablePlan,
     plan_tables,
+    sharders,
 )
 from torchrec_adrec.distributed.sharding import codecs, meta_device
 from torchrec_adrec.errors import ConfigError, PlanError
@@ -150,10 +150,10 @@ def estimate(job: Job, cluster: Cluster) -> Estimate:
 
 def _plan(model: nn.Module, job: Job, cluster: Cluster, rows: int) -> TablePlan:
     """Plan the tables with the very planner and choices that training uses."""
-    topology, ids = cluster.topology(), ids_per_row(job.schema)
+    topology, ids = cluster.topology(), ids_per_row(job.schema, model)
     allowed = constraints(tables_of(model), job.sharding, ids, topology)
-    sharder = Sharder(qcomm_codecs_registry=codecs(job.sharding.qcomm, None))
-    return plan_tables(model, sharder, topology, allowed, rows)
+    each = sharders(codecs(job.sharding.qcomm, None))
+    return plan_tables(model, each, topology, allowed, rows)
 
 
 def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:

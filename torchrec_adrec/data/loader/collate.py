@@ -147,6 +147,7 @@ def most_bytes(schema: Schema, rows: int, ads: int) -> int:
             rows=count,
             dense=len(schema.dense_of(side)),
             histories=tuple(count * f.max_length for f in schema.sequences_of(side)),
+            items=schema.items_of(side),
         )
         for side, count in ((Side.USER, rows), (Side.AD, ads))
     )
@@ -212,6 +213,7 @@ class _SideColumns:
             self.rows,
             len(self.dense),
             tuple(len(ids) for ids, _ in self.histories),
+            self.schema.items_of(self.side),
         )
 
     def write(self, tower: TowerInput) -> None:

@@ -11,17 +11,26 @@ Shape letters: B ads, E the concatenated vectors of a side, F numbers, T labels.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.batch import ITEMS, TowerInput, items_of
 from torchrec_adrec.config.train import RankingConfig
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.models.rankers.final_logits import FinalLogits
-from torchrec_adrec.modules.embeddings import Init, embedding_tables, regroup
+from torchrec_adrec.modules.embeddings import (
+    Init,
+    NoTables,
+    embedding_tables,
+    item_table,
+    keyed,
+    regroup,
+    split_items,
+)
 from torchrec_adrec.schema import Schema, Side
 
 
@@ -42,10 +51,13 @@ class RankerHead(nn.Module, ABC):
             so that `ranking.tables` may take them from the retrieval checkpoint.
         shares_user: whether a request computes its user's part once for all ads. A
             model that mixes the sides in its first layer cannot.
+        reads_items: whether it takes the history's items one by one
+            (`ranking.history: tokens`), not their mean.
     """
 
     warm_starts: ClassVar[bool] = True
     shares_user: ClassVar[bool] = True
+    reads_items: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
@@ -77,7 +89,8 @@ class RankerHead(nn.Module, ABC):
         """Turn looked-up vectors and numbers of both sides into logits.
 
         Args:
-            user: (B or 1, E) vectors in the order of the schema's features.
+            user: (B or 1, E) vectors in the order of the schema's features; of a
+                history that is read item by item, its L vectors, the oldest first.
             user_dense: (B or 1, F) numbers.
             ad: (B, E).
             ad_dense: (B, F).
@@ -181,11 +194,23 @@ class Ranker(nn.Module):
         columns = config.embedding_dim or embedding_dim
         self.width = head.table_width(schema, columns)
         width, init = config.seeds * self.width, head.table_init(config)
-        self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
-        self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
+        self.items, self.length, keys = None, 0, dict.fromkeys(Side)
+        if head.reads_items and config.history == "tokens":
+            schema = with_history_last(schema)
+            assert schema.history is not None
+            self.length = schema.history.max_length
+            self.items = item_table(schema, width, device, init)
+            keys = {side: schema.items_of(side) for side in Side}
+        self.keys = keys
+        self.user_tables, self.ad_tables = (
+            embedding_tables(
+                schema, side, width, device, init=init, without=self.keys[side]
+            )
+            for side in Side
+        )
         self.frozen = config.tables == "frozen"
         self.field_dropout = config.field_dropout
-        self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
+        self.names = {s: [f.name for f in schema.bags_of(s)] for s in Side}
         self.head: RankerHead
         if config.seeds == 1:
             self.head = head(schema, config, self.width)
@@ -195,19 +220,59 @@ class Ranker(nn.Module):
 
     def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
         """Score B ads, each for its user or all for one user."""
-        vectors = self.regroup(self.look_up(user, ad))
+        items = items_of(user, ad) if self.reads_items else None
+        vectors = self.regroup(self.look_up(user, ad, items))
         return self.dense(vectors, user.dense, ad.dense)
 
-    def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
-        """Look up the vectors of both sides."""
-        return self.user_tables(user.sparse), self.ad_tables(ad.sparse)
+    @property
+    def reads_items(self) -> bool:
+        """Whether histories and ads read one table, id by id."""
+        return self.items is not None
 
-    def regroup(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
+    def look_up(
+        self, user: TowerInput, ad: TowerInput, items: KeyedJaggedTensor | None = None
+    ) -> tuple[Any, ...]:
+        """Look up the vectors of both sides.
+
+        Args:
+            user, ad: rows of both sides.
+            items: of both (`Batch.items`), where `reads_items`.
+
+        Returns:
+            Those of the user, the ad, and the items.
+        """
+        bags = self._bags(Side.USER, user), self._bags(Side.AD, ad)
+        return bags if self.items is None else (*bags, self.items(items))
+
+    def _bags(self, side: Side, rows: TowerInput) -> Any:
+        tables = self.user_tables if side == Side.USER else self.ad_tables
+        has_all = self.items is None or isinstance(tables, NoTables)
+        return tables(rows.sparse if has_all else rows.bags)
+
+    def regroup(self, looked_up: Sequence[Any]) -> list[Tensor]:
         """Bring each side's vectors into the order of features, (B, E)."""
+        bags, items = looked_up[:2], [None, None]
+        if self.items is not None:
+            counts = [len(part.values()) for part in bags]
+            items = split_items(looked_up[2][ITEMS], *counts, self.length)
         return [
-            regroup(vectors, names)
-            for vectors, names in zip(looked_up, self.names, strict=True)
+            self._in_order(side, *vectors)
+            for side, *vectors in zip(Side, bags, items, strict=True)
         ]
+
+    def vectors_of(self, side: Side, rows: TowerInput) -> Tensor:
+        """Look up one side alone, (B, E), as `regroup` orders it."""
+        items = None
+        if self.items is not None:
+            vectors, count = self.items(rows.items)[ITEMS], rows.layout.rows
+            counts = (count, 0) if side == Side.USER else (0, count)
+            parts = split_items(vectors, *counts, self.length)
+            items = parts[0] if side == Side.USER else parts[1]
+        return self._in_order(side, self._bags(side, rows), items)
+
+    def _in_order(self, side: Side, bags: KeyedTensor, items: Tensor | None) -> Tensor:
+        more = None if items is None else keyed(str(self.keys[side]), items)
+        return regroup(bags, self.names[side], more)
 
     def dense(
         self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
@@ -235,3 +300,19 @@ class Ranker(nn.Module):
             vectors = vectors.detach()
         fields = vectors.unflatten(1, (vectors.shape[1] // self.width, self.width))
         return F.dropout1d(fields, self.field_dropout, self.training).flatten(1)
+
+
+def with_history_last(schema: Schema) -> Schema:
+    """Return the schema with the history behind all other features of the user.
+
+    Raises:
+        ConfigError: there is no history that could be read item by item.
+    """
+    if schema.history is None:
+        raise ConfigError(
+            "ranking.history tokens reads the ids of the ads one by one, and no list of"
+            " the users has those: name the ads' column in the data (`history: {of:"
+            " item}`), or set mean"
+        )
+    others = [f for f in schema.sequences if f != schema.history]
+    return schema.model_copy(update={"sequences": (*others, schema.history)})
