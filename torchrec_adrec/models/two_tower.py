@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_adrec.batch import ITEMS, TowerInput, items_of
 from torchrec_adrec.config.train import RetrievalConfig
@@ -109,8 +109,8 @@ class TwoTower(nn.Module):
         histories = ads = None
         bags = list(looked_up)
         if self.reads_items:
-            items, counts = bags.pop()[ITEMS], [len(part.values()) for part in bags[:2]]
-            histories, ads = split_items(items, *counts, self.user_tower.length)
+            items, rows, count = bags.pop()[ITEMS], *map(_rows, bags[:2])
+            histories, ads = split_items(items, rows, count, self.user_tower.length)
         regrouped = [
             self.user_tower.regroup(bags[0], histories),
             self.ad_tower.regroup(bags[1], ads),
@@ -134,6 +134,10 @@ class TwoTower(nn.Module):
                 self.ad_bias.head(vectors[3], ad_dense),
             ]
         return user, ad, self.calibration(user, ad, biases)
+
+
+def _rows(vectors: KeyedTensor) -> int:
+    return len(vectors.values())
 
 
 class Calibration(nn.Module):

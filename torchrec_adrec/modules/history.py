@@ -157,8 +157,9 @@ class CausalBlock(nn.Module):
             query[0], key, value, allowed[:, None], dropout_p=dropout
         )
         out = self.attention_out(mixed.transpose(1, 2).flatten(2))
-        queries = queries + self.dropout(out)
-        return queries + self.feedforward(queries)  # type: ignore[no-any-return]
+        attended = queries + self.dropout(out)
+        outputs: Tensor = attended + self.feedforward(attended)
+        return outputs
 
     def _by_head(self, projected: Tensor, parts: int) -> Tensor:
         """Split (B, T, parts * D) into (parts, B, H, T, D / H)."""

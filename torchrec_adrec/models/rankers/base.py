@@ -251,13 +251,15 @@ class Ranker(nn.Module):
 
     def regroup(self, looked_up: Sequence[Any]) -> list[Tensor]:
         """Bring each side's vectors into the order of features, (B, E)."""
-        bags, items = looked_up[:2], [None, None]
+        user, ad = looked_up[:2]
+        histories = ads = None
         if self.items is not None:
-            counts = [len(part.values()) for part in bags]
-            items = split_items(looked_up[2][ITEMS], *counts, self.length)
+            rows, count = len(user.values()), len(ad.values())
+            items = looked_up[2][ITEMS]
+            histories, ads = split_items(items, rows, count, self.length)
         return [
-            self._in_order(side, *vectors)
-            for side, *vectors in zip(Side, bags, items, strict=True)
+            self._in_order(Side.USER, user, histories),
+            self._in_order(Side.AD, ad, ads),
         ]
 
     def vectors_of(self, side: Side, rows: TowerInput) -> Tensor:
@@ -265,9 +267,9 @@ class Ranker(nn.Module):
         items = None
         if self.items is not None:
             vectors, count = self.items(rows.items)[ITEMS], rows.layout.rows
-            counts = (count, 0) if side == Side.USER else (0, count)
-            parts = split_items(vectors, *counts, self.length)
-            items = parts[0] if side == Side.USER else parts[1]
+            items = vectors.values()
+            if side == Side.USER:
+                items, _ = split_items(vectors, count, 0, self.length)
         return self._in_order(side, self._bags(side, rows), items)
 
     def _in_order(self, side: Side, bags: KeyedTensor, items: Tensor | None) -> Tensor:
