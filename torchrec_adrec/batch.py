@@ -172,9 +172,8 @@ class _Packed(Pipelineable):  # type: ignore[misc]
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory until the stream has done all its work queued so far."""
         self.buffer.record_stream(stream)
-        for name in ("items", "bags"):
-            if name in self.__dict__:
-                self.__dict__[name].record_stream(stream)
+        if "items" in self.__dict__:  # ids that were joined on the device
+            self.__dict__["items"].record_stream(stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,12 +211,6 @@ class TowerInput(_Packed):
     def items(self) -> KeyedJaggedTensor:
         """The ids of the history, or of the ads' item, under the key `items`."""
         return items_of(self)
-
-    @cached_property
-    def bags(self) -> KeyedJaggedTensor:
-        """All keys of `sparse` but the one of `items`."""
-        keys, items = self.layout.keys, self.layout.items
-        return self.sparse.permute([i for i, key in enumerate(keys) if key != items])
 
 
 @dataclass(frozen=True, eq=False)

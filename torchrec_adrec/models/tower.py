@@ -16,7 +16,6 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
     WIDTH_STEP,
-    NoTables,
     bags_without,
     embedding_tables,
     item_table,
@@ -198,21 +197,15 @@ class Tower(nn.Module):
                 vectors, _ = split_items(looked_up, count, 0, self.length)
             else:
                 vectors = looked_up.values()
-        joined = self.regroup(self.look_up(rows), vectors)
+        joined = self.regroup(self.tables(rows.sparse), vectors)
         encoded: Tensor = self.head(joined, rows.dense)
         return encoded
-
-    def look_up(self, rows: TowerInput) -> KeyedTensor:
-        """Look up the bags of one side."""
-        has_all = self.key is None or isinstance(self.tables, NoTables)
-        looked_up: KeyedTensor = self.tables(rows.sparse if has_all else rows.bags)
-        return looked_up
 
     def regroup(self, bags: KeyedTensor, items: Tensor | None) -> Tensor:
         """Bring vectors into the order of the head's features, (B, E).
 
         Args:
-            bags: of `look_up`.
+            bags: of `tables`.
             items: those of the history, (B, L * D), or of the ads' item, (B, D).
         """
         more = None if items is None else keyed(str(self.key), items)
@@ -228,7 +221,7 @@ def encoded_history(schema: Schema, side: Side, config: RetrievalConfig) -> str 
     if config.history.encoder == "mean":
         return None
     key = schema.items_of(side)
-    if key is None:
+    if key not in [feature.name for feature in schema.bags_of(side)]:
         raise ConfigError(
             f"retrieval.history.encoder {config.history.encoder} reads the ids of the"
             " ads in their order, and no list of the users has those: name the ads'"

@@ -96,7 +96,10 @@ class TwoTower(nn.Module):
         Returns:
             Those of the user, the ad, both biases, and the items.
         """
-        vectors = [self.user_tower.look_up(user), self.ad_tower.look_up(ad)]
+        vectors = [
+            self.user_tower.tables(user.sparse),
+            self.ad_tower.tables(ad.sparse),
+        ]
         if self.user_bias is not None and self.ad_bias is not None:
             biases = (self.user_bias, user), (self.ad_bias, ad)
             vectors += [bias.tables(rows.sparse) for bias, rows in biases]

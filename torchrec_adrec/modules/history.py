@@ -163,7 +163,7 @@ class CausalBlock(nn.Module):
 
     def _by_head(self, projected: Tensor, parts: int) -> Tensor:
         """Split (B, T, parts * D) into (parts, B, H, T, D / H)."""
-        split = projected.unflatten(2, (parts, self.heads, -1))
+        split: Tensor = projected.unflatten(2, (parts, self.heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 
 

@@ -59,8 +59,7 @@ def _looked_up(collection: Any, batch: Batch, schema: Schema) -> dict[str, Tenso
         if features <= {feature.name for feature in schema.bags_of(side)}
     )
     rows = batch.user if side == Side.USER else batch.ad
-    ids = rows.sparse if features == set(rows.layout.keys) else rows.bags
-    vectors: dict[str, Tensor] = collection(ids).to_dict()
+    vectors: dict[str, Tensor] = collection(rows.sparse).to_dict()
     return vectors
 
 

@@ -24,7 +24,6 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.models.rankers.final_logits import FinalLogits
 from torchrec_adrec.modules.embeddings import (
     Init,
-    NoTables,
     embedding_tables,
     item_table,
     keyed,
@@ -241,13 +240,8 @@ class Ranker(nn.Module):
         Returns:
             Those of the user, the ad, and the items.
         """
-        bags = self._bags(Side.USER, user), self._bags(Side.AD, ad)
+        bags = self.user_tables(user.sparse), self.ad_tables(ad.sparse)
         return bags if self.items is None else (*bags, self.items(items))
-
-    def _bags(self, side: Side, rows: TowerInput) -> Any:
-        tables = self.user_tables if side == Side.USER else self.ad_tables
-        has_all = self.items is None or isinstance(tables, NoTables)
-        return tables(rows.sparse if has_all else rows.bags)
 
     def regroup(self, looked_up: Sequence[Any]) -> list[Tensor]:
         """Bring each side's vectors into the order of features, (B, E)."""
@@ -270,7 +264,8 @@ class Ranker(nn.Module):
             items = vectors.values()
             if side == Side.USER:
                 items, _ = split_items(vectors, count, 0, self.length)
-        return self._in_order(side, self._bags(side, rows), items)
+        tables = self.user_tables if side == Side.USER else self.ad_tables
+        return self._in_order(side, tables(rows.sparse), items)
 
     def _in_order(self, side: Side, bags: KeyedTensor, items: Tensor | None) -> Tensor:
         more = None if items is None else keyed(str(self.keys[side]), items)
