@@ -1,19 +1,21 @@
 """A run that reads histories in their order, from one table, through every stage."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click_log import TABLE, log
-from trained_run import make_stages
+from trained_run import make_stages, train_ranker
 
 from torchrec_adrec.certify.certify import certify
 from torchrec_adrec.certify.eager import Computed, Pairs, compute
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.distributed import checkpoint_files
+from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.modules.embeddings import table_of
 from torchrec_adrec.runs.stages import RANKING, RETRIEVAL
 from torchrec_adrec.serve.recommender import Recommender
@@ -63,6 +65,22 @@ def test_both_stages_have_one_table_of_the_item(run: Path) -> None:
     # Warm-started and trained on: near, and not a new table's.
     assert np.abs(towers - ranker).max() > 0
     assert np.corrcoef(towers.ravel(), ranker.ravel())[0, 1] > 0.5
+
+
+def test_a_ranker_of_means_begins_with_that_table_twice(
+    run: Path, tmp_path: Path, process: Process
+) -> None:
+    """Its history has the item's ids, and the towers have no table of their means."""
+    for stage in ("data", "retrieval"):
+        shutil.copytree(run / stage, tmp_path / "run" / stage)
+    frozen = ("ranking.history=mean", "ranking.tables=frozen", "train.epochs=1")
+    config = load_config(run / "retrieval/config.yaml", frozen)
+    train_ranker(tmp_path / "run", config, process)
+    shared, of_ranker = tables(run, "retrieval"), tables(tmp_path / "run", "ranking")
+    expected = {name: shared.get(name, shared["ad_item"]) for name in of_ranker}
+    assert set(expected) == {"user_uid", "user_history", "ad_item"}
+    for name, weights in of_ranker.items():
+        np.testing.assert_array_equal(weights, expected[name], err_msg=name)
 
 
 def users_of(run: Path) -> list[RawUser]:

@@ -11,6 +11,7 @@ from torchrec_adrec.modules.history import (
     AttentionHistory,
     GRUHistory,
     HistoryEncoder,
+    places_back,
 )
 
 LENGTH, DIM = 6, 8
@@ -130,3 +131,9 @@ def test_dropout_is_for_training_alone(kind: str) -> None:
     assert torch.equal(encode(rows), encode(rows))
     encode.train()
     assert not torch.equal(encode(rows), encode(rows))
+
+
+def test_places_count_from_the_latest_item_back() -> None:
+    present = torch.tensor([[True, True, False], [True, True, True], [False] * 3])
+    expected = torch.tensor([[1, 0, 0], [2, 1, 0], [0, 0, 0]])
+    assert torch.equal(places_back(present), expected)
