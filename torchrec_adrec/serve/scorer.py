@@ -30,7 +30,7 @@ Inputs = tuple[Sequence[Tensor], Tensor, Tensor]
 
 def shown(catalog: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """Return `ad_id` and the raw columns of a catalog's ads, for people to read."""
-    raw = [f"raw_{name}" for name in schema.sources_of(Side.AD)]
+    raw = [f"raw_{name}" for name in schema.shown_of(Side.AD)]
     return catalog.select(AD_ID, *raw).rename(lambda name: name.removeprefix("raw_"))
 
 

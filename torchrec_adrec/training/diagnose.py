@@ -35,9 +35,10 @@ def _nonfinite_features(model: nn.Module, batch: Batch, schema: Schema) -> list[
     """Features whose looked-up vectors or numbers are not finite."""
     nonfinite = []
     for side, rows in ((Side.USER, batch.user), (Side.AD, batch.ad)):
-        for column, feature in enumerate(schema.dense_of(side)):
-            if not rows.dense[:, column].isfinite().all():
-                nonfinite.append(f"feature {feature.name}")
+        finite = rows.dense.isfinite().all(dim=0).tolist()
+        pairs = zip(schema.dense_names_of(side), finite, strict=True)
+        wrong = dict.fromkeys(name for name, is_finite in pairs if not is_finite)
+        nonfinite += [f"feature {name}" for name in wrong]
     for collection in sharded_collections(model):
         tables = table_of_feature(collection)
         nonfinite += [

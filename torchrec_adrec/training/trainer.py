@@ -21,6 +21,7 @@ from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.pictures import loss_curve
+from torchrec_adrec.models.tower import gate_weights
 from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import Schema
@@ -172,7 +173,13 @@ class Trainer:
             },
             **judged,
         }
+        gates = gate_weights(self.model)
+        if gates:
+            metrics["gates"] = gates
         if self.process.is_first:
+            for side, weights in gates.items():
+                line = ", ".join(f"{name} {w:.3f}" for name, w in weights.items())
+                log.info(f"{self.task}: gates of the {side}'s fields: {line}")
             write_durably(self.folder / METRICS, json.dumps(metrics, indent=1) + "\n")
             title = f"{self.task}: training loss"
             loss_curve(self.state.curve, title, self.folder / "loss.png")

@@ -281,3 +281,22 @@ def test_try_prepares_the_first_rows(tmp_path: Path) -> None:
     assert "600 rows were read, 0 of them bad" in done.output
     assert f"adrec run --config {tmp_path / 'my.yaml'}" in done.output
     assert {p.name for p in tmp_path.iterdir()} == {"log.csv", "my.yaml"}
+
+
+def test_several_ids_of_an_ad_are_a_set_and_several_numbers_a_vector(
+    tmp_path: Path,
+) -> None:
+    """With its own limit, where the first rows need more than the usual one."""
+    picked = columns()
+    kinds = [[f"k{(i * k) % 31}" for k in range(1, 3 + 2 * i)] for i in range(15)]
+    texts = ["|".join(kinds[item]) for item in picked["item"]]
+    images = pl.Series([[item * 0.5, 1.0] for item in picked["item"]])
+    rows = pl.DataFrame({**picked, "item_tags": texts, "item_image": images})
+    rows.write_parquet(tmp_path / "log.parquet")
+    _, data, report = init(tmp_path / "log.parquet")
+    block = data["table"]["ad"]["item_tags"]
+    assert data["table"]["ad"]["item_image"] == "vector"
+    assert block["kind"] == "list" and block["separator"] == "|"
+    longest = max(len(set(text.split("|"))) for text in texts)
+    assert block.get("max_length", 20) >= longest
+    assert report["bad_rows"]["count"] == 0

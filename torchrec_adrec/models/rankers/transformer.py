@@ -68,7 +68,9 @@ class TransformerHead(RankerHead):
         self.history = None
         if config.history == "tokens":
             assert schema.history is not None
-            self.history = HistoryTokens(schema.history.max_length, width, dim)
+            before = len(schema.bags_of(Side.USER)) - 1
+            length = schema.history.max_length
+            self.history = HistoryTokens(before, length, width, dim)
         self.cross = None
         if config.cross_layers:
             self.cross = CrossBranch(schema, config, width)
@@ -101,21 +103,23 @@ class TransformerHead(RankerHead):
 class HistoryTokens(nn.Module):
     """Turn the items of a history into tokens, one each."""
 
-    def __init__(self, length: int, embedding_dim: int, dim: int) -> None:
+    def __init__(self, before: int, length: int, embedding_dim: int, dim: int) -> None:
         """Make the weights.
 
         Args:
+            before: the user's other features with ids, whose vectors come first.
             length: L, the most items of a history.
             embedding_dim: width of an item's vector.
             dim: D.
         """
         super().__init__()
         self.length, self.embedding_dim = length, embedding_dim
+        self.before = before * embedding_dim
         self.project = nn.Linear(embedding_dim, dim, bias=False)
         self.positions = nn.Parameter(torch.randn(length, dim) * 0.02)
 
     def forward(self, user: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split off the items, which are the last of a user's vectors.
+        """Split off the items, which stand behind the vectors of all other ids.
 
         Args:
             user: (B, E), where zeros are no item.
@@ -125,12 +129,13 @@ class HistoryTokens(nn.Module):
             (B, L, D); which of them there are, (B, L).
         """
         width = self.length * self.embedding_dim
-        bags, flat = user.split([user.shape[1] - width, width], dim=1)
+        rest = user.shape[1] - self.before - width
+        bags, flat, others = user.split([self.before, width, rest], dim=1)
         items = flat.unflatten(1, (self.length, self.embedding_dim))
         present = present_items(items)
         mean = items.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
         tokens = self.project(items) + self.positions[places_back(present)]
-        return torch.cat([bags, mean], dim=1), tokens, present
+        return torch.cat([bags, mean, others], dim=1), tokens, present
 
 
 class CrossBranch(nn.Module):
@@ -145,7 +150,7 @@ class CrossBranch(nn.Module):
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__()
         columns = sum(
-            len(schema.bags_of(side)) * width + len(schema.dense_of(side))
+            len(schema.fields_of(side)) * width + len(schema.dense_of(side))
             for side in Side
         )
         self.cross = LowRankCrossNet(
@@ -165,7 +170,7 @@ class CrossBranch(nn.Module):
 
 def _widths(schema: Schema, width: int) -> tuple[int, int]:
     """Columns of an ad's vectors and of its numbers."""
-    return len(schema.bags_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
+    return len(schema.fields_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
 
 
 class FeatureTokenizer(nn.Module):
@@ -193,7 +198,7 @@ class FeatureTokenizer(nn.Module):
             dim: D.
         """
         super().__init__()
-        bags, dense = schema.bags_of(side), schema.dense_of(side)
+        bags, dense = schema.fields_of(side), schema.dense_of(side)
         # Features with ids come first, so that token i is that of the i-th vector.
         columns = [f.source for f in bags]
         columns += [f.source for f in dense if f.source not in columns]
