@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
+from torchrec_adrec.config.history import Dropout, HistoryConfig
 from torchrec_adrec.config.objectives import (
     Conditional,
     LabelWeight,
@@ -12,7 +13,6 @@ from torchrec_adrec.config.objectives import (
     parents_first,
 )
 
-Dropout = Annotated[float, Field(ge=0, lt=1)]
 # At 0 nothing is learnt, without any error; `ranking.tables` is how tables are frozen.
 LearningRate = Annotated[float, Field(gt=0)]
 
@@ -50,6 +50,7 @@ class RetrievalConfig(Settings):
     bytes in the index grow with it."""
     dropout: Dropout = 0.1
     """Share of the activations that a training step leaves out."""
+    history: HistoryConfig = HistoryConfig()
     similarity: Literal["cosine", "dot", "additive"] = "cosine"
     """How a user vector and an ad vector become a score; the index metric follows from
     it. additive: the user's number plus the ad's, so that all users have the same order
@@ -90,6 +91,15 @@ class RetrievalConfig(Settings):
     allow_new_tables: bool = False
     """List parameters that do not fit `init_from`, and leave them as initialised."""
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.embedding_dim % self.history.heads:
+            raise ValueError(
+                f"embedding_dim {self.embedding_dim} must be a multiple of"
+                f" history.heads {self.history.heads}"
+            )
+        return self
+
     @property
     def vector_dim(self) -> int:
         """D, the width of the vectors that are exported and searched."""
@@ -127,6 +137,10 @@ class RankingConfig(Settings):
     """Hidden layers of `head_dim` that the labels share: 1 is a shared bottom, more are
     mixed by a gate for each label (MMoE). On KuaiRand 4 of them gained nothing over one
     (click 0.7292 against 0.7299 AUC, validation, one seed)."""
+    history: Literal["mean", "tokens"] = "mean"
+    """tokens: the transformer also has a token for each item of the user's history,
+    to which ads attend; the items have the vectors of the ads' own table. Needs a
+    history that shares its ids with a feature of the ads."""
     cross_layers: Annotated[int, Field(ge=0)] = 2
     """Cross layers of dcnv2, and of the branch beside the transformer's tokens; 0:
     none. Beside the transformer they are worth 0.005 of AUC on Criteo with statistics

@@ -38,6 +38,7 @@ RULES = (
                 "head_dim",
                 "experts",
                 "ad_tokens",
+                "history",
             )
         ),
         "ranking.model",
@@ -57,6 +58,12 @@ RULES = (
         ("transformer", *DEEP),
     ),
     Rule(("ranking.table_init",), "ranking.tables", ("scratch",)),
+    Rule(
+        ("retrieval.history.layers", "retrieval.history.dropout"),
+        "retrieval.history.encoder",
+        ("attention", "gru"),
+    ),
+    Rule(("retrieval.history.heads",), "retrieval.history.encoder", ("attention",)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),
     Rule(("data.hash_size",), "data.ids", ("hash",)),

@@ -1,7 +1,7 @@
 """Vectors of many rows, by all ranks together, which look up in sharded tables."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor
 
 from torchrec_adrec.arrays import Float32s
+from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import raw_user
@@ -24,10 +25,11 @@ from torchrec_adrec.schema import Schema, Side
 
 NORM_TOLERANCE = 1e-3
 EXAMPLE_USERS = 50  # which every start of a server encodes again
+Encode = Callable[[TowerInput], Tensor]  # a tower
 
 
 def encode_parts(
-    tower: nn.Module,
+    tower: Encode,
     catalog: pl.DataFrame,
     schema: Schema,
     similarity: str,
@@ -83,7 +85,7 @@ def encode_parts(
 
 @torch.no_grad()
 def encode(
-    tower: nn.Module,
+    tower: Encode,
     frame: pl.DataFrame,
     schema: Schema,
     side: Side,
@@ -122,7 +124,7 @@ def encode(
 
 @torch.no_grad()
 def encode_rows(
-    tower: nn.Module, rows: pl.DataFrame, schema: Schema, side: Side, process: Process
+    tower: Encode, rows: pl.DataFrame, schema: Schema, side: Side, process: Process
 ) -> Float32s:
     """Encode some rows of this rank with one tower, (B, D). Collective.
 
@@ -140,7 +142,7 @@ def encode_rows(
 
 @torch.no_grad()
 def encode_examples(
-    tower: nn.Module, data: Path, process: Process
+    tower: Encode, data: Path, process: Process
 ) -> list[dict[str, Any]]:
     """Encode the example users from their raw columns, as serving does. Collective.
 

@@ -103,7 +103,7 @@ def export(
     for rows, name in ((clicks, QUERIES), (valid, VALID_QUERIES)):
         if len(rows):
             _write_share(rows, towers, out / name, schema, config, process)
-    examples = encode_examples(towers.user_tower, data, process)
+    examples = encode_examples(towers.encode_users, data, process)
     # The first rank lists the parts of all ranks, so they must be written by now.
     process.barrier()
     if process.is_first:
@@ -145,7 +145,7 @@ def _write_share(
 ) -> None:
     """Encode and write this rank's share of the users of some clicks. Collective."""
     users = encode(
-        towers.user_tower,
+        towers.encode_users,
         clicks,
         schema,
         Side.USER,

@@ -8,16 +8,27 @@ Shape letters: B rows, E the concatenated vectors of a side, F numbers, D output
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.batch import ITEMS, TowerInput
 from torchrec_adrec.config.train import RetrievalConfig
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
     WIDTH_STEP,
+    bags_without,
     embedding_tables,
+    item_table,
+    keyed,
     regroup,
+    split_items,
 )
 from torchrec_adrec.modules.gated_sum import GatedSum
+from torchrec_adrec.modules.history import (
+    AttentionHistory,
+    GRUHistory,
+    HistoryEncoder,
+)
 from torchrec_adrec.modules.mlp import mlp
 from torchrec_adrec.modules.vector_fields import VectorFields
 from torchrec_adrec.schema import Schema, Side
@@ -54,14 +65,16 @@ class TowerHead(nn.Module):
         schema: Schema,
         side: Side,
         config: RetrievalConfig,
+        history: HistoryEncoder | None = None,
     ) -> None:
         """Make the layers.
 
         Args:
-            names: the features with tables, in order.
+            names: the features with looked-up vectors, in order.
             schema: names vectors and numbers, of which statistics may be left out.
             side: whose tower; for the additive score too.
             config: sizes, the fusion and the similarity.
+            history: encodes the last of `names`; None: it comes as one vector.
         """
         super().__init__()
         numbers = {
@@ -80,11 +93,19 @@ class TowerHead(nn.Module):
             width = config.embedding_dim
             self.fusion = GatedSum(fields, [*numbers.values()], width)
         self.names, self.side, self.similarity = names, side, config.similarity
+        self.history = history
         output_dim = 1 if config.similarity == "additive" else config.output_dim
         self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
-        """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D)."""
+        """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D).
+
+        A history that is read in its order comes as its items' vectors, side by side.
+        """
+        if self.history is not None:
+            others = vectors.shape[1] - self.history.width
+            bags, history = vectors.split([others, self.history.width], dim=1)
+            vectors = torch.cat([bags, self.history(history)], dim=1)
         projected, dense = self.vector_fields(dense)
         if projected:
             vectors = torch.cat([vectors, *projected], dim=1)
@@ -160,7 +181,12 @@ class BiasTower(nn.Module):
 
 
 class Tower(nn.Module):
-    """The encoder of one side: `TowerInput` -> (B, D)."""
+    """The encoder of one side: `TowerInput` -> (B, D).
+
+    Attributes:
+        items: the table that gives the ads their item's vector and the histories
+            theirs; of the ad's tower alone, and only where a history is encoded.
+    """
 
     def __init__(
         self,
@@ -170,12 +196,73 @@ class Tower(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        dim, key = config.embedding_dim, encoded_history(schema, side, config)
+        self.tables = embedding_tables(schema, side, dim, device, without=key)
+        self.key, self.length, self.items, history = key, 0, None, None
         names = [f.name for f in schema.bags_of(side)]
-        self.tables = embedding_tables(schema, side, config.embedding_dim, device)
-        self.head = TowerHead(names, schema, side, config)
+        if key is not None and side == Side.AD:
+            self.items = item_table(schema, dim, device)
+        elif key is not None:
+            names = [*(f.name for f in bags_without(schema, side, key)), key]
+            history = history_encoder(schema, config)
+            self.length = history.length
+        self.head = TowerHead(names, schema, side, config, history)
 
-    def forward(self, rows: TowerInput) -> Tensor:
-        """Encode the rows of one side."""
-        looked_up = regroup(self.tables(rows.sparse), self.head.names)
-        vectors: Tensor = self.head(looked_up, rows.dense)
-        return vectors
+    def forward(self, rows: TowerInput, items: nn.Module | None = None) -> Tensor:
+        """Encode the rows of one side.
+
+        Args:
+            rows: B of them.
+            items: the table of the ad's tower, for users whose history is encoded.
+        """
+        table, vectors = self.items or items, None
+        if self.key is not None:
+            assert table is not None, "a user's history is read from the ads' table"
+            looked_up, count = table(rows.items)[ITEMS], rows.layout.rows
+            if self.length:
+                vectors, _ = split_items(looked_up, count, 0, self.length)
+            else:
+                vectors = looked_up.values()
+        joined = self.regroup(self.tables(rows.sparse), vectors)
+        encoded: Tensor = self.head(joined, rows.dense)
+        return encoded
+
+    def regroup(self, bags: KeyedTensor, items: Tensor | None) -> Tensor:
+        """Bring vectors into the order of the head's features, (B, E).
+
+        Args:
+            bags: of `tables`.
+            items: those of the history, (B, L * D), or of the ads' item, (B, D).
+        """
+        more = None if items is None else keyed(str(self.key), items)
+        return regroup(bags, self.head.names, more)
+
+
+def encoded_history(schema: Schema, side: Side, config: RetrievalConfig) -> str | None:
+    """Return the key of one side whose ids are looked up one by one, not in bags.
+
+    Raises:
+        ConfigError: there is no history that could be read in its order.
+    """
+    if config.history.encoder == "mean":
+        return None
+    key = schema.items_of(side)
+    if key not in [feature.name for feature in schema.bags_of(side)]:
+        raise ConfigError(
+            f"retrieval.history.encoder {config.history.encoder} reads the ids of the"
+            " ads in their order, and no list of the users has those: name the ads'"
+            " column in the data (`history: {of: item}`), or set mean"
+        )
+    return key
+
+
+def history_encoder(schema: Schema, config: RetrievalConfig) -> HistoryEncoder:
+    """Make the encoder that the settings name, of the history of a schema."""
+    assert schema.history is not None
+    length, dim = schema.history.max_length, config.embedding_dim
+    settings = config.history
+    if settings.encoder == "gru":
+        return GRUHistory(length, dim, settings.layers, settings.dropout)
+    return AttentionHistory(
+        length, dim, settings.layers, settings.heads, settings.dropout
+    )

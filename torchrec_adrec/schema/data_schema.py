@@ -140,6 +140,19 @@ class Schema(Frozen):
         return self
 
     @property
+    def history(self) -> SequenceFeature | None:
+        """The sequence that has the ids of an ad's feature, if there is one."""
+        users = self.sequences_of(Side.USER)
+        shared = [f for f in users if f.shares_ids_with is not None]
+        return shared[0] if shared else None
+
+    def items_of(self, side: Side) -> str | None:
+        """The key of one side whose ids are those of the history: it, or the item."""
+        if self.history is None:
+            return None
+        return self.history.name if side == Side.USER else self.history.shares_ids_with
+
+    @property
     def joined(self) -> "Schema":
         """The schema of a model that sees user and ad together, as the ranker does.
 

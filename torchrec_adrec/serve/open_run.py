@@ -79,7 +79,7 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     place(index, config.index.device, settings.candidates, tuned=True)
     parts = Parts(
         encoder,
-        Retriever(towers.model.user_tower, index),
+        Retriever(towers.model.encode_users, index),
         RankingScorer(
             ranker.model, encoder.schema, catalog, calibrations, blend, blended
         ),

@@ -150,6 +150,7 @@ def most_bytes(schema: Schema, rows: int, ads: int) -> int:
             rows=count,
             dense=len(schema.dense_names_of(side)),
             histories=tuple(count * f.max_length for f in schema.sequences_of(side)),
+            items=schema.items_of(side),
         )
         for side, count in ((Side.USER, rows), (Side.AD, ads))
     )

@@ -58,6 +58,7 @@ class SideColumns:
             self.rows,
             len(self.schema.dense_names_of(self.side)),
             tuple(len(ids) for ids, _ in self.histories),
+            self.schema.items_of(self.side),
         )
 
     def write(self, tower: TowerInput) -> None:
