@@ -36,6 +36,7 @@ setup(
     install_requires=[
         *TRIPLE,
         "torchx==0.7.0",
+        "markdown-it-py",
         "matplotlib",
         "numpy",
         "polars",
@@ -53,6 +54,7 @@ setup(
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
         "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
+        "page": ["streamlit>=1.60,<2"],  # `adrec page`
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
         "dev": [
             *(

@@ -52,8 +52,12 @@ def folder(tmp_path: Path) -> Path:
     return run
 
 
+def html_of(run: Path) -> str:
+    return html_page(run, {path: (run / path).read_text() for path in REPORTS}, "run")
+
+
 def page_of(run: Path) -> Page:
-    return Page(html_page(run, REPORTS, "run"))
+    return Page(html_of(run))
 
 
 def test_tables_pictures_and_links_of_all_parts(folder: Path) -> None:
@@ -66,9 +70,7 @@ def test_tables_pictures_and_links_of_all_parts(folder: Path) -> None:
     hrefs = [a["href"] for a in page.all("a")]
     assert "#part-1" in hrefs and "https://example.org/x" in hrefs
     assert "data/report.md" not in hrefs
-    names = re.findall(
-        r"<a href=\"#[^\"]*\">([^<]*)</a>", html_page(folder, REPORTS, "run")
-    )
+    names = re.findall(r"<a href=\"#[^\"]*\">([^<]*)</a>", html_of(folder))
     assert names[:3] == ["Run report", "Towers", "The data"]
 
 

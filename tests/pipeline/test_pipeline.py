@@ -64,7 +64,7 @@ def test_the_report_is_one_file_with_all_tables_and_pictures(
     assert page.tables == [table for text in texts for table in cells_of(text)]
     assert len(page.all("img")) == sum(text.count("![") for text in texts) == 8
     assert "no picture" not in page.text
-    for heading in ("Ten ads", "Baselines", "Retrieval", "Index", "Funnel", "Towers"):
+    for heading in ("Ten ads", "Baselines", "Retrieval", "Index", "Funnel", "Training"):
         assert f"\n## {heading}" in texts[0] and f"\n{heading}" in page.text
 
 

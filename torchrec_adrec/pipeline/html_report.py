@@ -3,6 +3,7 @@
 import base64
 import re
 from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from posixpath import normpath
@@ -20,19 +21,19 @@ POLICY = (
 )
 
 
-def html_page(run: Path, reports: tuple[str, ...], title: str) -> str:
-    """Return one HTML page of some Markdown files of a run.
+def html_page(run: Path, reports: Mapping[str, str], title: str) -> str:
+    """Return one HTML page of some Markdown reports of a run.
 
     Args:
         run: folder of the run.
-        reports: the files' paths in it, as `data/report.md`; they are parts of the
-            page in this order, and links from one to another stay within the page.
+        reports: each report's path in it, as `data/report.md`, and its text; they are
+            parts of the page in this order, and links between them stay within it.
         title: of the page.
     """
     anchors = {path: f"part-{number}" for number, path in enumerate(reports)}
     parts, contents = [], []
     for path, anchor in anchors.items():
-        part = Part(run, path, anchors)
+        part = Part(run, path, reports[path], anchors)
         parts.append(f'<section id="{anchor}">\n{part.html}</section>')
         contents += part.contents
     links = "".join(f'<a href="#{a}">{escape(name)}</a>' for a, name in contents)
@@ -47,26 +48,29 @@ def html_page(run: Path, reports: tuple[str, ...], title: str) -> str:
 
 
 class Part:
-    """One Markdown file as a part of a page.
+    """One Markdown report as a part of a page.
 
     Args:
         run: folder of the run; only pictures of it are shown.
-        path: of the file in it.
-        anchors: of the files that are parts of the same page.
+        path: of the report in it, from which its links and pictures start.
+        text: of the report.
+        anchors: of the reports that are parts of the same page, by path.
 
     Attributes:
         html: the part, its pictures within it.
         contents: anchor and text of its headings of the first two levels.
     """
 
-    def __init__(self, run: Path, path: str, anchors: dict[str, str]) -> None:
+    def __init__(
+        self, run: Path, path: str, text: str, anchors: Mapping[str, str]
+    ) -> None:
         self._run, self._folder, self._anchors = run, Path(path).parent, anchors
         self._seen: Counter[str] = Counter()
         self._prefix = anchors[path]
         self.contents: list[tuple[str, str]] = []
         # Without `html`, a tag in the text stays text.
         reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-        tokens = reader.parse((run / path).read_text())
+        tokens = reader.parse(text)
         for place, token in enumerate(tokens):
             if token.type == "heading_open":
                 self._name(token, tokens[place + 1].content)

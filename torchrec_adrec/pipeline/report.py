@@ -29,6 +29,7 @@ from torchrec_adrec.schema import AD_ID
 Metrics = dict[str, Any]
 REPORT, HTML_REPORT, DATA_REPORT = "report.md", "report.html", "data/report.md"
 SHOWN_COLUMNS = 9  # of an ad on a terminal: predictions first, then raw columns
+MODELS = {"retrieval": "Towers", "ranking": "Ranker"}
 RETRIEVERS = ("towers", "context", "popularity")
 BASELINES = {
     "constant": "constant",
@@ -51,7 +52,8 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
     for name, title in BASELINES.items():
         if name in baselines:
             yield _figures(title, baselines[name]["test"])
-    for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
+    for name, title in MODELS.items():
+        title = title.lower()
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", served_checkpoint(metrics[name])
@@ -183,7 +185,8 @@ def write_report(
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     lines = _lines(seed, metrics, run, ads)
     (run / REPORT).write_text("\n".join(lines) + "\n")
-    page = html_page(run, (REPORT, DATA_REPORT), f"{run.resolve().name}: run report")
+    texts = {path: (run / path).read_text() for path in (REPORT, DATA_REPORT)}
+    page = html_page(run, texts, f"{run.resolve().name}: run report")
     (run / HTML_REPORT).write_text(page)
 
 
@@ -204,10 +207,10 @@ def _lines(
         yield from index_lines(metrics["index"], picture.as_posix())
     if "funnel" in metrics:
         yield from funnel_lines(metrics["funnel"])
-    for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
-        yield from (f"## {title}", "", f"![training loss]({name}/loss.png)")
+    yield from training_lines({name: metrics[name]["train"] for name in MODELS})
+    for name, title in MODELS.items():
+        yield from (f"## {title}", "")
         yield from (f"![calibration on the test split]({name}/calibration.png)", "")
-        yield from training_lines(metrics[name]["train"])
         # A stage that an older version made has none.
         yield from label_tables(metrics[name].get("details", {}))
     yield from (f"The data: [report]({DATA_REPORT})", "")

@@ -7,6 +7,7 @@ import polars as pl
 
 from torchrec_adrec.runtime.markdown import literal
 
+TRAINING = "Training"  # its heading
 Metrics = Mapping[str, Any]
 
 
@@ -67,18 +68,24 @@ def index_lines(gate: Metrics, picture: str) -> Iterator[str]:
         yield ""
 
 
-def training_lines(train: Metrics) -> Iterator[str]:
-    """Yield how the training went, and every evaluation on the validation rows."""
-    yield (
-        f"{train['steps']:,} of {train['planned_steps']:,} planned steps,"
-        f" {train['samples_per_second']:,.0f} rows a second,"
-        f" {train['dropped_rows_per_epoch']:,} rows an epoch left out (the incomplete"
-        f" last step), {train['restarts']} restarts."
-    )
-    yield ""
-    if train["validation"]:
-        best = min(loss for _, loss in train["validation"])
-        yield from ("| step | validation loss |", "|---|---|")
-        for step, loss in train["validation"]:
-            yield f"| {step:,} | {loss:.4f}{' (best)' * (loss == best)} |"
-        yield ""
+def training_lines(stages: Mapping[str, Metrics]) -> Iterator[str]:
+    """Yield how each training went, and its evaluations on the validation rows.
+
+    Args:
+        stages: by their folder, what they measured of their training.
+    """
+    yield from (f"## {TRAINING}", "")
+    for name, train in stages.items():
+        yield (
+            f"{name}: {train['steps']:,} of {train['planned_steps']:,} planned steps,"
+            f" {train['samples_per_second']:,.0f} rows a second,"
+            f" {train['dropped_rows_per_epoch']:,} rows an epoch left out (the"
+            f" incomplete last step), {train['restarts']} restarts."
+        )
+        yield from ("", f"![training loss]({name}/loss.png)", "")
+        if train["validation"]:
+            best = min(loss for _, loss in train["validation"])
+            yield from (f"| {name}, step | validation loss |", "|---|---|")
+            for step, loss in train["validation"]:
+                yield f"| {step:,} | {loss:.4f}{' (best)' * (loss == best)} |"
+            yield ""
