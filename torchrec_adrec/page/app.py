@@ -20,7 +20,7 @@ from torchrec_adrec.schema import SCORE
 from torchrec_adrec.serve.open_run import example_users
 from torchrec_adrec.serve.recommender import Recommender
 
-COLUMNS = 4  # of the form
+COLUMNS, FORM_HEIGHT = 2, 720  # of the form, the height in pixels
 EXAMPLE, NEW = "an example user", "a brand-new user"
 TABS = ("Ten ads", "Quality", "Data", "Training")
 
@@ -63,12 +63,15 @@ def show(run: Path) -> None:
 def show_request(run: Path) -> None:
     """Let the visitor choose or make a user, and show the answer."""
     recommender, lock = load(run, stored.check_run(run))
-    user = pick_user(run, recommender)
-    with lock:
-        found = answer(recommender, user)
-        show_ads(found, recommender.encoder.schema.label_names)
-        show_reasons(recommender, user, found)
-    show_rivals(found)
+    form, list_of_ads = st.columns((1, 2))
+    # The form scrolls by itself, so that a change and its effect are seen together.
+    with form, st.container(height=FORM_HEIGHT):
+        user = pick_user(run, recommender)
+    with list_of_ads, lock:
+        answered = answer(recommender, user)
+        show_ads(answered, recommender.encoder.schema.label_names)
+        show_reasons(recommender, user, answered)
+    show_rivals(answered)
 
 
 def pick_user(run: Path, recommender: Recommender) -> RawUser:
@@ -81,12 +84,12 @@ def pick_user(run: Path, recommender: Recommender) -> RawUser:
         "Example user (held out from training)", range(len(examples)), key="example"
     )
     user = dict(examples[number]) if examples else {}
-    with st.expander("Change what is known of this user", expanded=True):
-        columns = st.columns(COLUMNS)
-        for place, field in enumerate(fields(recommender.encoder.schema, examples)):
-            with columns[place % COLUMNS]:
-                key = f"user {number}: {field.name}"
-                user[field.name] = edit(field, user.get(field.name), key)
+    st.caption("Change anything; an empty field is a missing value.")
+    columns = st.columns(COLUMNS)
+    for place, field in enumerate(fields(recommender.encoder.schema, examples)):
+        with columns[place % COLUMNS]:
+            key = f"user {number}: {field.name}"
+            user[field.name] = edit(field, user.get(field.name), key)
     return user
 
 
@@ -131,15 +134,12 @@ def pick_items(recommender: Recommender) -> RawUser:
     return offer.user(picks)
 
 
-def show_ads(found: Answer, labels: tuple[str, ...]) -> None:
+def show_ads(answered: Answer, labels: tuple[str, ...]) -> None:
     """Draw the times of the stages and the ten ads."""
-    times = found.milliseconds
-    st.caption(
-        f"{found.candidates:,} candidates; ms: "
-        + ", ".join(f"{stage} {ms:.1f}" for stage, ms in times.items())
-    )
-    st.subheader(f"The best {len(found.ads)} ads", anchor=False)
-    draw(found.ads, labels)
+    st.subheader(f"The best {len(answered.ads)} ads", anchor=False)
+    draw(answered.ads, labels)
+    times = ", ".join(f"{name} {ms:.1f}" for name, ms in answered.milliseconds.items())
+    st.caption(f"{answered.candidates:,} candidates were ranked; ms: {times}")
 
 
 def draw(ads: pl.DataFrame, labels: tuple[str, ...] = ()) -> None:
@@ -149,11 +149,11 @@ def draw(ads: pl.DataFrame, labels: tuple[str, ...] = ()) -> None:
     st.dataframe(ads, hide_index=True, column_config=numbers)
 
 
-def show_reasons(recommender: Recommender, user: RawUser, found: Answer) -> None:
+def show_reasons(recommender: Recommender, user: RawUser, answered: Answer) -> None:
     """Draw a box for each ad that says why it is there, once it is opened."""
     st.subheader("Why is it there?", anchor=False)
     label = recommender.encoder.schema.label_names[0]
-    for place, ad in enumerate(found.ids, start=1):
+    for place, ad in enumerate(answered.ids, start=1):
         title = f"{place}: ad {ad}"
         box = st.expander(title, expanded=place == 1, on_change="rerun")
         if box.open:
@@ -165,16 +165,18 @@ def show_reasons(recommender: Recommender, user: RawUser, found: Answer) -> None
                 st.dataframe(reasons(explanation, label), hide_index=True)
 
 
-def show_rivals(found: Answer) -> None:
+def show_rivals(answered: Answer) -> None:
     """Draw what popularity and retrieval alone would have shown."""
     rivals = {
-        "Popularity alone": found.popular,
-        "Retrieval alone": found.retrieved,
+        "Popularity alone": answered.popular,
+        "Retrieval alone": answered.retrieved,
     }
     for column, (title, ads) in zip(st.columns(2), rivals.items(), strict=True):
         with column:
             st.subheader(title, anchor=False)
-            st.caption(f"{ads[LISTED].sum()} of these are among the {len(found.ads)}.")
+            st.caption(
+                f"{ads[LISTED].sum()} of these are among the {len(answered.ads)}."
+            )
             draw(ads)
 
 

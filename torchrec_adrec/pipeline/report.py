@@ -9,8 +9,6 @@ import polars as pl
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchrec_adrec.data.prepare.data_report import dependency_table
-from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
 from torchrec_adrec.pipeline.funnel_table import funnel_lines
 from torchrec_adrec.pipeline.html_report import html_page
@@ -23,7 +21,6 @@ from torchrec_adrec.pipeline.stage_tables import (
 )
 from torchrec_adrec.runs.stages import INDEX, stage_folder
 from torchrec_adrec.runtime.files import Origin
-from torchrec_adrec.runtime.markdown import code
 from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
@@ -185,7 +182,12 @@ def write_report(
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     lines = _lines(seed, metrics, run, ads)
     (run / REPORT).write_text("\n".join(lines) + "\n")
-    texts = {path: (run / path).read_text() for path in (REPORT, DATA_REPORT)}
+    reports = [run / path for path in (REPORT, DATA_REPORT)]
+    texts = {
+        path.relative_to(run).as_posix(): path.read_text()
+        for path in reports
+        if path.is_file()
+    }
     page = html_page(run, texts, f"{run.resolve().name}: run report")
     (run / HTML_REPORT).write_text(page)
 
@@ -213,9 +215,4 @@ def _lines(
         yield from (f"![calibration on the test split]({name}/calibration.png)", "")
         # A stage that an older version made has none.
         yield from label_tables(metrics[name].get("details", {}))
-    yield from (f"The data: [report]({DATA_REPORT})", "")
-    yield from dependency_table(metrics["data"]["side_dependencies"])
-    yield from held_table(metrics["data"]["held_ads"])
-    bad = metrics["data"]["bad_rows"]["first"]
-    if bad:
-        yield from ("## Bad rows", "", *(f"- {code(line)}" for line in bad), "")
+    yield f"The data, its odd columns and bad rows: [report]({DATA_REPORT})"
