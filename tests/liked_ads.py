@@ -1,4 +1,4 @@
-"""A small whole run whose users have a history of the ads, for the page to show."""
+"""A small whole run whose users have a history of the ads, with its report."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pytest
 from conftest import adrec
 from named_ads import TABLE, raw_rows
 
@@ -22,10 +21,8 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(scope="session")
-def page_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of users who click ads of one brand, and have clicked some of it before."""
-    folder = tmp_path_factory.mktemp("page")
+def make_whole_run(out: Path) -> None:
+    """Run all stages on users who have clicked ads of a brand, and click more of it."""
     rows, draw = raw_rows(), np.random.default_rng(1)
     brands = (int(name[1:]) % 7 for name in rows["user"])
     liked = [
@@ -35,13 +32,14 @@ def page_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pl.Series("seen", ["|".join(items) for items in liked]),
         pl.col("brand").replace(ODD),
     )
-    rows.write_csv(folder / "rows.csv")
+    rows.write_csv(out.with_suffix(".csv"))
     table: dict[str, Any] = TABLE | {
         "user": TABLE["user"]
         | {"seen": {"kind": "sequence", "separator": "|", "shares_ids_with": "item"}}
     }
-    settings = (f"data.table={json.dumps(table)}", f"data.raw=[{folder / 'rows.csv'}]")
-    out = folder / "shop"
+    settings = (
+        f"data.table={json.dumps(table)}",
+        f"data.raw=[{out.with_suffix('.csv')}]",
+    )
     done = adrec("run", "--out", out, "-j", "1x1", *SETTINGS, *settings)
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
