@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo notebook test test-slow quick test-processors check bench fuzz wheel clean
+.PHONY: setup gpu-check demo notebook page test test-slow quick test-processors check bench fuzz wheel clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,15 @@ notebook: $(VENV)/.notebook  ## runs docs/tutorial.ipynb, about a minute
 $(VENV)/.notebook: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt \
 		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,notebook]"
+	$(BIN)/pip check
+	touch $@
+
+page: $(VENV)/.page  ## tests of `adrec page` in Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -m page tests/page
+
+$(VENV)/.page: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,page]" playwright
 	$(BIN)/pip check
 	touch $@
 
