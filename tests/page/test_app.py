@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from torchrec_adrec.errors import DataError
+
+AppTest = pytest.importorskip("streamlit.testing.v1").AppTest
 pytestmark = pytest.mark.page
 SCRIPT = """
 from pathlib import Path
@@ -14,8 +17,6 @@ show(Path({path!r}))
 
 
 def open_page(run: Path) -> Any:
-    from streamlit.testing.v1 import AppTest
-
     page = AppTest.from_string(SCRIPT.format(path=str(run)), default_timeout=300).run()
     assert not page.exception and not page.error
     return page
@@ -53,9 +54,18 @@ def test_a_new_user_gets_ads_like_those_picked(page_run: Path) -> None:
     assert shares[0] != shares[1]
 
 
-def test_a_wrong_value_is_one_line(page_run: Path) -> None:
-    """The page stays, so that the visitor can mend it."""
-    page = open_page(page_run)
-    page.number_input("user 0: age").set_value(float("inf")).run()
-    assert not page.exception
-    assert len(page.error) == 1 and "age" in page.error[0].value
+def test_a_refused_request_is_one_line(
+    page_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page stays, so that the visitor can mend what was refused."""
+
+    def refuse(*_: object) -> None:
+        raise DataError("C1 is '*x*', expected eight digits")
+
+    monkeypatch.setattr("torchrec_adrec.page.app.answer", refuse)
+    page = AppTest.from_string(SCRIPT.format(path=str(page_run)), default_timeout=300)
+    page.run()
+    assert not page.exception and len(page.selectbox) > 1
+    assert [error.value for error in page.error] == [
+        r"C1 is '\*x\*', expected eight digits"
+    ]

@@ -98,7 +98,9 @@ def edit(field: Field, value: Any, key: str) -> Any:
     label = text(field.name)
     if field.kind == "whole number":
         whole = None if value is None else int(value)
-        return st.number_input(label, value=whole, key=key, placeholder="missing")
+        return st.number_input(
+            label, value=whole, step=1, key=key, placeholder="missing"
+        )
     if field.kind == "number":
         number = None if value is None else float(value)
         return st.number_input(
