@@ -99,11 +99,13 @@ def test_names_of_the_data_stay_text(folder: Path) -> None:
         "![x](//h/y.png)",
     ]
     ads = pl.DataFrame({"ad_id": [1, 2, 3], "click": [0.25, 0.125, 0.1], "name": names})
-    lines = "\n".join(ads_lines(ads))
+    # A line that nobody has escaped is text too.
+    lines = "\n".join(ads_lines(ads)) + "\n\n<script>alert(2)</script>\n"
     (folder / "report.md").write_text(lines)
     page = page_of(folder)
     check_self_contained(page)
     assert page.tables[0][4:8] == ["1", "1", "0.2500", names[0]]
+    assert "<script>alert(2)</script>" in page.text
     assert [page.tables[0][i] for i in (11, 15)] == names[1:]
     assert len(page.all("script")) == 1 and len(page.all("img")) == 1
 
