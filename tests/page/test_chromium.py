@@ -24,7 +24,9 @@ def visit() -> Iterator[Visit]:
 
 def choose(visit: Visit, label: str, value: str) -> None:
     """Type a value into a box of the form, and wait for the answer."""
-    box = visit.page.get_by_label(label, exact=True).first
+    title = visit.page.get_by_text(label, exact=True)
+    boxes = visit.page.locator("[data-testid=stSelectbox]").filter(has=title)
+    box = boxes.locator("input")
     box.click()
     box.fill(value)
     box.press("Enter")
@@ -38,7 +40,7 @@ def test_ten_ads_follow_the_user(visit: Visit, address: str) -> None:
     assert len(first) == 10 and [row[0] for row in first] == list(
         map(str, range(1, 11))
     )
-    choose(visit, "Example user", "3")
+    choose(visit, "Example user (held out from training)", "3")
     visit.page.wait_for_timeout(500)
     other = visit.ads()
     assert len(other) == 10 and other != first
