@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo notebook docs test test-slow quick test-processors check bench fuzz wheel lint-docker clean
+.PHONY: setup gpu-check demo notebook docs page test test-slow quick test-processors check bench fuzz wheel lint-docker clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,15 @@ docs: $(VENV)/.docs  ## the documentation as a site, in build/site
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt \
 		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,docs]"
+	$(BIN)/pip check
+	touch $@
+
+page: $(VENV)/.page  ## tests of `adrec page` in Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -m page tests/page
+
+$(VENV)/.page: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,page]" playwright
 	$(BIN)/pip check
 	touch $@
 

@@ -41,6 +41,7 @@ setup(
     install_requires=[
         *TRIPLE,
         "torchx==0.7.0",
+        "markdown-it-py",
         "matplotlib",
         "numpy",
         "polars",
@@ -61,6 +62,7 @@ setup(
         # benchmarks/rankers.py --boosting; als and bpr of `adrec evaluate classics`
         "baselines": ["lightgbm", "implicit"],
         "docs": ["mkdocs-material", "mkdocstrings-python"],  # the site
+        "page": ["streamlit>=1.60,<2"],  # `adrec page`
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
         "sweep": ["optuna"],  # the search of `adrec sweep`
         "dev": [

@@ -24,6 +24,8 @@ from torchrec_adrec.pipeline.display import VerboseDisplay, stage_lines
 from torchrec_adrec.pipeline.funnel_table import print_funnel
 from torchrec_adrec.pipeline.headline import headline
 from torchrec_adrec.pipeline.report import (
+    HTML_REPORT,
+    REPORT,
     ads_table,
     summary_table,
     wide_console,
@@ -74,11 +76,11 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
         if "funnel" in served:
             metrics["funnel"] = served["funnel"]
         warn_below(metrics)
-    write_report(config.seed, metrics, run)
+    write_report(config.seed, metrics, run, served["ads"])
     console = wide_console()
     console.print(summary_table(metrics))
     console.print(ads_table(served["ads"], "Ten ads for the first example user"))
-    paths = {"Report": run / "report.md"}
+    paths = {"Report": run / HTML_REPORT, "Report as text": run / REPORT}
     if "funnel" in served:
         print_funnel(served["funnel"], console)
         paths = {"Picture": run / FOLDER / PICTURE} | paths
@@ -221,7 +223,7 @@ def _wait(
 
 
 def _metrics(run: Path, stage: str) -> dict[str, Any]:
-    name = "report.json" if stage == "data" else "metrics.json"
+    name = {"data": "report.json", "index": "gate.json"}.get(stage, "metrics.json")
     return dict(json.loads((stage_folder(run, stage) / name).read_text()))
 
 
