@@ -23,7 +23,7 @@ from seeds import shown
 from some_stages import run_stages, share_data
 from timing import keep_result
 
-from torchrec_adrec.arrays import Float64s, Int64s
+from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.evaluation.comparison import Difference, mean_terms, paired
@@ -99,7 +99,7 @@ def _judge(run: Path, config: Config) -> tuple[Int64s, PerQuery]:
     return keys.to_numpy(), one_relevant(ranks, (10,))
 
 
-def _ranks(scores: Float64s, right: Int64s, items: Int64s, past: Int64s) -> Int64s:
+def _ranks(scores: Float32s, right: Int64s, items: Int64s, past: Int64s) -> Int64s:
     """Rank the clicked ads, 1 is the best; ads of the history are no competitors.
 
     Args:

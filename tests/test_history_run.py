@@ -13,7 +13,6 @@ from trained_run import make_stages, train_ranker
 from torchrec_adrec.certify.certify import certify
 from torchrec_adrec.certify.eager import Computed, Pairs, compute
 from torchrec_adrec.config.run import load_config
-from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.distributed import checkpoint_files
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.modules.embeddings import table_of
@@ -83,7 +82,7 @@ def test_a_ranker_of_means_begins_with_that_table_twice(
         np.testing.assert_array_equal(weights, expected[name], err_msg=name)
 
 
-def users_of(run: Path) -> list[RawUser]:
+def users_of(run: Path) -> list[dict[str, Any]]:
     users: list[Any] = json.loads((run / "data/example_users.json").read_text())
     return users
 
