@@ -5,6 +5,7 @@ sizes of the others in the file. But nobody should believe that such a setting c
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torchrec_adrec.config.run import Config
@@ -94,5 +95,4 @@ def without_effect(config: Config) -> list[str]:
 
 
 def _value(config: Config, name: str) -> Any:
-    section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key)
+    return attrgetter(name)(config)
