@@ -231,7 +231,7 @@ def full_ranks(scores: Tensor, target: Tensor, row: Tensor, longest: int) -> Ten
     """
     best = torch.topk(scores, min(longest + 1, scores.shape[1]), dim=1).values
     ranks = (best[row] >= target[:, None]).sum(dim=1)
-    # A held-out ad without any score of its target is behind all others.
+    # A held-out ad without any score is behind all others.
     return torch.where(target == -np.inf, longest + 1, ranks)
 
 
