@@ -25,7 +25,7 @@ def interactions(splits: dict[str, list[list[int]]], ads: int) -> Interactions:
 
 
 def clustered(
-    users: int = 60, ads: int = 24, seed: int = 0, taken: int | None = None
+    users: int = 60, ads: int = 24, seed: int = 0, count: int | None = None
 ) -> Interactions:
     """Users of three tastes, each of which clicks a third of the ads alone.
 
@@ -33,11 +33,11 @@ def clustered(
         users: how many.
         ads: how many.
         seed: of the order of the clicks.
-        taken: clicks of a user; None: all of the third.
+        count: clicks of a user; None: all of the third.
     """
     rng = np.random.default_rng(seed)
     third = ads // 3
-    rows = [u % 3 * third + rng.permutation(third)[:taken] for u in range(users)]
+    rows = [u % 3 * third + rng.permutation(third)[:count] for u in range(users)]
     splits = {
         "train": [row[:-3].tolist() for row in rows],
         "valid": [row[-3:-2].tolist() for row in rows],

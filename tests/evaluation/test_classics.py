@@ -283,7 +283,7 @@ def test_the_best_value_at_the_end_of_a_grid_is_named() -> None:
 
 
 def test_the_sampled_table_is_left_out_where_too_few_ads_are_left() -> None:
-    few, many = clustered(), clustered(ads=300, taken=10)
+    few, many = clustered(), clustered(ads=300, count=10)
     assert "sampled" not in methods.run_method("popularity", few)
     figures = methods.run_method("popularity", many)
     assert figures["sampled"]["protocol"]["candidates"] == "sampled"

@@ -203,13 +203,13 @@ def _judge_block(
         raise DataError(f"expected scores of {clicked.shape}, found {given.shape}")
     scores, row = torch.from_numpy(given), _rows(relevant)
     pairs = torch.from_numpy(row), torch.from_numpy(relevant.indices.astype(np.int64))
-    own = scores[pairs].nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    target = scores[pairs].nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     scores.nan_to_num_(nan=np.inf, posinf=np.inf, neginf=-np.inf)
     if protocol.candidates == "sampled":
-        ranks = _sampled_ranks(scores, own, row, users, data, protocol)
+        ranks = _sampled_ranks(scores, target, row, users, data, protocol)
         return sampled_metrics(ranks, row, len(users), protocol.cuts)
     scores[torch.from_numpy(_rows(clicked)), clicked.indices] = -np.inf
-    ranks = full_ranks(scores, own, pairs[0], max(protocol.cuts)).numpy()
+    ranks = full_ranks(scores, target, pairs[0], max(protocol.cuts)).numpy()
     return full_metrics(ranks, row, len(users), protocol.cuts)
 
 
@@ -217,7 +217,7 @@ def _rows(table: csr_matrix) -> Int64s:
     return np.repeat(np.arange(table.shape[0]), np.diff(table.indptr))
 
 
-def full_ranks(scores: Tensor, own: Tensor, row: Tensor, longest: int) -> Tensor:
+def full_ranks(scores: Tensor, target: Tensor, row: Tensor, longest: int) -> Tensor:
     """Rank held-out ads among all ads, (P,); K + 1 stands for every place below K.
 
     A place is the number of ads that score at least as much. It is counted among the
@@ -225,19 +225,19 @@ def full_ranks(scores: Tensor, own: Tensor, row: Tensor, longest: int) -> Tensor
 
     Args:
         scores: (B, N), -inf where an ad is no candidate.
-        own: (P,) score of each held-out ad.
+        target: (P,) score of each held-out ad.
         row: (P,) its user's row.
         longest: K.
     """
     best = torch.topk(scores, min(longest + 1, scores.shape[1]), dim=1).values
-    ranks = (best[row] >= own[:, None]).sum(dim=1)
-    # A held-out ad without any score of its own is behind all others.
-    return torch.where(own == -np.inf, longest + 1, ranks)
+    ranks = (best[row] >= target[:, None]).sum(dim=1)
+    # A held-out ad without any score is behind all others.
+    return torch.where(target == -np.inf, longest + 1, ranks)
 
 
 def _sampled_ranks(
     scores: Tensor,
-    own: Tensor,
+    target: Tensor,
     row: Int64s,
     users: Int64s,
     data: Interactions,
@@ -252,8 +252,8 @@ def _sampled_ranks(
         ]
     )
     against = scores[torch.from_numpy(row)[:, None], torch.from_numpy(drawn)]
-    ranks: Int64s = 1 + (against >= own[:, None]).sum(dim=1).numpy()
-    return np.where(np.isneginf(own.numpy()), protocol.negatives + 1, ranks)
+    ranks: Int64s = 1 + (against >= target[:, None]).sum(dim=1).numpy()
+    return np.where(np.isneginf(target.numpy()), protocol.negatives + 1, ranks)
 
 
 def can_draw(data: Interactions, protocol: RankingProtocol) -> bool:
