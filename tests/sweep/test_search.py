@@ -42,6 +42,7 @@ def test_it_comes_near_the_best_and_gives_up_early(file: Path, tmp_path: Path) -
     assert not list((tmp_path / "out/runs").glob("*/*/*.partial-*"))
 
 
+@pytest.mark.slow
 def test_killed_it_tries_what_it_would_have_tried(file: Path, tmp_path: Path) -> None:
     with standing_in():
         sweep(file, tmp_path / "whole", trials=7)

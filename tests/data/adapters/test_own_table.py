@@ -135,6 +135,7 @@ def test_ids_alone_have_a_baseline(folder: Path, tmp_path: Path) -> None:
     assert 0.3 < metrics["logistic_regression"]["test"]["auc"] < 0.7
 
 
+@pytest.mark.slow
 def test_histories_of_sharded_tables_are_those_of_whole_ones(folder: Path) -> None:
     """On two ranks, each of which holds half of the rows that a mean is taken of.
 
