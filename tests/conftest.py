@@ -1,5 +1,6 @@
 """Small known data, real rows where they are, and one finished run for all tests."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,6 +43,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set ADREC_DATA to the folder of criteo_kaggle/")
     return folder
+
+
+def module_at(path: str) -> ModuleType:
+    """Import a file of the repository that stands in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def criteo_line(i: int, click: int = 0, c1: str = "0000000a") -> str:

@@ -12,13 +12,12 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
 import pytest
 import typer
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, module_at
 from pydantic import BaseModel
 
 from torchrec_adrec.cli.app import app
@@ -137,15 +136,6 @@ def test_adrec_commands_in_the_text_exist(page: Path) -> None:
             assert options <= known, f"{page.name}: {span}"
 
 
-def components() -> ModuleType:
-    path = REPOSITORY / "launch/components.py"
-    spec = importlib.util.spec_from_file_location("components", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_torchx_commands_are_signatures_of_components(page: Path) -> None:
     """`torchx run OPTIONS adrec.NAME ARGUMENTS -- SETTINGS`."""
     for words in commands(page, "torchx"):
@@ -153,7 +143,9 @@ def test_torchx_commands_are_signatures_of_components(page: Path) -> None:
         left = words[words.index(name) + 1 :]
         cut = left.index("--") if "--" in left else len(left)
         arguments, overrides = left[:cut], left[cut + 1 :]
-        component = getattr(components(), name.removeprefix("adrec."))
+        component = getattr(
+            module_at("launch/components.py"), name.removeprefix("adrec.")
+        )
         if arguments == ["--help"]:
             continue
         options = [word.lstrip("-") for word in arguments[::2]]

@@ -1,23 +1,17 @@
 """The documentation's site has every page, and its links lead to pages of it."""
 
-import importlib.util
 import re
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, module_at
 
 
 @pytest.fixture(scope="module")
 def site() -> ModuleType:
-    path = REPOSITORY / "packaging/site.py"
-    spec = importlib.util.spec_from_file_location("site_of_the_docs", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at("packaging/site.py")
 
 
 def named(part: Any) -> list[str]:

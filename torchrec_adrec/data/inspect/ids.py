@@ -163,11 +163,7 @@ def _by_last_word(
     """Return the column with the most values whose name ends on a known word."""
     named = [n for n in draft.left if _can_name(draft, n) and n not in without]
     named = [n for n in named if ends_on(n, known)]
-    if not named:
-        return None
-    column = max(named, key=lambda n: draft.profiles[n].distinct)
-    draft.unsure.append(f"{column} stands for the {side} by the end of its name.")
-    return column
+    return _largest(draft, named, f"stands for the {side} by the end of its name")
 
 
 def _is_kind(draft: Draft, column: str) -> bool:
@@ -180,11 +176,16 @@ def _guess(draft: Draft, side: str) -> str | None:
     """The column with the most values of those that come twice on average."""
     ids = [n for n in draft.left if _can_name(draft, n)]
     ids = [n for n in ids if draft.profiles[n].distinct <= draft.profiles[n].known / 2]
-    if not ids:
+    return _largest(draft, ids, f"stands for the {side}, as no name tells which is it")
+
+
+def _largest(draft: Draft, columns: list[str], doubt: str) -> str | None:
+    """Return the column with the most values, and say in the draft why it is one."""
+    if not columns:
         return None
-    guess = max(ids, key=lambda n: draft.profiles[n].distinct)
-    draft.unsure.append(f"{guess} stands for the {side}, as no name tells which is it.")
-    return guess
+    column = max(columns, key=lambda n: draft.profiles[n].distinct)
+    draft.unsure.append(f"{column} {doubt}.")
+    return column
 
 
 def _can_name(draft: Draft, column: str) -> bool:
