@@ -134,6 +134,21 @@ def test_a_wrong_value_is_refused(column: str, value: Any, served: Recommender) 
         raw_user({column: value}, served.encoder.schema)
 
 
+def test_blanks_around_prose_make_no_other_vector(
+    served: Recommender, words: Words
+) -> None:
+    """As in the files of the data, where they are cut off and may leave nothing."""
+    schema = served.encoder.schema
+    for text, same in ((" kind 1\n", "kind 1"), ("  ", None)):
+        many = raw_users(pl.DataFrame({"query": [text]}), schema)
+        for raw in (raw_user({"query": text}, schema), many):
+            actual = served.encoder.encode(raw, Side.USER)["query"]
+            raw = raw_user({"query": same}, schema)
+            expected = served.encoder.encode(raw, Side.USER)["query"]
+            np.testing.assert_array_equal(actual, expected)
+    assert words.encoded == []
+
+
 def test_the_bodies_of_requests_know_the_length_of_a_vector(
     served: Recommender,
 ) -> None:
