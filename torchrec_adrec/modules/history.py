@@ -115,9 +115,7 @@ class AttentionHistory(HistoryEncoder):
         placed = items * dim**0.5 + self.positions[places_back(present)]
         start = self.start.expand(rows, 1, dim)
         tokens = torch.cat([start, self.dropout(placed)], dim=1)
-        ones = torch.ones(
-            length + 1, length + 1, dtype=torch.bool, device=items.device
-        )
+        ones = torch.ones(length + 1, length + 1, dtype=torch.bool, device=items.device)
         return tokens, ones.tril()
 
 
