@@ -207,7 +207,8 @@ def test_an_updated_ads_vector_and_set_are_served(
     columns = {name: expected[name].to_numpy() for name in expected.columns}
     user = served.user_input(USER)
     ad = tower_input(columns, ads.encoder.schema, Side.AD)
-    vectors = served.parts.towers(user, ad)
+    with torch.inference_mode():
+        vectors = served.parts.towers(user, ad)
     predicted = served.scorer.score_pairs(user, ad, {}, vectors[2])["click"]
     scores, clicks = scores_of(newest)
     place = served.scorer.ids.tolist().index(one[AD_ID][0])
