@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click_log import TABLE, log
 from trained_run import make_stages, train_ranker
 
 from torchrec_adrec.certify.certify import certify
 from torchrec_adrec.certify.eager import Computed, Pairs, compute
 from torchrec_adrec.config.run import load_config
-from torchrec_adrec.distributed import checkpoint_files
+from torchrec_adrec.distributed import checkpoint, checkpoint_files
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.modules.embeddings import table_of
 from torchrec_adrec.runs.stages import RANKING, RETRIEVAL
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import final_checkpoint
+from torchrec_adrec.training.trainer import Trainer
 
 SETTINGS = (
     "train={batch_size: 64, epochs: 2, dead_model: warn}",
@@ -81,6 +83,32 @@ def test_a_ranker_of_means_begins_with_that_table_twice(
     assert set(expected) == {"user_uid", "user_history", "ad_item"}
     for name, weights in of_ranker.items():
         np.testing.assert_array_equal(weights, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "ranking"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    task: str, run: Path, tmp_path: Path
+) -> None:
+    """To the last bit: the one table, its optimizer, the encoder and its dropout."""
+    more = ("train.checkpoint_every=5", "train.keep_checkpoints=9")
+    config = load_config(run / f"{task}/config.yaml", more)
+    towers = final_checkpoint(run / "retrieval") if task == "ranking" else None
+    with process_group("cpu") as process:
+        ended = []
+        for name in ("whole", "stopped"):
+            folder = tmp_path / name / task
+            if name == "stopped":
+                half = f"checkpoints/step-{5:08d}"
+                shutil.copytree(tmp_path / "whole" / task / half, folder / half)
+            Trainer(task, config, process, run / "data", folder, towers).fit()
+            last = checkpoint.latest(folder / "checkpoints")
+            assert last is not None and last.step > 10
+            ended.append(dict(checkpoint_files.tensors(last)))
+    whole, stopped = ended
+    assert whole.keys() == stopped.keys()
+    assert any("momentum" in name and "ad_item" in name for name in whole)
+    for name, weight in whole.items():
+        assert torch.equal(weight, stopped[name]), name
 
 
 def users_of(run: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from named_ads import copy_of
 from pydantic import TypeAdapter, ValidationError
 from rich_rows import Words, genres_of, image_of, rich_config, rich_rows, use_words
 from trained_run import make_stages, metrics
@@ -23,6 +24,8 @@ from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.evaluation.funnel.requests import Requests
 from torchrec_adrec.export.ad_encoder import AdEncoder
 from torchrec_adrec.export.ad_file import AdRows
+from torchrec_adrec.export.update import Updater
+from torchrec_adrec.runs.ad_changes import open_changes
 from torchrec_adrec.schema import AD_ID, Side
 from torchrec_adrec.serve.contributions import contributions
 from torchrec_adrec.serve.http.schema_model import Bodies
@@ -134,6 +137,21 @@ def test_a_wrong_value_is_refused(column: str, value: Any, served: Recommender) 
         raw_user({column: value}, served.encoder.schema)
 
 
+def test_blanks_around_prose_make_no_other_vector(
+    served: Recommender, words: Words
+) -> None:
+    """As in the files of the data, where they are cut off and may leave nothing."""
+    schema = served.encoder.schema
+    for text, same in ((" kind 1\n", "kind 1"), ("  ", None)):
+        many = raw_users(pl.DataFrame({"query": [text]}), schema)
+        for raw in (raw_user({"query": text}, schema), many):
+            actual = served.encoder.encode(raw, Side.USER)["query"]
+            raw = raw_user({"query": same}, schema)
+            expected = served.encoder.encode(raw, Side.USER)["query"]
+            np.testing.assert_array_equal(actual, expected)
+    assert words.encoded == []
+
+
 def test_the_bodies_of_requests_know_the_length_of_a_vector(
     served: Recommender,
 ) -> None:
@@ -170,6 +188,54 @@ def test_a_new_ad_has_a_vector_of_its_own(run: Path, words: Words) -> None:
         ads.encode(AdRows.read(folder / "wrong.parquet", ads.encoder.schema))
 
 
+def test_an_updated_ads_vector_and_set_are_served(
+    run: Path, served: Recommender, words: Words, tmp_path: Path
+) -> None:
+    """By towers and ranker, at once and when the update is encoded anew."""
+    copy, ads = copy_of(run, tmp_path / "run"), AdEncoder.open(run)
+    # Item 1 with the picture and the genres of item 3, whose columns the catalog has.
+    raw = {"item": ["i1"], "genres": [genres_of(3)], "image": [image_of(3)]}
+    pl.DataFrame(raw | {"title": ["title 1 of 1"]}).write_parquet(
+        tmp_path / "1.parquet"
+    )
+    Updater(copy).apply(AdRows.read(tmp_path / "1.parquet", ads.encoder.schema))
+    newest = served.refreshed(copy)
+
+    one, three = (ads.catalog.filter(raw_item=item) for item in ("i1", "i3"))
+    names = ["image", *three.select("^genres:.*$").columns]
+    expected = one.with_columns(three[name] for name in names)
+    columns = {name: expected[name].to_numpy() for name in expected.columns}
+    user = served.user_input(USER)
+    ad = tower_input(columns, ads.encoder.schema, Side.AD)
+    with torch.inference_mode():
+        vectors = served.parts.towers(user, ad)
+    predicted = served.scorer.score_pairs(user, ad, {}, vectors[2])["click"]
+    scores, clicks = scores_of(newest)
+    place = served.scorer.ids.tolist().index(one[AD_ID][0])
+    assert scores[place] == pytest.approx(float(vectors[0] @ vectors[1].T), abs=1e-5)
+    assert clicks[place] == pytest.approx(predicted[0], abs=1e-5)
+    before = scores_of(served)
+    for now, then in zip((scores, clicks), before, strict=True):
+        moved = np.flatnonzero(np.abs(now - then) > 1e-4)
+        assert moved.tolist() == [place]
+
+    changes = open_changes(copy, ads.exported)
+    again, vector = ads.encode(AdRows.of_catalog(changes.ads, ads.encoder.schema, copy))
+    assert again.equals(changes.ads) and words.encoded == []
+    np.testing.assert_array_equal(vector, changes.vectors)
+
+
+def scores_of(
+    served: Recommender, raw: dict[str, Any] = USER
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products and clicks of all ads, in the order of their ids."""
+    user, ids = served.user_input(raw), served.scorer.ids
+    nearest, scores = served.retriever.retrieve(user, len(ids))
+    order = np.argsort(nearest)
+    assert np.array_equal(nearest[order], ids)
+    return scores[order], served.scorer.score(user, ids, scores[order])["click"]
+
+
 def test_certified_inputs_are_those_of_serving(served: Recommender) -> None:
     ids = served.scorer.ids[:5]
     pairs = Pairs([USER], np.zeros(5, dtype=np.int64), ids)
@@ -187,6 +253,19 @@ def test_what_each_column_adds_is_explained(served: Recommender) -> None:
     table = contributions(served.parts, USER, row, {"click": ad["click"]})
     assert {"mood", "likes", "query", "genres"} <= set(table["column"])
     assert "image" not in table["column"]
+    place = served.scorer.ids.tolist().index(ad[AD_ID])
+    scores, clicks = scores_of(served)
+    for column in ("mood", "likes", "query"):
+        without = scores_of(served, USER | {column: None})
+        (line,) = table.filter(column=column).to_dicts()
+        for name, all_of, rest in (
+            ("adds:score", scores, without[0]),
+            ("adds:click", clicks, without[1]),
+        ):
+            expected = all_of[place] - rest[place]
+            assert line[name] == pytest.approx(expected, abs=1e-5), column
+    (genres,) = table.filter(column="genres").to_dicts()
+    assert abs(genres["adds:score"]) > 1e-4 and abs(genres["adds:click"]) > 1e-6
 
 
 def test_the_gates_are_reported(run: Path) -> None:

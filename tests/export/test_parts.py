@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from trained_run import SETTINGS
 
@@ -17,7 +18,7 @@ from torchrec_adrec.export import encode
 from torchrec_adrec.export.export import QUERIES, export
 from torchrec_adrec.export.parts import Parts, rows_of_a_part, write_vectors
 from torchrec_adrec.index.embeddings import Embeddings
-from torchrec_adrec.index.manifest import IndexManifest, load_vectors
+from torchrec_adrec.index.manifest import IndexManifest, load_vectors, vectors_of
 from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.serve.proof import Proof
@@ -36,6 +37,19 @@ def test_parts_cover_all_ads_whatever_the_number_of_ranks(
     assert slices[0].start == 0 and slices[-1].stop == ads
     assert all(a.stop == b.start for a, b in pairwise(slices))
     assert all(0 < s.stop - s.start <= rows_of_a_part(ads) <= 32_768 for s in slices)
+
+
+def test_some_ads_are_read_from_their_groups_of_rows_alone(tmp_path: Path) -> None:
+    rng, ids = np.random.default_rng(0), np.arange(5_000) * 7 + 2**62
+    vectors = rng.normal(size=(len(ids), 3)).astype(np.float32)
+    for number, part in enumerate((slice(0, 3_000), slice(3_000, 5_000))):
+        path = tmp_path / f"part-{number:05d}.parquet"
+        write_vectors(path, ids[part], vectors[part])
+        assert pq.ParquetFile(path).num_row_groups == 3 - number
+    rows = rng.permutation(len(ids))[:200]
+    np.testing.assert_array_equal(vectors_of(tmp_path, ids[rows]), vectors[rows])
+    with pytest.raises(ManifestError, match=f"ad {ids[-1] + 1} of the catalog is not"):
+        vectors_of(tmp_path, np.append(ids[rows], ids[-1] + 1))
 
 
 def written(parts: Parts) -> None:

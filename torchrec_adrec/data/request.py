@@ -16,6 +16,7 @@ from torchrec_adrec.schema import Schema, Side
 
 NUMBER = r"[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?"
 T = TypeVar("T")
+Reader = Callable[[str, Any], Any]  # of a column's name and a raw value
 RawValue = int | float | str | Sequence[str] | Sequence[float] | None
 RawUser = Mapping[str, RawValue]
 
@@ -39,7 +40,7 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         name: _column([_READERS[kind](name, user.get(name))], kind)
         for name, kind in scalar_kinds(schema, Side.USER).items()
     }
-    for name, (read, dtype) in _nested_readers(schema, Side.USER).items():
+    for name, (read, dtype) in _readers(schema, Side.USER).items():
         value = read(name, user.get(name))
         raw[name] = column_of(pl.Series([value], dtype=dtype))
     return raw
@@ -68,7 +69,7 @@ def _raw_columns(rows: pl.DataFrame, schema: Schema, side: Side) -> RawColumns:
         name: _scalars(rows[name], kind)
         for name, kind in scalar_kinds(schema, side).items()
     }
-    for name, (read, dtype) in _nested_readers(schema, side).items():
+    for name, (read, dtype) in _readers(schema, side).items():
         values = [_in_row(i, read, name, x) for i, x in enumerate(rows[name])]
         raw[name] = column_of(pl.Series(values, dtype=dtype))
     return raw
@@ -105,9 +106,8 @@ class BadRowError(DataError):
 
 
 def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
-    """Return the kind of each raw column of a side of ids, numbers or text."""
+    """Return the kind of each raw column of a side that is one id or number."""
     kinds = {f.source: "number" for f in schema.numbers_of(side)}
-    kinds |= {f.source: "text" for f in schema.vectors_of(side) if f.encoder}
     return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
 
 
@@ -116,25 +116,23 @@ def column_kinds(schema: Schema, side: Side) -> dict[str, str]:
     lists = {
         f.source: "sequence" if f.ordered else "list" for f in schema.sequences_of(side)
     }
-    vectors = dict.fromkeys(_vector_sizes(schema, side), "vector")
+    vectors = {
+        f.source: "text" if f.encoder else "vector" for f in schema.vectors_of(side)
+    }
     return scalar_kinds(schema, side) | lists | vectors
 
 
-def _vector_sizes(schema: Schema, side: Side) -> dict[str, int]:
-    return {f.source: f.size for f in schema.vectors_of(side) if f.encoder is None}
-
-
-def _nested_readers(
-    schema: Schema, side: Side
-) -> dict[str, tuple[Callable[[str, Any], Any], pl.DataType]]:
-    """Return what reads each raw column of lists or vectors, and what it makes."""
-    readers: dict[str, tuple[Callable[[str, Any], Any], pl.DataType]] = {
+def _readers(schema: Schema, side: Side) -> dict[str, tuple[Reader, pl.DataType]]:
+    """Return what reads each raw column of lists, vectors or prose, and its type."""
+    readers: dict[str, tuple[Reader, pl.DataType]] = {
         f.source: (_list if f.ordered else partial(_set, f.max_length), LISTS)
         for f in schema.sequences_of(side)
     }
     return readers | {
-        name: (partial(_vector, size), pl.Binary())
-        for name, size in _vector_sizes(schema, side).items()
+        f.source: (_prose, pl.String())
+        if f.encoder
+        else (partial(_vector, f.size), pl.Binary())
+        for f in schema.vectors_of(side)
     }
 
 
@@ -192,7 +190,7 @@ def _number(name: str, value: Any) -> float | None:
     return float(value)
 
 
-_READERS: dict[str, Callable[[str, Any], Any]] = {
+_READERS: dict[str, Reader] = {
     "hex": _hex,
     "text": _text,
     "number": _number,
@@ -217,6 +215,12 @@ def _set(most: int, name: str, value: Any) -> list[str]:
     if len(ids) > most:  # which of them to drop would be a matter of chance
         raise _refusal(name, value, expected)
     return ids
+
+
+def _prose(name: str, value: Any) -> str | None:
+    # As `data.adapters.values` reads it: blanks around it make no other vector.
+    text = _text(name, value)
+    return text and (text.strip() or None)
 
 
 def _vector(size: int, name: str, value: Any) -> bytes | None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from torchrec_adrec.arrays import Bools, Float32s, Int32s, Int64s
 from torchrec_adrec.errors import DataError
@@ -108,12 +109,7 @@ def open_distinct(folder: Path, name: str) -> Float32s:
     Raises:
         DataError: the file is missing or damaged.
     """
-    path = folder / f"{name}.npy"
-    try:
-        changed = path.stat().st_mtime_ns
-    except OSError:
-        raise DataError(f"{path} is missing; prepare again") from None
-    return _map(path, changed)
+    return cast(Float32s, _open(folder / f"{name}.npy"))
 
 
 def position(folder: Path, name: str, value_keys: Int64s) -> Int32s:
@@ -124,18 +120,26 @@ def position(folder: Path, name: str, value_keys: Int64s) -> Int32s:
         name: of the feature.
         value_keys: (V,).
     """
-    known = np.load(folder / f"{name}.keys.npy")
+    known = _open(folder / f"{name}.keys.npy")
     if not len(known):
         return np.zeros(len(value_keys), dtype=np.int32)
     places = np.searchsorted(known, value_keys).clip(max=len(known) - 1)
     return np.where(known[places] == value_keys, places + 1, 0).astype(np.int32)
 
 
+def _open(path: Path) -> NDArray[Any]:
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        raise DataError(f"{path} is missing; prepare again") from None
+    return _map(path, changed)
+
+
 # By the time of its last change too: a folder may be prepared again under one name.
 @lru_cache(maxsize=64)
-def _map(path: Path, changed: int) -> Float32s:
+def _map(path: Path, changed: int) -> NDArray[Any]:
     try:
-        return cast(Float32s, np.load(path, mmap_mode="r"))
+        return cast(NDArray[Any], np.load(path, mmap_mode="r"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read, prepare again: {error}") from None
 

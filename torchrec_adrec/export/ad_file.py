@@ -110,10 +110,10 @@ class AdRows:
         Raises:
             ManifestError: it has no such column.
         """
-        names = column_kinds(schema, Side.AD)
         vectors = {f.source: f for f in schema.vectors_of(Side.AD) if not f.encoder}
-        columns = {n: n if n in vectors else f"raw_{n}" for n in names}
-        missing = [name for name in names if columns[name] not in rows.columns]
+        columns = {n: f"raw_{n}" for n in column_kinds(schema, Side.AD)}
+        columns |= {n: f.name for n, f in vectors.items()}
+        missing = [name for name, c in columns.items() if c not in rows.columns]
         if missing:
             raise ManifestError(
                 f"{path} has no {missing}, which an ad of the data has now; remove"

@@ -102,23 +102,21 @@ class AttentionHistory(HistoryEncoder):
         *earlier, final = self.blocks
         for block in earlier:
             tokens = block(tokens, tokens, allowed)
-        # Only the latest item's output is read, so the last block asks for no other.
+        # Only the latest item's output is read, so the last block asks for no other. It
+        # sees nothing of the places behind it, which need no mask of their own.
         rows = torch.arange(len(tokens), device=tokens.device)
-        query, allowed = tokens[rows, last, None], allowed[rows, last, None]
+        query, allowed = tokens[rows, last, None], allowed[last, None]
         out: Tensor = self.norm(final(query, tokens, allowed))
         return out[:, 0]
 
     def tokens(self, items: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the tokens, (B, T, D), and which may attend to which, (B, T, T)."""
+        """Make the tokens, (B, T, D), and which may attend to which, (T, T)."""
         rows, length, dim = items.shape
         placed = items * dim**0.5 + self.positions[places_back(present)]
         start = self.start.expand(rows, 1, dim)
         tokens = torch.cat([start, self.dropout(placed)], dim=1)
-        keys = F.pad(present, (1, 0), value=True)
-        causal = torch.ones(
-            length + 1, length + 1, dtype=torch.bool, device=items.device
-        ).tril()
-        return tokens, keys[:, None] & causal
+        ones = torch.ones(length + 1, length + 1, dtype=torch.bool, device=items.device)
+        return tokens, ones.tril()
 
 
 class CausalBlock(nn.Module):
@@ -148,13 +146,13 @@ class CausalBlock(nn.Module):
         Args:
             queries: (B, Q, D), the tokens whose outputs are computed.
             tokens: (B, T, D), all of them.
-            allowed: (B, Q, T), which of them each query may attend to.
+            allowed: (B, Q, T) or (Q, T), which of them each query may attend to.
         """
         query = self._by_head(self.query(self.attention_norm(queries)), 1)
         key, value = self._by_head(self.key_value(self.attention_norm(tokens)), 2)
         dropout = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
-            query[0], key, value, allowed[:, None], dropout_p=dropout
+            query[0], key, value, allowed.unsqueeze(-3), dropout_p=dropout
         )
         out = self.attention_out(mixed.transpose(1, 2).flatten(2))
         attended = queries + self.dropout(out)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torchrec_adrec.data.request import RawUser, scalar_kinds
+from torchrec_adrec.data.request import RawUser, column_kinds
 from torchrec_adrec.schema import Schema, Side
 
 Kind = Literal["whole number", "number", "hex", "text", "list"]
@@ -34,8 +34,11 @@ def fields(schema: Schema, examples: Sequence[RawUser]) -> list[Field]:
         schema: of the run.
         examples: raw users, whose values are offered.
     """
-    kinds = scalar_kinds(schema, Side.USER)
-    kinds |= {f.source: "list" for f in schema.sequences_of(Side.USER)}
+    kinds = {
+        name: "list" if kind == "sequence" else kind
+        for name, kind in column_kinds(schema, Side.USER).items()
+        if kind != "vector"
+    }
     order = ("number", "hex", "text", "list")
     names = sorted(kinds, key=lambda name: order.index(kinds[name]))
     return [_field(name, kinds[name], examples) for name in names]

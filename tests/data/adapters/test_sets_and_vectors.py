@@ -104,6 +104,29 @@ def test_arrays_are_vectors_and_their_size_is_taken_from_the_data(
         read(empty, image="vector")
 
 
+@pytest.mark.parametrize("in_side_table", [False, True])
+def test_the_size_is_taken_from_files_without_a_header(
+    in_side_table: bool, tmp_path: Path
+) -> None:
+    log, ads = tmp_path / "log.dat", tmp_path / "ads.dat"
+    image = "" if in_side_table else "::1 2 3"
+    log.write_text("".join(f"{i % 2}::u::i{i}{image}\n" for i in range(4)))
+    ads.write_text("".join(f"i{i}::1 2 3\n" for i in range(4)))
+    items = {"file": str(ads), "key": "item", "names": ["item", "image"]}
+    values = {
+        "labels": {"click": {}},
+        "user": {"user": "text"},
+        "ad": {"item": "text", "image": "vector"},
+        "ad_id": "item",
+        "names": ["click", "user", "item"],
+    }
+    values |= {"items": items} if in_side_table else {}
+    values["names"] += [] if in_side_table else ["image"]
+    settings = {"adapter": "table", "raw": str(log), "table": values}
+    rows = read_table(DataConfig.model_validate(settings), BadRows())
+    assert from_bytes(rows["image"], 3).tolist() == [[1, 2, 3]] * 4
+
+
 def test_bytes_and_lists_are_the_same_numbers() -> None:
     lists = pl.Series("v", [None, [0.1, -0.0], None, [3e-39, 1]], dtype=pl.List(float))
     raw = to_bytes(lists, 2)

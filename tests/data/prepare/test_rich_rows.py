@@ -72,6 +72,22 @@ def test_a_batch_has_the_values_of_its_rows(data: Path) -> None:
         assert ids.tolist() == [i for k in range(4) if (i := ad[f"genres:{k}"]) != -1]
 
 
+def test_an_ad_of_a_vector_alone_gets_negatives_from_the_catalog(
+    tmp_path: Path,
+) -> None:
+    settings = {"user": {"user": "text"}, "ad": {"image": "vector"}}
+    config = rich_config(tmp_path, **settings, ad_id=None, ignore=["*"])
+    out = prepare_on(1, config, tmp_path / "data")
+    schema = Encoder.load(out).schema
+    reader = Reader(Split.open(out / "test"), batch_columns(schema), 64)
+    rows = next(iter(reader.epoch()))
+    drawn = UniformNegatives(out, schema, 8, 64, 0).of_step(1)
+    batch, catalog = collate(rows, schema, extra=drawn), load_catalog(out)
+    ads = catalog[np.searchsorted(catalog[AD_ID], batch.ad_ids.numpy())]
+    assert len(ads) == batch.ad.layout.rows == 72 and batch.user.layout.rows == 64
+    np.testing.assert_array_equal(batch.ad.dense.numpy(), ads["image"].to_numpy())
+
+
 def test_the_number_of_ranks_changes_nothing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

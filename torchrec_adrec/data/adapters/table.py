@@ -64,8 +64,9 @@ def open_data(config: DataConfig) -> DataSet:
     if table is None:
         raise ConfigError("data.table: missing; it says what the columns mean")
     files = raw_files(config)
-    joined = [Path(side.file) for side in (table.users, table.items) if side]
-    table = with_sizes(table, [*filter(Path.is_file, joined), *files])
+    joined = [(Path(s.file), s.names) for s in (table.users, table.items) if s]
+    joined = [(path, names) for path, names in joined if path.is_file()]
+    table = with_sizes(table, [*joined, *((path, table.names) for path in files)])
     log, sides = open_side_tables(config, table, USER)
     for path in files:
         _check_columns(path, log, sides)

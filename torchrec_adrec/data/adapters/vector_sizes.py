@@ -12,12 +12,15 @@ from torchrec_adrec.errors import SchemaError
 CHUNK_BYTES = 1 << 20  # of a file that are looked through at a time
 
 
-def with_sizes(table: TableConfig, files: Sequence[Path]) -> TableConfig:
+def with_sizes(
+    table: TableConfig, files: Sequence[tuple[Path, tuple[str, ...]]]
+) -> TableConfig:
     """Fill in the size of every vector that has none.
 
     Args:
         table: the mapping.
-        files: where a vector may stand: side tables first, then the log.
+        files: where a vector may stand, each with the names of its columns if it is
+            text without a header: side tables first, then the log.
 
     Raises:
         SchemaError: a column has no vector in any row.
@@ -36,16 +39,20 @@ def with_sizes(table: TableConfig, files: Sequence[Path]) -> TableConfig:
 
 
 def _size(
-    name: str, column: VectorColumn, table: TableConfig, files: Sequence[Path]
+    name: str,
+    column: VectorColumn,
+    table: TableConfig,
+    files: Sequence[tuple[Path, tuple[str, ...]]],
 ) -> int:
     source = column.column or name
-    for path in files:
-        types = table_files.types(path)
+    for path, names in files:
+        types = table_files.types(path, names)
         if source not in types:
             continue
         raw = values.RawColumn(path, source, types[source], table.missing)
         numbers = values.components(raw, column.separator)
-        for batch in table_files.batches(path, [source], CHUNK_BYTES, BadRows()):
+        bad = BadRows()
+        for batch in table_files.batches(path, [source], CHUNK_BYTES, bad, names):
             lengths = batch.frame.select(numbers.list.len()).to_series().drop_nulls()
             if len(lengths) and lengths[0]:
                 return int(lengths[0])

@@ -44,10 +44,9 @@ class SideColumns:
         self.vectors = [source[f.name] for f in schema.vectors_of(side)]
         self.sparse, self.dense = schema.sparse_of(side), schema.dense_of(side)
         self.sequences = schema.sequences_of(side)
-        alone = (*self.sparse, *self.dense, *schema.vectors_of(side))
-        names = [feature.name for feature in alone]
+        names = [feature.name for feature in (*self.sparse, *self.dense)]
         names += [name for feature in self.sequences for name in feature.columns]
-        self.rows = len(columns[names[0]])
+        self.rows = len(columns[names[0]] if names else self.vectors[0])
         # The layout needs the number of ids of each history, so these come first.
         self.histories = [self._history(feature) for feature in self.sequences]
 
