@@ -16,11 +16,11 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from seeds import shown
 from timing import RESULTS, keep_result
 
 from torchrec_adrec.evaluation.classics.factors import Vectors
@@ -108,7 +108,7 @@ def print_tables(name: str, runs: Runs) -> None:
             for seed, run in done.items():
                 results.add(f"{model} {seed}", run[protocol])
             rows = [results.rows[f"{model} {seed}"] for seed in done]
-            table.add_row(model, *(_cell([row[m] for row in rows]) for m in SHOWN))
+            table.add_row(model, *(shown([row[m] for row in rows]) for m in SHOWN))
         console.print(table)
     lengths = (
         next(iter(next(iter(runs.values())).values()))["cold_start"] if runs else ()
@@ -116,13 +116,8 @@ def print_tables(name: str, runs: Runs) -> None:
     table = Table("model", *lengths, title=f"{name}: HR@10 by length of history")
     for model, done in runs.items():
         cold = [run["cold_start"] for run in done.values()]
-        table.add_row(model, *(_cell([c[n]["hr@10"] for c in cold]) for n in lengths))
+        table.add_row(model, *(shown([c[n]["hr@10"] for c in cold]) for n in lengths))
     console.print(table)
-
-
-def _cell(values: list[float]) -> str:
-    spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread}"
 
 
 if __name__ == "__main__":

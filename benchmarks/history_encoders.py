@@ -42,14 +42,14 @@ def main() -> None:
     args = _arguments()
     by_encoder: dict[str, list[PerQuery]] = {name: [] for name in args.encoders}
     users = np.empty(0, dtype=np.int64)
+    base = args.out / "data-run"
+    shared = [*args.set, f"data.seed={args.seeds[0]}"]
+    run_stages(args.config, shared, base, args.job, "data")
     for seed in args.seeds:
-        base = args.out / "data-run"
-        shared = [*args.set, f"seed={args.seeds[0]}"]
-        run_stages(args.config, shared, base, args.job, "data")
         for name in args.encoders:
             run = args.out / f"{name}-{seed}"
             share_data(base, run)
-            overrides = [*args.set, f"seed={seed}", f"retrieval.history.encoder={name}"]
+            overrides = [*shared, f"seed={seed}", f"retrieval.history.encoder={name}"]
             stages = "retrieval", "export"
             config = run_stages(args.config, overrides, run, args.job, *stages)
             users, metrics = _judge(run, config)

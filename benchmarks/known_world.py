@@ -14,14 +14,13 @@ For every seed the world is prepared once; each variant trains on it in its own 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
-from seeds import shown
+from seeds import Spread, shown, spread_of
 from sklearn.metrics import roc_auc_score
 from some_stages import run_stages, share_data
 from timing import keep_result
@@ -163,15 +162,9 @@ def _recall(
     return {f"recall@{BEST}": float(recall.mean()), "low": low, "high": high}
 
 
-def _spread(runs: list[Figures]) -> dict[str, Figures]:
+def _spread(runs: list[Figures]) -> dict[str, Spread]:
     """Mean and standard deviation over seeds."""
-    return {
-        key: {
-            "mean": round(mean(run[key] for run in runs), 4),
-            "sd": round(stdev(run[key] for run in runs), 4) if len(runs) > 1 else 0.0,
-        }
-        for key in runs[0]
-    }
+    return {key: spread_of([run[key] for run in runs], 4) for key in runs[0]}
 
 
 def _table(by_variant: Mapping[str, list[Figures]]) -> Table:

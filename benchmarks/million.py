@@ -39,6 +39,7 @@ from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.export.encode import encode_parts
 from torchrec_adrec.export.parts import Parts
 from torchrec_adrec.index.manifest import EmbeddingManifest
+from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import restore_whole
@@ -157,9 +158,9 @@ def _batch(run: Path, engine: str) -> float:
 
 def _gate(run: Path) -> dict[str, Any]:
     """What the gate of the published index measured."""
-    gates = sorted((run / "index").rglob("gate.json"), key=lambda p: p.stat().st_mtime)
-    gate: dict[str, Any] = json.loads(gates[-1].read_text())
-    return gate
+    # That of the version that was asked above, and not of the newest: an index may have
+    # been rolled back.
+    return dict(json.loads((stage_folder(run, "index") / "gate.json").read_text()))
 
 
 def _table(requests: dict[str, dict[str, float]]) -> Table:

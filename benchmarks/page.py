@@ -10,7 +10,7 @@ from typing import Any
 
 from question import Question, Table
 from questions import SECTIONS
-from seeds import shown
+from seeds import cell_of, shown
 from timing import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs/benchmarks.md"
@@ -178,8 +178,15 @@ def _cells(row: Any) -> Cells:
         names = [n for n, v in row[0].items() if _is_number(v)]
         return {n: shown([run[n] for run in row if n in run]) for n in names}
     if isinstance(row, dict) and "mean" not in row:
-        return {n: cell(v) for n, v in row.items() if _is_shown(v)}
+        return {n: _column(n, v) for n, v in row.items() if _is_shown(v)}
     return {"": cell(row)}
+
+
+def _column(name: str, value: Any) -> str:
+    # A list in a row of its own is no list of seeds: it has no mean and deviation.
+    if isinstance(value, list):
+        return (" to " if name == "interval" else ", ").join(map(cell, value))
+    return cell(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -199,7 +206,7 @@ def cell(value: Any) -> str:
     if isinstance(value, dict):
         if "low" in value:
             return f"{value['mean']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
-        return f"{value['mean']:.4f} ({value['sd']:.4f})"
+        return cell_of(value)
     if isinstance(value, list):
         # Of a value with its interval the first number counts.
         numbers = [v[0] if isinstance(v, list) else v for v in value]

@@ -15,12 +15,12 @@ towers, as the additive one, train on the same prepared data:
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from seeds import shown, spread_of
 from some_stages import run_stages, share_data
 from timing import keep_result
 
@@ -45,10 +45,7 @@ def main() -> None:
     args = _arguments()
     runs = [_run(args, seed) for seed in args.seeds]
     figures = {key: [run[key] for run in runs] for key in runs[0]}
-    summary = {
-        key: {"mean": round(mean(values), 4), "sd": round(_sd(values), 4)}
-        for key, values in figures.items()
-    }
+    summary = {key: spread_of(values, 4) for key, values in figures.items()}
     for table in (_clicks_table(figures), _recall_table(figures)):
         Console(width=120).print(table)
     keep_result(args.name, {"seeds": args.seeds, "summary": summary, "runs": figures})
@@ -128,10 +125,10 @@ def _clicks_table(figures: dict[str, list[float]]) -> Table:
     table = Table("test rows", "AUC", "log loss", title=_title(figures))
     names = [key.removesuffix(", log_loss") for key in figures if "log_loss" in key]
     for name in names:
-        cells = [_shown(figures[f"{name}, {key}"]) for key in ("auc", "log_loss")]
+        cells = [shown(figures[f"{name}, {key}"]) for key in ("auc", "log_loss")]
         table.add_row(name, *cells)
     for end in ("difference", "low", "high"):
-        table.add_row(f"{ABOVE} {end}", _shown(figures[f"{ABOVE} {end}"]), "")
+        table.add_row(f"{ABOVE} {end}", shown(figures[f"{ABOVE} {end}"]), "")
     return table
 
 
@@ -140,21 +137,13 @@ def _recall_table(figures: dict[str, list[float]]) -> Table:
     cuts = list(dict.fromkeys(key.rpartition(", ")[2] for key in keys))
     table = Table("clicked ads", "way", *cuts, title=_title(figures))
     for row in dict.fromkeys(key.rpartition(", ")[0] for key in keys):
-        cells = [_shown(figures[f"{row}, {cut}"]) for cut in cuts]
+        cells = [shown(figures[f"{row}, {cut}"]) for cut in cuts]
         table.add_row(*row.split(", "), *cells)
     return table
 
 
 def _title(figures: dict[str, list[float]]) -> str:
     return f"{len(next(iter(figures.values())))} seeds: mean (sd)"
-
-
-def _shown(values: list[float]) -> str:
-    return f"{mean(values):.4f} ({_sd(values):.4f})"
-
-
-def _sd(values: list[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

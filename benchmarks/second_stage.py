@@ -16,11 +16,11 @@ import argparse
 import shutil
 import time
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from seeds import Spread, cell_of, spread_of
 from sklearn.metrics import log_loss, roc_auc_score
 from timing import keep_result
 
@@ -108,20 +108,16 @@ def attainable(data: Path) -> dict[str, Figures]:
     return {"columns": {name: float(value) for name, value in figures.items()}}
 
 
-def summary(runs: list[dict[str, Figures]]) -> dict[str, dict[str, Figures]]:
+def summary(runs: list[dict[str, Figures]]) -> dict[str, dict[str, Spread]]:
     """Return mean and standard deviation over seeds of every score's figures."""
     return {
         score: {
-            key: _mean_and_deviation([run[score][key] for run in runs])
+            key: spread_of([run[score][key] for run in runs])
             for key in ("auc", "log loss")
         }
         for score in (*VALIDATION, *SCORES)
         if score in runs[0]
     }
-
-
-def _mean_and_deviation(values: list[float]) -> Figures:
-    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
 
 
 def table_of(name: str, runs: list[dict[str, Figures]]) -> Table:
@@ -131,7 +127,7 @@ def table_of(name: str, runs: list[dict[str, Figures]]) -> Table:
         table.add_column(column)
     for score, figures in summary(runs).items():
         cells = [f"{run[score]['auc']:.4f}" for run in runs]
-        spreads = [f"{x['mean']:.4f} ({x['sd']:.4f})" for x in figures.values()]
+        spreads = map(cell_of, figures.values())
         table.add_row(score, *cells, *spreads)
     return table
 

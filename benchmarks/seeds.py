@@ -3,8 +3,21 @@
 from collections.abc import Sequence
 from statistics import mean, stdev
 
+Spread = dict[str, float | None]  # `mean` and `sd`, as a result keeps them
+
 
 def shown(values: Sequence[float]) -> str:
     """Return the mean (standard deviation); of one seed there is no deviation."""
-    spread = f" ({stdev(values):.4f})" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread}"
+    return cell_of(spread_of(values))
+
+
+def spread_of(values: Sequence[float], digits: int = 12) -> Spread:
+    """Return both, rounded; of one seed the deviation is None, and not 0."""
+    sd = round(stdev(values), digits) if len(values) > 1 else None
+    return {"mean": round(mean(values), digits), "sd": sd}
+
+
+def cell_of(spread: Spread) -> str:
+    """Write what `spread_of` returned, (mean and deviation) with four digits."""
+    sd = "" if spread["sd"] is None else f" ({spread['sd']:.4f})"
+    return f"{spread['mean']:.4f}{sd}"

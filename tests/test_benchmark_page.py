@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 sys.path.append(str(REPOSITORY / "benchmarks"))
 from page import PAGE, grid_of, page
 from question import Table
+from seeds import spread_of
 from timing import RESULTS
 
 
@@ -51,6 +52,36 @@ def test_a_changed_figure_changes_the_page(results: Path) -> None:
 
 
 def test_seeds_are_a_mean_and_keys_can_be_columns() -> None:
-    result = {"machine": {}, "2048": {"speed": {"a": [1.0, 3.0]}}, "note": "x"}
-    grid = grid_of(result, Table("", ("*", "speed"), swap=True))
-    assert grid == {"a": {"2048": "2.0000 (1.4142)"}}
+    result = {"machine": {}, "2048": {"speed": {"a": 1.5}}, "note": "x"}
+    assert grid_of(result, Table("", ("*", "speed"), swap=True)) == {
+        "a": {"2048": "1.5"}
+    }
+    result = {"auc": {"a": [1.0, 3.0], "b": [2.0]}}
+    assert grid_of(result, Table("", ("auc",))) == {
+        "a": {"": "2.0000 (1.4142)"},
+        "b": {"": "2.0000"},
+    }
+
+
+def test_an_interval_and_the_ranks_of_a_build_are_no_mean_of_seeds() -> None:
+    row = {"recall": 0.96, "interval": [0.95, 0.97], "MiB": [275, 239]}
+    assert grid_of({"grid": [row]}, Table("", ("grid",))) == {
+        "1": {"recall": "0.96", "interval": "0.95 to 0.97", "MiB": "275, 239"}
+    }
+
+
+def test_one_seed_has_no_deviation() -> None:
+    """As `runs.py` keeps it: 0 would say that other seeds give the same."""
+    kept = {"one": spread_of([0.5]), "two": spread_of([0.5, 0.7], 4)}
+    assert kept == {
+        "one": {"mean": 0.5, "sd": None},
+        "two": {"mean": 0.6, "sd": 0.1414},
+    }
+    assert grid_of({"summary": kept}, Table("", ("summary",))) == {
+        "one": {"": "0.5000"},
+        "two": {"": "0.6000 (0.1414)"},
+    }
+    for path in RESULTS.glob("*.json"):
+        result = json.loads(path.read_text())
+        if len(result.get("seeds", ())) == 1:
+            assert '"sd": 0' not in path.read_text(), path

@@ -21,7 +21,7 @@ def interactions(splits: dict[str, list[list[int]]], ads: int) -> Interactions:
         name: table(splits.get(name, [[]] * users), ads, 1 + 1000 * i)
         for i, name in enumerate(SPLITS)
     }
-    return Interactions(np.arange(ads), np.arange(users), tables, {}, False)
+    return Interactions(np.arange(ads), np.arange(users), tables, {}, {}, False)
 
 
 def clustered(

@@ -13,7 +13,7 @@ import torch
 from classics_clicks import clustered, table
 
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.adapters import sequences
+from torchrec_adrec.data.adapters import open_data, sequences
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.evaluation.classics import factors, methods
@@ -34,6 +34,8 @@ from torchrec_adrec.evaluation.classics.popular import (
     fit_recent_popularity,
 )
 from torchrec_adrec.evaluation.classics.protocol import RankingProtocol, judge
+from torchrec_adrec.evaluation.classics.report import sizes
+from torchrec_adrec.runtime.ranks import SingleProcess
 
 CLICKS = table([[0, 1, 2], [1, 2, 3], [2, 4], [0, 4, 3], [1]], 5)
 DENSE = (CLICKS.toarray() > 0).astype(np.float64)
@@ -267,6 +269,33 @@ def test_the_clicks_of_a_prepared_data_set(tmp_path: Path) -> None:
         pl.read_parquet(part).drop("user_key").write_parquet(part)
     with pytest.raises(DataError, match="the data name no user"):
         Interactions.load(out)
+
+
+def test_clicks_without_a_user_are_left_out_and_counted(tmp_path: Path) -> None:
+    config = DataConfig.model_validate(
+        {
+            "adapter": "table",
+            "raw": str(tmp_path / "rows.csv"),
+            "table": {
+                "labels": {"click": {}},
+                "user": {"user": "text"},
+                "ad": {"item": "text"},
+                "ad_id": "item",
+                "user_id": "user",
+            },
+            "split": {"by": "random"},
+            "min_count": 1,
+        }
+    )
+    lines = [f"1,u{i % 7},i{i % 90}" if i % 3 else f"1,,i{i % 90}" for i in range(300)]
+    Path(tmp_path / "rows.csv").write_text("\n".join(["click,user,item", *lines]))
+    (tmp_path / "data").mkdir()
+    rows = open_data(config, 0, tmp_path / "data", SingleProcess())
+    prepare(config, rows, tmp_path / "data")
+    data = Interactions.load(tmp_path / "data")
+    assert sum(data.nameless.values()) == 100 and data.nameless["test"] > 0
+    assert len(data.users) == 7
+    assert sizes(data)["left_out_without_user"] == data.nameless
 
 
 def test_nobody_is_left_without_a_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -42,11 +42,14 @@ class StandIn:
     Attributes:
         launched: (stage, seed, folder of the run) of everything that was made.
         kill_after: stages after which the process kills itself in the next one.
+        steps: of a training whose figures are sent; it is interrupted before the last
+            one if that is not among them.
     """
 
     def __init__(self, kill_after: int | None = None) -> None:
         self.launched: list[tuple[str, int, str]] = []
         self.kill_after = kill_after
+        self.steps = range(1, STEPS + 1)
 
     def __call__(
         self,
@@ -56,8 +59,8 @@ class StandIn:
         job: str,
         display: VerboseDisplay,
     ) -> None:
-        os.environ |= display.environment
         for stage in stages:
+            os.environ |= display.environment
             display.launched(stage.name)
             try:
                 self.make(stage, config, run, display)
@@ -72,6 +75,11 @@ class StandIn:
             (folder / "half.txt").touch()
             if len(self.launched) == self.kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if stage.name == "data":
+                split = {"rows": 1000 * config.data.split.valid, "label_rate": {}}
+                (folder / "report.json").write_text(
+                    json.dumps({"splits": {"valid": split}})
+                )
             if stage.name == "ranking":
                 self.train(config, display)
             click = {"auc": auc(config), "rows": 100, "label_rate": 0.3}
@@ -84,10 +92,12 @@ class StandIn:
             send(Status("error", "a traceback\nValueError: three layers"))
             display.fail()
             raise StageError("stage ranking failed with exit code 1")
-        for step in range(1, STEPS + 1):
+        for step in self.steps:
             figures = json.dumps({"click": {"auc": auc(config) * step / STEPS}})
             send(Status("figures", figures, step, STEPS, "ranking"))
             display.update()
+        if STEPS not in self.steps:
+            raise KeyboardInterrupt
 
 
 @contextmanager

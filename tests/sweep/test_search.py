@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
-from stand_in import BEST_LR, CRASH, run_alone, standing_in, sweep, tables
+from stand_in import BEST_LR, CRASH, STEPS, run_alone, standing_in, sweep, tables
 
 from torchrec_adrec.errors import ConfigError
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 SEARCH = """
 settings: {data.seed: 0}
@@ -50,6 +50,32 @@ def test_killed_it_tries_what_it_would_have_tried(file: Path, tmp_path: Path) ->
     with standing_in():
         sweep(file, tmp_path / "killed", trials=7)
     assert tables(tmp_path / "killed") == tables(tmp_path / "whole")
+
+
+def test_a_trial_that_goes_on_keeps_the_figures_that_it_has_reported(
+    file: Path, tmp_path: Path
+) -> None:
+    """Training goes on from a checkpoint and sends what is before it no second time.
+
+    Later trials are compared with the median at every place, so none may be missing.
+    """
+    file.write_text(file.read_text().replace("seeds: [0, 1]", "seeds: [0]"))
+    with standing_in() as launch:
+        sweep(file, tmp_path / "whole", trials=1)
+        launch.steps = range(1, 3)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(file, tmp_path / "parts", trials=1)
+        launch.steps = range(3, STEPS + 1)
+        sweep(file, tmp_path / "parts", trials=1)
+    whole, parts = (
+        optuna.load_study(
+            study_name="sweep", storage=f"sqlite:///{tmp_path / out / 'study.db'}"
+        ).trials[-1]
+        for out in ("whole", "parts")
+    )
+    assert len(whole.intermediate_values) == STEPS
+    assert parts.intermediate_values == whole.intermediate_values
+    assert parts.params == whole.params
 
 
 def test_more_trials_go_on_from_there(file: Path, tmp_path: Path) -> None:

@@ -115,6 +115,22 @@ def test_a_failure_is_named_and_the_rest_goes_on(
     )
 
 
+def test_figures_of_other_validation_rows_are_not_compared(
+    file: Path, tmp_path: Path
+) -> None:
+    """Although the variant has the highest figure: its rows may be easier."""
+    split = "{data.split.train: 0.7, data.split.valid: 0.2}"
+    text = file.read_text().replace("{ranking.layers: 2}", split)
+    rate = f"optimizer.dense_lr: {BEST_LR}"
+    file.write_text(text.replace(rate, "dropout: 0.3"))
+    with standing_in():
+        report = sweep(file, tmp_path / "out")
+    *others, deep = report["variants"]
+    assert report["chosen"] in [variant["name"] for variant in others]
+    assert set(deep["failed"]) == {"0", "1"} and not deep["by_seed"]
+    assert "its validation rows are others, {'rows': 200" in deep["failed"]["0"]
+
+
 def test_a_variant_with_a_failed_run_is_not_chosen(file: Path, tmp_path: Path) -> None:
     with standing_in() as launch:
         make, best = launch.make, tmp_path / "out/runs/best/seed-1"

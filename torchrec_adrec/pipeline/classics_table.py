@@ -37,7 +37,8 @@ def print_classics(report: dict[str, Any], console: Console) -> None:
     counts = report["data"]
     console.print(
         f"{counts['users']:,} users, {counts['ads']:,} ads, clicks {counts['clicks']};"
-        f" left out as repeats of an earlier one {counts['left_out_as_repeated']};"
+        f" left out as repeats of an earlier one {counts['left_out_as_repeated']},"
+        f" without a user {counts['left_out_without_user']};"
         f" equal scores count against the held-out ad; seed {report['seed']}",
         highlight=False,
         soft_wrap=True,

@@ -15,6 +15,7 @@ COUNTS = ("rows", "clicks", "label_rate", "mean")  # of the rows, not of a model
 OF_LISTS = "export"  # whose figures are of the towers' lists and not of a label
 
 Figures = dict[str, float]
+ValidRows = dict[str, Any]  # their number, and the mean of each label
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,16 @@ class Metric:
             for name, value in chosen.items()
             if isinstance(value, int | float) and name not in COUNTS
         }
+
+
+def valid_rows(run: Path) -> ValidRows:
+    """Read what tells the validation rows of a run from others.
+
+    Not their hash: it is of the columns that are read, and a variant may leave one out.
+    """
+    report = json.loads((run / "data/report.json").read_text())
+    rows = report["splits"]["valid"]
+    return {"rows": rows["rows"], "label_rate": rows["label_rate"]}
 
 
 def _read(run: Path, stage: str) -> dict[str, Any]:

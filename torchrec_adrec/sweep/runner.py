@@ -8,13 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.errors import AdRecError, BusyError, DiskError, StageError
+from torchrec_adrec.errors import (
+    AdRecError,
+    BusyError,
+    DataError,
+    DiskError,
+    StageError,
+)
 from torchrec_adrec.pipeline.display import StageLines, stage_lines
 from torchrec_adrec.pipeline.pipeline import launch
 from torchrec_adrec.runs.run_folder import command_in
 from torchrec_adrec.runs.stage_folder import make_run
 from torchrec_adrec.runs.stages import STAGES, Stage, is_done
 from torchrec_adrec.runtime.status import Status
+from torchrec_adrec.sweep.metric import ValidRows, valid_rows
 from torchrec_adrec.sweep.outcome import Outcome
 from torchrec_adrec.sweep.plan import Plan, Variant, folder_name
 from torchrec_adrec.sweep.share import share_stage
@@ -49,6 +56,7 @@ class Runner:
     total: int
     _begun: int = field(default=0, init=False)
     _seconds: list[float] = field(default_factory=list, init=False)
+    _judged_on: dict[int, ValidRows] = field(default_factory=dict, init=False)
 
     def run_variant(self, variant: Variant) -> Outcome:
         """Make the runs of all seeds of a variant."""
@@ -115,7 +123,23 @@ class Runner:
                     # Its last line: of a bug that is the exception itself.
                     text = f"{error} ({reason[-1]})" if reason else str(error)
                     raise StageError(text, error.signal) from None
+            self._check_rows(run, seed)
             outcome.valid[seed] = metric.valid(run)
+
+    def _check_rows(self, run: Path, seed: int) -> None:
+        """Refuse figures of other validation rows than those of the runs before.
+
+        Raises:
+            DataError: the variant changes which rows it is judged on.
+        """
+        rows = valid_rows(run)
+        first = self._judged_on.setdefault(seed, rows)
+        if rows != first:
+            raise DataError(
+                f"{run}: its validation rows are others, {rows}, than those of the"
+                f" first run with this seed, {first}, and figures of other rows do not"
+                " compare; leave what draws or splits the rows out of the variants"
+            )
 
     def run_folder(self, variant: Variant, seed: int) -> Path:
         """Return the folder of one run."""

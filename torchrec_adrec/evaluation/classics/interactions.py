@@ -33,6 +33,7 @@ class Interactions:
         splits: (U, N) each; a value is the number of the click among all clicks, from
             1 in the order of the rows, so that a larger one is a later one.
         repeated: the clicks that were left out of each held-out split.
+        nameless: rows with a click, but without a user, that each split has besides.
         in_time_order: whether the order of the rows is one of time for all users.
     """
 
@@ -40,6 +41,7 @@ class Interactions:
     users: Int64s
     splits: Mapping[str, csr_matrix]
     repeated: Mapping[str, int]
+    nameless: Mapping[str, int]
     in_time_order: bool
 
     @classmethod
@@ -52,7 +54,7 @@ class Interactions:
         click = Schema.load(data / "schema.json").labels[0].name
         report = json.loads((data / "report.json").read_text())
         ids = load_catalog(data)[AD_ID].to_numpy()
-        clicks = _clicks(data, click)
+        clicks, nameless = _clicks(data, click)
         users = clicks[USER_KEY].unique().sort().to_numpy()
         splits, repeated = {}, {}
         for name in SPLITS:
@@ -72,7 +74,7 @@ class Interactions:
             splits[name] = csr_matrix((numbers, places), shape=shape)
             repeated[name] = len(rows) - len(first)
         order = bool(report.get("in_time_order", False))
-        return cls(ids, users, splits, repeated, order)
+        return cls(ids, users, splits, repeated, nameless, order)
 
     def known(self, split: str) -> csr_matrix:
         """The clicks that are known when a held-out split is asked for, (U, N)."""
@@ -101,9 +103,13 @@ def latest(clicks: csr_matrix, length: int) -> csr_matrix:
     return csr_matrix(parts, shape=clicks.shape)
 
 
-def _clicks(data: Path, click: str) -> pl.DataFrame:
-    """Every click of a user on an ad, once a split; `first` is its earliest split."""
-    parts = []
+def _clicks(data: Path, click: str) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Every click of a user on an ad, once a split; `first` is its earliest split.
+
+    Returns:
+        The clicks, and the number in each split that have no user.
+    """
+    parts, nameless = [], {}
     for name in SPLITS:
         if not list((data / name).glob("*.parquet")):
             raise DataError(f"{data / name} has no rows; give more data or a share")
@@ -113,10 +119,12 @@ def _clicks(data: Path, click: str) -> pl.DataFrame:
                 f"{data}: the data name no user, and without users nobody's list can"
                 " be judged; name the column (of an own table: data.table.user_id)"
             )
-        clicked = (pl.col(click) == 1) & (pl.col(USER_KEY) != NO_USER)
-        chosen = rows.filter(clicked).select(USER_KEY, AD_ID)
-        parts.append(chosen.with_columns(split=pl.lit(name)).collect())
+        clicked = rows.filter(pl.col(click) == 1).select(USER_KEY, AD_ID).collect()
+        chosen = clicked.filter(pl.col(USER_KEY) != NO_USER)
+        parts.append(chosen.with_columns(split=pl.lit(name)))
+        nameless[name] = len(clicked) - len(chosen)
     clicks = pl.concat(parts).with_row_index("number", offset=1)
     once = clicks.unique([USER_KEY, AD_ID, "split"], keep="last", maintain_order=True)
     # The splits stand in their order, so the first one is the earliest.
-    return once.with_columns(first=pl.col("split").first().over(USER_KEY, AD_ID))
+    first = pl.col("split").first().over(USER_KEY, AD_ID)
+    return once.with_columns(first=first), nameless

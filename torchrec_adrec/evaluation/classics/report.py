@@ -77,7 +77,11 @@ def sizes(data: Interactions) -> Report:
     """How many users, ads and clicks there are."""
     clicks = {split: int(table.nnz) for split, table in data.splits.items()}
     counts = {"users": len(data.users), "ads": len(data.ids)}
-    return {**counts, "clicks": clicks, "left_out_as_repeated": dict(data.repeated)}
+    left_out = {
+        "left_out_as_repeated": dict(data.repeated),
+        "left_out_without_user": dict(data.nameless),
+    }
+    return {**counts, "clicks": clicks, **left_out}
 
 
 def table(report: Report, protocol: str) -> ResultTable:
