@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Visit, chromium, serving
+from browser import WAIT_MS, Visit, chromium, serving
+
+from torchrec_adrec.serve.open_run import example_users
+from torchrec_adrec.serve.recommender import Recommender
 
 pytestmark = pytest.mark.page
 
@@ -33,23 +36,40 @@ def choose(visit: Visit, label: str, value: str) -> None:
     visit.settle()
 
 
-def test_ten_ads_follow_the_user(visit: Visit, address: str) -> None:
+def wait_for_ads(visit: Visit, expected: list[int]) -> None:
+    """Wait until the ten ads are these; it fails if they never are."""
+    for _ in range(WAIT_MS // 100):
+        rows = visit.ads()
+        if [row[1] for row in rows] == list(map(str, expected)):
+            assert [row[0] for row in rows] == [str(place) for place in range(1, 11)]
+            return
+        visit.page.wait_for_timeout(100)
+    raise AssertionError(f"the page shows {visit.ads()}, expected {expected}")
+
+
+def test_ten_ads_follow_the_user(visit: Visit, address: str, page_run: Path) -> None:
+    """Those that the run serves to the very user that the form holds."""
+    served, users = Recommender.load(page_run), example_users(page_run)
+    changed = dict(users[3]) | {"city": "c5", "user": "u5"}
+    expected = [served.recommend(u) for u in (users[0], users[3], changed)]
+    first, other, last = (best.ads["ad_id"].to_list() for best in expected)
+    assert first != other != last != first
     visit.page.goto(address)
     visit.page.get_by_text("Why is it there?").wait_for()
-    first = visit.ads()
-    assert len(first) == 10 and [row[0] for row in first] == list(
-        map(str, range(1, 11))
-    )
-    choose(visit, "Example user (held out from training)", "3")
-    visit.page.wait_for_timeout(500)
-    other = visit.ads()
-    assert len(other) == 10 and other != first
+    wait_for_ads(visit, first)
+    choose(visit, "Example user, of a test row", "3")
+    wait_for_ads(visit, other)
     choose(visit, "city", "c5")
     choose(visit, "user", "u5")
-    visit.page.wait_for_timeout(500)
-    changed = visit.ads()
-    assert len(changed) == 10 and changed != other
+    wait_for_ads(visit, last)
+    # Why it is there is said of this user's first ad.
+    visit.page.get_by_text(f"1: ad {last[0]}").wait_for()
+    retrieval = served.explain(changed, last[0]).lines[1]
+    visit.page.get_by_text(retrieval, exact=True).wait_for()
     assert visit.page.get_by_text("retrieval: place").count() == 1
+    visit.page.get_by_text(f"2: ad {last[1]}").click()
+    retrieval = served.explain(changed, last[1]).lines[1]
+    visit.page.get_by_text(retrieval, exact=True).wait_for()
     for title in ("Popularity alone", "Retrieval alone"):
         assert visit.page.get_by_role("heading", name=title).count() == 1
     assert visit.page.get_by_role("alert").count() == 0

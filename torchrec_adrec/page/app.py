@@ -9,12 +9,15 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import AdRecError
+from torchrec_adrec.evaluation.shown import shown_counts
 from torchrec_adrec.page import stored
 from torchrec_adrec.page.answer import LISTED, Answer, answer, reasons
-from torchrec_adrec.page.form import Field, fields
+from torchrec_adrec.page.form import Field, fields, unseen
 from torchrec_adrec.page.likes import LIKED, likes
+from torchrec_adrec.runs.stages import DATA
 from torchrec_adrec.runtime.markdown import literal
 from torchrec_adrec.schema import SCORE
 from torchrec_adrec.serve.open_run import example_users
@@ -31,7 +34,8 @@ def load(run: Path, builds: dict[str, str]) -> tuple[Recommender, Lock]:
 
     Args:
         run: its folder.
-        builds: of its stages, so that a run that was made again is opened again.
+        builds: of its stages and the name of the changes of its ads, so that a run that
+            was made again, or whose ads were updated, is opened again.
     """
     return Recommender.load(run), Lock()
 
@@ -63,30 +67,40 @@ def show(run: Path) -> None:
 def show_request(run: Path) -> None:
     """Let the visitor choose or make a user, and show the answer."""
     recommender, lock = load(run, stored.check_run(run))
+    shown = shown_counts(run / DATA.name, recommender.parts.catalog)
     form, list_of_ads = st.columns((1, 2))
     # The form scrolls by itself, so that a change and its effect are seen together.
     with form, st.container(height=FORM_HEIGHT):
-        user = pick_user(run, recommender)
+        user = pick_user(run, recommender, shown)
     with list_of_ads, lock:
-        answered = answer(recommender, user)
+        answered = answer(recommender, user, shown)
         show_ads(answered, recommender.encoder.schema.label_names)
         show_reasons(recommender, user, answered)
     show_rivals(answered)
 
 
-def pick_user(run: Path, recommender: Recommender) -> RawUser:
-    """Return the user of the form, or one who is known by some items alone."""
+def pick_user(run: Path, recommender: Recommender, shown: Int64s) -> RawUser:
+    """Return the user of the form, or one who is known by some items alone.
+
+    Args:
+        run: its folder.
+        recommender: of the run.
+        shown: (N,) how often training showed each ad of the catalog.
+    """
     who = st.radio("Who asks?", (EXAMPLE, NEW), horizontal=True)
     if who == NEW:
-        return pick_items(recommender)
+        return pick_items(recommender, shown)
     examples = example_users(run)
     number = st.selectbox(
-        "Example user (held out from training)", range(len(examples)), key="example"
+        "Example user, of a test row", range(len(examples)), key="example"
     )
     user = dict(examples[number]) if examples else {}
+    schema = recommender.encoder.schema
     st.caption("Change anything; an empty field is a missing value.")
+    if vectors := unseen(schema):
+        st.caption(f"Vectors stay those of the example: {text(', '.join(vectors))}.")
     columns = st.columns(COLUMNS)
-    for place, field in enumerate(fields(recommender.encoder.schema, examples)):
+    for place, field in enumerate(fields(schema, examples)):
         with columns[place % COLUMNS]:
             key = f"user {number}: {field.name}"
             user[field.name] = edit(field, user.get(field.name), key)
@@ -120,9 +134,9 @@ def edit(field: Field, value: Any, key: str) -> Any:
     )
 
 
-def pick_items(recommender: Recommender) -> RawUser:
+def pick_items(recommender: Recommender, shown: Int64s) -> RawUser:
     """Return a user of whom nothing is known but up to three items."""
-    offer = likes(recommender.parts)
+    offer = likes(recommender.parts, shown)
     if isinstance(offer, str):
         st.info(offer)
         st.caption("Shown instead: the ads for a user of whom nothing is known.")

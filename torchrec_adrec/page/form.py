@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torchrec_adrec.data.request import RawUser, scalar_kinds
+from torchrec_adrec.data.request import RawUser, column_kinds, scalar_kinds
 from torchrec_adrec.schema import Schema, Side
 
 Kind = Literal["whole number", "number", "hex", "text", "list"]
@@ -39,6 +39,12 @@ def fields(schema: Schema, examples: Sequence[RawUser]) -> list[Field]:
     order = ("number", "hex", "text", "list")
     names = sorted(kinds, key=lambda name: order.index(kinds[name]))
     return [_field(name, kinds[name], examples) for name in names]
+
+
+def unseen(schema: Schema) -> list[str]:
+    """Return the raw columns of a user that have no field: nobody types a vector."""
+    kinds = column_kinds(schema, Side.USER)
+    return [name for name, kind in kinds.items() if kind == "vector"]
 
 
 def _field(name: str, kind: Any, examples: Sequence[RawUser]) -> Field:
