@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import WAIT_MS, Visit, chromium, serving
@@ -25,11 +26,18 @@ def visit() -> Iterator[Visit]:
         assert (window.foreign, window.errors) == ([], [])
 
 
-def choose(visit: Visit, label: str, value: str) -> None:
-    """Type a value into a box of the form, and wait for the answer."""
+def box_of(visit: Visit, label: str) -> Any:
+    """The box of a form that has this label."""
     title = visit.page.get_by_text(label, exact=True)
     boxes = visit.page.locator("[data-testid=stSelectbox]").filter(has=title)
-    box = boxes.locator("input")
+    while boxes.count() != 1:  # that of the user before is there until all is drawn
+        visit.page.wait_for_timeout(100)
+    return boxes
+
+
+def choose(visit: Visit, label: str, value: str) -> None:
+    """Type a value into a box of the form, and wait for the answer."""
+    box = box_of(visit, label).locator("input")
     box.click()
     box.fill(value)
     box.press("Enter")
@@ -70,6 +78,13 @@ def test_ten_ads_follow_the_user(visit: Visit, address: str, page_run: Path) -> 
     visit.page.get_by_text(f"2: ad {last[1]}").click()
     retrieval = served.explain(changed, last[1]).lines[1]
     visit.page.get_by_text(retrieval, exact=True).wait_for()
+    # An emptied field is a missing value.
+    box_of(visit, "city").get_by_label("Clear value").click()
+    age = visit.page.get_by_label("age", exact=True)
+    age.fill("")
+    age.press("Enter")
+    missing = served.recommend(changed | {"city": None, "age": None})
+    wait_for_ads(visit, missing.ads["ad_id"].to_list())
     for title in ("Popularity alone", "Retrieval alone"):
         assert visit.page.get_by_role("heading", name=title).count() == 1
     assert visit.page.get_by_role("alert").count() == 0

@@ -72,6 +72,8 @@ def test_ads_of_an_edited_user_are_those_of_that_user(page_run: Path) -> None:
     page.selectbox("user 0: city").set_value(None).run()
     edited = dict(users[0]) | {"age": 7.0, "city": None}
     assert ads_of(page) == expected(edited) != expected(users[0])
+    page.number_input("user 0: age").set_value(None).run()
+    assert ads_of(page) == expected(edited | {"age": None}) != expected(edited)
     page.selectbox("example").set_value(1).run()
     assert ads_of(page) == expected(users[1])
     page.selectbox("user 1: city").set_value("a city of its own").run()

@@ -110,24 +110,26 @@ def pick_user(run: Path, recommender: Recommender, shown: Int64s) -> RawUser:
 def edit(field: Field, value: Any, key: str) -> Any:
     """Draw the control of one column, and return what it holds; None: missing."""
     label = text(field.name)
-    if field.kind == "whole number":
-        whole = None if value is None else int(value)
-        return st.number_input(
-            label, value=whole, step=1, key=key, placeholder="missing"
-        )
-    if field.kind == "number":
-        number = None if value is None else float(value)
-        return st.number_input(
-            label, value=number, key=key, format="%g", placeholder="missing"
-        )
     if field.kind == "list":
         return st.multiselect(
             label, field.options, value or [], key=key, accept_new_options=True
         )
+    types = {"whole number": int, "number": float}
+    start = None if value in (None, "") else types.get(field.kind, str)(value)
+    # A control cannot be emptied if it has a value by default.
+    st.session_state.setdefault(key, start)
+    if field.kind == "whole number":
+        return st.number_input(
+            label, value=None, step=1, key=key, placeholder="missing"
+        )
+    if field.kind == "number":
+        return st.number_input(
+            label, value=None, key=key, format="%g", placeholder="missing"
+        )
     return st.selectbox(
         label,
         field.options,
-        index=None if value in (None, "") else field.options.index(str(value)),
+        index=None,
         key=key,
         placeholder="missing",
         accept_new_options=True,
