@@ -13,7 +13,7 @@ from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import AdRecError
 from torchrec_adrec.evaluation.shown import shown_counts
-from torchrec_adrec.page import stored
+from torchrec_adrec.page import reports
 from torchrec_adrec.page.answer import LISTED, Answer, answer, reasons
 from torchrec_adrec.page.form import Field, fields, unseen
 from torchrec_adrec.page.likes import LIKED, likes
@@ -45,10 +45,10 @@ def show(run: Path) -> None:
     name = run.resolve().name
     st.set_page_config(page_title=f"{name}: ten ads", layout="wide")
     st.title(text(name), anchor=False)
-    stored_pages: dict[str, Callable[[Path], str]] = {
-        "Quality": stored.quality,
-        "Data": stored.data,
-        "Training": stored.training,
+    pages: dict[str, Callable[[Path], str]] = {
+        "Quality": reports.quality,
+        "Data": reports.data,
+        "Training": reports.training,
     }
     # Only the open tab is computed.
     for title, tab in zip(TABS, st.tabs(TABS, on_change="rerun"), strict=True):
@@ -56,8 +56,8 @@ def show(run: Path) -> None:
             continue
         with tab:
             try:
-                if title in stored_pages:
-                    st.iframe(stored_pages[title](run), alt=title)
+                if title in pages:
+                    st.iframe(pages[title](run), alt=title)
                 else:
                     show_request(run)
             except (AdRecError, OSError) as error:
@@ -66,7 +66,7 @@ def show(run: Path) -> None:
 
 def show_request(run: Path) -> None:
     """Let the visitor choose or make a user, and show the answer."""
-    recommender, lock = load(run, stored.check_run(run))
+    recommender, lock = load(run, reports.check_run(run))
     shown = shown_counts(run / DATA.name, recommender.parts.catalog)
     form, list_of_ads = st.columns((1, 2))
     # The form scrolls by itself, so that a change and its effect are seen together.
