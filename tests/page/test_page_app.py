@@ -89,6 +89,12 @@ def test_ads_of_an_edited_user_are_those_of_that_user(page_run: Path) -> None:
     page.selectbox("example").set_value(0).run()
     assert page.number_input("user 0: age").value == first["age"]
     assert shown() == expected(first)
+    # The form of another preparation of the data is not shown for this one.
+    page.number_input("user 0: age").set_value(7.0).run()
+    page.session_state["build"] = "another"
+    page.run()
+    assert page.number_input("user 0: age").value == first["age"]
+    assert shown() == expected(first)
 
 
 def test_popularity_does_not_count_drawn_negatives(

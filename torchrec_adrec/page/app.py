@@ -17,13 +17,14 @@ from torchrec_adrec.page import reports
 from torchrec_adrec.page.answer import LISTED, Answer, answer, reasons
 from torchrec_adrec.page.form import Field, fields, unseen
 from torchrec_adrec.page.likes import LIKED, likes
-from torchrec_adrec.runs.stages import DATA
+from torchrec_adrec.runs.stages import DATA, RETRIEVAL
 from torchrec_adrec.runtime.markdown import literal
 from torchrec_adrec.schema import SCORE
 from torchrec_adrec.serve.open_run import example_users
 from torchrec_adrec.serve.recommender import Recommender
 
 COLUMNS, FORM_HEIGHT = 2, 720  # of the form, the height in pixels
+BUILD, FORM = "build", ("example", "user ")  # keys of the session, and their beginnings
 EXAMPLE, NEW = "an example user", "a brand-new user"
 TABS = ("Ten ads", "Quality", "Data", "Training")
 
@@ -66,7 +67,9 @@ def show(run: Path) -> None:
 
 def show_request(run: Path) -> None:
     """Let the visitor choose or make a user, and show the answer."""
-    recommender, lock = load(run, reports.check_run(run))
+    builds = reports.check_run(run)
+    forget_other_users(builds[RETRIEVAL.name])
+    recommender, lock = load(run, builds)
     shown = shown_counts(run / DATA.name, recommender.parts.catalog)
     form, list_of_ads = st.columns((1, 2))
     # The form scrolls by itself, so that a change and its effect are seen together.
@@ -77,6 +80,18 @@ def show_request(run: Path) -> None:
         show_ads(answered, recommender.encoder.schema.label_names)
         show_reasons(recommender, user, answered)
     show_rivals(answered)
+
+
+def forget_other_users(build: str) -> None:
+    """Empty a form that holds the example users of another preparation of the data.
+
+    Args:
+        build: of the towers, whose users are those of the run.
+    """
+    if st.session_state.setdefault(BUILD, build) != build:
+        for key in [key for key in st.session_state if str(key).startswith(FORM)]:
+            del st.session_state[key]
+        st.session_state[BUILD] = build
 
 
 def pick_user(run: Path, recommender: Recommender, shown: Int64s) -> RawUser:
