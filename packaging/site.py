@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build/docs"
+PICTURES = "docs/pictures"  # beside the pages that show them, here and in the site
 # Files with a page of another name. docs/index.md is about the index of ads, and would
 # be taken for the first page of the site.
 NAMES = {
@@ -52,6 +53,7 @@ def on_config(config: Any) -> Any:
         text = (ROOT / source).read_text()
         text = notebook(text) if source.endswith(".ipynb") else text
         page.write_text(with_links_of_the_site(text, source))
+    shutil.copytree(ROOT / PICTURES, PAGES / Path(PICTURES).name)
     (PAGES / "commands.md").write_text(commands())
     (PAGES / "python.md").write_text(PYTHON)
     config.docs_dir = str(PAGES)
@@ -83,7 +85,10 @@ def with_links_of_the_site(text: str, source: str) -> str:
         name = title.strip("`")
         return f"`{name}`"
 
-    return re.sub(r"\[([^\]]+)\]\((?!http|#)([^)#\s]+)(#[^)\s]*)?\)", replace, text)
+    # A picture stays where it is: beside the pages.
+    return re.sub(
+        r"(?<!!)\[([^\]]+)\]\((?!http|#)([^)#\s]+)(#[^)\s]*)?\)", replace, text
+    )
 
 
 def notebook(text: str) -> str:

@@ -34,10 +34,17 @@ def test_links_lead_to_pages_or_are_names(site: ModuleType) -> None:
     for source in site.sources():
         if source.endswith(".md"):
             text = (REPOSITORY / source).read_text()
-            for link in re.findall(
-                r"\]\((?!http|#)([^)#\s]+)", site.with_links_of_the_site(text, source)
+            page = site.with_links_of_the_site(text, source)
+            for is_picture, link in re.findall(
+                r"(!?)\[[^\]]*\]\((?!http|#)([^)#\s]+)", page
             ):
-                assert link in pages, f"{source}: {link}"
+                is_there = link in pages
+                if is_picture:
+                    is_there = (
+                        (REPOSITORY / site.PICTURES).parent.joinpath(link).is_file()
+                    )
+                assert is_there, f"{source}: {link}"
+            assert page.count("![") == text.count("![")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from browser import Visit, chromium, serving
+from browser import WAIT_MS, Visit, chromium, serving
+
+from torchrec_adrec.serve.open_run import example_users
+from torchrec_adrec.serve.recommender import Recommender
 
 pytestmark = pytest.mark.page
 
@@ -22,34 +26,65 @@ def visit() -> Iterator[Visit]:
         assert (window.foreign, window.errors) == ([], [])
 
 
-def choose(visit: Visit, label: str, value: str) -> None:
-    """Type a value into a box of the form, and wait for the answer."""
+def box_of(visit: Visit, label: str) -> Any:
+    """The box of a form that has this label."""
     title = visit.page.get_by_text(label, exact=True)
     boxes = visit.page.locator("[data-testid=stSelectbox]").filter(has=title)
-    box = boxes.locator("input")
+    while boxes.count() != 1:  # that of the user before is there until all is drawn
+        visit.page.wait_for_timeout(100)
+    return boxes
+
+
+def choose(visit: Visit, label: str, value: str) -> None:
+    """Type a value into a box of the form, and wait for the answer."""
+    box = box_of(visit, label).locator("input")
     box.click()
     box.fill(value)
     box.press("Enter")
     visit.settle()
 
 
-def test_ten_ads_follow_the_user(visit: Visit, address: str) -> None:
+def wait_for_ads(visit: Visit, expected: list[int]) -> None:
+    """Wait until the ten ads are these; it fails if they never are."""
+    for _ in range(WAIT_MS // 100):
+        rows = visit.ads()
+        if [row[1] for row in rows] == list(map(str, expected)):
+            assert [row[0] for row in rows] == [str(place) for place in range(1, 11)]
+            return
+        visit.page.wait_for_timeout(100)
+    raise AssertionError(f"the page shows {visit.ads()}, expected {expected}")
+
+
+def test_ten_ads_follow_the_user(visit: Visit, address: str, page_run: Path) -> None:
+    """Those that the run serves to the very user that the form holds."""
+    served, users = Recommender.load(page_run), example_users(page_run)
+    changed = dict(users[3]) | {"city": "c5", "user": "u5"}
+    expected = [served.recommend(u) for u in (users[0], users[3], changed)]
+    first, other, last = (best.ads["ad_id"].to_list() for best in expected)
+    assert first != other != last != first
     visit.page.goto(address)
     visit.page.get_by_text("Why is it there?").wait_for()
-    first = visit.ads()
-    assert len(first) == 10 and [row[0] for row in first] == list(
-        map(str, range(1, 11))
-    )
-    choose(visit, "Example user (held out from training)", "3")
-    visit.page.wait_for_timeout(500)
-    other = visit.ads()
-    assert len(other) == 10 and other != first
+    wait_for_ads(visit, first)
+    choose(visit, "Example user, of a test row", "3")
+    wait_for_ads(visit, other)
     choose(visit, "city", "c5")
     choose(visit, "user", "u5")
-    visit.page.wait_for_timeout(500)
-    changed = visit.ads()
-    assert len(changed) == 10 and changed != other
+    wait_for_ads(visit, last)
+    # Why it is there is said of this user's first ad.
+    visit.page.get_by_text(f"1: ad {last[0]}").wait_for()
+    retrieval = served.explain(changed, last[0]).lines[1]
+    visit.page.get_by_text(retrieval, exact=True).wait_for()
     assert visit.page.get_by_text("retrieval: place").count() == 1
+    visit.page.get_by_text(f"2: ad {last[1]}").click()
+    retrieval = served.explain(changed, last[1]).lines[1]
+    visit.page.get_by_text(retrieval, exact=True).wait_for()
+    # An emptied field is a missing value.
+    box_of(visit, "city").get_by_label("Clear value").click()
+    age = visit.page.get_by_label("age", exact=True)
+    age.fill("")
+    age.press("Enter")
+    missing = served.recommend(changed | {"city": None, "age": None})
+    wait_for_ads(visit, missing.ads["ad_id"].to_list())
     for title in ("Popularity alone", "Retrieval alone"):
         assert visit.page.get_by_role("heading", name=title).count() == 1
     assert visit.page.get_by_role("alert").count() == 0
@@ -82,4 +117,7 @@ def test_the_report_sorts_its_tables(visit: Visit, page_run: Path) -> None:
         cells = table.locator(f"tbody td:nth-child({column + 1})").all_inner_texts()
         scores = [sign * float(cell) for cell in cells]
         assert scores == sorted(scores) and len(scores) == 10
+    table.locator("th", has_text="rank").click()  # 10 is behind 9, not behind 1
+    ranks = table.locator("tbody td:nth-child(1)").all_inner_texts()
+    assert ranks == [str(rank) for rank in range(1, 11)]
     assert "<script>alert(1)</script>" in visit.page.locator("main").inner_text()

@@ -4,8 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from named_ads import copy_of, ids_of
 
 from torchrec_adrec.errors import DataError
+from torchrec_adrec.export.ad_file import AdIds
+from torchrec_adrec.export.update import Updater
+from torchrec_adrec.page.answer import IMPRESSIONS
+from torchrec_adrec.serve.open_run import example_users
+from torchrec_adrec.serve.recommender import Recommender
 
 AppTest = pytest.importorskip("streamlit.testing.v1").AppTest
 pytestmark = pytest.mark.page
@@ -52,6 +58,64 @@ def test_a_new_user_gets_ads_like_those_picked(page_run: Path) -> None:
         assert not page.exception and not page.error
         shares.append(set(ads_of(page)))
     assert shares[0] != shares[1]
+
+
+def test_ads_of_an_edited_user_are_those_of_that_user(page_run: Path) -> None:
+    """Also after others were looked at, whose fields have the same names."""
+    served, users = Recommender.load(page_run), example_users(page_run)
+
+    def expected(user: Any) -> list[tuple[str, float]]:
+        ads = served.recommend(user).ads
+        return list(zip(map(str, ads["ad_id"]), ads["click"], strict=True))
+
+    def shown() -> list[tuple[str, float]]:
+        ads = page.dataframe[0].value
+        return list(zip(ads["ad_id"], ads["click"], strict=True))
+
+    page, first, second = open_page(page_run), dict(users[0]), dict(users[1])
+    page.number_input("user 0: age").set_value(7.0).run()
+    assert shown() == expected(first | {"age": 7.0}) != expected(first)
+    # An emptied field is a missing value.
+    page.number_input("user 0: age").set_value(None).run()
+    page.selectbox("user 0: city").set_value(None).run()
+    assert shown() == expected(first | {"age": None, "city": None}) != expected(first)
+    page.selectbox("example").set_value(1).run()
+    assert shown() == expected(second)
+    city = next(
+        c for c in page.selectbox("user 1: city").options if c != second["city"]
+    )
+    page.selectbox("user 1: city").set_value(city).run()
+    assert shown() == expected(second | {"city": city}) != expected(second)
+    page.selectbox("example").set_value(0).run()
+    assert page.number_input("user 0: age").value == first["age"]
+    assert shown() == expected(first)
+    # The form of another preparation of the data is not shown for this one.
+    page.number_input("user 0: age").set_value(7.0).run()
+    page.session_state["build"] = "another"
+    page.run()
+    assert page.number_input("user 0: age").value == first["age"]
+    assert shown() == expected(first)
+
+
+def test_popularity_does_not_count_drawn_negatives(
+    page_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchrec_adrec.evaluation.shown._are_drawn", lambda _: True)
+    page = open_page(page_run)
+    clicks = Recommender.load(page_run).parts.catalog["clicks"]
+    (shown,) = (t.value[IMPRESSIONS] for t in page.dataframe if IMPRESSIONS in t.value)
+    assert list(shown) == clicks.sort(descending=True).head(10).to_list()
+
+
+def test_the_page_knows_an_update_of_the_ads(page_run: Path, tmp_path: Path) -> None:
+    run = copy_of(page_run, tmp_path / "run")
+    page = open_page(run)
+    first = ads_of(page)[0]
+    updater = Updater(run)
+    updater.apply(remove=AdIds.read(ids_of(tmp_path, first)))
+    page.run()
+    assert not page.exception and not page.error
+    assert len(ads_of(page)) == 10 and first not in ads_of(page)
 
 
 def test_a_refused_request_is_one_line(

@@ -11,8 +11,6 @@ from torchrec_adrec.cli.options import ConfigFile, Out, Overrides, Verbose
 from torchrec_adrec.cli.stages import run_stages
 from torchrec_adrec.runs import stages
 
-COMPARISON, PICTURE = "index_kinds.json", "index_kinds.png"
-
 
 class BuildByDefault(TyperGroup):
     """A group of commands that means `default` where none of them is named."""
@@ -124,6 +122,7 @@ def compare(
     from torchrec_adrec.errors import ConfigError
     from torchrec_adrec.evaluation.pictures import kinds_picture
     from torchrec_adrec.export.build_index import exported_vectors
+    from torchrec_adrec.index.compare import COMPARISON, PICTURE
     from torchrec_adrec.index.compare import compare as compare_kinds
     from torchrec_adrec.index.kinds import KINDS
     from torchrec_adrec.pipeline.report import wide_console
@@ -145,7 +144,9 @@ def compare(
         rows.append(row.model_dump(mode="json"))
     title = f"{k} of {len(exported):,} ads at recall {target:g}"
     wide_console().print(_table(rows, title))
-    (out / COMPARISON).write_text(json.dumps({"title": title, "kinds": rows}, indent=1))
+    build = stages.load_record(out, stages.EXPORT.name).build_id
+    compared = {"title": title, "export": build, "kinds": rows}
+    (out / COMPARISON).write_text(json.dumps(compared, indent=1))
     kinds_picture([row for row in rows if not row["refusal"]], title, out / PICTURE)
 
 

@@ -15,6 +15,9 @@ from torchrec_adrec.index.kinds import derive_kind
 from torchrec_adrec.index.kinds.kind import SearchSetting
 from torchrec_adrec.index.sharded import ShardedIndex
 
+# In the folder of a run.
+COMPARISON, PICTURE = "index_kinds.json", "index_kinds.png"
+
 
 class Compared(BaseModel):
     """What one kind of index needs to reach the recall target.

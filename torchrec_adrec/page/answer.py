@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.schema import AD_ID, SCORE
 from torchrec_adrec.serve.contributions import ADDS
@@ -43,19 +44,20 @@ class Answer:
         return [int(ad) for ad in self.ads[AD_ID]]
 
 
-def answer(recommender: Recommender, user: RawUser) -> Answer:
+def answer(recommender: Recommender, user: RawUser, shown: Int64s) -> Answer:
     """Ask for a user's ads, and make the lists that stand beside them.
 
     Args:
         recommender: of the run.
         user: raw columns.
+        shown: (N,) how often training showed each ad of the catalog.
 
     Raises:
         DataError, PredictionError: as of `Recommender.recommend`.
     """
     best = recommender.recommend(user)
     ids, top = best.ads[AD_ID], len(best.ads)
-    popular = most_shown(recommender.parts, top)
+    popular = most_shown(recommender.parts, shown, top)
     retrieved = nearest(recommender.parts, user, top)
     return Answer(
         _placed(best.ads),
@@ -68,12 +70,17 @@ def answer(recommender: Recommender, user: RawUser) -> Answer:
     )
 
 
-def most_shown(parts: Parts, top: int) -> pl.DataFrame:
+def most_shown(parts: Parts, shown: Int64s, top: int) -> pl.DataFrame:
     """Return the ads that training showed most, equal ones by id.
 
     An ad that was added since has no impressions; one that was removed is left out.
+
+    Args:
+        parts: of the run.
+        shown: as of `answer`.
+        top: number of ads.
     """
-    counts = parts.catalog.select(AD_ID, pl.col("impressions").alias(IMPRESSIONS))
+    counts = parts.catalog.select(AD_ID, pl.Series(IMPRESSIONS, shown))
     listed = parts.scorer.listed.join(counts, on=AD_ID, how="left")
     ads = listed.with_columns(pl.col(IMPRESSIONS).fill_null(0))
     order = ads.sort(IMPRESSIONS, AD_ID, descending=[True, False])

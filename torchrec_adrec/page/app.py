@@ -9,18 +9,22 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.request import RawUser
 from torchrec_adrec.errors import AdRecError
-from torchrec_adrec.page import stored
+from torchrec_adrec.evaluation.shown import shown_counts
+from torchrec_adrec.page import reports
 from torchrec_adrec.page.answer import LISTED, Answer, answer, reasons
-from torchrec_adrec.page.form import Field, fields
+from torchrec_adrec.page.form import Field, fields, unseen
 from torchrec_adrec.page.likes import LIKED, likes
+from torchrec_adrec.runs.stages import DATA, RETRIEVAL
 from torchrec_adrec.runtime.markdown import literal
 from torchrec_adrec.schema import SCORE
 from torchrec_adrec.serve.open_run import example_users
 from torchrec_adrec.serve.recommender import Recommender
 
 COLUMNS, FORM_HEIGHT = 2, 720  # of the form, the height in pixels
+BUILD, FORM = "build", ("example", "user ")  # keys of the session, and their beginnings
 EXAMPLE, NEW = "an example user", "a brand-new user"
 TABS = ("Ten ads", "Quality", "Data", "Training")
 
@@ -31,7 +35,8 @@ def load(run: Path, builds: dict[str, str]) -> tuple[Recommender, Lock]:
 
     Args:
         run: its folder.
-        builds: of its stages, so that a run that was made again is opened again.
+        builds: of its stages and the name of the changes of its ads, so that a run that
+            was made again, or whose ads were updated, is opened again.
     """
     return Recommender.load(run), Lock()
 
@@ -41,10 +46,10 @@ def show(run: Path) -> None:
     name = run.resolve().name
     st.set_page_config(page_title=f"{name}: ten ads", layout="wide")
     st.title(text(name), anchor=False)
-    stored_pages: dict[str, Callable[[Path], str]] = {
-        "Quality": stored.quality,
-        "Data": stored.data,
-        "Training": stored.training,
+    pages: dict[str, Callable[[Path], str]] = {
+        "Quality": reports.quality,
+        "Data": reports.data,
+        "Training": reports.training,
     }
     # Only the open tab is computed.
     for title, tab in zip(TABS, st.tabs(TABS, on_change="rerun"), strict=True):
@@ -52,8 +57,8 @@ def show(run: Path) -> None:
             continue
         with tab:
             try:
-                if title in stored_pages:
-                    st.iframe(stored_pages[title](run), alt=title)
+                if title in pages:
+                    st.iframe(pages[title](run), alt=title)
                 else:
                     show_request(run)
             except (AdRecError, OSError) as error:
@@ -62,31 +67,55 @@ def show(run: Path) -> None:
 
 def show_request(run: Path) -> None:
     """Let the visitor choose or make a user, and show the answer."""
-    recommender, lock = load(run, stored.check_run(run))
+    builds = reports.check_run(run)
+    forget_other_users(builds[RETRIEVAL.name])
+    recommender, lock = load(run, builds)
+    shown = shown_counts(run / DATA.name, recommender.parts.catalog)
     form, list_of_ads = st.columns((1, 2))
     # The form scrolls by itself, so that a change and its effect are seen together.
     with form, st.container(height=FORM_HEIGHT):
-        user = pick_user(run, recommender)
+        user = pick_user(run, recommender, shown)
     with list_of_ads, lock:
-        answered = answer(recommender, user)
+        answered = answer(recommender, user, shown)
         show_ads(answered, recommender.encoder.schema.label_names)
         show_reasons(recommender, user, answered)
     show_rivals(answered)
 
 
-def pick_user(run: Path, recommender: Recommender) -> RawUser:
-    """Return the user of the form, or one who is known by some items alone."""
+def forget_other_users(build: str) -> None:
+    """Empty a form that holds the example users of another preparation of the data.
+
+    Args:
+        build: of the towers, whose users are those of the run.
+    """
+    if st.session_state.setdefault(BUILD, build) != build:
+        for key in [key for key in st.session_state if str(key).startswith(FORM)]:
+            del st.session_state[key]
+        st.session_state[BUILD] = build
+
+
+def pick_user(run: Path, recommender: Recommender, shown: Int64s) -> RawUser:
+    """Return the user of the form, or one who is known by some items alone.
+
+    Args:
+        run: its folder.
+        recommender: of the run.
+        shown: (N,) how often training showed each ad of the catalog.
+    """
     who = st.radio("Who asks?", (EXAMPLE, NEW), horizontal=True)
     if who == NEW:
-        return pick_items(recommender)
+        return pick_items(recommender, shown)
     examples = example_users(run)
     number = st.selectbox(
-        "Example user (held out from training)", range(len(examples)), key="example"
+        "Example user, of a test row", range(len(examples)), key="example"
     )
     user = dict(examples[number]) if examples else {}
+    schema = recommender.encoder.schema
     st.caption("Change anything; an empty field is a missing value.")
+    if vectors := unseen(schema):
+        st.caption(f"Vectors stay those of the example: {text(', '.join(vectors))}.")
     columns = st.columns(COLUMNS)
-    for place, field in enumerate(fields(recommender.encoder.schema, examples)):
+    for place, field in enumerate(fields(schema, examples)):
         with columns[place % COLUMNS]:
             key = f"user {number}: {field.name}"
             user[field.name] = edit(field, user.get(field.name), key)
@@ -96,33 +125,35 @@ def pick_user(run: Path, recommender: Recommender) -> RawUser:
 def edit(field: Field, value: Any, key: str) -> Any:
     """Draw the control of one column, and return what it holds; None: missing."""
     label = text(field.name)
-    if field.kind == "whole number":
-        whole = None if value is None else int(value)
-        return st.number_input(
-            label, value=whole, step=1, key=key, placeholder="missing"
-        )
-    if field.kind == "number":
-        number = None if value is None else float(value)
-        return st.number_input(
-            label, value=number, key=key, format="%g", placeholder="missing"
-        )
     if field.kind == "list":
         return st.multiselect(
             label, field.options, value or [], key=key, accept_new_options=True
         )
+    types = {"whole number": int, "number": float}
+    start = None if value in (None, "") else types.get(field.kind, str)(value)
+    # A control cannot be emptied if it has a value by default.
+    st.session_state.setdefault(key, start)
+    if field.kind == "whole number":
+        return st.number_input(
+            label, value=None, step=1, key=key, placeholder="missing"
+        )
+    if field.kind == "number":
+        return st.number_input(
+            label, value=None, key=key, format="%g", placeholder="missing"
+        )
     return st.selectbox(
         label,
         field.options,
-        index=None if value in (None, "") else field.options.index(str(value)),
+        index=None,
         key=key,
         placeholder="missing",
         accept_new_options=True,
     )
 
 
-def pick_items(recommender: Recommender) -> RawUser:
+def pick_items(recommender: Recommender, shown: Int64s) -> RawUser:
     """Return a user of whom nothing is known but up to three items."""
-    offer = likes(recommender.parts)
+    offer = likes(recommender.parts, shown)
     if isinstance(offer, str):
         st.info(offer)
         st.caption("Shown instead: the ads for a user of whom nothing is known.")

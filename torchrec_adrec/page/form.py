@@ -44,6 +44,12 @@ def fields(schema: Schema, examples: Sequence[RawUser]) -> list[Field]:
     return [_field(name, kinds[name], examples) for name in names]
 
 
+def unseen(schema: Schema) -> list[str]:
+    """Return the raw columns of a user that have no field: nobody types a vector."""
+    kinds = column_kinds(schema, Side.USER)
+    return [name for name, kind in kinds.items() if kind == "vector"]
+
+
 def _field(name: str, kind: Any, examples: Sequence[RawUser]) -> Field:
     values = [user[name] for user in examples if user.get(name) not in (None, "", [])]
     if kind == "number":

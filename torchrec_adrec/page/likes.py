@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
 from torchrec_adrec.data.request import RawUser
-from torchrec_adrec.schema import Schema, SequenceFeature, Side, SparseFeature
+from torchrec_adrec.schema import AD_ID, Schema, SequenceFeature, Side, SparseFeature
 from torchrec_adrec.serve.parts import Parts
 
 LIKED = 3  # items to pick
 OFFERED = 1000  # items, the most shown ones: a longer list is slow in a browser
 NAMED_BY = 3  # raw columns of an ad that name it, its item among them
+SHOWN = "shown:"  # the name of a feature has no colon
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class Likes:
         return {self.history: list(picks)}
 
 
-def likes(parts: Parts) -> Likes | str:
-    """Return what a brand-new user can pick, or why nothing can be picked."""
+def likes(parts: Parts, shown: Int64s) -> Likes | str:
+    """Return what a brand-new user can pick, or why nothing can be picked.
+
+    Args:
+        parts: of the run.
+        shown: (N,) how often training showed each ad of the catalog.
+    """
     pair = _history(parts.encoder.schema)
     if pair is None:
         return (
@@ -44,21 +51,25 @@ def likes(parts: Parts) -> Likes | str:
     history, item = pair
     # An item that training hardly knew has the id of all unknown ones: to pick it would
     # say nothing, without an error.
-    known = parts.catalog.filter(
+    counted = parts.catalog.with_columns(pl.Series(SHOWN, shown))
+    known = counted.filter(
         pl.col(item.name) > UNKNOWN, pl.col(f"raw_{item.source}").is_not_null()
     )
-    columns = parts.encoder.schema.sources_of(Side.AD)
+    columns = parts.encoder.schema.shown_of(Side.AD)
     others = [name for name in columns if name != item.source][: NAMED_BY - 1]
     names = [f"raw_{name}" for name in (item.source, *others)]
-    shown = (
-        known.sort("impressions", "ad_id", descending=[True, False])
-        .unique(f"raw_{item.source}", keep="first", maintain_order=True)
+    offered = (
+        known.sort(SHOWN, AD_ID, descending=[True, False])
+        .unique(names[0], keep="first", maintain_order=True)
         .head(OFFERED)
-        .select(names)
     )
-    rows = shown.cast(pl.String).iter_rows()
-    titles = {row[0]: " · ".join(x for x in row if x is not None) for row in rows}
+    rows = offered.select(names).iter_rows()
+    titles = {row[0]: " · ".join(filter(None, map(_words, row))) for row in rows}
     return Likes(history.source, titles)
+
+
+def _words(value: str | list[str] | None) -> str | None:
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def _history(schema: Schema) -> tuple[SequenceFeature, SparseFeature] | None:

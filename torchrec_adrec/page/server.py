@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.page.stored import check_run
+from torchrec_adrec.page.reports import check_run
 
 APP = Path(__file__).with_name("app.py")
 

@@ -27,13 +27,14 @@ from torchrec_adrec.pipeline.report import (
     HTML_REPORT,
     REPORT,
     ads_table,
+    metrics_of,
     summary_table,
     wide_console,
     write_report,
 )
 from torchrec_adrec.runs.run_lock import JOB, holder
 from torchrec_adrec.runs.stage_folder import check_place
-from torchrec_adrec.runs.stages import STAGES, Stage, is_done, stage_folder
+from torchrec_adrec.runs.stages import STAGES, Stage, is_done
 
 COMPONENTS = Path(__file__).parents[1] / "launch/components.py"
 UPDATE_EVERY_S = 0.2  # of the lines that show the stages
@@ -65,13 +66,13 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
             check_place(stage, run)  # before the work, not after it
 
     def figure_of(stage: str) -> str:
-        return headline(stage, _metrics(run, stage))
+        return headline(stage, metrics_of(run, stage))
 
     details = nullcontext(VerboseDisplay())
     with details if verbose else stage_lines(run, figure_of) as display:
         _run_stages(config, run, job, display)
         served = _serve(config, run, display)
-        metrics = {name: _metrics(run, name) for name in STAGES}
+        metrics = {name: metrics_of(run, name) for name in STAGES}
         metrics["serve"] = served["speed"]
         if "funnel" in served:
             metrics["funnel"] = served["funnel"]
@@ -220,11 +221,6 @@ def _wait(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _metrics(run: Path, stage: str) -> dict[str, Any]:
-    name = {"data": "report.json", "index": "gate.json"}.get(stage, "metrics.json")
-    return dict(json.loads((stage_folder(run, stage) / name).read_text()))
 
 
 def _serve(config: Config, run: Path, display: VerboseDisplay) -> dict[str, Any]:

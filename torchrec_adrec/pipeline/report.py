@@ -25,6 +25,7 @@ from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
 REPORT, HTML_REPORT, DATA_REPORT = "report.md", "report.html", "data/report.md"
+METRICS = "metrics.json"
 SHOWN_COLUMNS = 9  # of an ad on a terminal: predictions first, then raw columns
 MODELS = {"retrieval": "Towers", "ranking": "Ranker"}
 RETRIEVERS = ("towers", "context", "popularity")
@@ -174,6 +175,12 @@ def _shown(value: float | str | list[str] | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
+def metrics_of(run: Path, stage: str) -> Metrics:
+    """Read what a stage has measured."""
+    name = {"data": "report.json", "index": "gate.json"}.get(stage, METRICS)
+    return dict(json.loads((stage_folder(run, stage) / name).read_text()))
+
+
 def write_report(
     seed: int, metrics: Metrics, run: Path, ads: pl.DataFrame | None = None
 ) -> None:
@@ -185,7 +192,7 @@ def write_report(
         run: the folder they are written to.
         ads: the ranked ads of the first example user.
     """
-    (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (run / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
     lines = _lines(seed, metrics, run, ads)
     (run / REPORT).write_text("\n".join(lines) + "\n")
     reports = [run / path for path in (REPORT, DATA_REPORT)]

@@ -84,6 +84,17 @@ def test_a_device_of_two_kinds_is_no_user(tmp_path: Path) -> None:
     assert "# commas, UTF-8" in text and "semicolons become commas" in text
 
 
+def test_a_device_is_no_user_where_no_other_column_is_one(tmp_path: Path) -> None:
+    picked = columns()
+    devices = [("ios", "android")[int(user) % 2] for user in picked["user"]]
+    rows = {"device": devices, "item": picked["item"], "clicked": picked["clicked"]}
+    pl.DataFrame(rows).write_csv(tmp_path / "log.csv")
+    text, data, _ = init(tmp_path / "log.csv")
+    assert "user_id" not in data["table"]
+    assert data["table"]["user"] == {"device": "text"}
+    assert "No column names the user" in unsure(text)
+
+
 def test_parquet_with_lists_times_and_ids_as_floats(tmp_path: Path) -> None:
     picked = columns()
     times = pl.Series(1_714_000_000_000 + 1000 * np.arange(ROWS))

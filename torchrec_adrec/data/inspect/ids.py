@@ -110,7 +110,7 @@ def choose_ids(draft: Draft, user: str | None, ad: str | None) -> None:
                 f"{user} stands for the user; it seems to name a request, of which no"
                 " other comes. Join what is known of the user to the rows."
             )
-    user = user or _guess(draft, "user")
+    user = user or _guess(draft, "user", kinds)
     shape = draft.profiles[ad]
     name = draft.free_name(ad if ad not in ("ad_id", "ad_key") else "ad")
     about = f"{shape.distinct:,} ads in {shape.rows:,} rows"
@@ -119,7 +119,9 @@ def choose_ids(draft: Draft, user: str | None, ad: str | None) -> None:
         draft.unsure.append(f"{shape.missing:,} rows have no {ad}: no ad_id then.")
     else:
         draft.ad_id = ad, "an ad is one row of the catalog, with its latest values"
-    if user is not None:
+    if user is None:
+        draft.unsure.append("No column names the user; if one does, name it by --user.")
+    else:
         _take_user(draft, user)
 
 
@@ -172,11 +174,11 @@ def _is_kind(draft: Draft, column: str) -> bool:
     return shape.distinct <= KINDS and shape.known > ROWS_OF_A_KIND * shape.distinct
 
 
-def _guess(draft: Draft, side: str) -> str | None:
+def _guess(draft: Draft, side: str, without: Collection[str] = ()) -> str | None:
     """The column with the most values of those that come twice on average."""
-    ids = [n for n in draft.left if _can_name(draft, n)]
+    ids = [n for n in draft.left if _can_name(draft, n) and n not in without]
     ids = [n for n in ids if draft.profiles[n].distinct <= draft.profiles[n].known / 2]
-    return _largest(draft, ids, f"stands for the {side}, as no name tells which is it")
+    return _largest(draft, ids, f"stands for the {side}, as no name tells which it is")
 
 
 def _largest(draft: Draft, columns: list[str], doubt: str) -> str | None:

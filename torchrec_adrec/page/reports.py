@@ -5,21 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.index.compare import COMPARISON, PICTURE
+from torchrec_adrec.pipeline.display import RUN_LOG
 from torchrec_adrec.pipeline.html_report import html_page
-from torchrec_adrec.pipeline.report import DATA_REPORT, REPORT
+from torchrec_adrec.pipeline.report import DATA_REPORT, METRICS, REPORT, metrics_of
 from torchrec_adrec.pipeline.stage_tables import TRAINING
+from torchrec_adrec.runs.ad_changes import changes_name
 from torchrec_adrec.runs.stages import (
     EXPORT,
     INDEX,
     RANKING,
     RETRIEVAL,
+    STAGES,
     check_inputs,
     load_record,
 )
 from torchrec_adrec.runtime.markdown import code, literal
 
-KINDS, KINDS_PICTURE = "index_kinds.json", "index_kinds.png"
-RUN_LOG = "run.log"
+CHANGES = "changes of ads"  # beside the stages
 WARNINGS = 30  # the latest ones of the log
 
 
@@ -27,7 +30,7 @@ def check_run(run: Path) -> dict[str, str]:
     """Refuse a run that cannot be served, before anything is loaded.
 
     Returns:
-        Build of each stage that serving reads.
+        Build of each stage that serving reads, and the name of the ads' changes.
 
     Raises:
         ConfigError: there is no such run.
@@ -38,14 +41,16 @@ def check_run(run: Path) -> dict[str, str]:
     stages = (RETRIEVAL, EXPORT, INDEX, RANKING)
     for stage in stages:
         check_inputs(stage, run)
-    return {stage.name: load_record(run, stage.name).build_id for stage in stages}
+    builds = {stage.name: load_record(run, stage.name).build_id for stage in stages}
+    return builds | {CHANGES: changes_name(run)}
 
 
 def quality(run: Path) -> str:
     """Return an HTML page on the quality of a run, the kinds of index among it."""
     sections = _sections(run)
     sections.pop(TRAINING, None)
-    return _page(run, {REPORT: "".join(sections.values()) + _kinds(run)})
+    text = _outdated(run) + "".join(sections.values())
+    return _page(run, {REPORT: text + _kinds(run)})
 
 
 def data(run: Path) -> str:
@@ -58,7 +63,7 @@ def training(run: Path) -> str:
     section = _sections(run).get(TRAINING)
     if section is None:
         section = f"## {TRAINING}\n\n{REPORT} has no such section: run `adrec run`.\n\n"
-    return _page(run, {REPORT: section + _warnings(run)})
+    return _page(run, {REPORT: _outdated(run) + section + _warnings(run)})
 
 
 def _page(run: Path, reports: dict[str, str]) -> str:
@@ -81,14 +86,37 @@ def _sections(run: Path) -> dict[str, str]:
     return sections
 
 
+def _outdated(run: Path) -> str:
+    """Name the stages that were made again since the report, if there are any."""
+    if not (run / METRICS).is_file():
+        return ""
+    reported = json.loads((run / METRICS).read_text())
+    # As text, because a figure that is not a number is not equal to itself.
+    names = [
+        name
+        for name in STAGES
+        if name in reported
+        and json.dumps(reported[name]) != json.dumps(metrics_of(run, name))
+    ]
+    if not names:
+        return ""
+    return (
+        f"**Old figures: since this report {', '.join(names)} was made again;"
+        f" `adrec run --out {run}` writes it anew.**\n\n"
+    )
+
+
 def _kinds(run: Path) -> str:
     """Return a section on the kinds of index: their recall, time and bytes."""
     title = "## Kinds of index\n\n"
-    if not (run / KINDS).is_file():
-        how = f"`adrec index compare --out {run}`"
+    how = f"`adrec index compare --out {run}`"
+    if not (run / COMPARISON).is_file():
         return f"{title}{how} measures every kind on these vectors and shows it here.\n"
-    compared = json.loads((run / KINDS).read_text())
-    lines = [f"{compared['title']}:", "", f"![kinds of index]({KINDS_PICTURE})", ""]
+    compared = json.loads((run / COMPARISON).read_text())
+    lines = [f"{compared['title']}:", "", f"![kinds of index]({PICTURE})", ""]
+    if compared.get("export") != load_record(run, EXPORT.name).build_id:
+        old = "**Of vectors that are no longer those of the run; measure them anew:"
+        lines = [f"{old} {how}.**", "", *lines]
     lines += [
         "| kind | recall | ms a query, median | bytes an ad |",
         "|---|---|---|---|",
