@@ -20,6 +20,7 @@ from torchrec_adrec.config.sharding import ShardingConfig
 from torchrec_adrec.config.train import RankingConfig, RetrievalConfig, TrainConfig
 from torchrec_adrec.errors import ConfigError, reason
 
+LOG_LOSS = "log_loss"
 VectorType = Literal["fp32", "fp16"]
 IndexDevice = Literal["auto", "cpu", "gpu"]
 
@@ -201,6 +202,30 @@ class Config(Settings):
                         f" product already: leave {given} out of the formula"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _a_log_loss_that_is_judged_is_learnt(self) -> Self:
+        towers = self.retrieval
+        if self.positives_alone and towers.alpha > 0:
+            raise ValueError(
+                f"retrieval.alpha is {towers.alpha:g}, but with `positives_only` and"
+                " `negatives: 0` every row is a click, which teaches no log loss; set"
+                " retrieval.alpha=0, or draw negatives"
+            )
+        if not towers.alpha and self.train.evaluate_every and towers.judge == LOG_LOSS:
+            raise ValueError(
+                "retrieval.alpha is 0, so the log loss by which `train.evaluate_every`"
+                " would choose a checkpoint is not learnt; set retrieval.judge=ndcg@10"
+            )
+        return self
+
+    @property
+    def positives_alone(self) -> bool:
+        """Whether every row is a click, and no negatives are drawn."""
+        if self.data.table is None:
+            return False
+        first = next(iter(self.data.table.labels.values()))
+        return first.positives_only and not first.negatives
 
     def loop_of(self, task: str) -> TrainConfig:
         """The training loop of a task: the ranker may read the rows more often."""

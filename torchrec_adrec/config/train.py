@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
+from torchrec_adrec.config.contrast import ContrastSettings
 from torchrec_adrec.config.objectives import (
     Conditional,
     LabelWeight,
@@ -38,7 +39,7 @@ class OptimizerConfig(Settings):
     are updated in every step."""
 
 
-class RetrievalConfig(Settings):
+class RetrievalConfig(ContrastSettings):
     """The two towers and the loss that they are trained with."""
 
     embedding_dim: Count = 16
@@ -54,6 +55,17 @@ class RetrievalConfig(Settings):
     """How a user vector and an ad vector become a score; the index metric follows from
     it. additive: the user's number plus the ad's, so that all users have the same order
     of ads (a baseline)."""
+    projection: bool = True
+    """Whether a linear layer gives the vectors their width. false: a vector is the sum
+    of those of its side's ids, which needs `hidden: []` and `output_dim` equal to
+    `embedding_dim`, and no numbers. With one id a side (`features`) that is matrix
+    factorisation."""
+    score_bias: bool = False
+    """The last number of a user's vector is 1, so that the last one of an ad's vector
+    is a bias of the ad, inside the score. It needs `similarity: dot`."""
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The features that the vectors read, by name; the biases of `click_bias` read all,
+    and a history of ads keeps them from being negatives either way. Default: all."""
     click_bias: bool = True
     """Add a number of the user and one of the ad to the click's logit, from narrow
     tables that serve nothing else. On Criteo it raised the towers' AUC from 0.741 to
@@ -66,25 +78,42 @@ class RetrievalConfig(Settings):
     alpha: Fraction = 0.9
     """Weight of the click's cross-entropy; the rest is the contrast. On Criteo 0.7 gave
     AUC 0.748 and recall@100 0.81, 0.98 gave 0.769 and 0.53 (validation)."""
-    contrast: Literal["softmax", "bpr", "triplet"] = "softmax"
-    """The loss that sets clicked ads apart from others: the in-batch softmax, or losses
-    of pairs (for comparison)."""
-    temperature: Annotated[float, Field(gt=0)] = 0.02
-    """Divides the score inside the contrast. On Criteo 0.2 gave recall@100 0.36, and
-    0.02 gave 0.77 with the better AUC (validation)."""
-    learn_temperature: bool = False
-    """Start at `temperature` and learn it."""
-    log_q: bool = True
-    """Correct the softmax for how often each ad is drawn. Without it popular ads are
-    pushed down."""
-    uniform_negatives: Annotated[int, Field(ge=0)] = 0
-    """Number of ads that each step (over all ranks) draws uniformly from those that
-    training showed, in addition to the batch's; log_q is then that of the mixture."""
+    judge: Literal["log_loss", "ndcg@10", "recall@10"] = "log_loss"
+    """The validation figure by which `train.evaluate_every` chooses the best checkpoint
+    and `train.patience` stops: the click's log loss, or where the exact search of the
+    whole catalog puts the ads of validation clicks. Ads of a user's history are no
+    candidates, as they are no negatives. With `alpha` 0 no log loss is learnt."""
+    judge_queries: Count = 5_000
+    """Validation clicks that the search is made for, drawn with `seed` where there are
+    more."""
     optimizer: OptimizerConfig = OptimizerConfig()
     init_from: str = ""
     """Checkpoint of another run, with whose weights training begins (`--from`)."""
     allow_new_tables: bool = False
     """List parameters that do not fit `init_from`, and leave them as initialised."""
+
+    @model_validator(mode="after")
+    def _without_projection_widths_are_equal(self) -> Self:
+        if not self.projection and (
+            self.hidden or self.output_dim != self.embedding_dim
+        ):
+            raise ValueError(
+                f"projection is false with hidden {self.hidden}, embedding_dim"
+                f" {self.embedding_dim} and output_dim {self.output_dim}: no layer may"
+                " follow the tables; set hidden to [] and output_dim to embedding_dim"
+            )
+        if not self.projection and self.similarity == "additive":
+            raise ValueError("similarity additive needs projection: one number a side")
+        return self
+
+    @model_validator(mode="after")
+    def _a_bias_is_added_to_an_inner_product(self) -> Self:
+        if self.score_bias and self.similarity != "dot":
+            raise ValueError(
+                f"score_bias with similarity {self.similarity}: vectors of one length"
+                " have no room for a bias; set similarity to dot"
+            )
+        return self
 
     @property
     def vector_dim(self) -> int:

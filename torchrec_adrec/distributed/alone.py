@@ -128,7 +128,11 @@ class DirectLookup:
         self.widths = output_widths(collection)
 
     def __call__(self, ids: KeyedJaggedTensor) -> KeyedTensor:
-        """Vectors of all features, as the collection's own forward returns them."""
+        """Vectors of its features, as the collection's own forward returns them."""
+        keys = ids.keys()
+        if keys != self.names:
+            # It reads some of a side's features: a kernel takes what comes first.
+            ids = ids.permute([keys.index(name) for name in self.names])
         parts = [ids] if len(self.kernels) == 1 else ids.split(self.feature_counts)
         pairs = zip(self.kernels, parts, strict=True)
         values: list[Tensor] = [

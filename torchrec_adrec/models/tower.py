@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RetrievalConfig
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
     WIDTH_STEP,
@@ -65,8 +66,14 @@ class TowerHead(nn.Module):
         self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), False)
         width = len(names) * config.embedding_dim + len(numbers)
         self.names, self.side, self.similarity = names, side, config.similarity
+        self.score_bias = config.score_bias
         output_dim = 1 if config.similarity == "additive" else config.output_dim
-        self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
+        self.mlp: nn.Module
+        if config.projection:
+            self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
+        else:
+            _refuse_numbers(numbers, side)
+            self.mlp = SumOfVectors(config.embedding_dim)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D)."""
@@ -87,7 +94,31 @@ class TowerHead(nn.Module):
             # (f, 1) . (1, g) = f + g: the index knows inner products alone.
             pair = (out, torch.ones_like(out))
             return torch.cat(pair if self.side == Side.USER else pair[::-1], dim=1)
+        if self.score_bias and self.side == Side.USER:
+            return torch.cat([out[:, :-1], torch.ones_like(out[:, -1:])], dim=1)
         return out
+
+
+class SumOfVectors(nn.Module):
+    """The sum of the looked-up vectors of a side, without any parameter."""
+
+    def __init__(self, width: int) -> None:
+        """Keep the width of each of them, D."""
+        super().__init__()
+        self.width = width
+
+    def forward(self, joined: Tensor) -> Tensor:
+        """Add (B, F * D) up, (B, D)."""
+        return joined.view(len(joined), -1, self.width).sum(dim=1)
+
+
+def _refuse_numbers(numbers: list[int], side: Side) -> None:
+    if numbers:
+        raise ConfigError(
+            f"retrieval.projection is false, but the {side}'s vectors read"
+            f" {len(numbers)} numbers, which only a layer can turn into a vector; leave"
+            " them out by `retrieval.features`, or set projection to true"
+        )
 
 
 class BiasHead(nn.Module):
@@ -139,12 +170,15 @@ class Tower(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        names = [f.name for f in schema.bags_of(side)]
+        # Numbers come as one matrix of all, so their places are those in the data.
         numbers = [
             i
             for i, feature in enumerate(schema.dense_of(side))
-            if config.statistics or feature.statistic is None
+            if (config.statistics or feature.statistic is None)
+            and reads(config, feature.name)
         ]
+        schema = ids_read(schema, side, config)
+        names = [f.name for f in schema.bags_of(side)]
         self.tables = embedding_tables(schema, side, config.embedding_dim, device)
         self.head = TowerHead(names, numbers, side, config)
 
@@ -153,3 +187,42 @@ class Tower(nn.Module):
         looked_up = regroup(self.tables(rows.sparse), self.head.names)
         vectors: Tensor = self.head(looked_up, rows.dense)
         return vectors
+
+
+def reads(config: RetrievalConfig, name: str) -> bool:
+    """Whether the vectors read a feature."""
+    return config.features is None or name in config.features
+
+
+def ids_read(schema: Schema, side: Side, config: RetrievalConfig) -> Schema:
+    """Return the schema with those ids alone that the vectors read.
+
+    Args:
+        schema: of the data.
+        side: which must have a feature that is read.
+        config: names the features.
+
+    Raises:
+        ConfigError: it names what is no feature, or nothing of this side.
+    """
+    if config.features is None:
+        return schema
+    known = {f.name for f in (*schema.dense, *schema.bags)}
+    lost = sorted(set(config.features) - known)
+    if lost:
+        raise ConfigError(
+            f"retrieval.features: {', '.join(lost)} are no features of the data, which"
+            f" has {', '.join(sorted(known))}"
+        )
+    of_side = (*schema.dense_of(side), *schema.bags_of(side))
+    if not any(reads(config, f.name) for f in of_side):
+        raise ConfigError(
+            f"retrieval.features {list(config.features)} names no feature of the"
+            f" {side}, expected one of {', '.join(f.name for f in of_side)}"
+        )
+    return schema.model_copy(
+        update={
+            "sparse": tuple(f for f in schema.sparse if reads(config, f.name)),
+            "sequences": tuple(f for f in schema.sequences if reads(config, f.name)),
+        }
+    )

@@ -72,6 +72,11 @@ class TwoTower(nn.Module):
                 biases.append(tower.head(vectors, side.dense))
         return self.calibration.logits(scores, biases)
 
+    def encode_users(self, user: TowerInput) -> Tensor:
+        """Encode users without ads, (B, D); `ad_tower` encodes ads without users."""
+        vectors: Tensor = self.user_tower(user)
+        return vectors
+
     def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
         """Look up the vectors of all tables: user, ad, and those of the biases."""
         vectors = (

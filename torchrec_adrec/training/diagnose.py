@@ -47,10 +47,10 @@ def _nonfinite_features(model: nn.Module, batch: Batch, schema: Schema) -> list[
 
 
 def _collections(model: nn.Module, schema: Schema, side: Side) -> list[Any]:
-    """The side's collections: those that look up all of its features."""
+    """The side's collections: those that look up its features."""
     features = {feature.name for feature in schema.bags_of(side)}
     return [
-        c for c in sharded_collections(model) if features == set(table_of_feature(c))
+        c for c in sharded_collections(model) if features >= set(table_of_feature(c))
     ]
 
 
