@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
+from torchrec_adrec.config.base import Count, Fraction, Settings
 from torchrec_adrec.config.contrast import ContrastSettings
 from torchrec_adrec.config.objectives import (
     Conditional,
@@ -12,31 +12,9 @@ from torchrec_adrec.config.objectives import (
     Share,
     parents_first,
 )
+from torchrec_adrec.config.optimizer import OptimizerConfig
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-# At 0 nothing is learnt, without any error; `ranking.tables` is how tables are frozen.
-LearningRate = Annotated[float, Field(gt=0)]
-
-
-class OptimizerConfig(Settings):
-    """Row-wise Adagrad for the tables (fused into backward), AdamW for the rest."""
-
-    tables_lr: LearningRate = 0.02
-    """Learning rate of the embedding tables."""
-    dense_lr: LearningRate = 0.001
-    """Learning rate of all other parameters."""
-    weight_decay: Rate = 1e-5
-    """Of AdamW; the tables have none."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which both learning rates rise from 0."""
-    decay: Literal["none", "linear", "cosine"] = "none"
-    """How both learning rates fall to 0 between the warm-up and the last step."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the dense gradient. Tables are updated inside backward, before
-    the norm is known; row-wise Adagrad scales them by their own history instead."""
-    accumulate: Count = 1
-    """Number of steps whose dense gradients are averaged for one dense update; tables
-    are updated in every step."""
 
 
 class RetrievalConfig(ContrastSettings):
@@ -44,6 +22,11 @@ class RetrievalConfig(ContrastSettings):
 
     embedding_dim: Count = 16
     """Columns of every embedding table."""
+    tables_precision: Literal["float32", "float16"] = "float32"
+    """Numbers of the towers' tables. float16 takes half of their memory, in training,
+    in checkpoints and where towers serve. Their optimizer's state, the vectors that are
+    looked up and all gradients stay float32; an update below a thousandth of a number
+    is lost on a CPU, and on a GPU rounded up or down by chance."""
     hidden: tuple[Count, ...] = (256,)
     """Hidden layers of each tower."""
     output_dim: Count = 64
@@ -263,6 +246,10 @@ class TrainConfig(Settings):
     the point. Tables, logits and the optimizers stay float32."""
     compile: bool = False
     """torch.compile of the towers' dense parts; costs half a minute at the start."""
+    checkpoint_activations: bool = False
+    """Keep the inputs of each attention layer alone, and compute what is inside again
+    in backward: less memory for more time, and the same gradients. Without effect on
+    models without attention."""
     graphs: bool = True
     """On one GPU: run heads, loss and their backward pass as one CUDA graph, which
     costs the host one launch in place of some 150. Without effect where the schema has

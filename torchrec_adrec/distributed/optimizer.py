@@ -17,7 +17,7 @@ from torchrec.optim.keyed import (
 )
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from torchrec_adrec.config.train import OptimizerConfig
+from torchrec_adrec.config.optimizer import OptimizerConfig
 
 
 def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:

@@ -14,6 +14,7 @@ from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
+    DATA_TYPES,
     WIDTH_STEP,
     embedding_tables,
     regroup,
@@ -179,7 +180,13 @@ class Tower(nn.Module):
         ]
         schema = ids_read(schema, side, config)
         names = [f.name for f in schema.bags_of(side)]
-        self.tables = embedding_tables(schema, side, config.embedding_dim, device)
+        self.tables = embedding_tables(
+            schema,
+            side,
+            config.embedding_dim,
+            device,
+            data_type=DATA_TYPES[config.tables_precision],
+        )
         self.head = TowerHead(names, numbers, side, config)
 
     def forward(self, rows: TowerInput) -> Tensor:

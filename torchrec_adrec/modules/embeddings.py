@@ -4,12 +4,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import (
+    DataType,
+    EmbeddingBagConfig,
+    PoolingType,
+)
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
+DATA_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 BIAS_SUFFIX = "+bias"  # of a side's second collection; no feature's name can have it
 WIDTH_STEP = 4  # FBGEMM's kernels take tables whose width is a multiple of this
 
@@ -23,6 +28,7 @@ def embedding_tables(
     device: torch.device | None = None,
     suffix: str = "",
     init: Init | None = None,
+    data_type: DataType = DataType.FP32,
 ) -> "EmbeddingBagCollection | NoTables":
     """Make the tables of one side, in key order: ids summed, histories averaged.
 
@@ -36,6 +42,7 @@ def embedding_tables(
             rank ever holds more than its own rows.
         suffix: of the tables' names, where a side has a second collection.
         init: fills a new table; by default TorchRec draws from +-sqrt(1 / ids).
+        data_type: of the tables' numbers; what is looked up is float32 either way.
     """
     if not schema.bags_of(side):
         return NoTables()
@@ -54,6 +61,7 @@ def embedding_tables(
                 # A sharded table is made anew on its rank: only what stands in its
                 # config reaches it there.
                 init_fn=init,
+                data_type=data_type,
             )
             for feature in schema.bags_of(side)
         ],

@@ -32,6 +32,7 @@ from torchrec_adrec.training.graphs import run_as_graphs
 from torchrec_adrec.training.late import LateReader
 from torchrec_adrec.training.model_statistics import ModelStatistics
 from torchrec_adrec.training.precision import MatmulPrecision
+from torchrec_adrec.training.recompute import recompute_activations
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class StepRunner:
         torch.set_float32_matmul_precision(precision.setting)
         if train.compile:
             compile_heads(self.model)
+        recomputes = train.checkpoint_activations and recompute_activations(self.model)
         learns_clicks = (
             not isinstance(self.loss, RetrievalLoss) or self.loss.config.alpha > 0
         )
@@ -91,7 +93,9 @@ class StepRunner:
         self._stop = self._is_frozen = False
         self.pipeline = _pipeline(sharded, process)
         is_alone_on_gpu = process.device.type == "cuda" and process.world_size == 1
-        if is_alone_on_gpu and train.graphs and not _shapes_change(self.loss):
+        # A captured graph cannot restore the generator for a second computation.
+        can_capture = not recomputes and not _shapes_change(self.loss)
+        if is_alone_on_gpu and train.graphs and can_capture:
             run_as_graphs(sharded.module.after_lookup, self.optimizer, source.schema)
         self.batches: Generator[Batch] = source.batches(first)
         self.model.train()
