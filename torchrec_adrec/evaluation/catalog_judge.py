@@ -26,9 +26,9 @@ CUT = 10
 
 
 class CatalogJudge:
-    """Searches for the ads of validation clicks. Collective.
+    """Searches for the ads of held-out clicks. Collective.
 
-    Every validation click is a query, and its ad the one that is relevant. Ads of the
+    Every click is a query, and its ad the one that is relevant. Ads of the
     user's history are no candidates: they are no negatives either, so nothing keeps
     their scores down. `adrec export` judges the test clicks with all candidates.
 
@@ -37,23 +37,29 @@ class CatalogJudge:
         schema: of the data.
         config: how many clicks, the seed of their draw, and the similarity.
         process: this rank.
+        split: whose clicks; those of the test choose nothing.
 
     Raises:
-        ConfigError: there are no validation clicks.
+        ConfigError: it has no clicks.
     """
 
     def __init__(
-        self, data: Path, schema: Schema, config: Config, process: Process
+        self,
+        data: Path,
+        schema: Schema,
+        config: Config,
+        process: Process,
+        split: str = "valid",
     ) -> None:
         self.schema, self.config, self.process = schema, config, process
         self.catalog = load_catalog(data)
         most = config.retrieval.judge_queries
-        self.clicks, _ = clicks_of(data, schema, "valid", most, config.seed)
+        self.clicks, _ = clicks_of(data, schema, split, most, config.seed)
         if not len(self.clicks):
             raise ConfigError(
-                f"retrieval.judge = {config.retrieval.judge}: {data / 'valid'} has no"
-                " clicks to search for; prepare with a larger data.split.valid, or set"
-                " retrieval.judge=log_loss"
+                f"retrieval.judge = {config.retrieval.judge}: {data / split} has no"
+                f" clicks to search for; prepare with a larger data.split.{split}, or"
+                " set retrieval.judge=log_loss"
             )
         ids = self.catalog[AD_ID].to_numpy()
         self.clicked = np.searchsorted(ids, self.clicks[AD_ID].to_numpy())
