@@ -15,6 +15,7 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge, ads_of_histories
 from torchrec_adrec.schema import AD_ID, Schema
+from torchrec_adrec.training import step_runner
 from torchrec_adrec.training.trainer import Trainer
 
 GROUPS, USERS, ITEMS, TAKEN = 4, 20, 15, 12
@@ -164,3 +165,21 @@ def test_what_histories_hold_is_excluded_wherever_it_stands_in_the_catalog(
         positions = excluded.positions[excluded.starts[i] : excluded.starts[i + 1]]
         assert set(catalog["item"].gather(positions)) == ids
         assert len(ids) == TAKEN - 1
+
+
+def test_a_rank_alone_reads_the_same_features_as_torchrec(
+    data: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels of a rank that is alone take ids by place, TorchRec takes them by
+    name: of a side's features some are read alone.
+    """
+    settings = [*MF, "retrieval.judge=log_loss", "train.evaluate_every=0"]
+    config = load_config(None, [*settings, "train.epochs=1"])
+    losses = []
+    for alone in (True, False):
+        monkeypatch.setattr(step_runner, "can_be_alone", lambda *_, a=alone: a)
+        folder = tmp_path / str(alone)
+        folder.mkdir()
+        trainer = Trainer("retrieval", config, process, data, folder)
+        losses.append(trainer.fit()["train"]["last_step_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

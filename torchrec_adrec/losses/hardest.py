@@ -5,6 +5,8 @@ number of them stays may fall from step to step (a curriculum: Bengio et al., IC
 2009): ads that look hardest to a model that has learnt nothing are drawn by chance.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def hardest_now(hardest: int, total: int, risen: float) -> int:
         risen: the share of the way, from 0 to 1.
     """
     least = min(hardest, total)
-    return round(total * (least / total) ** risen)
+    return round(total * math.pow(least / total, risen))
 
 
 def below_hardest(logits: Tensor, count: int) -> Tensor:

@@ -67,7 +67,7 @@ class TowerHead(nn.Module):
         self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), False)
         width = len(names) * config.embedding_dim + len(numbers)
         self.names, self.side, self.similarity = names, side, config.similarity
-        self.score_bias = config.score_bias
+        self.width, self.score_bias = width, config.score_bias
         output_dim = 1 if config.similarity == "additive" else config.output_dim
         self.mlp: nn.Module
         if config.projection:
@@ -134,7 +134,7 @@ class BiasHead(nn.Module):
             config: its dropout alone is read.
         """
         super().__init__()
-        self.names = names
+        self.names, self.width = names, width
         self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
