@@ -42,14 +42,14 @@ MF = (
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four groups of users, each of whom took most items of his group alone."""
     rng = np.random.default_rng(0)
-    taken = [
+    pairs = [
         (f"u{group}.{user}", f"i{group}.{item}")
         for group in range(GROUPS)
         for user in range(USERS)
         for item in rng.permutation(ITEMS)[:TAKEN]
     ]
-    users, items = zip(*taken, strict=True)
-    rows = pl.DataFrame({"uid": users, "item": items, "ts": range(len(taken))})
+    users, items = zip(*pairs, strict=True)
+    rows = pl.DataFrame({"uid": users, "item": items, "ts": range(len(pairs))})
     rows = rows.with_columns(
         # Read in the place of the user it would be of no use.
         city=pl.col("ts").mod(2).cast(pl.String),
@@ -94,12 +94,12 @@ def _check_judge(trainer: Trainer, expected: float) -> None:
     user = weights(trainer.model, "user", "uid")[clicks["uid"]]
     item = weights(trainer.model, "ad", "item")[catalog["item"]]
     scores = user[:, :-1] @ item[:, :-1].T + item[:, -1]
-    seen = clicks.select(f"history:{i}" for i in range(TAKEN)).to_numpy()
-    known = (seen[:, :, None] == catalog["item"].to_numpy()).any(axis=1)
+    histories = clicks.select(f"history:{i}" for i in range(TAKEN)).to_numpy()
+    known = (histories[:, :, None] == catalog["item"].to_numpy()).any(axis=1)
     clicked = np.searchsorted(catalog[AD_ID], clicks[AD_ID])
-    own = scores[np.arange(len(scores)), clicked]
+    targets = scores[np.arange(len(scores)), clicked]
     scores[known] = -np.inf
-    ranks = (scores > own[:, None]).sum(axis=1) + 1
+    ranks = (scores > targets[:, None]).sum(axis=1) + 1
     gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
     assert gains.mean() == pytest.approx(expected, abs=1e-6)
     judge = CatalogJudge(data, schema, trainer.config, trainer.process)

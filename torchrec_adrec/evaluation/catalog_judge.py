@@ -83,8 +83,8 @@ class CatalogJudge:
             share_of(len(self.catalog), self.process).start,
             self.process.device,
         )
-        found = search(scorer, self.clicked, CUT, self.process, self.excluded)
-        metrics = one_relevant(found.ranks, (CUT,))
+        result = search(scorer, self.clicked, CUT, self.process, self.excluded)
+        metrics = one_relevant(result.ranks, (CUT,))
         return {name: float(values.mean()) for name, values in metrics.items()}
 
     def _encode(self, tower: Encode, rows: pl.DataFrame, side: Side) -> Float32s:

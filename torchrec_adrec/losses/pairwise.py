@@ -93,13 +93,13 @@ class _Allowed(NamedTuple):
     Attributes:
         columns: (C,) the candidates that are negatives of any anchor.
         ids: (N,) of all candidates.
-        own: (A,) the ids of the anchors' clicked ads.
+        clicked: (A,) the ids of the anchors' clicked ads.
         known: what the anchors' users clicked before.
     """
 
     columns: Tensor
     ids: Tensor
-    own: Tensor
+    clicked: Tensor
     known: ExcludedCandidates | None
 
     def draw(self) -> Tensor:
@@ -112,7 +112,7 @@ class _Allowed(NamedTuple):
         Returns:
             (A, min(count, PAIRS)).
         """
-        refused = self.ids == self.own[:, None]
+        refused = self.ids == self.clicked[:, None]
         if self.known is not None:
             refused |= self.known.mask(slice(0, len(scores)))
         scores = scores.masked_fill(refused, -torch.inf)[:, self.columns]
@@ -126,9 +126,9 @@ class _Allowed(NamedTuple):
         """Whether candidates (A, P) are another ad than the anchor's and none that its
         user clicked before, (A, P) bool.
         """
-        differs = self.ids[drawn] != self.own[:, None]
+        differs = self.ids[drawn] != self.clicked[:, None]
         return differs if self.known is None else differs & ~self.known.holds(drawn)
 
     def _places(self, count: int) -> Tensor:
-        shape = (len(self.own), PAIRS)
-        return torch.randint(count, shape, device=self.own.device)
+        shape = (len(self.clicked), PAIRS)
+        return torch.randint(count, shape, device=self.clicked.device)
