@@ -182,7 +182,7 @@ class Bench:
 
     def _valid(self, name: str, temperature: str) -> float:
         fits = [self.fits[key(name, temperature, seed)] for seed in self.args.seeds]
-        return mean(fit["valid"]["ndcg@10"] for fit in fits)
+        return mean(float(fit["valid"]["ndcg@10"]) for fit in fits)
 
     def _keep(self) -> None:
         RESULTS.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ import torch
 from conftest import StepsWith
 
 from torchrec_adrec.losses.hardest import below_hardest, hardest_now
+from torchrec_adrec.losses.softmax import sampled_softmax
 from torchrec_adrec.tasks import retrieval
 
 
@@ -29,11 +30,10 @@ def test_a_run_counts_its_steps_for_the_curriculum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = []
-    softmax = retrieval.sampled_softmax
 
     def spy(*args: object) -> object:
         chosen.append(args[-1].hardest)  # type: ignore[attr-defined]
-        return softmax(*args)  # type: ignore[arg-type]
+        return sampled_softmax(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(retrieval, "sampled_softmax", spy)
     rule = f"retrieval={{hardest: 4, hardest_rise: {rise}}}"

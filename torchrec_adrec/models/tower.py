@@ -69,12 +69,11 @@ class TowerHead(nn.Module):
         self.names, self.side, self.similarity = names, side, config.similarity
         self.width, self.score_bias = width, config.score_bias
         output_dim = 1 if config.similarity == "additive" else config.output_dim
-        self.mlp: nn.Module
         if config.projection:
             self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
         else:
             _refuse_numbers(numbers, side)
-            self.mlp = SumOfVectors(config.embedding_dim)
+            self.mlp = nn.Sequential(SumOfVectors(config.embedding_dim))
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D)."""
