@@ -36,11 +36,12 @@ $(VENV)/.notebook: $(STAMP)
 	$(BIN)/pip check
 	touch $@
 
+# Files of tests are shared out to two processes: many tests wait for others to start.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP)  ## what `make test` leaves out
-	$(BIN)/python -m pytest -m 'slow or four_ranks'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'slow or four_ranks'
 
 quick: $(STAMP)  ## under a minute: style, types, and the tests without processes
 	$(BIN)/ruff check .

@@ -61,6 +61,7 @@ setup(
                 "hypothesis",
                 "mypy",
                 "pytest",
+                "pytest-xdist",
                 "ruff",
                 "types-PyYAML",
             ),

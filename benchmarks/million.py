@@ -1,0 +1,156 @@
+"""A million ads: encoding them, and one request after another, end to end.
+
+    adrec prepare --config configs/million_ads.yaml --out RUN
+    adrec train retrieval --out RUN && adrec export --out RUN
+    adrec index build --out RUN && adrec train ranking --out RUN
+    python benchmarks/million.py RUN
+
+Encoding: ads/s of `adrec export` (catalog columns to a written file) beside the bare
+tower on batches that lie in memory, part after part in turns. Requests: from raw
+columns to ten ads, 500 candidates, one thread, 500 users one after another, each of
+them counted. The time from the start of a process to its first answer stands beside
+them, and what the gate measured when it published the index.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from timing import interleave, keep_result
+
+from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.export.encode import encode_rows
+from torchrec_adrec.export.parts import rows_of_a_part, write_vectors
+from torchrec_adrec.schema import AD_ID, Schema, Side
+from torchrec_adrec.serve.recommender import Recommender
+from torchrec_adrec.tasks.sharded import restore_whole
+
+PARTS = 9  # of the export, each encoded by both ways in turns
+BATCH = 4096
+FIRST_ANSWER = """
+import json, sys, time
+from pathlib import Path
+from torchrec_adrec.serve.recommender import Recommender
+run = Path(sys.argv[1])
+users = json.loads((run / "data/example_users.json").read_text())
+Recommender.load(run).recommend(users[0])
+"""
+
+
+def main() -> None:
+    """Measure and keep."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a finished run")
+    parser.add_argument("--requests", type=int, default=500)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with process_group("cpu") as process:
+        encoding = _encoding(args.run, process)
+    first = [_first_answer(args.run) for _ in range(3)]
+    requests = _requests(args.run, args.requests)
+    figures = {
+        "encoding": encoding,
+        "seconds to the first answer": first,
+        "requests": requests,
+        "gate": _gate(args.run),
+    }
+    keep_result("million", figures)
+    Console(width=100).print(_table(requests))
+
+
+def _encoding(run: Path, process: Process) -> dict[str, Any]:
+    """Time parts of the export, and the tower alone on the same rows."""
+    data = run / "data"
+    schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
+    task, _ = restore_whole("retrieval", run, schema)
+    tower, rows = task.model.ad_tower, rows_of_a_part(len(catalog))
+    numbers = iter(range(10**9))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def export() -> None:
+            number = next(numbers) % (len(catalog) // rows)
+            part = catalog[number * rows : (number + 1) * rows]
+            vectors = [
+                encode_rows(tower, batch, schema, Side.AD, process)
+                for batch in part.iter_slices(BATCH)
+            ]
+            path = Path(folder) / "part.parquet"
+            write_vectors(path, part[AD_ID].to_numpy(), np.concatenate(vectors))
+
+        columns = schema.columns_of(Side.AD)
+        loaded = [
+            tower_input({n: b[n].to_numpy() for n in columns}, schema, Side.AD)
+            for b in catalog[:rows].iter_slices(BATCH)
+        ]
+
+        @torch.no_grad()
+        def bare() -> None:
+            for batch in loaded:
+                tower(batch)
+
+        seconds = interleave({"export": export, "bare tower": bare}, PARTS)
+    pairs = zip(seconds["bare tower"], seconds["export"], strict=True)
+    return {
+        "ads": len(catalog),
+        "ads_per_second": {n: round(rows / median(s)) for n, s in seconds.items()},
+        "export_over_bare_tower": round(median(bare / ours for bare, ours in pairs), 3),
+    }
+
+
+def _first_answer(run: Path) -> float:
+    """Seconds from the start of a process to its first answer, imports included."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", FIRST_ANSWER, str(run)], check=True)
+    return round(time.perf_counter() - began, 2)
+
+
+def _requests(run: Path, count: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each stage of single requests, and of whole calls."""
+    recommender = Recommender.load(run)
+    users = json.loads((run / "data/example_users.json").read_text())
+    stages: dict[str, list[float]] = {}
+    ask: Callable[[Any], Any] = partial(recommender.recommend, top=10)
+    for number in range(count):
+        began = time.perf_counter()
+        answer = ask(users[number % len(users)])
+        whole = (time.perf_counter() - began) * 1e3
+        for name, value in (answer.milliseconds | {"end to end": whole}).items():
+            stages.setdefault(name, []).append(value)
+    return {
+        name: {f"p{q}": round(float(np.percentile(v, q)), 2) for q in (50, 95, 99)}
+        for name, v in stages.items()
+    }
+
+
+def _gate(run: Path) -> dict[str, Any]:
+    """What the gate of the published index measured."""
+    gates = sorted((run / "index").rglob("gate.json"), key=lambda p: p.stat().st_mtime)
+    gate: dict[str, Any] = json.loads(gates[-1].read_text())
+    return gate
+
+
+def _table(requests: dict[str, dict[str, float]]) -> Table:
+    table = Table("milliseconds", "p50", "p95", "p99")
+    for name, values in requests.items():
+        table.add_row(name, *(f"{values[q]:.2f}" for q in ("p50", "p95", "p99")))
+    return table
+
+
+if __name__ == "__main__":
+    main()
