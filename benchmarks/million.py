@@ -33,7 +33,7 @@ from timing import interleave, keep_result
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.export.encode import encode_rows
+from torchrec_adrec.evaluation.encode import encode_rows
 from torchrec_adrec.export.parts import rows_of_a_part, write_vectors
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.recommender import Recommender
