@@ -1,7 +1,7 @@
 """Peak memory of training steps, each way in a process of its own.
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --rows 200000 --batch 1024 --rounds 1    # small
+    python benchmarks/memory.py --rows 20000 --batch 256 --rounds 1    # small
 
 Towers with large tables: in float32 and in float16, and with products in bfloat16. A
 ranker with attention: with its activations kept, and computed again in backward
@@ -46,8 +46,8 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 def main() -> None:
     """Measure every way in turns, print the medians, keep them."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--rows", type=int, default=2_000_000, help="of a table")
-    arguments.add_argument("--batch", type=int, default=8192)
+    arguments.add_argument("--rows", type=int, default=200_000, help="of a table")
+    arguments.add_argument("--batch", type=int, default=1024)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--way", choices=WAYS, help="measure it in this process")
     arguments.add_argument("--data", type=Path)
