@@ -26,7 +26,8 @@ class RetrievalConfig(ContrastSettings):
     """Numbers of the towers' tables. float16 takes half of their memory, in training,
     in checkpoints and where towers serve. Their optimizer's state, the vectors that are
     looked up and all gradients stay float32; an update below a thousandth of a number
-    is lost on a CPU, and on a GPU rounded up or down by chance."""
+    is lost on a CPU, and on a GPU rounded up or down by chance. Towers of 2,038 MiB
+    took 1,089 (`benchmarks/memory.py`)."""
     hidden: tuple[Count, ...] = (256,)
     """Hidden layers of each tower."""
     output_dim: Count = 64
@@ -248,7 +249,8 @@ class TrainConfig(Settings):
     """torch.compile of the towers' dense parts; costs half a minute at the start."""
     checkpoint_activations: bool = False
     """Keep the inputs of each attention layer alone, and compute what is inside again
-    in backward: less memory for more time, and the same gradients. Without effect on
+    in backward: less memory for more time, and the same gradients. A ranker of four
+    layers took 1,203 MiB in place of 1,938 (`benchmarks/memory.py`). Without effect on
     models without attention."""
     graphs: bool = True
     """On one GPU: run heads, loss and their backward pass as one CUDA graph, which
