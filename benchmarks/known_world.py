@@ -145,7 +145,7 @@ def _towers(
     asked = pl.read_parquet(test / "*.parquet")[top.rows]
     towers = model.module.model
     kind = config.retrieval.similarity
-    users = encode(towers.user_tower, asked, schema, Side.USER, kind, size, process)
+    users = encode(towers.encode_users, asked, schema, Side.USER, kind, size, process)
     ads = encode(towers.ad_tower, catalog, schema, Side.AD, kind, size, process)
     scorer = InnerProduct.of(users, ads, 0, process.device)
     step = _step(known)

@@ -93,10 +93,9 @@ def _figures(run: Path) -> Figures:
     judged = _metrics(run, "export")["test"]
     for group in (g for g in GROUPS if g in judged):
         for way in WAYS:
-            figures = judged[group][way].items()
             figures |= {
                 f"{group}, {way}, {key}": value
-                for key, value in figures
+                for key, value in judged[group][way].items()
                 if key.startswith("recall@")
             }
     return figures

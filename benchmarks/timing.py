@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,7 @@ def keep_result(name: str, figures: dict[str, Any]) -> None:
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d"),
+        **{name: version(name) for name in ("torch", "torchrec")},
     }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine, **figures}, indent=1)

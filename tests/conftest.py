@@ -252,6 +252,16 @@ def named_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def page_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with its reports, whose users have a history of the ads."""
+    from liked_ads import make_whole_run
+
+    out = tmp_path_factory.mktemp("runs") / "shop"
+    make_whole_run(out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def updater_of_named_run(named_run: Path) -> "Updater":
     from torchrec_adrec.export.update import Updater
 

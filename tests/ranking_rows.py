@@ -11,7 +11,7 @@ from torchrec_adrec.schema import (
     SparseFeature,
 )
 
-SIZES = {"country": 5, "device": 4, "seen": 9, "campaign": 7, "format": 3}
+SIZES = {"country": 5, "device": 4, "campaign": 7, "format": 3}
 SCHEMA = Schema(
     dense=(
         DenseFeature(name="age", side=Side.USER, source="age"),
@@ -27,7 +27,13 @@ SCHEMA = Schema(
     ),
     sequences=(
         SequenceFeature(
-            name="seen", side=Side.USER, source="seen", max_length=3, num_embeddings=9
+            name="seen",
+            side=Side.USER,
+            source="seen",
+            kind="hex",
+            max_length=3,
+            num_embeddings=SIZES["campaign"],
+            shares_ids_with="campaign",
         ),
     ),
     labels=(Label(name="click"), Label(name="value", kind="value", mean=3.0)),

@@ -193,11 +193,28 @@ def write_table_csv(folder: Path) -> Raw:
     return Raw(folder, table_config(path), ROWS, "country", bad)
 
 
+def write_sequences(folder: Path) -> Raw:
+    """A line a user of three items each, but for one line without items."""
+    lines = [
+        " ".join([f"user-{i:0100d}", *(f"item-{(i + j) % 40:0100d}" for j in range(3))])
+        for i in range(ROWS // 3 + 1_000)
+    ]
+    lines[BAD] = lines[BAD].split()[0]
+    path = folder / "sequences.txt.gz"
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), 1))
+    config = DataConfig.model_validate(
+        {"adapter": "sequences", "raw": str(path), "split": {"by": "leave_one_out"}}
+    )
+    bad = f"{path}:{BAD + 1}: line is 'user-"
+    return Raw(folder, config, 3 * (len(lines) - 1) + 1, None, bad)
+
+
 WRITERS: dict[str, Callable[[Path], Raw]] = {
     "criteo": write_criteo,
     "synthetic": write_synthetic,
     "movie_lab": write_movie_lab,
     "kuairand": write_kuairand,
+    "sequences": write_sequences,
     "table-csv": write_table_csv,
     "table-parquet": write_table_parquet,
 }

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "torchrec_adrec"
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("page", "sweep"),
     ("certify", "pipeline"),
     ("export", "training"),
     ("evaluation", "planning"),

@@ -188,7 +188,7 @@ def test_each_part_is_proved(run: Path) -> None:
     user_tower = served.retriever.tower
     other, _ = restore_whole("retrieval", run, served.encoder.schema)
     checkpoint.load(last(run / "retrieval"), other, served.encoder.schema)
-    served.retriever.tower = other.model.user_tower
+    served.retriever.tower = other.model.encode_users
     with pytest.raises(ManifestError, match="gives other users than"):
         prove(served, run, ad_tower, loaded)
     served.retriever.tower = user_tower

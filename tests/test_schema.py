@@ -42,8 +42,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"sequences": (sequence("seen", "brand"), sequence("bought", "brand"))},
         "one sequence may share the ids",
     ),
-    ({"sequences": (sequence("seen", None, Side.AD),)}, "the ad's side takes none"),
-    ({"sparse": (CITY,)}, "the ad's side needs an id or a number"),
+    (
+        {"sequences": (sequence("seen", None, Side.AD),)},
+        "what an ad has several of is a set",
+    ),
+    ({"sparse": (CITY,)}, "the ad's side needs an id, a number or a vector"),
     ({"labels": ()}, "the first label must be binary"),
     ({"labels": (Label(name="v", kind="value"),)}, "the first label must be binary"),
     ({"labels": (Label(name="city"),)}, r"found twice: \['city'\]"),

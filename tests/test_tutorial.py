@@ -38,6 +38,15 @@ def test_its_commands_parse(code: list[str]) -> None:
         command.make_context(line, left)
 
 
+def test_the_device_is_one_setting_for_all_stages(code: list[str]) -> None:
+    """The first command keeps it in the run's folder, from which the others read."""
+    text = "\n".join(code)
+    assert 'os.environ.setdefault("ADREC_DEVICE", "auto")' in text
+    commands = [line for line in text.splitlines() if line.startswith("adrec ")]
+    assert commands[0].endswith(" device=$ADREC_DEVICE")
+    assert not any("device" in command for command in commands[1:])
+
+
 def test_a_failing_command_ends_it(code: list[str]) -> None:
     """`!adrec` would go on after an error; of %%bash the last command counts."""
     for cell in code:

@@ -31,6 +31,7 @@ SETTINGS = (
     "train={batch_size: 128, epochs: 8, evaluate_every: 5, patience: 2}",
     "train.dead_model=warn",
     "recommend.candidates=50",
+    "evaluation.valid_queries=1000",
     "retrieval={embedding_dim: 4, hidden: [8], output_dim: 4}",
     "ranking={model_dim: 4, heads: 1, head_dim: 8, feedforward_dim: 8, blend: none}",
     # Products of products would be infinite at the learning rates below.

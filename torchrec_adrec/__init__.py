@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torchrec_adrec.schema import Schema
     from torchrec_adrec.serve.recommender import Recommender
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Config", "Recommender", "Schema", "load_config"]
 
 _HOMES = {

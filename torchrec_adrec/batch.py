@@ -22,6 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 ALIGNMENT = 64  # bytes: a cache line, and four times what a GPU thread reads at once
+ITEMS = "items"  # the one key of the ids that histories share with the ads
 Section = tuple[torch.dtype, tuple[int, ...]]
 
 
@@ -78,12 +79,15 @@ class TowerLayout(_Layout):
         dense: the number of dense features.
         histories: the number of ids of each history over all rows; every other key has
             one id a row.
+        items: the key of the history that shares its ids with the ads, or of the ads'
+            feature; None where there is no such history.
     """
 
     keys: tuple[str, ...]
     rows: int
     dense: int
     histories: tuple[int, ...] = ()
+    items: str | None = None
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
@@ -168,6 +172,8 @@ class _Packed(Pipelineable):  # type: ignore[misc]
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory until the stream has done all its work queued so far."""
         self.buffer.record_stream(stream)
+        if "items" in self.__dict__:  # ids that were joined on the device
+            self.__dict__["items"].record_stream(stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +206,11 @@ class TowerInput(_Packed):
             length_per_key=list(layout.ids_per_key),
         )
         self.__dict__.update(dense=dense, sparse=sparse)  # the class is frozen
+
+    @cached_property
+    def items(self) -> KeyedJaggedTensor:
+        """The ids of the history, or of the ads' item, under the key `items`."""
+        return items_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +248,28 @@ class Batch(_Packed):
         )
         names = ("labels", "weights", "ad_ids", "log_q", "anchors", "anchor_weights")
         self.__dict__.update(zip(names, others, strict=True))
+
+    @cached_property
+    def items(self) -> KeyedJaggedTensor:
+        """Both sides' `items` for one lookup: B histories, then N ids."""
+        return items_of(self.user, self.ad)
+
+
+def items_of(*sides: TowerInput) -> KeyedJaggedTensor:
+    """Join the ids of one vocabulary, side after side, under the one key `items`.
+
+    A table that both towers read is asked once a step: the pipeline cannot prepare two
+    lookups of one collection.
+    """
+    ids = [side.sparse[side.layout.items] for side in sides]
+    values = torch.cat([x.values() for x in ids])
+    return KeyedJaggedTensor(
+        keys=[ITEMS],
+        values=values,
+        lengths=torch.cat([x.lengths() for x in ids]),
+        stride=sum(side.layout.rows for side in sides),
+        length_per_key=[len(values)],
+    )
 
 
 # A device may still be reading a tensor that the cache drops. That is safe without

@@ -2,7 +2,8 @@
 
 AdRecError
 ├── ConfigError       a setting, a path or a command line that cannot be used
-│   └── PlanError     tables that fit no sharding plan, with needed and available bytes
+│   ├── PlanError     tables that fit no sharding plan, with needed and available bytes
+│   └── BusyError     a run in which another command is at work
 ├── SchemaError       columns that do not fit the schema
 ├── DataError         rows that cannot be used
 ├── ReaderError       a process that read rows ahead and died
@@ -71,6 +72,10 @@ class PlanError(ConfigError):
         self.needed, self.available = needed, available
 
 
+class BusyError(ConfigError):
+    """A run in which another command is at work."""
+
+
 class SchemaError(AdRecError):
     """Columns that do not fit the schema."""
 
@@ -120,7 +125,16 @@ class GateError(AdRecError):
 
 
 class StageError(AdRecError):
-    """A launched stage that ended with an error."""
+    """A launched stage that ended with an error.
+
+    Attributes:
+        signal: that this command was given while it waited for the stage, so that the
+            stage was stopped rather than failed; 0: none.
+    """
+
+    def __init__(self, message: str, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class DiskError(AdRecError):

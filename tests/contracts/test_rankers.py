@@ -10,10 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.batch import TowerInput, items_of
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
-from torchrec_adrec.models.rankers.base import Ensemble, Ranker
+from torchrec_adrec.models.rankers.base import Ensemble
+from torchrec_adrec.models.rankers.ranker import Ranker
 from torchrec_adrec.models.rankers.registry import RANKERS, build_ranker
 from torchrec_adrec.schema import Side
 
@@ -27,6 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "conditional": {"conditional": {"value": {"given": "click"}}},
     "corrected": {"negative_rate": 0.5},
     "pooled ads": {"ad_tokens": 1},
+    "history tokens": {"history": "tokens", "layers": 2},
+    "history tokens x 3": {"history": "tokens", "seeds": 3, **SCRATCH},
     **{f"{n} x 3": {"model": n, "seeds": 3, **SCRATCH} for n in RANKERS},
 }
 """Settings that change the way from a row to its logits, and ensembles."""
@@ -128,8 +131,12 @@ def test_every_input_counts_and_every_weight_has_a_gradient(ranker: Ranker) -> N
 def test_looked_up_vectors_are_read_by_name(ranker: Ranker) -> None:
     """A sharded collection returns its keys in an order of its own."""
     inputs = rows(Side.USER), rows(Side.AD)
-    turned = []
-    for vectors in ranker.look_up(*inputs):
+    turned: list[Any] = []
+    items = items_of(*inputs) if ranker.reads_items else None
+    for vectors in ranker.look_up(*inputs, items):
+        if isinstance(vectors, dict):  # those of the one table without bags
+            turned.append(vectors)
+            continue
         by_name = vectors.to_dict()
         names = list(reversed(vectors.keys()))
         widths = [by_name[name].shape[1] for name in names]

@@ -55,6 +55,20 @@ SCHEMA = Schema(
 TABLES = tuple(f"{side}_{f.name}" for side in Side for f in SCHEMA.bags_of(side))
 
 
+# A history that is read in its order, from the table of the ads' item.
+SHARED = SCHEMA.model_copy(
+    update={
+        "sequences": (
+            SCHEMA.sequences[0].model_copy(
+                update={"shares_ids_with": "c", "num_embeddings": SIZES["c"]}
+            ),
+            *SCHEMA.sequences[1:],
+        )
+    }
+)
+SCHEMAS = {"mean": SCHEMA, "attention": SHARED, "gru": SHARED}
+
+
 @dataclass(frozen=True)
 class Case:
     """A way to shard.
@@ -63,11 +77,13 @@ class Case:
         overrides: settings that ask for it.
         types: of each table, as planned.
         slices: of columns, of the tables that have several.
+        encoder: of the history.
     """
 
     overrides: tuple[str, ...]
     types: dict[str, str]
     slices: tuple[tuple[str, int], ...] = ()
+    encoder: str = "mean"
 
 
 def alike(name: str, slices: int = 1) -> Case:
@@ -76,6 +92,16 @@ def alike(name: str, slices: int = 1) -> Case:
     overrides = (f"sharding.tables={{'*': {table}}}",)
     cut = tuple((table, slices) for table in TABLES if slices > 1)
     return Case(overrides, dict.fromkeys(TABLES, name), cut)
+
+
+def in_order(encoder: str, name: str, slices: int = 1) -> Case:
+    """An encoded history, its table of one type and all others whole."""
+    table = f"{{types: [{name}], min_partition: {DIM // slices}}}"
+    overrides = (f"sharding.tables={{ad_c: {table}}}", "sharding.types=[table_wise]")
+    types = dict.fromkeys(TABLES, "table_wise") | {"ad_c": name}
+    del types["user_seen"]
+    cut = (("ad_c", slices),) if slices > 1 else ()
+    return Case(overrides, types, cut, encoder)
 
 
 # Histories of one collection by rows, by columns and whole: their means are taken in
@@ -105,12 +131,15 @@ CASES = {
     "column_wise": alike("column_wise", 4),
     "table_column_wise": alike("table_column_wise", 4),
     "mix": MIX,
+    "attention, whole": in_order("attention", "table_wise"),
+    "attention, by rows": in_order("attention", "row_wise"),
+    "gru, by columns": in_order("gru", "column_wise", 2),
 }
 NO_SPLIT: Any = None  # names the file of a bad row; there is none
 FP16 = Case(("sharding.types=[row_wise]", "sharding.qcomm=fp16"), {})
 
 
-def config(*overrides: str) -> Config:
+def config(*overrides: str, encoder: str = "mean") -> Config:
     sizes = (f"train.batch_size={ROWS}", f"retrieval.embedding_dim={DIM}")
     towers = ("retrieval.hidden=[32]", "retrieval.output_dim=8", "retrieval.dropout=0")
     loss = (
@@ -119,20 +148,27 @@ def config(*overrides: str) -> Config:
         "retrieval.click_bias=false",
     )
     rates = ("retrieval.optimizer={tables_lr: 0.05, dense_lr: 0.003}",)
-    return load_config(None, [*sizes, *towers, *loss, *rates, *overrides])
+    history = (
+        f"retrieval.history={{encoder: {encoder}, layers: 2, heads: 2, dropout: 0}}",
+    )
+    return load_config(None, [*sizes, *towers, *loss, *rates, *history, *overrides])
 
 
-def rows_of(step: int, rank: int, ranks: int, order: int | None = None) -> Batch:
+def rows_of(
+    step: int, rank: int, ranks: int, order: int | None = None, encoder: str = "mean"
+) -> Batch:
     """A rank's slice of the global batch: empty, short and full histories in it.
 
     Args:
         order: seed of another order of the global batch's rows.
+        encoder: of the history, which says whose ids it has.
     """
+    schema = SCHEMAS[encoder]
     rng = np.random.default_rng(step)
     columns: dict[str, Any] = {}
-    for f in SCHEMA.sparse:
+    for f in schema.sparse:
         columns[f.name] = rng.integers(0, f.num_embeddings, ROWS).astype(np.int32)
-    for s in SCHEMA.sequences:
+    for s in schema.sequences:
         ids = rng.integers(0, s.num_embeddings, (s.max_length, ROWS))
         lengths = rng.integers(0, s.max_length + 1, ROWS)
         for i, name in enumerate(s.columns):
@@ -148,7 +184,7 @@ def rows_of(step: int, rank: int, ranks: int, order: int | None = None) -> Batch
     local_rows = places[rank * each : (rank + 1) * each]
     local_columns = {name: column[local_rows] for name, column in columns.items()}
     weights = np.ones(each, np.float32)
-    return collate(StepRows(local_columns, weights, NO_SPLIT, ()), SCHEMA)
+    return collate(StepRows(local_columns, weights, NO_SPLIT, ()), schema)
 
 
 def start_of(name: str, shape: torch.Size) -> Tensor:
@@ -193,13 +229,16 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def train(case: Case, process: Process) -> dict[str, Any]:
     """Results and the types of the plan after fifty steps of smooth towers."""
-    model, optimizer, _ = build("retrieval", SCHEMA, config(*case.overrides), process)
+    settings = config(*case.overrides, encoder=case.encoder)
+    model, optimizer, _ = build("retrieval", SCHEMAS[case.encoder], settings, process)
     smooth(model)
     set_start(model)
     model.train()
     pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
     size, rank = process.world_size, process.rank
-    batches = iter([rows_of(step, rank, size) for step in range(STEPS)])
+    batches = iter(
+        [rows_of(step, rank, size, encoder=case.encoder) for step in range(STEPS)]
+    )
     losses = []
     for _ in range(STEPS):
         loss = pipeline.progress(batches).loss.detach().clone()

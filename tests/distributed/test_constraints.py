@@ -25,9 +25,9 @@ def planned(ranks: int, *overrides: str) -> TablePlan:
     model = build_task("retrieval", SCHEMA, settings, meta_device())
     fuse_table_optimizer(model, settings.retrieval.optimizer)
     topology = topology_of(Process(0, ranks, ranks, torch.device("cpu")))
-    ids = ids_per_row(SCHEMA)
+    ids = ids_per_row(SCHEMA, model)
     allowed = constraints(tables_of(model), settings.sharding, ids, topology)
-    return plan_tables(model, Sharder(), topology, allowed, 64)
+    return plan_tables(model, [Sharder()], topology, allowed, 64)
 
 
 def types(*overrides: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What moves in training, and what must not. One real rank, real sharded tables."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.errors import ConfigError, NonFiniteLossError
 from torchrec_adrec.models.rankers.registry import RANKERS
+from torchrec_adrec.runtime.status import STATUS_FILE, StatusReader
 from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import final_checkpoint
 from torchrec_adrec.training.trainer import Trainer
@@ -178,7 +180,11 @@ def test_looking_at_the_validation_split_changes_nothing(
         assert torch.equal(value, ends[1][name]), name
 
 
-def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) -> None:
+def test_patience_ends_training_with_the_best(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setenv(STATUS_FILE, str(status))
     overrides = ["train.evaluate_every=2", "train.patience=2", "train.epochs=4"]
     overrides += ["train.ledger=true"]
     rates = ("retrieval.optimizer={tables_lr: 3, dense_lr: 0.3}",)  # to get worse soon
@@ -192,6 +198,13 @@ def test_patience_ends_training_with_the_best(prepared: Path, tmp_path: Path) ->
         )
         resumed = again.fit()
     history = metrics["train"]["validation"]
+    # A sweep reads them while the stage goes on.
+    sent = [s for s in StatusReader(status).read() if s.kind == "figures"]
+    losses = [json.loads(s.text)["click"]["log_loss"] for s in sent]
+    assert [(s.done, x) for s, x in zip(sent, losses, strict=True)] == [
+        tuple(pair) for pair in history
+    ]
+    assert {(s.note, s.total) for s in sent} == {("retrieval", 40)}
     step, loss = min(history, key=lambda pair: pair[1])
     assert history[-1][0] == step + 4 == metrics["train"]["steps"] < 40
     assert metrics["valid"]["click"]["log_loss"] == pytest.approx(loss)

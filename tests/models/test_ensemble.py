@@ -12,7 +12,8 @@ from torchrec_adrec.config.run import load_config
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.models.rankers.base import Ensemble, Ranker
+from torchrec_adrec.models.rankers.base import Ensemble
+from torchrec_adrec.models.rankers.ranker import Ranker
 from torchrec_adrec.models.rankers.registry import build_ranker
 from torchrec_adrec.schema import Side
 from torchrec_adrec.tasks.ranking import RankingTask

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ConfigError
-from torchrec_adrec.models.rankers.base import Ranker
+from torchrec_adrec.models.rankers.ranker import Ranker
 from torchrec_adrec.models.rankers.registry import build_ranker
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import adrec, on_ranks
+from html_text import Page, cells_of, check_self_contained
 
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
@@ -52,6 +53,19 @@ def test_it_ends_with_figures_and_ten_ads(finished_run: Path) -> None:
         assert (finished_run / name).stat().st_size > 0
     assert list((finished_run / "retrieval/tensorboard").glob("events*"))
     assert not list(finished_run.glob("*.partial*"))
+
+
+def test_the_report_is_one_file_with_all_tables_and_pictures(
+    finished_run: Path,
+) -> None:
+    page = Page((finished_run / "report.html").read_text())
+    check_self_contained(page)
+    texts = [(finished_run / p).read_text() for p in ("report.md", "data/report.md")]
+    assert page.tables == [table for text in texts for table in cells_of(text)]
+    assert len(page.all("img")) == sum(text.count("![") for text in texts) == 8
+    assert "no picture" not in page.text
+    for heading in ("Ten ads", "Baselines", "Retrieval", "Index", "Funnel", "Training"):
+        assert f"\n## {heading}" in texts[0] and f"\n{heading}" in page.text
 
 
 def test_the_models_have_learned(finished_run: Path) -> None:

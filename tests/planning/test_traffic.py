@@ -31,7 +31,7 @@ def plan(kind: str, per_node: int, nodes: int) -> TablePlan:
         pooling_factors=[IDS],
     )
     cluster = of_size(gpus()["A100-40GB"], per_node, nodes, "")
-    return plan_tables(model, Sharder(), cluster.topology(), {"t": one}, ROWS)
+    return plan_tables(model, [Sharder()], cluster.topology(), {"t": one}, ROWS)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import RawUser, raw_ads, raw_user
 from torchrec_adrec.distributed.process import Process, process_group, unchanged_process
 from torchrec_adrec.errors import StageError
+from torchrec_adrec.export.ad_file import AdRows
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runtime.logs import silence_libraries
 from torchrec_adrec.schema import AD_ID, Schema, Side
@@ -35,6 +36,7 @@ from torchrec_adrec.tasks.calibration import load_calibrations
 from torchrec_adrec.tasks.label_heads import prediction
 from torchrec_adrec.tasks.sharded import restore
 
+CATALOG = Path("catalog.parquet")  # for messages
 BATCH = 1_024  # pairs of one step of a rank
 LAUNCHERS_SIGNALS = (
     signal.SIGTERM,
@@ -196,9 +198,7 @@ def _raw_ad(ads: pl.DataFrame, row: int, schema: Schema) -> RawColumns:
     """Read the raw columns of an ad, from which crosses are made."""
     if not schema.cross:
         return {}
-    names = schema.sources_of(Side.AD)
-    frame = ads[row : row + 1].select(pl.col(f"raw_{n}").alias(n) for n in names)
-    return raw_ads(frame, schema)
+    return raw_ads(AdRows.of_catalog(ads[row : row + 1], schema, CATALOG).frame, schema)
 
 
 def _stacked(rows: Sequence[Columns]) -> Columns:

@@ -11,7 +11,7 @@ def next_steps(run: Path) -> str:
     """Say what can be done with the finished demo."""
     return f"""
 What to do next:
-  read the figures and pictures:  {run / "report.md"}
+  read the figures and pictures:  {run / "report.html"}
   ten ads for another user:       adrec recommend --out {run}
   answer requests over HTTP:      adrec serve --out {run}
   the same with another ranker:   adrec run --out {run} ranking.layers=3

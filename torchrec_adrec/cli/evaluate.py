@@ -2,7 +2,7 @@
 
 import json
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,10 @@ from torchrec_adrec.cli.options import (
 from torchrec_adrec.runs.run_folder import read_settings
 from torchrec_adrec.runs.stages import STAGES, check
 
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(help="Only this one; give it several times for several."),
+]
 log = logging.getLogger(__name__)
 # As in app.py, each command imports what it needs: torch takes seconds.
 app = typer.Typer(
@@ -106,6 +110,41 @@ def off_policy(
             mean,
         )
     typer.echo(json.dumps(report))
+
+
+@app.command()
+def classics(
+    out: Out,
+    method: Methods = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare the run with recommenders of the literature, by their protocols.
+
+    Every test user's clicks are looked for in the whole catalog, without the ads that
+    the user is known to have clicked (full ranking), and, in a table of its own, among
+    100 drawn ads. HR, Recall, NDCG and MRR at 5, 10 and 20; and HR@10 of users of whom
+    only the latest 0, 3, 5, 10 or 20 clicks are known. The methods are popularity,
+    "recent popularity", item_knn, ease, als, bpr, lightgcn, and `towers`: the run's own
+    vectors, once they are exported. Settings are chosen on the validation clicks.
+
+    The run needs only its data. als and bpr need the extra `baselines`; ease holds a
+    table of ads x ads. RUN/classics keeps the figures (metrics.json) and a picture.
+
+    \b
+      adrec prepare --config configs/amazon_beauty.yaml --out runs/beauty
+      adrec evaluate classics --out runs/beauty
+      adrec evaluate classics --out runs/beauty --method item_knn --method towers
+    """
+    from torchrec_adrec.evaluation.classics.report import FOLDER, evaluate_classics
+    from torchrec_adrec.pipeline.classics_table import print_classics
+    from torchrec_adrec.pipeline.report import wide_console
+
+    settings = read_settings(None, overrides, out)
+    queries, seed = settings.evaluation.queries, settings.seed
+    report = evaluate_classics(out, method, queries, seed)
+    console = wide_console()
+    print_classics(report, console)
+    console.print(f"Figures: {out / FOLDER}", highlight=False, soft_wrap=True)
 
 
 def _evaluate(task: str, out: Out, config: ConfigFile, overrides: Overrides) -> None:

@@ -86,8 +86,12 @@ def _try(settings: Path, raw: Path) -> None:
                 f"{settings} is written, but its first rows are refused: {reason}"
             ) from None
         report = (run / "data/report.md").read_text()
-    head, _, rest = report.partition("## Look at these")
-    typer.echo(
-        head.replace("# The data\n\n", "").replace("![the data](report.png)", "")
-    )
-    typer.echo(rest.partition("\n## ")[0].strip())
+    typer.echo(_summary(report))
+
+
+def _summary(report: str) -> str:
+    """Return the head of a data report, and what it finds odd."""
+    head = report.partition("\n## ")[0].replace("# The data\n\n", "")
+    odd = report.partition("## Look at these")[2].partition("\n## ")[0].strip()
+    head = head.replace("![the data](report.png)", "").rstrip()
+    return f"{head}\n\n{odd or 'Nothing looks odd.'}"

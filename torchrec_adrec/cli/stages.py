@@ -170,8 +170,9 @@ def prepare(out: Out, config: ConfigFile = None, overrides: Overrides = None) ->
             ranks_of_launcher() as ranks,
             stage_workspace(stages.DATA, settings, out, ranks) as folder,
         ):
-            data = open_data(settings.data, settings.seed, folder, ranks)
-            prepare_data(settings.data, data, folder, settings.seed, ranks)
+            seed = settings.data_seed
+            data = open_data(settings.data, seed, folder, ranks)
+            prepare_data(settings.data, data, folder, seed, ranks)
 
 
 def baselines(out: Out, config: ConfigFile = None, overrides: Overrides = None) -> None:

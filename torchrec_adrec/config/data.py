@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
+from torchrec_adrec.config.base import Count, Fraction, Rate, Seed, Settings
 from torchrec_adrec.config.table import TableConfig
 from torchrec_adrec.schema import MOST_ROWS
 
@@ -14,11 +14,13 @@ Bounds = Literal["raise", "clamp", "unknown"]
 class SplitConfig(Settings):
     """The rows that are trained on, and those that are held out."""
 
-    by: Literal["time", "user", "random", "leave_one_out"] = "time"
+    by: Literal["time", "user", "random", "leave_one_out", "files"] = "time"
     """time: the latest rows are held out, as a live system meets them. user: all rows
     of a user are in one split. random: row by row, so that training sees the future.
     leave_one_out: the last click of each user is the test and the one before validates,
-    as papers on sequences have it; the shares do not count."""
+    as papers on sequences have it; the shares do not count. files: the last file of
+    `data.raw` is the test, for data that come with a test file; of the rows of the
+    others, the share valid / (train + valid) is drawn to validate."""
     train: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of the rows that is trained on; the three shares add up to 1."""
     valid: Fraction = 0.1
@@ -77,6 +79,37 @@ class MovieLabConfig(Settings):
         return self
 
 
+class SequencesConfig(Settings):
+    """Files with a line a user, `user item item ...` (`data.adapter: sequences`)."""
+
+    ordered: bool = True
+    """Whether the items of a line stand in the order in which the user took them. Only
+    then is there a history, and a split by leave_one_out."""
+    length: Count = 50
+    """The number of earlier items that the history keeps, the latest ones."""
+    user_id: bool | None = None
+    """Whether the user's id is a feature; null: only where there is no history."""
+    negatives: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Drawn for each item, as those of `positives_only` are (docs/own_data.md)."""
+    negatives_by: Literal["popularity", "uniform"] = "uniform"
+    """uniform: all items are equally likely. popularity: as often as they were taken
+    until then."""
+
+    @model_validator(mode="after")
+    def _the_user_is_something(self) -> Self:
+        if not self.ordered and self.user_id is False:
+            raise ValueError(
+                "without an order there is no history, and with user_id=false nothing"
+                " would be known of a user; leave one of the two out"
+            )
+        return self
+
+    @property
+    def has_user(self) -> bool:
+        """Whether the user's id is a feature."""
+        return not self.ordered if self.user_id is None else self.user_id
+
+
 class NumbersConfig(Settings):
     """How the integers of Criteo rows become inputs."""
 
@@ -125,7 +158,8 @@ class DataConfig(Settings):
 
     adapter: str = "criteo"
     """Which data set the files are: criteo, kuairand, synthetic or movie_lab (made
-    here), or table (your own columns)."""
+    here), sequences (a line a user: `user item item ...`), or table (your own
+    columns)."""
     raw: tuple[str, ...] = ()
     """Raw files in time order; one path may be written without a list. A pattern such
     as day_*.gz means its files in name order, day_2 before day_10."""
@@ -139,6 +173,10 @@ class DataConfig(Settings):
     allow_varying_ads: bool = False
     """Accept more than two ads for each value of the column that may be the ad's id:
     another of the ad's columns varies, and each of its values makes an ad."""
+    seed: Seed | None = None
+    """Draws the split, the negatives and the artificial worlds in place of `seed`;
+    null: `seed` does. A sweep over seeds sets it, so that all of them are trained and
+    judged on the same rows, which are then prepared once."""
     split: SplitConfig = SplitConfig()
     numbers: NumbersConfig = NumbersConfig()
     ids: Literal["frequency", "hash"] = "frequency"
@@ -168,6 +206,7 @@ class DataConfig(Settings):
     """Raw text held in memory at a time."""
     synthetic: SyntheticConfig = SyntheticConfig()
     movie_lab: MovieLabConfig = MovieLabConfig()
+    sequences: SequencesConfig = SequencesConfig()
     table: TableConfig | None = None
     """The meaning of the columns, for the adapter `table`: docs/own_data.md."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
+from torchrec_adrec.config.base import Count, Fraction, Rate, Seed, Settings
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.formula import Formula
@@ -42,6 +42,9 @@ class EvaluationConfig(Settings):
     Every figure has an interval that says what the draw leaves open. The time grows
     with queries times ads: 20,000 against 400,000 ads took over ten minutes on two busy
     cores."""
+    valid_queries: Annotated[int, Field(ge=0)] = 0
+    """Clicked validation rows that `export` searches for too, with the towers alone: by
+    these settings of the towers are chosen (`adrec sweep`). 0: none."""
     funnel_users: Annotated[int, Field(ge=1, le=2_000)] = 200
     """Held-out users whose served ads are judged, each by one request as it is served,
     drawn with `seed`; `prepare` keeps 2,000 of them. In the demo 200 leave the share of
@@ -171,7 +174,7 @@ class RecommendConfig(Settings):
 class Config(Settings):
     """All settings of one run."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
+    seed: Seed = 0
     """Draws whatever is random: the split by row, the order of the rows, weights at the
     start, dropout, negatives, samples, and the synthetic world."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -226,6 +229,11 @@ class Config(Settings):
             return False
         first = next(iter(self.data.table.labels.values()))
         return first.positives_only and not first.negatives
+
+    @property
+    def data_seed(self) -> int:
+        """The seed that draws the rows."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     def loop_of(self, task: str) -> TrainConfig:
         """The training loop of a task: the ranker may read the rows more often."""

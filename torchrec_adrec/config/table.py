@@ -21,7 +21,7 @@ from torchrec_adrec.schema import RESERVED
 
 
 class TableConfig(Settings):
-    """Columns of your own Parquet, CSV or TSV files."""
+    """Columns of your own Parquet, CSV or TSV files, or GroupLens's .dat files."""
 
     labels: Annotated[dict[Name, LabelColumn], Field(min_length=1)]
     """The first is the click: binary, and observed in every row."""
@@ -42,6 +42,9 @@ class TableConfig(Settings):
     without a row in it has missing values."""
     items: SideTable | None = None
     """A file whose columns may be features of the ad, joined by `ad_id`."""
+    names: tuple[str, ...] = ()
+    """The names of all columns of the files of `data.raw`, if they are text without a
+    header (a .dat file never has one)."""
     propensity: str | None = None
     """The column of the probability with which the log's own policy showed this ad to
     this user, above 0 and at most 1 in every row. No model reads it; `adrec evaluate

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from torchrec_adrec.config.base import Settings
-from torchrec_adrec.schema import LABEL_RULES, LabelKind
+from torchrec_adrec.schema import LABEL_RULES, MOST_COMPONENTS, LabelKind
 
 
 class _Column(Settings):
@@ -52,6 +52,47 @@ class SequenceColumn(_Column):
     """The ad's feature that these are values of, as the ads that a user clicked before.
     The sequence then has that feature's ids, and these ads are no negatives of their
     user."""
+
+
+class ListColumn(_Column):
+    """A set of ids, as the genres of a film: a list in Parquet, divided text in CSV.
+
+    Their order and repetitions do not count.
+    """
+
+    kind: Literal["list"]
+    max_length: Annotated[int, Field(ge=1)] = 20
+    """The largest number of ids. A row with more is a bad row: which of them to drop
+    would be a matter of chance."""
+    separator: Annotated[str, Field(min_length=1)] = " "
+    """The sign between two ids, where the column is text."""
+
+
+class VectorColumn(_Column):
+    """Numbers that belong together, as an image's embedding; a list in Parquet, divided
+    text in CSV.
+
+    Models read one learned projection of it. A missing vector is one of zeros with an
+    indicator of its own; a row whose vector has another length, or a number that is not
+    finite, is a bad row.
+    """
+
+    kind: Literal["vector"]
+    size: Annotated[int, Field(ge=1, le=MOST_COMPONENTS)] | None = None
+    """How many numbers; default: as many as the first vector of the data has."""
+    separator: Annotated[str, Field(min_length=1)] = " "
+    """The sign between two numbers, where the column is text."""
+
+
+class EmbeddedTextColumn(_Column):
+    """Prose, as a title, that `prepare` makes a vector of; it needs the extra `[text]`.
+
+    The vectors stay as they are; models learn a projection of them.
+    """
+
+    kind: Literal["embedded_text"]
+    encoder: str = "all-MiniLM-L6-v2"
+    """What encodes it. The data record its version, and another one is refused."""
 
 
 class HistoryColumn(Settings):
@@ -148,9 +189,12 @@ class SideTableConfig(Settings):
     """A file of what is known about users or ads, joined to the log by their id."""
 
     file: str
-    """Parquet, CSV or TSV (also .gz) with one row for each id; it is held in memory."""
+    """Parquet, CSV, TSV or GroupLens's .dat (the texts also .gz) with one row for each
+    id; it is held in memory."""
     key: str | None = None
     """Its column with the id; default: the name that the id has in the log."""
+    names: tuple[str, ...] = ()
+    """The names of all its columns, if it is text without a header."""
 
 
 # `country: text` is short for `country: {kind: text}`, and `time: ts` for
@@ -174,7 +218,14 @@ def _block_of_column(value: Any) -> Any:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FeatureColumn = Annotated[
     Annotated[
-        TextColumn | HexColumn | NumberColumn | SequenceColumn | HistoryColumn,
+        TextColumn
+        | HexColumn
+        | NumberColumn
+        | SequenceColumn
+        | ListColumn
+        | VectorColumn
+        | EmbeddedTextColumn
+        | HistoryColumn,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_block_of_kind),

@@ -5,6 +5,7 @@ sizes of the others in the file. But nobody should believe that such a setting c
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torchrec_adrec.config.run import Config
@@ -38,6 +39,7 @@ RULES = (
                 "head_dim",
                 "experts",
                 "ad_tokens",
+                "history",
             )
         ),
         "ranking.model",
@@ -57,6 +59,12 @@ RULES = (
         ("transformer", *DEEP),
     ),
     Rule(("ranking.table_init",), "ranking.tables", ("scratch",)),
+    Rule(
+        ("retrieval.history.layers", "retrieval.history.dropout"),
+        "retrieval.history.encoder",
+        ("attention", "gru"),
+    ),
+    Rule(("retrieval.history.heads",), "retrieval.history.encoder", ("attention",)),
     Rule(("retrieval.output_dim",), "retrieval.similarity", ("cosine", "dot")),
     Rule(("retrieval.log_q",), "retrieval.contrast", ("softmax",)),
     Rule(("data.hash_size",), "data.ids", ("hash",)),
@@ -87,5 +95,4 @@ def without_effect(config: Config) -> list[str]:
 
 
 def _value(config: Config, name: str) -> Any:
-    section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key)
+    return attrgetter(name)(config)

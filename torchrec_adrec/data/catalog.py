@@ -7,12 +7,19 @@ training rows, one encoded column per ad feature, one `raw_*` column per raw val
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Bools, Float32s, Int64s, UInt64s
-from torchrec_adrec.data.column import Chunk, Column, RawColumns, scalar_column
+from torchrec_adrec.data.column import (
+    Chunk,
+    Column,
+    JaggedColumn,
+    RawColumns,
+    values_of,
+)
 from torchrec_adrec.data.keys import keys, splitmix
 from torchrec_adrec.errors import DataError, ManifestError
 from torchrec_adrec.runtime.files import check_hashes
@@ -35,13 +42,24 @@ def ad_ids(raw: RawColumns, sources: Sequence[str]) -> Int64s:
     """
     mixed: UInt64s | None = None
     for name in sources:
-        column = scalar_column(raw, name)
-        hashed = splitmix(np.append(keys(column.values), MISSING_KEY).view(np.uint64))
-        value = hashed[column.codes]
+        value = value_hashes(raw[name])
         mixed = splitmix(value if mixed is None else mixed ^ value)
     assert mixed is not None, "the ad's side has no columns"
     # FAISS returns -1 for "nothing found", so ids keep the sign bit free.
     return (mixed >> np.uint64(1)).view(np.int64)
+
+
+def value_hashes(column: Column | JaggedColumn) -> UInt64s:
+    """One hash of each row's value, (B,); of a list, the hash of the sum of its items'.
+
+    So the order of a set does not count, and sets of ids have ids like single ones.
+    """
+    if isinstance(column, JaggedColumn):
+        items = np.cumsum(value_hashes(column.items), dtype=np.uint64)
+        sums = np.append(np.uint64(0), items)[column.offsets]
+        return splitmix(sums[1:] - sums[:-1])
+    hashed = splitmix(np.append(keys(column.values), MISSING_KEY).view(np.uint64))
+    return np.asarray(hashed[column.codes])
 
 
 @dataclass
@@ -81,8 +99,8 @@ class AdCounter:
         }
         raw = {}
         for name in self.sources:
-            column = scalar_column(chunk.columns, name)
-            if (column.codes[first][ads.codes] != column.codes).any():
+            column: Any = chunk.columns[name]
+            if not column.equals(column.rows(first[ads.codes])):
                 # Two ads with one id would be one ad in all that follows.
                 raise clash()
             raw[name] = values_of(column.rows(first))
@@ -108,15 +126,6 @@ def load_ads(paths: list[Path], sources: Sequence[str]) -> pl.DataFrame:
         DataError: two ads share an id.
     """
     return _join([pl.read_ipc(path) for path in paths if path.exists()], sources)
-
-
-def values_of(column: Column) -> pl.Series:
-    """The raw value of each row, null where missing."""
-    codes = pl.Series(column.codes)
-    positions = pl.DataFrame({"code": codes}).select(
-        pl.when(pl.col("code") >= 0).then(pl.col("code"))
-    )
-    return column.values.gather(positions.to_series())
 
 
 def log_q(ads: pl.DataFrame, ids: Int64s) -> Float32s:

@@ -103,7 +103,8 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
     """The columns that `read` gives, each with the types that it may have.
 
     A hex feature is UInt32, text is String, a number Int64 or Float64, a sequence
-    List(String) with the latest item last, a label Float32. Null is a missing value; a
+    List(String) with the latest item last, a vector Binary (`data.vectors`), prose
+    String, a label Float32. Null is a missing value; a
     null label was not observed.
     """
     types: dict[str, set[pl.DataType]] = {}
@@ -115,6 +116,10 @@ def raw_types(data: DataSet) -> dict[str, set[pl.DataType]]:
         else:
             types[feature.source] = _TYPES[feature.kind]
     types |= {f.source: _TYPES["number"] for f in data.schema.dense}
+    types |= {
+        f.source: {pl.String() if f.encoder else pl.Binary()}
+        for f in data.schema.vectors
+    }
     types |= {label.name: {pl.Float32()} for label in data.schema.labels}
     if data.time is not None:
         types[data.time] = {pl.Int64()}

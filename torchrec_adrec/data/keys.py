@@ -32,11 +32,12 @@ def salted_hash(values: Int64s | UInt64s, constant: np.uint64) -> UInt64s:
 def keys(values: pl.Series) -> Int64s:
     """One key per value, (V,) int64: an integer is its own, a float gives its bits.
 
-    A text is its BLAKE2b of 63 bits: among a million texts two share a key with a
-    probability of 5e-8.
+    A text, or a vector's bytes, is its BLAKE2b of 63 bits: among a million texts two
+    share a key with a probability of 5e-8.
     """
-    if values.dtype == pl.String:
-        hashed = [blake2b(text.encode(), digest_size=8).digest() for text in values]
+    if values.dtype in (pl.String, pl.Binary):
+        raw = (x if isinstance(x, bytes) else x.encode() for x in values)
+        hashed = [blake2b(x, digest_size=8).digest() for x in raw]
         # Little-endian on every machine, for the same ids everywhere.
         joined = np.frombuffer(b"".join(hashed), dtype="<u8")
         return (joined >> np.uint64(1)).view(np.int64)

@@ -3,18 +3,21 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
-from torchrec_adrec.data.column import Column, JaggedColumn, RawColumns
+from torchrec_adrec.data.column import Column, RawColumns, column_of
+from torchrec_adrec.data.vectors import COMPONENT
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, Side
 
 NUMBER = r"[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?"
 T = TypeVar("T")
-RawUser = Mapping[str, int | float | str | Sequence[str] | None]
+RawValue = int | float | str | Sequence[str] | Sequence[float] | None
+RawUser = Mapping[str, RawValue]
 
 
 def raw_user(user: RawUser, schema: Schema) -> RawColumns:
@@ -31,15 +34,15 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
         DataError: a column that no user feature is made of, or a value of the wrong
             kind.
     """
-    kinds, lists = _columns_of(schema)
     _check_names(user, schema)
-    scalars: RawColumns = {
+    raw: RawColumns = {
         name: _column([_READERS[kind](name, user.get(name))], kind)
-        for name, kind in kinds.items()
+        for name, kind in scalar_kinds(schema, Side.USER).items()
     }
-    return scalars | {
-        name: JaggedColumn.of(_lists([_list(name, user.get(name))])) for name in lists
-    }
+    for name, (read, dtype) in _nested_readers(schema, Side.USER).items():
+        value = read(name, user.get(name))
+        raw[name] = column_of(pl.Series([value], dtype=dtype))
+    return raw
 
 
 def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
@@ -53,18 +56,21 @@ def raw_users(rows: pl.DataFrame, schema: Schema) -> RawColumns:
         BadRowError: names the first row with a value of the wrong kind.
         DataError: a column that no user feature is made of.
     """
-    kinds, lists = _columns_of(schema)
     _check_names(rows.columns, schema)
-    raw: RawColumns = {}
-    for name, kind in kinds.items():
-        if name in rows.columns:
-            raw[name] = _scalars(rows[name], kind)
-        else:
-            raw[name] = _column([None] * len(rows), kind)
-    for name in lists:
-        values = rows[name] if name in rows.columns else [None] * len(rows)
-        read = [_in_row(row, _list, name, value) for row, value in enumerate(values)]
-        raw[name] = JaggedColumn.of(_lists(read))
+    names = column_kinds(schema, Side.USER)
+    absent = [pl.Series(n, [None] * len(rows)) for n in names if n not in rows.columns]
+    return _raw_columns(rows.with_columns(absent), schema, Side.USER)
+
+
+def _raw_columns(rows: pl.DataFrame, schema: Schema, side: Side) -> RawColumns:
+    """Read the columns of a side, all of which are there."""
+    raw: RawColumns = {
+        name: _scalars(rows[name], kind)
+        for name, kind in scalar_kinds(schema, side).items()
+    }
+    for name, (read, dtype) in _nested_readers(schema, side).items():
+        values = [_in_row(i, read, name, x) for i, x in enumerate(rows[name])]
+        raw[name] = column_of(pl.Series(values, dtype=dtype))
     return raw
 
 
@@ -73,20 +79,21 @@ def raw_ads(rows: pl.DataFrame, schema: Schema) -> RawColumns:
 
     Args:
         rows: an ad each. Every column of the ad's side must be there, unlike a user's:
-            one that was forgotten would change the vectors of all.
+            one that was forgotten would change the vectors of all. Sets and vectors
+            are lists.
         schema: of the data.
 
     Raises:
         BadRowError: names the first row with a value of the wrong kind.
         DataError: a column is missing or unknown.
     """
-    kinds = scalar_kinds(schema, Side.AD)
+    kinds = column_kinds(schema, Side.AD)
     if set(rows.columns) != set(kinds):
         raise DataError(
             f"the columns are {sorted(rows.columns)}, expected those of an ad:"
             f" {sorted(kinds)}"
         )
-    return {name: _scalars(rows[name], kind) for name, kind in kinds.items()}
+    return _raw_columns(rows, schema, Side.AD)
 
 
 class BadRowError(DataError):
@@ -98,24 +105,44 @@ class BadRowError(DataError):
 
 
 def scalar_kinds(schema: Schema, side: Side) -> dict[str, str]:
-    """Return the kind of each raw column of a side that holds one value per row."""
+    """Return the kind of each raw column of a side of ids, numbers or text."""
     kinds = {f.source: "number" for f in schema.numbers_of(side)}
+    kinds |= {f.source: "text" for f in schema.vectors_of(side) if f.encoder}
     return kinds | {f.source: f.kind for f in schema.sparse_of(side)}
 
 
-def _columns_of(schema: Schema) -> tuple[dict[str, str], list[str]]:
-    """Return the kind of each scalar column of a user, and the list columns."""
-    lists = [f.source for f in schema.sequences_of(Side.USER)]
-    return scalar_kinds(schema, Side.USER), lists
+def column_kinds(schema: Schema, side: Side) -> dict[str, str]:
+    """Return the kind of each raw column of a side."""
+    lists = {
+        f.source: "sequence" if f.ordered else "list" for f in schema.sequences_of(side)
+    }
+    vectors = dict.fromkeys(_vector_sizes(schema, side), "vector")
+    return scalar_kinds(schema, side) | lists | vectors
+
+
+def _vector_sizes(schema: Schema, side: Side) -> dict[str, int]:
+    return {f.source: f.size for f in schema.vectors_of(side) if f.encoder is None}
+
+
+def _nested_readers(
+    schema: Schema, side: Side
+) -> dict[str, tuple[Callable[[str, Any], Any], pl.DataType]]:
+    """Return what reads each raw column of lists or vectors, and what it makes."""
+    readers: dict[str, tuple[Callable[[str, Any], Any], pl.DataType]] = {
+        f.source: (_list if f.ordered else partial(_set, f.max_length), LISTS)
+        for f in schema.sequences_of(side)
+    }
+    return readers | {
+        name: (partial(_vector, size), pl.Binary())
+        for name, size in _vector_sizes(schema, side).items()
+    }
 
 
 def _check_names(names: Iterable[str], schema: Schema) -> None:
-    kinds, lists = _columns_of(schema)
-    unknown = sorted(set(names) - set(kinds) - set(lists))
+    kinds = column_kinds(schema, Side.USER)
+    unknown = sorted(set(names) - set(kinds))
     if unknown:
-        raise DataError(
-            f"unknown user columns {unknown}; expected some of {[*kinds, *lists]}"
-        )
+        raise DataError(f"unknown user columns {unknown}; expected some of {[*kinds]}")
 
 
 def _scalars(values: pl.Series, kind: str) -> Column:
@@ -170,23 +197,46 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "text": _text,
     "number": _number,
 }
+LISTS = pl.List(pl.String())
 DTYPES = {"hex": pl.UInt32(), "text": pl.String(), "number": pl.Float64()}
 
 
-def _list(name: str, value: Any) -> list[str]:
+def _list(
+    name: str, value: Any, expected: str = "a list of texts, the latest last"
+) -> list[str]:
     items = [] if value is None else value
     items = items.to_list() if isinstance(items, pl.Series) else items
     if not isinstance(items, list) or not all(isinstance(x, str) for x in items):
-        raise _refusal(name, value, "a list of texts, the latest last")
+        raise _refusal(name, value, expected)
     return [x for x in items if x]  # an empty text is no id, as in a file
+
+
+def _set(most: int, name: str, value: Any) -> list[str]:
+    expected = f"a list of at most {most} texts"
+    ids = sorted(set(_list(name, value, expected)))
+    if len(ids) > most:  # which of them to drop would be a matter of chance
+        raise _refusal(name, value, expected)
+    return ids
+
+
+def _vector(size: int, name: str, value: Any) -> bytes | None:
+    numbers = value.to_list() if isinstance(value, pl.Series) else value
+    if numbers is None:
+        return None
+    is_list = isinstance(numbers, list) and len(numbers) == size
+    if not is_list or not all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in numbers
+    ):
+        raise DataError(f"{name}: expected a list of {size} numbers, or null")
+    with np.errstate(over="ignore"):  # refused below
+        components = np.array(numbers, dtype=np.float64).astype(COMPONENT)
+    if not np.isfinite(components).all():
+        raise DataError(f"{name}: expected finite numbers, of 32 bits")
+    return components.tobytes()
 
 
 def _column(values: list[Any], kind: str) -> Column:
     return Column.of(pl.Series(values, dtype=DTYPES[kind]))
-
-
-def _lists(values: list[list[str]]) -> pl.Series:
-    return pl.Series(values, dtype=pl.List(pl.String()))
 
 
 def _in_row(row: int, read: Callable[[str, Any], T], name: str, value: Any) -> T:

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import (
+    JaggedTensor,
+    KeyedJaggedTensor,
+    KeyedTensor,
+)
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.distributed.torchrec_internals import (
@@ -20,6 +24,7 @@ from torchrec_adrec.distributed.torchrec_internals import (
     lookup_groups,
     output_names,
     output_widths,
+    pools,
     sharded_collections,
     sharding_types,
     table_configs,
@@ -99,7 +104,8 @@ class AloneLoop:
         if not self._originals:
             for collection in sharded_collections(self.model):
                 self._originals.append((collection, collection.forward))
-                collection.forward = DirectLookup(collection)
+                direct = DirectLookup if pools(collection) else DirectItemLookup
+                collection.forward = direct(collection)
 
     def _copy_next(self, batches: Iterator[Batch]) -> Batch | None:
         batch = next(batches, None)
@@ -141,3 +147,17 @@ class DirectLookup:
         ]
         joined = values[0] if len(values) == 1 else torch.cat(values, dim=1)
         return KeyedTensor(self.names, self.widths, joined)
+
+
+class DirectItemLookup:
+    """The forward pass of the one table that is looked up id by id."""
+
+    def __init__(self, collection: Any) -> None:
+        (lookup,) = lookup_groups(collection)
+        (self.kernel,) = kernels(lookup)
+        ((self.name,),) = (t.feature_names for t in table_configs(collection))
+
+    def __call__(self, ids: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Vectors of all ids, as the collection's own forward returns them."""
+        vectors = self.kernel(indices=ids.values(), offsets=ids.offsets())
+        return {self.name: JaggedTensor(vectors, ids.lengths(), offsets=ids.offsets())}

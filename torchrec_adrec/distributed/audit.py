@@ -12,14 +12,15 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ParameterSharding, ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
+from torchrec_adrec.batch import ITEMS
+from torchrec_adrec.distributed.constraints import COLLECTIONS, configs_of
 from torchrec_adrec.distributed.torchrec_internals import in_backward_optimizers
 from torchrec_adrec.schema import Schema, Side
 
-Collections = Mapping[str, Sequence[EmbeddingBagConfig]]
+Collections = Mapping[str, Sequence[BaseEmbeddingConfig]]
 """The path of each collection in its model -> its tables, in order."""
 
 
@@ -32,13 +33,13 @@ def collections_of(model: nn.Module) -> Collections:
     """
     collections = {}
     for path, module in model.named_modules():
-        if isinstance(module, EmbeddingBagCollection):
+        if isinstance(module, COLLECTIONS):
             for name, table in module.named_parameters():
                 count = len(in_backward_optimizers(table))
                 assert count == 1, (
                     f"{path}.{name}: {count} optimizers inside backward, expected one"
                 )
-            collections[path] = tuple(module.embedding_bag_configs())
+            collections[path] = tuple(configs_of(module))
     return collections
 
 
@@ -67,6 +68,7 @@ def audit(
 def check_feature_order(collections: Collections, schema: Schema) -> None:
     """Check that each collection has features of one side, in the key order."""
     orders = [[f.name for f in schema.bags_of(side)] for side in Side]
+    orders.append([ITEMS])
     for path, tables in collections.items():
         features = [name for table in tables for name in table.feature_names]
         # Vectors may read some features of a side, in the side's order all the same.
@@ -87,7 +89,7 @@ def check_plan_is_whole(plan: ShardingPlan, collections: Collections) -> None:
 
 
 def _check_shards(
-    name: str, table: EmbeddingBagConfig, sharding: ParameterSharding
+    name: str, table: BaseEmbeddingConfig, sharding: ParameterSharding
 ) -> None:
     assert sharding.sharding_type != ShardingType.DATA_PARALLEL.value, (
         f"{name} is data_parallel: under an optimizer inside backward it never trains"

@@ -36,7 +36,7 @@ from torchrec_adrec.distributed.checkpoint_files import (
 from torchrec_adrec.distributed.checkpoint_hashes import hash_files
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError
-from torchrec_adrec.modules.embeddings import BIAS_SUFFIX
+from torchrec_adrec.modules.embeddings import BIAS_SUFFIX, table_of
 from torchrec_adrec.runtime.files import save_hashes
 from torchrec_adrec.schema import Schema
 
@@ -153,8 +153,13 @@ def load_tables(
     """
     _check_schema(checkpoint, schema)
     parameters = model.state_dict()
-    tables = {f"model.{origin[name]}": parameters[name] for name in origin}
-    read(checkpoint, tables)
+    remaining = dict(origin)
+    while remaining:
+        # Two tables may begin with one of the checkpoint, which is read once for each.
+        once = {source: name for name, source in reversed(remaining.items())}
+        read(checkpoint, {f"model.{s}": parameters[n] for s, n in once.items()})
+        for name in once.values():
+            del remaining[name]
     model.load_state_dict(parameters)
 
 
@@ -218,8 +223,7 @@ def _feature(name: str) -> str:
 
     The table of its bias has the same; what is no table has an empty one.
     """
-    table = name.partition(".embedding_bags.")[2].removesuffix(".weight")
-    return table.partition("_")[2].removesuffix(BIAS_SUFFIX)
+    return table_of(name).partition("_")[2].removesuffix(BIAS_SUFFIX)
 
 
 def _check_schema(checkpoint: Checkpoint, schema: Schema) -> None:

@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from torchrec_adrec.distributed.checkpoint_files import Checkpoint, shapes, tensors
+from torchrec_adrec.modules.embeddings import table_of
 
-BAGS = ".embedding_bags."
 SHOWN = 30
 
 
@@ -55,7 +55,7 @@ def inspect(checkpoint: Checkpoint) -> list[Holding]:
         state.bytes += tensor.nbytes
         state.not_finite += _not_finite(tensor)
         # state.model...embedding_bags.user_C1.weight.user_C1.momentum1
-        if BAGS in name:
+        if table_of(name):
             table = name.removeprefix("state.").rsplit(".", 2)[0]
             touched[table] = float((tensor > 0).double().mean())
     for table, share in touched.items():

@@ -6,24 +6,41 @@ from math import ceil
 
 from torch import nn
 from torchrec.distributed.planner import ParameterConstraints, Topology
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    EmbeddingConfig,
+)
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingCollection,
+)
 
 from torchrec_adrec.config.sharding import ShardingConfig, TableSharding
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import Schema, SequenceFeature, Side
 
+COLLECTIONS = (EmbeddingBagCollection, EmbeddingCollection)
+# What TorchRec has for a table that is looked up id by id, where a bag has another.
+SEQUENCE_TYPES = {"table_row_wise": "row_wise", "table_column_wise": "column_wise"}
 DEFAULT = {"cpu": ("table_wise",), "cuda": ("table_wise", "row_wise")}
 
 
-def tables_of(model: nn.Module) -> list[EmbeddingBagConfig]:
+def tables_of(model: nn.Module) -> list[BaseEmbeddingConfig]:
     """Return all tables of a model that is not sharded yet."""
-    collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
-    return [table for part in collections for table in part.embedding_bag_configs()]
+    collections = [m for m in model.modules() if isinstance(m, COLLECTIONS)]
+    return [table for part in collections for table in configs_of(part)]
+
+
+def configs_of(collection: nn.Module) -> list[BaseEmbeddingConfig]:
+    """Return the tables of a collection that is not sharded yet, in order."""
+    if isinstance(collection, EmbeddingCollection):
+        return list(collection.embedding_configs())
+    assert isinstance(collection, EmbeddingBagCollection)
+    return list(collection.embedding_bag_configs())
 
 
 def constraints(
-    tables: Sequence[EmbeddingBagConfig],
+    tables: Sequence[BaseEmbeddingConfig],
     config: ShardingConfig,
     ids: Mapping[str, float],
     topology: Topology,
@@ -46,14 +63,23 @@ def constraints(
     }
 
 
-def ids_per_row(schema: Schema) -> dict[str, float]:
-    """Return the ids a row of the tables of histories: as many as a row may have."""
-    return {
+def ids_per_row(schema: Schema, model: nn.Module) -> dict[str, float]:
+    """Return the ids a row of the tables of histories: as many as a row may have.
+
+    Args:
+        schema: of the data.
+        model: tells whether the ads' item shares its table with the history.
+    """
+    ids = {
         f"{side}_{f.name}": float(f.max_length)
         for side in Side
         for f in schema.bags_of(side)
         if isinstance(f, SequenceFeature)
     }
+    for table in tables_of(model):
+        if isinstance(table, EmbeddingConfig) and schema.history is not None:
+            ids[table.name] = schema.history.max_length + 1.0
+    return ids
 
 
 def settings_of(name: str, config: ShardingConfig) -> TableSharding:
@@ -74,10 +100,12 @@ def _check_patterns(names: Sequence[str], config: ShardingConfig) -> None:
 
 
 def _constraint(
-    table: EmbeddingBagConfig, config: ShardingConfig, ids: float, topology: Topology
+    table: BaseEmbeddingConfig, config: ShardingConfig, ids: float, topology: Topology
 ) -> ParameterConstraints:
     settings, device = settings_of(table.name, config), topology.compute_device
     types: Sequence[str] = settings.types or config.types or _default(topology)
+    if isinstance(table, EmbeddingConfig):
+        types = [SEQUENCE_TYPES.get(name, name) for name in types]
     if device == "cpu":
         if settings.kernel != "fused":
             raise ConfigError(

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
@@ -18,6 +17,7 @@ from torchrec.optim.keyed import (
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from torchrec_adrec.config.optimizer import OptimizerConfig
+from torchrec_adrec.distributed.constraints import COLLECTIONS
 
 
 def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
@@ -26,7 +26,7 @@ def fuse_table_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
     Source of row-wise Adagrad: Naumov et al., DLRM, 2019 (arXiv:1906.00091).
     """
     for module in model.modules():
-        if isinstance(module, EmbeddingBagCollection):
+        if isinstance(module, COLLECTIONS):
             apply_optimizer_in_backward(
                 RowWiseAdagrad, module.parameters(), {"lr": config.tables_lr}
             )

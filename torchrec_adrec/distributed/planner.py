@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import (
     EmbeddingBagCollectionSharder,
     ShardedEmbeddingBagCollection,
@@ -32,7 +33,13 @@ from torchrec.distributed.planner.types import (
     Stats,
     Storage,
 )
-from torchrec.distributed.types import ParameterSharding, ShardingPlan
+from torchrec.distributed.types import (
+    ModuleSharder,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingPlan,
+    ShardingType,
+)
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from torchrec_adrec.distributed.torchrec_internals import (
@@ -82,6 +89,25 @@ class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         return list(TYPES)
 
 
+class ItemSharder(EmbeddingCollectionSharder):  # type: ignore[misc]
+    """Offers all types but data_parallel to tables that are looked up id by id."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Name the types."""
+        types: list[str] = super().sharding_types(compute_device_type)
+        return [name for name in types if name != ShardingType.DATA_PARALLEL.value]
+
+
+def sharders(
+    codecs: dict[str, QuantizedCommCodecs] | None = None,
+) -> list[ModuleSharder[Any]]:
+    """Make what shards the collections of a model, with the codecs of `qcomm`."""
+    return [
+        Sharder(qcomm_codecs_registry=codecs),
+        ItemSharder(qcomm_codecs_registry=codecs),
+    ]
+
+
 @dataclass(frozen=True)
 class TablePlan:
     """Says where every table goes.
@@ -101,7 +127,7 @@ class TablePlan:
 
 def plan_tables(
     model: nn.Module,
-    sharder: Sharder,
+    sharders: list[ModuleSharder[Any]],
     topology: Topology,
     allowed: dict[str, ParameterConstraints],
     batch_size: int,
@@ -110,6 +136,8 @@ def plan_tables(
 
     Args:
         model: its tables may stand on the meta device.
+        sharders: of its collections.
+        topology: the ranks.
         allowed: see `constraints`.
         batch_size: rows per rank.
 
@@ -130,7 +158,7 @@ def plan_tables(
         stats=choice,
     )
     try:
-        plan = planner.plan(model, [sharder])
+        plan = planner.plan(model, sharders)
     except PlannerError as error:
         raise _plan_error(error, enumerator.options, topology) from None
     offered = {o.name: tuple(enumerator.options_of(o.name)) for o in enumerator.options}

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.types import (
+    ModuleSharder,
     QuantizedCommCodecs,
     ShardingEnv,
     ShardingPlan,
@@ -32,7 +34,11 @@ from torchrec.distributed.types import (
 from torchrec_adrec.config.sharding import ShardingConfig
 from torchrec_adrec.distributed.constraints import constraints, tables_of
 from torchrec_adrec.distributed.plan_report import rank_lines, table_lines
-from torchrec_adrec.distributed.planner import DENSE_SHARE, Sharder, plan_tables
+from torchrec_adrec.distributed.planner import (
+    DENSE_SHARE,
+    plan_tables,
+    sharders,
+)
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
 
@@ -60,13 +66,13 @@ def shard(
     Raises:
         ConfigError: the tables do not fit, or settings that name no table.
     """
-    sharder = Sharder(qcomm_codecs_registry=codecs(config.qcomm, process.device))
-    plan = _common_plan(model, process, sharder, config, batch_size, ids)
+    each = sharders(codecs(config.qcomm, process.device))
+    plan = _common_plan(model, process, each, config, batch_size, ids)
     return DistributedModelParallel(
         module=model,
         device=process.device,
         plan=plan,
-        sharders=[sharder],
+        sharders=each,
         data_parallel_wrapper=Unwrapped() if process.world_size == 1 else None,
     )
 
@@ -88,7 +94,7 @@ class Unwrapped(DataParallelWrapper):  # type: ignore[misc]
 def _common_plan(
     model: nn.Module,
     process: Process,
-    sharder: Sharder,
+    each: list[ModuleSharder[Any]],
     config: ShardingConfig,
     batch_size: int,
     ids: Mapping[str, float],
@@ -101,7 +107,7 @@ def _common_plan(
         try:
             topology = topology_of(process)
             allowed = constraints(tables_of(model), config, ids, topology)
-            plan = plan_tables(model, sharder, topology, allowed, batch_size)
+            plan = plan_tables(model, each, topology, allowed, batch_size)
             *tables, total = table_lines(plan, config)
             for line in tables:
                 log.debug("plan | %s", line)  # `-v` shows them

@@ -11,27 +11,34 @@ from typing import Any
 
 import torchrec
 from torch import nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 
 CHECKED_WITH = "1.8.0"
 """The version of TorchRec in which every comment below was checked."""
 
 
 def sharded_collections(model: nn.Module) -> list[Any]:
-    """All sharded embedding bag collections of a model. (All of this is public.)"""
-    modules = model.modules()
-    return [m for m in modules if isinstance(m, ShardedEmbeddingBagCollection)]
+    """All sharded collections of a model, of bags or not. (All of this is public.)"""
+    sharded = ShardedEmbeddingBagCollection, ShardedEmbeddingCollection
+    return [m for m in model.modules() if isinstance(m, sharded)]
 
 
-def table_configs(collection: Any) -> list[EmbeddingBagConfig]:
+def pools(collection: Any) -> bool:
+    """Whether a sharded collection gives one vector a bag, not one an id. (Public.)"""
+    return isinstance(collection, ShardedEmbeddingBagCollection)
+
+
+def table_configs(collection: Any) -> list[BaseEmbeddingConfig]:
     """The tables of a sharded collection, in the order in which they were configured.
 
     An unsharded collection has `embedding_bag_configs()` for it, a sharded one keeps
     the same list and shows it to nobody (1.8.0).
     """
-    return list(_read(collection, "_embedding_bag_configs"))
+    bags = "_embedding_bag_configs" if pools(collection) else "_embedding_configs"
+    return list(_read(collection, bags))
 
 
 def table_of_feature(collection: Any) -> dict[str, str]:

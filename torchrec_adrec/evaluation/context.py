@@ -26,6 +26,7 @@ from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.exact_search import ad_blocks, search
 from torchrec_adrec.evaluation.shown import shown_rows
+from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
 MAX_ROWS = 2_000_000  # the latest training rows; each is C entries in memory
@@ -203,11 +204,14 @@ def choose(
     if not len(users):
         return TunedSmoothing(SMOOTHINGS[1], WEIGHTS[1], 0, None)
     hot, choices = shown.one_hot(users), []
-    for smoothing in SMOOTHINGS:
-        context = ContextBaseline.of(shown, hot, smoothing, 1.0)
-        for weight in WEIGHTS:
-            scorer = replace(context, weight=weight)
-            ranks = search(scorer, clicked, 1, process).ranks
-            gain = float((1 / np.log2(1 + ranks)).mean())
-            choices.append(TunedSmoothing(smoothing, weight, len(users), gain))
+    steps = len(SMOOTHINGS) * len(WEIGHTS)
+    with Progress("tuning the context baseline", steps) as progress:
+        for smoothing in SMOOTHINGS:
+            context = ContextBaseline.of(shown, hot, smoothing, 1.0)
+            for weight in WEIGHTS:
+                scorer = replace(context, weight=weight)
+                ranks = search(scorer, clicked, 1, process).ranks
+                gain = float((1 / np.log2(1 + ranks)).mean())
+                choices.append(TunedSmoothing(smoothing, weight, len(users), gain))
+                progress.advance(1)
     return max(choices, key=lambda choice: choice.ndcg or 0.0)

@@ -10,6 +10,7 @@ import polars as pl
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.data.vectors import FOLDER, expand
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.evaluation.context import (
@@ -23,11 +24,11 @@ from torchrec_adrec.evaluation.exact_search import (
     SearchResult,
     search,
 )
-from torchrec_adrec.evaluation.ranking_metrics import cuts_of
+from torchrec_adrec.evaluation.ranking_metrics import cuts_of, one_relevant
 from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_metrics
 from torchrec_adrec.evaluation.scorers import InnerProduct, by_popularity
 from torchrec_adrec.evaluation.shown import shown_counts
-from torchrec_adrec.schema import AD_ID, Schema
+from torchrec_adrec.schema import AD_ID, Schema, Side
 
 
 def clicks_of(
@@ -50,11 +51,14 @@ def clicks_of(
         return pl.DataFrame(), 0
     rows = pl.scan_parquet(data / f"{split}/*.parquet").filter(pl.col(label) == 1)
     clicks = rows.collect()
-    if len(clicks) <= most:
-        return clicks, len(clicks)
-    # File order is the order of the exported queries; the draw must not change it.
-    kept = np.random.default_rng(seed).choice(len(clicks), most, replace=False)
-    return clicks[np.sort(kept)], len(clicks)
+    total = len(clicks)
+    if total > most:
+        # File order is the order of the exported queries; the draw must not change it.
+        kept = np.random.default_rng(seed).choice(total, most, replace=False)
+        clicks = clicks[np.sort(kept)]
+    # Towers encode the users; the ads of these rows are found by their ids.
+    vectors = expand(schema.vectors_of(Side.USER), clicks, data / FOLDER)
+    return clicks.with_columns(pl.Series(n, v) for n, v in vectors.items()), total
 
 
 def held_out_clicks(
@@ -138,6 +142,36 @@ def judge(
     }
 
 
+def judge_towers(
+    ads: Float32s,
+    local: slice,
+    queries: Float32s,
+    clicked: Int64s,
+    data: Path,
+    process: Process,
+) -> dict[str, float]:
+    """Measure the towers alone on any clicks, over the whole catalog. Collective.
+
+    Args:
+        ads, local: as of `judge`.
+        queries: (Q, D) of the users.
+        clicked: (Q,) ids of the ads that they clicked.
+        data: a prepared data set.
+        process: this rank.
+
+    Returns:
+        Means over the clicks on the first rank, nothing on the others.
+    """
+    ids = load_catalog(data)[AD_ID].to_numpy()
+    places, cuts = np.searchsorted(ids, clicked), cuts_of(len(ids))
+    scorer = InnerProduct.of(queries, ads, local.start, process.device)
+    result = search(scorer, places, max(cuts, default=1), process)
+    if not process.is_first:
+        return {}
+    means = {name: v.mean() for name, v in one_relevant(result.ranks, cuts).items()}
+    return {name: float(mean) for name, mean in means.items()} | {"clicks": len(places)}
+
+
 def _context(
     data: Path,
     schema: Schema,
@@ -149,7 +183,9 @@ def _context(
 ) -> tuple[ContextBaseline, dict[str, float | int | None]]:
     """Make the context baseline of the test clicks; returns how it was tuned too."""
     shown = ImpressionCounts.count(data, schema, ids, local)
-    valid, _ = clicks_of(data, schema, "valid", MAX_TUNING, seed)
+    # Whoever asks for fewer queries in a large catalog must not wait for the tuning.
+    most = min(MAX_TUNING, len(clicks))
+    valid, _ = clicks_of(data, schema, "valid", most, seed)
     # Tuned on the valid split: the test clicks must not choose their own baseline.
     clicked = np.searchsorted(ids, valid[AD_ID].to_numpy())
     tuned = choose(shown, valid, clicked, process)

@@ -11,14 +11,8 @@ import torch
 from torch import nn
 
 from torchrec_adrec.arrays import Float32s, Int64s
-from torchrec_adrec.data.catalog import (
-    COUNTED,
-    ad_ids,
-    clash,
-    load_catalog,
-    values_of,
-)
-from torchrec_adrec.data.column import RawColumns, scalar_column
+from torchrec_adrec.data.catalog import COUNTED, ad_ids, clash, load_catalog
+from torchrec_adrec.data.column import RawColumns, values_of
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.catalog_columns import (
     AdKey,
@@ -93,7 +87,7 @@ class AdEncoder:
         raw = self._raw(ads)
         ids = ad_ids(raw, self.key.columns)
         ads.places.check_distinct(ids)
-        frame = pl.DataFrame({n: values_of(scalar_column(raw, n)) for n in raw})
+        frame = pl.DataFrame({n: values_of(column) for n, column in raw.items()})
         try:
             columns = catalog_columns(self.encoder, frame)
         except NotFiniteError as error:
@@ -108,7 +102,7 @@ class AdEncoder:
             raw = raw_ads(ads.frame, self.encoder.schema)
         except BadRowError as error:
             raise ads.places.fault(error.row, error.message) from None
-        frame = pl.DataFrame({n: values_of(scalar_column(raw, n)) for n in raw})
+        frame = pl.DataFrame({n: values_of(column) for n, column in raw.items()})
         for name, kind in self.key.numbers.items():
             numbers = frame[name]
             if kind == "Int64":
@@ -129,7 +123,8 @@ class AdEncoder:
         self, ids: Int64s, columns: dict[str, pl.Series]
     ) -> dict[str, pl.Series]:
         """Return impressions and clicks of ads that the catalog holds, 0 of others."""
-        names = [f"raw_{name}" for name in self.key.columns]
+        # The catalog shows no vectors; an id of two ads would still differ in the rest.
+        names = [f"raw_{n}" for n in self.key.columns if f"raw_{n}" in columns]
         ads = pl.DataFrame({AD_ID: ids} | {name: columns[name] for name in names})
         known = self.catalog.select(AD_ID, *COUNTED, *names)
         joined = ads.join(

@@ -11,7 +11,8 @@ import polars as pl
 from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.adapters import columnar, delimited
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.data.request import scalar_kinds
+from torchrec_adrec.data.request import column_kinds
+from torchrec_adrec.data.vectors import is_missing
 from torchrec_adrec.errors import ConfigError, DataError, ManifestError, reason
 from torchrec_adrec.schema import Schema, Side
 
@@ -69,7 +70,8 @@ class AdRows:
         """Read a file whose columns are those of the ad's side, each of them.
 
         Args:
-            path: .parquet, .csv or .tsv, text with a header.
+            path: .parquet, .csv or .tsv, text with a header. Sets and vectors are
+                lists, which text does not have.
             schema: of the run.
 
         Raises:
@@ -77,7 +79,7 @@ class AdRows:
             DataError: a line has too many or too few fields, or there are no rows.
             SchemaError: a column is missing, or no column of an ad.
         """
-        names = tuple(scalar_kinds(schema, Side.AD))
+        names = tuple(column_kinds(schema, Side.AD))
         if path.suffix == ".parquet":
             _check_columns(path, list(columnar.types(path)), names)
             parts = list(columnar.batches(path, names, CHUNK_BYTES))
@@ -108,15 +110,29 @@ class AdRows:
         Raises:
             ManifestError: it has no such column.
         """
-        names = scalar_kinds(schema, Side.AD)
-        missing = [name for name in names if f"raw_{name}" not in rows.columns]
+        names = column_kinds(schema, Side.AD)
+        vectors = {f.source: f for f in schema.vectors_of(Side.AD) if not f.encoder}
+        columns = {n: n if n in vectors else f"raw_{n}" for n in names}
+        missing = [name for name in names if columns[name] not in rows.columns]
         if missing:
             raise ManifestError(
                 f"{path} has no {missing}, which an ad of the data has now; remove"
                 " these changes and add the ads again"
             )
-        frame = rows.select(pl.col(f"raw_{name}").alias(name) for name in names)
+        frame = rows.select(pl.col(column).alias(n) for n, column in columns.items())
+        frame = frame.with_columns(
+            _components(rows[f.name], n) for n, f in vectors.items()
+        )
         return cls(frame, Places(path, np.arange(1, len(rows) + 1), "row"))
+
+
+def _components(rows: pl.Series, name: str) -> pl.Series:
+    """Return the raw vectors behind a catalog's column, null where missing."""
+    missing = is_missing(rows.to_numpy())
+    values = [
+        None if m else r[:-1] for r, m in zip(rows.to_list(), missing, strict=True)
+    ]
+    return pl.Series(name, values, dtype=pl.List(pl.Float64))
 
 
 @dataclass(frozen=True)

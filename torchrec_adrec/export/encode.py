@@ -1,6 +1,7 @@
 """Vectors of many rows, by all ranks together, which look up in sharded tables."""
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,12 @@ def encode_parts(
     numbers = missing[share_of(len(missing), process)]
     size = -(-batch_size // process.world_size)
     left = sum(s.stop - s.start for s in map(parts.slice_of, missing))
-    with Progress("encoding ads", left, "rows") as progress:
+    written: Future[None] | None = None
+    # A part goes to the disk while the next one is encoded.
+    with (
+        Progress("encoding ads", left, "rows") as progress,
+        ThreadPoolExecutor(1) as writer,
+    ):
         # All ranks take the same steps; one that has no part left encodes one ad.
         for turn in range(-(-len(missing) // process.world_size)):
             number = numbers[turn] if turn < len(numbers) else None
@@ -67,9 +73,13 @@ def encode_parts(
             if number is not None:
                 whole = np.concatenate(vectors)[: rows.stop - rows.start]
                 check_vectors(whole, Side.AD, similarity)
-                parts.write(number, whole)
+                if written is not None:
+                    written.result()
+                written = writer.submit(parts.write, number, whole)
             done = parts.rows * process.world_size
             progress.advance(min(done, left - progress.done))
+        if written is not None:
+            written.result()
 
 
 @torch.no_grad()

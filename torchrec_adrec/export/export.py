@@ -4,6 +4,7 @@ export/
   part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]; in rising
                            order of the ids; a finished one is kept after a stop
   queries.parquet          held-out clicks: vector, clicked ad_id
+  valid_queries.parquet    those of the validation rows (evaluation.valid_queries)
   examples.json            the example users: raw columns, vector; serving must agree
   manifest.json            made from what, how many, sha256 of each part
   metrics.json             full-catalog figures of the clicked ads, and their protocol
@@ -15,6 +16,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -25,7 +27,12 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.encode import encode
-from torchrec_adrec.evaluation.full_catalog import held_out_clicks, judge
+from torchrec_adrec.evaluation.full_catalog import (
+    clicks_of,
+    held_out_clicks,
+    judge,
+    judge_towers,
+)
 from torchrec_adrec.evaluation.pictures import recall_by_popularity
 from torchrec_adrec.export.encode import encode_examples, encode_parts
 from torchrec_adrec.export.parts import Parts, write_vectors
@@ -38,6 +45,7 @@ from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
 QUERIES = "queries.parquet"
+VALID_QUERIES = "valid_queries.parquet"
 PICTURE = "recall_by_popularity.png"
 
 log = logging.getLogger(__name__)
@@ -84,18 +92,21 @@ def export(
     )
     similarity, size = config.retrieval.similarity, config.train.eval_batch_size
     encode_parts(towers.ad_tower, catalog, schema, similarity, size, parts, process)
-    clicks, _ = held_out_clicks(data, schema, config.evaluation.queries, config.seed)
-    users = encode(
-        towers.user_tower, clicks, schema, Side.USER, similarity, size, process
-    )
-    clicked = clicks[AD_ID].to_numpy()[share_of(len(clicks), process)]
-    write_vectors(_queries_of(out, process.rank), clicked, users)
-    examples = encode_examples(towers.user_tower, data, process)
+    judging = config.evaluation
+    clicks, _ = held_out_clicks(data, schema, judging.queries, config.seed)
+    valid = pl.DataFrame()
+    if judging.valid_queries:
+        valid, _ = clicks_of(data, schema, "valid", judging.valid_queries, config.seed)
+    for rows, name in ((clicks, QUERIES), (valid, VALID_QUERIES)):
+        if len(rows):
+            _write_share(rows, towers, out / name, schema, config, process)
+    examples = encode_examples(towers.encode_users, data, process)
     # The first rank lists the parts of all ranks, so they must be written by now.
     process.barrier()
     if process.is_first:
         (out / EXAMPLES).write_text(json.dumps(examples) + "\n")
-        _join_queries(out, process.world_size)
+        for name in (QUERIES, VALID_QUERIES):
+            _join_shares(out / name, process.world_size)
         lookups = config.sharding.qcomm
         _write_manifest(checkpoint, parts, schema, config.retrieval, lookups)
     process.barrier()
@@ -106,7 +117,11 @@ def export(
     local = slice(int(exported.starts[share.start]), int(exported.starts[share.stop]))
     ads = exported.vectors(share)
     _, queries = load_vectors(out, QUERIES)
-    metrics = judge(ads, local, queries, data, schema, config.seed, process)
+    metrics = {"test": judge(ads, local, queries, data, schema, config.seed, process)}
+    if len(valid):
+        clicked, queries = load_vectors(out, VALID_QUERIES)
+        towers_alone = judge_towers(ads, local, queries, clicked, data, process)
+        metrics["valid"] = {"towers": towers_alone}
     if process.is_first:
         _write_metrics(metrics, out)
     log.info(
@@ -117,15 +132,38 @@ def export(
     )
 
 
-def _queries_of(out: Path, rank: int) -> Path:
-    return out / f"queries-{rank:05d}.parquet"
+def _write_share(
+    clicks: pl.DataFrame,
+    towers: TwoTower,
+    path: Path,
+    schema: Schema,
+    config: Config,
+    process: Process,
+) -> None:
+    """Encode and write this rank's share of the users of some clicks. Collective."""
+    users = encode(
+        towers.encode_users,
+        clicks,
+        schema,
+        Side.USER,
+        config.retrieval.similarity,
+        config.train.eval_batch_size,
+        process,
+    )
+    clicked = clicks[AD_ID].to_numpy()[share_of(len(clicks), process)]
+    write_vectors(_share_of(path, process.rank), clicked, users)
 
 
-def _join_queries(out: Path, world_size: int) -> None:
+def _share_of(path: Path, rank: int) -> Path:
+    return path.with_stem(f"{path.stem}-{rank:05d}")
+
+
+def _join_shares(path: Path, world_size: int) -> None:
     # An attempt of more ranks may have left files, whose users are in these already.
-    parts = [_queries_of(out, rank) for rank in range(world_size)]
-    pq.write_table(pa.concat_tables([pq.read_table(p) for p in parts]), out / QUERIES)
-    for part in out.glob("queries-*.parquet"):
+    parts = [_share_of(path, rank) for rank in range(world_size)]
+    if parts[0].exists():
+        pq.write_table(pa.concat_tables([pq.read_table(p) for p in parts]), path)
+    for part in path.parent.glob(f"{path.stem}-*.parquet"):
         part.unlink()
 
 
@@ -156,7 +194,8 @@ def _write_manifest(
 
 
 def _write_metrics(metrics: dict[str, Any], out: Path) -> None:
-    (out / "metrics.json").write_text(json.dumps({"test": metrics}, indent=1) + "\n")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     # A catalog smaller than the smallest cut has no recall to draw.
-    if any(name.startswith("recall@") for name in metrics["all"]["towers"]):
-        recall_by_popularity(metrics, out / PICTURE)
+    test = metrics["test"]
+    if any(name.startswith("recall@") for name in test["all"]["towers"]):
+        recall_by_popularity(test, out / PICTURE)

@@ -20,6 +20,9 @@ from torchrec_adrec.runtime.files import put
 from torchrec_adrec.schema import AD_ID
 
 FEWEST_ROWS, MOST_ROWS, PARTS = 64, 32_768, 64
+# Ids rise, so a reader of some ads skips all groups but theirs: a server that starts
+# reads a sixteenth of the vectors in place of all.
+GROUP_ROWS = 1024
 SOURCE = b"adrec"  # key of the file's own metadata: what its vectors were made from
 
 log = logging.getLogger(__name__)
@@ -111,6 +114,7 @@ def write_vectors(
     pq.write_table(
         table,
         partial,
+        row_group_size=GROUP_ROWS,
         use_dictionary=False,
         compression="none",
         write_page_checksum=True,

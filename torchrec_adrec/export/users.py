@@ -65,7 +65,7 @@ def export_users(
             is_empty = first >= stop
             columns = users.encode(*((0, 1) if is_empty else (first, stop)))
             vectors = encode_rows(
-                towers.user_tower,
+                towers.encode_users,
                 pl.DataFrame(columns),
                 encoder.schema,
                 Side.USER,

@@ -8,18 +8,31 @@ Shape letters: B rows, E the concatenated vectors of a side, F numbers, D output
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.batch import ITEMS, TowerInput
 from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.models.features_read import encoded_history, ids_read, reads
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
     DATA_TYPES,
     WIDTH_STEP,
+    bags_without,
     embedding_tables,
+    item_table,
+    keyed,
     regroup,
+    split_items,
+)
+from torchrec_adrec.modules.gated_sum import GatedSum
+from torchrec_adrec.modules.history import (
+    AttentionHistory,
+    GRUHistory,
+    HistoryEncoder,
 )
 from torchrec_adrec.modules.mlp import mlp
+from torchrec_adrec.modules.vector_fields import VectorFields
 from torchrec_adrec.schema import Schema, Side
 
 BIAS_DIM = WIDTH_STEP  # one number is wanted; tables cannot be narrower
@@ -51,38 +64,67 @@ class TowerHead(nn.Module):
     def __init__(
         self,
         names: list[str],
-        numbers: list[int],
+        schema: Schema,
         side: Side,
         config: RetrievalConfig,
+        history: HistoryEncoder | None = None,
     ) -> None:
         """Make the layers.
 
         Args:
-            names: the features with tables, in order.
-            numbers: the places of the numbers that are read, among all of the side.
-            side: whose tower; it matters for the additive score alone.
-            config: sizes and the similarity.
+            names: the features with looked-up vectors, in order.
+            schema: of the batches, all vectors and numbers of which have their place
+                there; those that the settings leave out are not read.
+            side: whose tower; for the additive score too.
+            config: sizes, the fusion and the similarity.
+            history: encodes the last of `names`; None: it comes as one vector.
         """
         super().__init__()
-        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), False)
-        width = len(names) * config.embedding_dim + len(numbers)
+        numbers = {
+            i: feature.name
+            for i, feature in enumerate(schema.dense_of(side))
+            if (config.statistics or feature.statistic is None)
+            and reads(config, feature.name)
+        }
+        places = torch.tensor([*numbers], dtype=torch.long)
+        self.register_buffer("numbers", places, False)
+        vectors = schema.vectors_of(side)
+        projected = [f.name for f in vectors if reads(config, f.name)]
+        self.vector_fields = VectorFields(vectors, config.embedding_dim, projected)
+        fields = [*names, *projected]
+        width = len(fields) * config.embedding_dim + len(numbers)
+        self.fusion = None
+        if config.fusion == "gated":
+            width = config.embedding_dim
+            self.fusion = GatedSum(fields, [*numbers.values()], width)
         self.names, self.side, self.similarity = names, side, config.similarity
-        self.width, self.score_bias = width, config.score_bias
+        self.width, self.score_bias, self.history = width, config.score_bias, history
         output_dim = 1 if config.similarity == "additive" else config.output_dim
         if config.projection:
             self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
         else:
-            _refuse_numbers(numbers, side)
+            _refuse_other_than_ids([*projected, *numbers.values()], side)
             self.mlp = nn.Sequential(SumOfVectors(config.embedding_dim))
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
-        """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D)."""
+        """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D).
+
+        A history that is read in its order comes as its items' vectors, side by side.
+        """
+        if self.history is not None:
+            others = vectors.shape[1] - self.history.width
+            bags, history = vectors.split([others, self.history.width], dim=1)
+            vectors = torch.cat([bags, self.history(history)], dim=1)
+        projected, dense = self.vector_fields(dense)
+        if projected:
+            vectors = torch.cat([vectors, *projected], dim=1)
         if dense.shape[1] > len(self.numbers):
             dense = dense.index_select(1, self.numbers)
-        return self.encode(concat_dense(vectors, dense))
+        join = concat_dense if self.fusion is None else self.fusion
+        return self.encode(join(vectors, dense))
 
     def encode(self, joined: Tensor) -> Tensor:
-        """Encode concatenated inputs, (B, E + F) -> (B, D).
+        """Encode concatenated inputs, (B, E + F), or their sum -> (B, D).
 
         This is what `train.compile` compiles.
         """
@@ -112,33 +154,46 @@ class SumOfVectors(nn.Module):
         return joined.view(len(joined), -1, self.width).sum(dim=1)
 
 
-def _refuse_numbers(numbers: list[int], side: Side) -> None:
-    if numbers:
+def gate_weights(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Return each side's gates by field, of towers with gated fusion; else nothing."""
+    heads = [module for module in model.modules() if isinstance(module, TowerHead)]
+    return {
+        str(head.side): head.fusion.weights()
+        for head in heads
+        if head.fusion is not None
+    }
+
+
+def _refuse_other_than_ids(names: list[str], side: Side) -> None:
+    if names:
         raise ConfigError(
             f"retrieval.projection is false, but the {side}'s vectors read"
-            f" {len(numbers)} numbers, which only a layer can turn into a vector; leave"
-            " them out by `retrieval.features`, or set projection to true"
+            f" {', '.join(names)}, numbers which only a layer can turn into a vector;"
+            " leave them out by `retrieval.features`, or set projection to true"
         )
 
 
 class BiasHead(nn.Module):
     """The dense part of a bias tower: one number per row."""
 
-    def __init__(self, names: list[str], width: int, config: RetrievalConfig) -> None:
+    def __init__(self, names: list[str], dense: int, config: RetrievalConfig) -> None:
         """Make the layers.
 
         Args:
             names: the features with tables, in order.
-            width: E + F.
+            dense: the numbers that are none of a vector: how often a user clicks at
+                all is not in a picture.
             config: its dropout alone is read.
         """
         super().__init__()
-        self.names, self.width = names, width
-        self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
+        self.names, self.dense = names, dense
+        self.width = len(names) * BIAS_DIM + dense
+        self.mlp = mlp((self.width, BIAS_HIDDEN, 1), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Compute the bias from vectors (B, E) and numbers (B, F), (B,)."""
-        out: Tensor = self.mlp(concat_dense(vectors, dense)).float()
+        numbers = dense[:, dense.shape[1] - self.dense :]
+        out: Tensor = self.mlp(concat_dense(vectors, numbers)).float()
         return out[:, 0]
 
 
@@ -154,13 +209,17 @@ class BiasTower(nn.Module):
     ) -> None:
         super().__init__()
         names = [f.name for f in schema.bags_of(side)]
-        width = len(names) * BIAS_DIM + len(schema.dense_of(side))
         self.tables = embedding_tables(schema, side, BIAS_DIM, device, BIAS_SUFFIX)
-        self.head = BiasHead(names, width, config)
+        self.head = BiasHead(names, len(schema.dense_of(side)), config)
 
 
 class Tower(nn.Module):
-    """The encoder of one side: `TowerInput` -> (B, D)."""
+    """The encoder of one side: `TowerInput` -> (B, D).
+
+    Attributes:
+        items: the table that gives the ads their item's vector and the histories
+            theirs; of the ad's tower alone, and only where a history is encoded.
+    """
 
     def __init__(
         self,
@@ -170,65 +229,60 @@ class Tower(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        # Numbers come as one matrix of all, so their places are those in the data.
-        numbers = [
-            i
-            for i, feature in enumerate(schema.dense_of(side))
-            if (config.statistics or feature.statistic is None)
-            and reads(config, feature.name)
-        ]
-        schema = ids_read(schema, side, config)
-        names = [f.name for f in schema.bags_of(side)]
+        read = ids_read(schema, side, config)
+        dim, key = config.embedding_dim, encoded_history(read, side, config)
+        data_type = DATA_TYPES[config.tables_precision]
         self.tables = embedding_tables(
-            schema,
-            side,
-            config.embedding_dim,
-            device,
-            data_type=DATA_TYPES[config.tables_precision],
+            read, side, dim, device, without=key, data_type=data_type
         )
-        self.head = TowerHead(names, numbers, side, config)
+        self.key, self.length, self.items, history = key, 0, None, None
+        names = [f.name for f in read.bags_of(side)]
+        if key is not None and side == Side.AD:
+            self.items = item_table(read, dim, device, data_type=data_type)
+        elif key is not None:
+            names = [*(f.name for f in bags_without(read, side, key)), key]
+            history = history_encoder(read, config)
+            self.length = history.length
+        # The head gets the whole schema: a batch has all numbers, read or not.
+        self.head = TowerHead(names, schema, side, config, history)
 
-    def forward(self, rows: TowerInput) -> Tensor:
-        """Encode the rows of one side."""
-        looked_up = regroup(self.tables(rows.sparse), self.head.names)
-        vectors: Tensor = self.head(looked_up, rows.dense)
-        return vectors
+    def forward(self, rows: TowerInput, items: nn.Module | None = None) -> Tensor:
+        """Encode the rows of one side.
+
+        Args:
+            rows: B of them.
+            items: the table of the ad's tower, for users whose history is encoded.
+        """
+        table, vectors = self.items or items, None
+        if self.key is not None:
+            assert table is not None, "a user's history is read from the ads' table"
+            looked_up, count = table(rows.items)[ITEMS], rows.layout.rows
+            if self.length:
+                vectors, _ = split_items(looked_up, count, 0, self.length)
+            else:
+                vectors = looked_up.values()
+        joined = self.regroup(self.tables(rows.sparse), vectors)
+        encoded: Tensor = self.head(joined, rows.dense)
+        return encoded
+
+    def regroup(self, bags: KeyedTensor, items: Tensor | None) -> Tensor:
+        """Bring vectors into the order of the head's features, (B, E).
+
+        Args:
+            bags: of `tables`.
+            items: those of the history, (B, L * D), or of the ads' item, (B, D).
+        """
+        more = None if items is None else keyed(str(self.key), items)
+        return regroup(bags, self.head.names, more)
 
 
-def reads(config: RetrievalConfig, name: str) -> bool:
-    """Whether the vectors read a feature."""
-    return config.features is None or name in config.features
-
-
-def ids_read(schema: Schema, side: Side, config: RetrievalConfig) -> Schema:
-    """Return the schema with those ids alone that the vectors read.
-
-    Args:
-        schema: of the data.
-        side: which must have a feature that is read.
-        config: names the features.
-
-    Raises:
-        ConfigError: it names what is no feature, or nothing of this side.
-    """
-    if config.features is None:
-        return schema
-    known = {f.name for f in (*schema.dense, *schema.bags)}
-    lost = sorted(set(config.features) - known)
-    if lost:
-        raise ConfigError(
-            f"retrieval.features: {', '.join(lost)} are no features of the data, which"
-            f" has {', '.join(sorted(known))}"
-        )
-    of_side = (*schema.dense_of(side), *schema.bags_of(side))
-    if not any(reads(config, f.name) for f in of_side):
-        raise ConfigError(
-            f"retrieval.features {list(config.features)} names no feature of the"
-            f" {side}, expected one of {', '.join(f.name for f in of_side)}"
-        )
-    return schema.model_copy(
-        update={
-            "sparse": tuple(f for f in schema.sparse if reads(config, f.name)),
-            "sequences": tuple(f for f in schema.sequences if reads(config, f.name)),
-        }
+def history_encoder(schema: Schema, config: RetrievalConfig) -> HistoryEncoder:
+    """Make the encoder that the settings name, of the history of a schema."""
+    assert schema.history is not None
+    length, dim = schema.history.max_length, config.embedding_dim
+    settings = config.history
+    if settings.encoder == "gru":
+        return GRUHistory(length, dim, settings.layers, settings.dropout)
+    return AttentionHistory(
+        length, dim, settings.layers, settings.heads, settings.dropout
     )

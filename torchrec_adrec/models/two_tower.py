@@ -1,15 +1,16 @@
 """A user tower and an ad tower that meet only in an inner product."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from torchrec_adrec.batch import TowerInput
+from torchrec_adrec.batch import ITEMS, TowerInput, items_of
 from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.models.tower import BiasTower, Tower
-from torchrec_adrec.modules.embeddings import regroup
+from torchrec_adrec.modules.embeddings import regroup, split_items
 from torchrec_adrec.schema import Schema, Side
 
 
@@ -52,7 +53,8 @@ class TwoTower(nn.Module):
         Returns:
             user (B, D), ad (N, D), click logit (B,).
         """
-        vectors = self.regroup(self.look_up(user, ad))
+        items = items_of(user, ad) if self.reads_items else None
+        vectors = self.regroup(self.look_up(user, ad, items))
         return self.dense(vectors, user.dense, ad.dense)
 
     def click_logits(self, user: TowerInput, ad: TowerInput, scores: Tensor) -> Tensor:
@@ -72,30 +74,55 @@ class TwoTower(nn.Module):
                 biases.append(tower.head(vectors, side.dense))
         return self.calibration.logits(scores, biases)
 
+    @property
+    def reads_items(self) -> bool:
+        """Whether histories and ads read one table, id by id."""
+        return self.ad_tower.items is not None
+
     def encode_users(self, user: TowerInput) -> Tensor:
         """Encode users without ads, (B, D); `ad_tower` encodes ads without users."""
-        vectors: Tensor = self.user_tower(user)
+        vectors: Tensor = self.user_tower(user, self.ad_tower.items)
         return vectors
 
-    def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
-        """Look up the vectors of all tables: user, ad, and those of the biases."""
-        vectors = (
+    def look_up(
+        self, user: TowerInput, ad: TowerInput, items: KeyedJaggedTensor | None = None
+    ) -> tuple[Any, ...]:
+        """Look up the vectors of all tables.
+
+        Args:
+            user, ad: rows of both sides.
+            items: of both (`Batch.items`), where `reads_items`.
+
+        Returns:
+            Those of the user, the ad, both biases, and the items.
+        """
+        vectors = [
             self.user_tower.tables(user.sparse),
             self.ad_tower.tables(ad.sparse),
-        )
-        if self.user_bias is None or self.ad_bias is None:
-            return vectors
-        biases = (self.user_bias.tables(user.sparse), self.ad_bias.tables(ad.sparse))
-        return vectors + biases
-
-    def regroup(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
-        """Bring each collection's vectors into the order of features, (B or N, E)."""
-        parts = (self.user_tower, self.ad_tower, self.user_bias, self.ad_bias)
-        return [
-            regroup(vectors, part.head.names)
-            for vectors, part in zip(looked_up, parts, strict=False)
-            if part is not None
         ]
+        if self.user_bias is not None and self.ad_bias is not None:
+            biases = (self.user_bias, user), (self.ad_bias, ad)
+            vectors += [bias.tables(rows.sparse) for bias, rows in biases]
+        if self.ad_tower.items is not None:
+            vectors.append(self.ad_tower.items(items))
+        return tuple(vectors)
+
+    def regroup(self, looked_up: Sequence[Any]) -> list[Tensor]:
+        """Bring each collection's vectors into the order of features, (B or N, E)."""
+        histories = ads = None
+        bags = list(looked_up)
+        if self.reads_items:
+            items, rows, count = bags.pop()[ITEMS], *map(_rows, bags[:2])
+            histories, ads = split_items(items, rows, count, self.user_tower.length)
+        regrouped = [
+            self.user_tower.regroup(bags[0], histories),
+            self.ad_tower.regroup(bags[1], ads),
+        ]
+        biases = (self.user_bias, self.ad_bias)
+        for vectors, part in zip(bags[2:], biases, strict=False):
+            assert part is not None
+            regrouped.append(regroup(vectors, part.head.names))
+        return regrouped
 
     def dense(
         self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
@@ -110,6 +137,10 @@ class TwoTower(nn.Module):
                 self.ad_bias.head(vectors[3], ad_dense),
             ]
         return user, ad, self.calibration(user, ad, biases)
+
+
+def _rows(vectors: KeyedTensor) -> int:
+    return len(vectors.values())
 
 
 class Calibration(nn.Module):

@@ -47,17 +47,32 @@ class OneWayLayer(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, user: Tensor, ad: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the layer, user (B or 1, U, D) and ad (B, A, D) -> the same shapes."""
+    def forward(
+        self, user: Tensor, ad: Tensor, present: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layer.
+
+        Args:
+            user: (B or 1, U, D).
+            ad: (B, A, D).
+            present: (B or 1, U), False for the user's tokens that nobody may see; None:
+                all are seen.
+
+        Returns:
+            Both in their shapes.
+        """
         user_q, user_k, user_v = self._project(user)
         ad_q, ad_k, ad_v = self._project(ad)
-        user = user + self._out(self._attend(user_q, user_k, user_v))
+        mask = None if present is None else present[:, None, None]
+        user = user + self._out(self._attend(user_q, user_k, user_v, mask))
         if user.shape[0] == ad.shape[0]:
             keys = torch.cat([user_k, ad_k], dim=2)
             values = torch.cat([user_v, ad_v], dim=2)
-            ad = ad + self._out(self._attend(ad_q, keys, values))
+            if mask is not None:
+                mask = F.pad(mask, (0, ad.shape[1]), value=True)
+            ad = ad + self._out(self._attend(ad_q, keys, values, mask))
         else:
-            mixed = attend_to_both(ad_q, (user_k, user_v), (ad_k, ad_v))
+            mixed = attend_to_both(ad_q, (user_k, user_v), (ad_k, ad_v), mask)
             ad = ad + self._out(mixed)
         return user + self.feedforward(user), ad + self.feedforward(ad)
 
@@ -69,10 +84,14 @@ class OneWayLayer(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4)
         return query, key, value
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
         # The function does not know of `eval()`, as a module would.
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=dropout
+        )
 
     def _out(self, mixed: Tensor) -> Tensor:
         out: Tensor = self.attention_out(mixed.transpose(1, 2).flatten(2))
@@ -82,7 +101,12 @@ class OneWayLayer(nn.Module):
 KeysValues = tuple[Tensor, Tensor]
 
 
-def attend_to_both(query: Tensor, shared: KeysValues, by_row: KeysValues) -> Tensor:
+def attend_to_both(
+    query: Tensor,
+    shared: KeysValues,
+    by_row: KeysValues,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Attend to keys that all rows share and to keys of each row, in one softmax.
 
     It is `scaled_dot_product_attention` over the concatenation, which would need the
@@ -93,6 +117,7 @@ def attend_to_both(query: Tensor, shared: KeysValues, by_row: KeysValues) -> Ten
         query: (B, H, A, D / H), of the ads' tokens.
         shared: keys and values of the one user, (1, H, U, D / H).
         by_row: those of the ads, (B, H, A, D / H).
+        mask: (1, 1, 1, U), False for shared keys that nobody may see; None: all are.
 
     Returns:
         (B, H, A, D / H).
@@ -102,6 +127,8 @@ def attend_to_both(query: Tensor, shared: KeysValues, by_row: KeysValues) -> Ten
     query, row_keys, row_values = (x.transpose(0, 1) for x in (query, *by_row))
     users = shared[0].shape[2]
     to_user = query.reshape(heads, rows * tokens, width) @ shared[0][0].mT
+    if mask is not None:
+        to_user = to_user.masked_fill(~mask[0], -torch.inf)
     to_ad = query @ row_keys.mT
     logits = torch.cat([to_user.view(heads, rows, tokens, users), to_ad], dim=-1)
     weights = (logits * width**-0.5).softmax(dim=-1)

@@ -67,10 +67,18 @@ class StageLines(VerboseDisplay):
         run: the run's folder.
         figure_of: stage -> its main figure, once the stage is done.
         output: the run's log file, open for appending.
+        on_figures: takes the figures on the validation rows as training sends them.
+
+    Attributes:
+        errors: what the stage that is shown has sent of its end.
     """
 
     def __init__(
-        self, run: Path, figure_of: Callable[[str], str], output: BinaryIO
+        self,
+        run: Path,
+        figure_of: Callable[[str], str],
+        output: BinaryIO,
+        on_figures: Callable[[Status], None] = lambda status: None,
     ) -> None:
         self.log_path = run / RUN_LOG
         self.output = output
@@ -89,7 +97,7 @@ class StageLines(VerboseDisplay):
             redirect_stdout=False,  # the tables go there, perhaps to a file
             disable=not self.console.is_terminal,
         )
-        self._figure_of = figure_of
+        self._figure_of, self._on_figures = figure_of, on_figures
         self._shown_warnings: set[str] = set()
         self._finished: set[str] = set()
         self._task: TaskID | None = None
@@ -101,7 +109,7 @@ class StageLines(VerboseDisplay):
         self._started = time.monotonic()
         self._note = ""
         self._losses: list[str] = []
-        self._errors: list[str] = []
+        self.errors: list[str] = []
 
     def launched(self, stage: str) -> None:
         """Show a live line until the stage is finished."""
@@ -158,8 +166,10 @@ class StageLines(VerboseDisplay):
                 self._advance(status)
             elif status.kind == "warning":
                 self.warn(status.text)
+            elif status.kind == "figures":
+                self._on_figures(status)
             else:
-                self._errors.append(status.text)
+                self.errors.append(status.text)
 
     def _begin(self, stage: str) -> None:
         if stage != self._stage:
@@ -167,7 +177,7 @@ class StageLines(VerboseDisplay):
         self._attempts += 1
         self._show_bar("starting")
         if self._attempts > 1:  # what ended the last attempt does not count any more
-            self._errors = []
+            self.errors = []
             self._print(f"warning: {stage}: its ranks were started again after a crash")
 
     def _advance(self, status: Status) -> None:
@@ -187,7 +197,7 @@ class StageLines(VerboseDisplay):
         """Print the errors that the stage has sent, or else the end of its output."""
         self.update()
         self.bar.stop()
-        errors = list(dict.fromkeys(self._errors))[:ERRORS_SHOWN]
+        errors = list(dict.fromkeys(self.errors))[:ERRORS_SHOWN]
         for text in errors or self._last_lines():
             self._print(text)
 
@@ -216,14 +226,22 @@ class _WarningLines(logging.Handler):
 
 
 @contextmanager
-def stage_lines(run: Path, figure_of: Callable[[str], str]) -> Iterator[StageLines]:
-    """Show the stages of a run line by line; append the details to its log file."""
+def stage_lines(
+    run: Path,
+    figure_of: Callable[[str], str],
+    on_figures: Callable[[Status], None] = lambda status: None,
+) -> Iterator[StageLines]:
+    """Show the stages of a run line by line; append the details to its log file.
+
+    Args:
+        run, figure_of, on_figures: as of `StageLines`.
+    """
     with (run / RUN_LOG).open("ab") as output:
         now = datetime.now().isoformat(" ", "seconds")
         header = f"==== {now} adrec {' '.join(sys.argv[1:])}\n"
         output.write(header.encode())
         output.flush()
-        display = StageLines(run, figure_of, output)
+        display = StageLines(run, figure_of, output, on_figures)
         handler = _WarningLines(display)
         logging.getLogger(OURS).addHandler(handler)
         try:

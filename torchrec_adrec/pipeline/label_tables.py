@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torchrec_adrec.runtime.markdown import literal
+
 Details = Mapping[str, Any]  # of one label: see evaluation/label_report.py
 
 
@@ -50,9 +52,9 @@ def _numbered(bins: Sequence[Details]) -> Iterator[Details]:
 
 def _bins(title: str, bins: Sequence[Details] | Iterator[Details]) -> Iterator[str]:
     """Yield a table of predicted and observed means."""
-    yield f"| {title} | rows | predicted | observed | predicted / observed |"
+    yield f"| {literal(title)} | rows | predicted | observed | predicted / observed |"
     yield "|---|---|---|---|---|"
     for one in bins:
         means = f"{one['predicted']:.4f} | {one['observed']:.4f} | {one['ratio']:.3f}"
-        yield f"| {one['value']} | {one['rows']:,} | {means} |"
+        yield f"| {literal(one['value'])} | {one['rows']:,} | {means} |"
     yield ""

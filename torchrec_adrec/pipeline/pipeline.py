@@ -24,6 +24,8 @@ from torchrec_adrec.pipeline.display import VerboseDisplay, stage_lines
 from torchrec_adrec.pipeline.funnel_table import print_funnel
 from torchrec_adrec.pipeline.headline import headline
 from torchrec_adrec.pipeline.report import (
+    HTML_REPORT,
+    REPORT,
     ads_table,
     summary_table,
     wide_console,
@@ -80,11 +82,11 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
         if "funnel" in served:
             metrics["funnel"] = served["funnel"]
         warn_below(metrics)
-    write_report(config.seed, metrics, run)
+    write_report(config.seed, metrics, run, served["ads"])
     console = wide_console()
     console.print(summary_table(metrics))
     console.print(ads_table(served["ads"], "Ten ads for the first example user"))
-    paths = {"Report": run / "report.md"}
+    paths = {"Report": run / HTML_REPORT, "Report as text": run / REPORT}
     if "funnel" in served:
         print_funnel(served["funnel"], console)
         paths = {"Picture": run / FOLDER / PICTURE} | paths
@@ -120,7 +122,10 @@ def command(stages: Sequence[Stage], run: Path, job: str, restarts: int) -> list
     names = [stage.name for stage in stages]
     several = len(stages) > 1
     args = [*(("job", *names) if several else stages[0].command), "--out", str(run)]
-    if stages[0].ranks != "all":
+    # One process that is not started again needs no launcher, which takes longer to
+    # start than a small stage.
+    is_alone = job == "1x1" and not restarts
+    if stages[0].ranks != "all" or is_alone:
         return [sys.executable, "-m", "torchrec_adrec", *args]
     torchx = [str(Path(sys.executable).with_name("torchx")), "run", "-s", "local_cwd"]
     options = ["-j", job, "--max_restarts", str(restarts)]
@@ -165,7 +170,7 @@ def launch(
     process = subprocess.Popen(
         args, env=environment, stdout=display.output, stderr=display.output
     )
-    code = _wait(process, display.update)
+    code, stop = _wait(process, display.update)
     if code:
         display.fail()
         # The job says only that it failed: the stage is the first that is not whole.
@@ -173,7 +178,8 @@ def launch(
         details = f", {display.log_path} has all of them" if display.log_path else ""
         raise StageError(
             f"stage {failed.name} failed with exit code {code}; its last lines above"
-            f" say why{details}. The same command goes on from what is finished"
+            f" say why{details}. The same command goes on from what is finished",
+            stop,
         )
     for stage in stages:
         display.finish(stage.name)
@@ -182,16 +188,22 @@ def launch(
 
 def _wait(
     job: subprocess.Popen[bytes], update: Callable[[], None] = lambda: None
-) -> int:
-    """Wait for a job, calling `update` meanwhile, and return its exit code.
+) -> tuple[int, int]:
+    """Wait for a job, calling `update` meanwhile.
 
     A stage that is stopped saves first, so this process must outlive the signal and
     wait. SIGTERM comes to us alone, so it is passed on. SIGINT, from Ctrl-C, comes from
     the terminal to every process of the group: the stage has it already, and a second
     one would end it before it has saved.
+
+    Returns:
+        Its exit code, and the last signal that came meanwhile, 0 if there was none.
     """
+    stop = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal stop
+        stop = number
         if number == signal.SIGTERM:
             job.terminate()
 
@@ -205,7 +217,7 @@ def _wait(
                 update()
             else:
                 update()  # what it sent at its end
-                return code
+                return code, stop
     except BaseException:
         # An error of our own may not leave a job behind that still holds the run.
         job.terminate()
@@ -217,7 +229,7 @@ def _wait(
 
 
 def _metrics(run: Path, stage: str) -> dict[str, Any]:
-    name = "report.json" if stage == "data" else "metrics.json"
+    name = {"data": "report.json", "index": "gate.json"}.get(stage, "metrics.json")
     return dict(json.loads((stage_folder(run, stage) / name).read_text()))
 
 

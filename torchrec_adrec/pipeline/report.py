@@ -1,4 +1,4 @@
-"""A run reports its figures: a table on the screen, `report.md`, `metrics.json`."""
+"""A run reports its figures: on the screen, and as Markdown, HTML and JSON."""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +9,25 @@ import polars as pl
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchrec_adrec.data.prepare.data_report import dependency_table
-from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.evaluation.below import below_baselines
 from torchrec_adrec.pipeline.funnel_table import funnel_lines
 from torchrec_adrec.pipeline.headline import defined
+from torchrec_adrec.pipeline.html_report import html_page
 from torchrec_adrec.pipeline.label_tables import label_tables
+from torchrec_adrec.pipeline.stage_tables import (
+    ads_lines,
+    baseline_lines,
+    index_lines,
+    training_lines,
+)
+from torchrec_adrec.runs.stages import INDEX, stage_folder
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import AD_ID
 
 Metrics = dict[str, Any]
+REPORT, HTML_REPORT, DATA_REPORT = "report.md", "report.html", "data/report.md"
 SHOWN_COLUMNS = 9  # of an ad on a terminal: predictions first, then raw columns
+MODELS = {"retrieval": "Towers", "ranking": "Ranker"}
 RETRIEVERS = ("towers", "context", "popularity")
 BASELINES = {
     "constant": "constant",
@@ -42,10 +50,15 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str]]:
     for name, title in BASELINES.items():
         if name in baselines:
             yield _figures(title, baselines[name]["test"])
-    for name, title in (("retrieval", "towers"), ("ranking", "ranker")):
+    for name, title in MODELS.items():
+        title = title.lower()
         for label, figures in metrics[name]["test"].items():
             yield _figures(f"{title}, {label}", figures)
         yield f"{title}: judged and served", served_checkpoint(metrics[name])
+    for side, gates in metrics["retrieval"].get("gates", {}).items():
+        most_first = sorted(gates.items(), key=lambda gate: -gate[1])
+        weights = ", ".join(f"{name} {weight:.3f}" for name, weight in most_first)
+        yield f"towers: gates of the {side}'s fields", weights
     if "blend" in metrics["ranking"]:
         yield "click score that serves", served_score(metrics["ranking"]["blend"])
     yield from _recalls(metrics["export"]["test"])
@@ -156,41 +169,59 @@ def ads_table(ads: pl.DataFrame, title: str) -> Table:
     return table
 
 
-def _shown(value: float | str | None) -> str:
+def _shown(value: float | str | list[str] | None) -> str:
     if value is None:
         return "missing"
+    if isinstance(value, list):
+        return ", ".join(value)
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
-def write_report(seed: int, metrics: Metrics, run: Path) -> None:
-    """Write `metrics.json` and `report.md` of the whole run.
+def write_report(
+    seed: int, metrics: Metrics, run: Path, ads: pl.DataFrame | None = None
+) -> None:
+    """Write `metrics.json`, `report.md` and `report.html` of the whole run.
 
     Args:
         seed: of the run.
         metrics: stage -> what it measured, `serve`, and `funnel` if it was judged.
         run: the folder they are written to.
+        ads: the ranked ads of the first example user.
     """
     (run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    lines = [
-        "# Run report",
-        "",
-        f"Seed {seed}; every setting: `config.yaml`.",
-        "",
-    ]
-    lines += ["| measured | value |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in _rows(metrics)]
-    lines += ["", *_retrieval(metrics["export"]["test"])]
+    lines = _lines(seed, metrics, run, ads)
+    (run / REPORT).write_text("\n".join(lines) + "\n")
+    reports = [run / path for path in (REPORT, DATA_REPORT)]
+    texts = {
+        path.relative_to(run).as_posix(): path.read_text()
+        for path in reports
+        if path.is_file()
+    }
+    page = html_page(run, texts, f"{run.resolve().name}: run report")
+    (run / HTML_REPORT).write_text(page)
+
+
+def _lines(
+    seed: int, metrics: Metrics, run: Path, ads: pl.DataFrame | None
+) -> Iterator[str]:
+    yield from ("# Run report", "")
+    yield from (f"Seed {seed}; every setting: `config.yaml`.", "")
+    yield from ("| measured | value |", "|---|---|")
+    yield from (f"| {name} | {value} |" for name, value in _rows(metrics))
+    yield ""
+    if ads is not None:
+        yield from ads_lines(ads)
+    yield from baseline_lines(metrics["baselines"], BASELINES)
+    yield from _retrieval(metrics["export"]["test"])
+    if "by_popularity" in metrics["index"]:
+        picture = stage_folder(run, INDEX.name).relative_to(run) / "gate.png"
+        yield from index_lines(metrics["index"], picture.as_posix())
     if "funnel" in metrics:
-        lines += funnel_lines(metrics["funnel"])
-    for name, title in (("retrieval", "Towers"), ("ranking", "Ranker")):
-        lines += [f"## {title}", "", f"![training loss]({name}/loss.png)"]
-        lines += [f"![calibration on the test split]({name}/calibration.png)", ""]
+        yield from funnel_lines(metrics["funnel"])
+    yield from training_lines({name: metrics[name]["train"] for name in MODELS})
+    for name, title in MODELS.items():
+        yield from (f"## {title}", "")
+        yield from (f"![calibration on the test split]({name}/calibration.png)", "")
         # A stage that an older version made has none.
-        lines += label_tables(metrics[name].get("details", {}))
-    lines += ["The data: [report](data/report.md)", ""]
-    lines += dependency_table(metrics["data"]["side_dependencies"])
-    lines += held_table(metrics["data"]["held_ads"])
-    bad = metrics["data"]["bad_rows"]["first"]
-    if bad:
-        lines += ["## Bad rows", "", *(f"- `{line}`" for line in bad), ""]
-    (run / "report.md").write_text("\n".join(lines) + "\n")
+        yield from label_tables(metrics[name].get("details", {}))
+    yield f"The data, its odd columns and bad rows: [report]({DATA_REPORT})"

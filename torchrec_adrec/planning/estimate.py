@@ -10,6 +10,7 @@ from math import ceil
 
 import numpy as np
 from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingConfig
 
 from torchrec_adrec.distributed.constraints import constraints, ids_per_row, tables_of
 from torchrec_adrec.distributed.optimizer import fuse_table_optimizer
@@ -17,9 +18,9 @@ from torchrec_adrec.distributed.plan_report import RankLoad, rank_loads
 from torchrec_adrec.distributed.planner import (
     DENSE_SHARE,
     GIB,
-    Sharder,
     TablePlan,
     plan_tables,
+    sharders,
 )
 from torchrec_adrec.distributed.sharding import codecs, meta_device
 from torchrec_adrec.errors import ConfigError, PlanError
@@ -34,7 +35,7 @@ from torchrec_adrec.planning.step_time import (
     StepTime,
 )
 from torchrec_adrec.planning.traffic import Traffic, traffic
-from torchrec_adrec.schema import SequenceFeature
+from torchrec_adrec.schema import Schema, SequenceFeature, Side
 from torchrec_adrec.tasks.retrieval import RetrievalTask
 
 FLOAT = 4
@@ -150,10 +151,10 @@ def estimate(job: Job, cluster: Cluster) -> Estimate:
 
 def _plan(model: nn.Module, job: Job, cluster: Cluster, rows: int) -> TablePlan:
     """Plan the tables with the very planner and choices that training uses."""
-    topology, ids = cluster.topology(), ids_per_row(job.schema)
+    topology, ids = cluster.topology(), ids_per_row(job.schema, model)
     allowed = constraints(tables_of(model), job.sharding, ids, topology)
-    sharder = Sharder(qcomm_codecs_registry=codecs(job.sharding.qcomm, None))
-    return plan_tables(model, sharder, topology, allowed, rows)
+    each = sharders(codecs(job.sharding.qcomm, None))
+    return plan_tables(model, each, topology, allowed, rows)
 
 
 def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
@@ -170,10 +171,18 @@ def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
     tables = tables_of(model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     weights -= sum(table.num_embeddings * table.embedding_dim for table in tables)
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     # A layer keeps its input, and its output once more behind activation and dropout.
-    kept = sum(layer.in_features + 2 * layer.out_features for layer in layers)
-    kept += 2 * sum(table.embedding_dim for table in tables)  # vectors and gradients
+    kept = sum(
+        (layer.in_features + 2 * layer.out_features) * _places(name, job.schema)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+    )
+    ids = ids_per_row(job.schema, model)
+    kept += 2 * sum(  # vectors and gradients
+        table.embedding_dim
+        * (ceil(ids[table.name]) if isinstance(table, EmbeddingConfig) else 1)
+        for table in tables
+    )
     # Every rank gathers all ads and both gradients, but holds the logits and slopes
     # of one block at a time.
     cells = min(BLOCK, anchors * job.batch)
@@ -181,6 +190,13 @@ def dense_part(model: RetrievalTask, job: Job, rows: int) -> DensePart:
     work = kernels.heads(model.model, rows, low)
     work += kernels.softmax(anchors, job.batch, width, low)
     return DensePart(weights, (rows * kept + softmax) * FLOAT, work)
+
+
+def _places(layer: str, schema: Schema) -> int:
+    """Count how often a layer is computed a row: in a history's encoder, per item."""
+    if schema.history is None or ".history." not in layer:
+        return 1
+    return schema.history.max_length
 
 
 def _dense_fits(dense: DensePart, cluster: Cluster) -> None:
@@ -258,7 +274,9 @@ def _row_bytes(job: Job) -> float:
     ids = sum(
         f.max_length + 1 if isinstance(f, SequenceFeature) else 1 for f in schema.bags
     )
-    floats = len(schema.joined.dense) + len(schema.labels) + 2
+    joined = schema.joined
+    numbers = sum(len(joined.dense_names_of(side)) for side in Side)
+    floats = numbers + len(schema.labels) + 2
     return (ids + floats) * FLOAT + 8 + 2 * FLOAT * job.clicked
 
 

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from torchrec_adrec.losses.device_blocks import BLOCK
 from torchrec_adrec.models.tower import BiasHead, TowerHead
 from torchrec_adrec.models.two_tower import TwoTower
+from torchrec_adrec.modules.history import HistoryEncoder
 
 FLOAT, HALF = 4, 2
 # Operations of the losses beside the blocks, forward and backward (the click's
@@ -104,6 +105,22 @@ def heads(model: TwoTower, rows: int, low: bool) -> list[Kernel]:
         grads = [torch.empty_like(out) for out in outs]
         with counted:
             torch.autograd.grad(outs, [*inputs, *weights], grads, allow_unused=True)
+    if model.user_tower.head.history is None:
+        return counted.kernels
+    return counted.kernels + _history(model.user_tower.head.history, rows, low)
+
+
+def _history(encoder: HistoryEncoder, rows: int, low: bool) -> list[Kernel]:
+    """Count the encoder of the histories, forward and backward."""
+    encoder, counted = copy.deepcopy(encoder), Counted()
+    with FakeTensorMode():
+        _make_fake(encoder)
+        vectors = torch.empty(rows, encoder.width, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low), counted:
+            out = encoder(vectors)
+        inputs = [vectors, *encoder.parameters()]
+        with counted:
+            torch.autograd.grad(out, inputs, torch.empty_like(out), allow_unused=True)
     return counted.kernels
 
 

@@ -76,6 +76,11 @@ def _ids(option: ShardingOption, rows: int) -> float:
     return float(sum(option.input_lengths) * rows * ID)
 
 
+def _vectors(option: ShardingOption, rows: int) -> float:
+    """Count a rank's vectors of one table: one a row, or one an id without bags."""
+    return rows * (1 if option.is_pooled else float(sum(option.input_lengths)))
+
+
 def _by_tables(
     option: ShardingOption, topology: Topology, rows: int
 ) -> tuple[Float64s, Float64s, Float64s]:
@@ -87,7 +92,7 @@ def _by_tables(
     ids, vectors, gradients = (np.zeros(size) for _ in range(3))
     for shard in option.shards:
         others = np.arange(size) != shard.rank
-        numbers = rows * shard.size[1]
+        numbers = _vectors(option, rows) * shard.size[1]
         ids += others * (_ids(option, rows) + rows * LENGTH)
         vectors += ~others * (size - 1) * numbers
         gradients += others * numbers
@@ -100,11 +105,13 @@ def _by_rows(
     """Count the same of a table of which every rank holds some rows.
 
     Each rank sums up the vectors of its own rows; the sums are reduced and scattered.
+    Without bags there is nothing to sum up: every vector is sent once.
     """
     size, same = topology.world_size, np.ones(topology.world_size)
     away = (size - 1) / size
     ids = _ids(option, rows) * away + rows * LENGTH * (size - 1)
-    numbers = (size - 1) * rows * option.tensor.shape[1]
+    each = (size - 1) if option.is_pooled else away
+    numbers = each * _vectors(option, rows) * option.tensor.shape[1]
     return same * ids, same * numbers, same * numbers
 
 

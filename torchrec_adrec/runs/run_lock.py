@@ -23,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 from torchrec_adrec.config.run import Config
-from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.errors import BusyError, ConfigError
 from torchrec_adrec.runs.unpack import check_no_bundle
 
 LOCK, STAGE_LOCK = ".lock", ".lock-stage"
@@ -74,7 +74,8 @@ def hold(run: Path, job: Job) -> Iterator[None]:
             only holds the stage.
 
     Raises:
-        ConfigError: another command is at work in the run, or it is a bundle.
+        BusyError: another command is at work in the run.
+        ConfigError: it is a bundle.
     """
     if job.is_launched:
         with _locked(run / STAGE_LOCK, run):
@@ -93,8 +94,8 @@ def hold_for_stages(run: Path, job: Job) -> Iterator[None]:
     """Hold the run as the command that launches its stages.
 
     Raises:
-        ConfigError: another command is at work, or a stage of one that was killed; or
-            the run is a bundle.
+        BusyError: another command is at work, or a stage of one that was killed.
+        ConfigError: the run is a bundle.
     """
     with _locked(run / LOCK, run):
         # Taken only to see that nobody has it: a stage may go on after its `adrec run`
@@ -112,7 +113,7 @@ def _locked(path: Path, run: Path) -> Iterator[None]:
             # Of this open file, not of the path: it goes when the process does.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise BusyError(
                 f"another command is at work in {run}{_holder_named(run)}; wait for"
                 " its end, or choose another --out"
             ) from None

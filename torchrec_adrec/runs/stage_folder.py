@@ -72,7 +72,7 @@ def _put_in_place(
         publish_version(partial, final, build_id, config.index.keep_versions)
         _remove_partials(final)
     else:
-        _publish(partial, final)
+        publish(partial, final)
 
 
 def _check_same(record: Record, stage: Stage, run: Path, ranks: Ranks) -> None:
@@ -109,8 +109,8 @@ def _old(final: Path) -> Path:
     return final.with_name(final.name + ".old")
 
 
-def _publish(partial: Path, final: Path) -> None:
-    """Put the new folder in the old one's place.
+def publish(partial: Path, final: Path) -> None:
+    """Put a stage's new folder in the old one's place.
 
     A folder cannot be renamed over another one, so the old one steps aside first. If
     this process is killed between the two renames there is no folder of that name, and

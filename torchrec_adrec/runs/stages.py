@@ -178,13 +178,15 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
 
 def _settings(stage: Stage, config: Config) -> str:
     dump = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    if stage is DATA and config.data.seed is not None:
+        del dump["seed"]  # it does not draw the rows
     if "retrieval" in stage.settings and config.retrieval.init_from:
         # The path is no identity: by now it may hold another checkpoint.
         hashes = Path(config.retrieval.init_from) / HASHES
         dump["retrieval"]["init_from"] = (
             hashes.read_text() if hashes.exists() else "missing"
         )
-    return _digest([dump[name] for name in stage.settings])
+    return _digest([dump[name] for name in stage.settings if name in dump])
 
 
 def _raw_files(config: Config, before: Record | None) -> dict[str, tuple[int, int]]:

@@ -22,14 +22,15 @@ class Status:
     """One message of a stage.
 
     Attributes:
-        kind: `begin` and `end` of a stage, `progress` within it, or a `warning` or an
-            `error` that the user has to read.
-        text: the stage's name, the title of the work, or the message.
+        kind: `begin` and `end` of a stage, `progress` within it, `figures` on the
+            validation rows, or a `warning` or an `error` that the user has to read.
+        text: the stage's name, the title of the work, or the message; of `figures` the
+            JSON of label -> figure -> value.
         done, total: finished and expected units of `progress`.
         note: the latest figure of `progress`, as `loss 0.7354`.
     """
 
-    kind: Literal["begin", "end", "progress", "warning", "error"]
+    kind: Literal["begin", "end", "progress", "figures", "warning", "error"]
     text: str
     done: int = 0
     total: int | None = None

@@ -17,6 +17,7 @@ from torchrec_adrec.schema.contract import (
 )
 from torchrec_adrec.schema.data_schema import Schema
 from torchrec_adrec.schema.features import (
+    MOST_COMPONENTS,
     MOST_ROWS,
     Bag,
     DenseFeature,
@@ -24,6 +25,7 @@ from torchrec_adrec.schema.features import (
     Side,
     SparseFeature,
     Statistic,
+    VectorFeature,
 )
 from torchrec_adrec.schema.labels import LABEL_RULES, Label, LabelKind, LabelRule
 
@@ -31,6 +33,7 @@ __all__ = [
     "AD_ID",
     "LABEL_RULES",
     "LOG_Q",
+    "MOST_COMPONENTS",
     "MOST_ROWS",
     "NO_USER",
     "PROPENSITY",
@@ -49,4 +52,5 @@ __all__ = [
     "Side",
     "SparseFeature",
     "Statistic",
+    "VectorFeature",
 ]

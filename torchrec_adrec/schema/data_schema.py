@@ -15,6 +15,7 @@ from torchrec_adrec.schema.features import (
     SequenceFeature,
     Side,
     SparseFeature,
+    VectorFeature,
 )
 from torchrec_adrec.schema.labels import Label
 
@@ -22,39 +23,46 @@ from torchrec_adrec.schema.labels import Label
 class Schema(Frozen):
     """All columns of a data set.
 
-    The order of `sparse`, then `sequences`, is every KJT's key order. The first label
+    The order of `sparse`, then `sequences`, is every KJT's key order. In the numbers of
+    a batch (`TowerInput.dense`) the vectors come first, then `dense`. The first label
     is the click.
 
-    >>> schema = Schema(
-    ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
-    ...     sparse=(
-    ...         SparseFeature(name="city", side=Side.USER, source="city", kind="text"),
-    ...         SparseFeature(name="brand", side=Side.AD, source="brand", kind="text"),
-    ...     ),
-    ...     sequences=(
-    ...         SequenceFeature(
-    ...             name="seen", side=Side.USER, source="seen_brands", max_length=2
-    ...         ),
-    ...     ),
-    ...     labels=(Label(name="click"),),
-    ... )
-    >>> [feature.name for feature in schema.bags_of(Side.USER)]
-    ['city', 'seen']
-    >>> schema.columns_of(Side.USER)
-    ('age', 'city', 'seen:0', 'seen:1')
+    Examples:
+        >>> schema = Schema(
+        ...     dense=(DenseFeature(name="age", side=Side.USER, source="age"),),
+        ...     sparse=(
+        ...         SparseFeature(
+        ...             name="city", side=Side.USER, source="city", kind="text"
+        ...         ),
+        ...         SparseFeature(
+        ...             name="brand", side=Side.AD, source="brand", kind="text"
+        ...         ),
+        ...     ),
+        ...     sequences=(
+        ...         SequenceFeature(
+        ...             name="seen", side=Side.USER, source="seen_brands", max_length=2
+        ...         ),
+        ...     ),
+        ...     labels=(Label(name="click"),),
+        ... )
+        >>> [feature.name for feature in schema.bags_of(Side.USER)]
+        ['city', 'seen']
+        >>> schema.columns_of(Side.USER)
+        ('age', 'city', 'seen:0', 'seen:1')
     """
 
     dense: tuple[DenseFeature, ...]
     sparse: tuple[SparseFeature, ...]
     sequences: tuple[SequenceFeature, ...] = ()
     labels: tuple[Label, ...]
+    vectors: tuple[VectorFeature, ...] = Field(default=(), exclude_if=lambda x: not x)
     # Statistics of an ad's column paired with a user's. No tower may read them, or an
     # ad's vector would depend on the user: `joined` hands them to the ranker.
     cross: tuple[DenseFeature, ...] = Field(default=(), exclude_if=lambda x: not x)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [f.name for f in (*self.dense, *self.cross, *self.bags)]
+        names = [f.name for f in (*self.dense, *self.cross, *self.bags, *self.vectors)]
         counts = Counter((*names, *self.label_names))
         # The catalog keeps an ad's raw values as `raw_...`, to show them.
         reserved = [name for name in counts if name in RESERVED or name[:4] == "raw_"]
@@ -70,10 +78,17 @@ class Schema(Frozen):
     @model_validator(mode="after")
     def _both_sides_have_features(self) -> Self:
         for side in Side:
-            if not self.sparse_of(side) and not self.numbers_of(side):
-                raise ValueError(f"the {side}'s side needs an id or a number")
-        if any(f.side == Side.AD for f in self.sequences):
-            raise ValueError("a sequence describes a user; the ad's side takes none")
+            others = (*self.numbers_of(side), *self.vectors_of(side))
+            # A user may be a history and nothing else; a set alone names no ad.
+            lists = self.sequences_of(side) if side == Side.USER else ()
+            if not (self.sparse_of(side) or others or lists):
+                raise ValueError(f"the {side}'s side needs an id, a number or a vector")
+        # An ad's id is made of its values: in another order they would be another ad.
+        if any(f.side == Side.AD and f.ordered for f in self.sequences):
+            raise ValueError(
+                "a sequence describes a user; what an ad has several of is a set"
+                " (`kind: list`)"
+            )
         if not self.labels or self.labels[0].kind != "binary":
             raise ValueError("the first label must be binary: the click")
         return self
@@ -125,6 +140,19 @@ class Schema(Frozen):
         return self
 
     @property
+    def history(self) -> SequenceFeature | None:
+        """The sequence that has the ids of an ad's feature, if there is one."""
+        users = self.sequences_of(Side.USER)
+        shared = [f for f in users if f.shares_ids_with is not None]
+        return shared[0] if shared else None
+
+    def items_of(self, side: Side) -> str | None:
+        """The key of one side whose ids are those of the history: it, or the item."""
+        if self.history is None:
+            return None
+        return self.history.name if side == Side.USER else self.history.shares_ids_with
+
+    @property
     def joined(self) -> "Schema":
         """The schema of a model that sees user and ad together, as the ranker does.
 
@@ -154,6 +182,19 @@ class Schema(Frozen):
         """The sequences of one side, in key order."""
         return tuple(f for f in self.sequences if f.side == side)
 
+    def vectors_of(self, side: Side) -> tuple[VectorFeature, ...]:
+        """The vectors of one side, in order."""
+        return tuple(f for f in self.vectors if f.side == side)
+
+    def fields_of(self, side: Side) -> tuple[Bag | VectorFeature, ...]:
+        """All features of one side that a model reads as a vector each, in order."""
+        return (*self.bags_of(side), *self.vectors_of(side))
+
+    def dense_names_of(self, side: Side) -> tuple[str, ...]:
+        """The feature of each of a side's numbers in a batch; a vector has many."""
+        vectors = (name for f in self.vectors_of(side) for name in [f.name] * f.width)
+        return (*vectors, *(f.name for f in self.dense_of(side)))
+
     @property
     def dense_alone(self) -> tuple[DenseFeature, ...]:
         """The raw numbers whose source is not the source of a sparse feature too."""
@@ -175,11 +216,16 @@ class Schema(Frozen):
         # A number may be read twice: as it is, and in buckets as an id. Statistics are
         # made of columns that are here already, and must not change their order: ad
         # ids depend on it.
-        features = (*self.numbers_of(side), *self.bags_of(side))
+        features = (*self.numbers_of(side), *self.fields_of(side))
         return tuple(dict.fromkeys(f.source for f in features))
 
+    def shown_of(self, side: Side) -> tuple[str, ...]:
+        """The raw columns of a side that people can read: all but vectors."""
+        unreadable = {f.source for f in self.vectors_of(side) if f.encoder is None}
+        return tuple(n for n in self.sources_of(side) if n not in unreadable)
+
     def scalar_sources_of(self, side: Side) -> tuple[str, ...]:
-        """The raw columns of a side that hold one value per row, each once."""
+        """The raw columns of a side that hold one id or number per row, each once."""
         sources = [f.source for f in self.numbers_of(side)]
         sources += [f.source for f in self.sparse_of(side)]
         return tuple(dict.fromkeys(sources))
@@ -188,7 +234,8 @@ class Schema(Frozen):
         """The Parquet columns of a side, without labels and ad ids."""
         plain = (*self.dense_of(side), *self.sparse_of(side))
         lists = [name for f in self.sequences_of(side) for name in f.columns]
-        return (*(f.name for f in plain), *lists)
+        vectors = [f.name for f in self.vectors_of(side)]
+        return (*(f.name for f in plain), *lists, *vectors)
 
     @property
     def label_names(self) -> tuple[str, ...]:

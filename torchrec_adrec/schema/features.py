@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torchrec_adrec.schema.contract import Frozen, Name
 
 MOST_ROWS = 2**31 - 1  # of a table: ids are 32 bits wide
+MOST_COMPONENTS = 65_536  # of a vector
 
 
 class Side(StrEnum):
@@ -85,7 +86,7 @@ class SparseFeature(_Feature):
 
 
 class SequenceFeature(_Feature):
-    """Up to `max_length` ids per row, the latest last: a history.
+    """Up to `max_length` ids per row, the latest last: a history; or a set of ids.
 
     The table itself averages its vectors (`PoolingType.MEAN`); a row without history
     has the zero vector. In Parquet it is `max_length` plain columns, because a list
@@ -94,6 +95,9 @@ class SequenceFeature(_Feature):
     `shares_ids_with` names an ad's sparse feature that has the same values: the
     sequence then uses that feature's ids, and the ads in it are never negatives of
     their user.
+
+    Without `ordered` it is a set, as the genres of a film are: each id once, and raw
+    values in the order of text, so that equal sets are equal lists.
     """
 
     source: str
@@ -101,11 +105,47 @@ class SequenceFeature(_Feature):
     max_length: int = 20
     num_embeddings: Annotated[int, Field(ge=0, le=MOST_ROWS)] = 0
     shares_ids_with: str | None = None
+    # Left out of the JSON where it is True: data without sets keep their fingerprint.
+    ordered: bool = Field(default=True, exclude_if=lambda x: bool(x))
+
+    @model_validator(mode="after")
+    def _sets_have_ids_of_their_own(self) -> Self:
+        if not self.ordered and self.shares_ids_with is not None:
+            raise ValueError(f"{self.name}: a set is no history, it shares no ids")
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of its Parquet columns."""
         return tuple(f"{self.name}:{i}" for i in range(self.max_length))
+
+
+class VectorFeature(_Feature):
+    """`size` numbers a row that belong together: an image's embedding, or a text's.
+
+    Models read one learned projection of it, as wide as a vector of a table. In a batch
+    it is `width` numbers of float32: the components as they are, then 1 where the value
+    is missing, whose components are 0. In the Parquet files of the splits it is the row
+    of the value among all distinct ones (`data.vectors`), since an item's vector stands
+    in many rows.
+
+    Attributes:
+        source: the raw column, float32 components as bytes, or text.
+        size: the number of components.
+        scale: models multiply components by it: 1 / their root mean square over the
+            training rows, so that they are as large as standardised numbers.
+        encoder: name and version of what makes vectors of text; None: it is no text.
+    """
+
+    source: str
+    size: Annotated[int, Field(ge=1, le=MOST_COMPONENTS)]
+    scale: float = 1.0
+    encoder: str | None = Field(default=None, exclude_if=lambda x: x is None)
+
+    @property
+    def width(self) -> int:
+        """The numbers of a row: the components, and whether there are any."""
+        return self.size + 1
 
 
 Bag = SparseFeature | SequenceFeature

@@ -104,9 +104,10 @@ def _variants(
     columns = {}
     for name, value in given.items():
         without = [None if left_out == (side, name) else value for left_out in names]
-        columns[name] = pl.Series([value, *without])
+        # Not strict: a vector may be written with integers among its numbers.
+        columns[name] = pl.Series([value, *without], strict=False)
     nothing = pl.Series([None] * (len(names) + 1), dtype=pl.String)
-    unknown = dict.fromkeys(schema.scalar_sources_of(side), nothing)
+    unknown = dict.fromkeys(schema.sources_of(side), nothing)
     return pl.DataFrame(unknown | columns)
 
 

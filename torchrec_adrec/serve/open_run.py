@@ -62,6 +62,8 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     config = _config(run, version, overrides)
     settings = config.recommend
     encoder = Encoder.load(run / "data")
+    if encoder.vectors is not None:
+        encoder.vectors.check_encoders(encoder.schema)
     towers, towers_checkpoint = restore_whole("retrieval", run, encoder.schema)
     ranker, ranker_checkpoint = restore_whole("ranking", run, encoder.schema)
     manifest = IndexManifest.load(version)
@@ -77,7 +79,7 @@ def open_run(run: Path, is_certified: bool = True, **overrides: str | None) -> P
     place(index, config.index.device, settings.candidates, tuned=True)
     parts = Parts(
         encoder,
-        Retriever(towers.model.user_tower, index),
+        Retriever(towers.model.encode_users, index),
         RankingScorer(
             ranker.model, encoder.schema, catalog, calibrations, blend, blended
         ),

@@ -14,7 +14,7 @@ from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
-from torchrec_adrec.data.request import RawUser, raw_user, scalar_kinds
+from torchrec_adrec.data.request import RawUser, column_kinds, raw_user
 from torchrec_adrec.errors import PredictionError
 from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.index.eligible import EligibleAds
@@ -126,6 +126,6 @@ def naming_columns(user: RawUser, schema: Schema) -> Iterator[None]:
     try:
         yield
     except PredictionError as error:
-        kinds = scalar_kinds(schema, Side.USER)
-        given = [f"{n} ({kinds.get(n, 'list')})" for n, value in user.items() if value]
+        kinds = column_kinds(schema, Side.USER)
+        given = [f"{n} ({kinds[n]})" for n, value in user.items() if value]
         raise PredictionError(f"{error}; the user had {given}") from None

@@ -1,8 +1,10 @@
 """From one user to the nearest ads of the index."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
@@ -13,9 +15,18 @@ from torchrec_adrec.index.updated import UpdatedIndex
 
 
 class Retriever:
-    """The user tower in front of the index."""
+    """The user tower in front of the index.
 
-    def __init__(self, tower: nn.Module, index: ShardedIndex | UpdatedIndex) -> None:
+    Attributes:
+        tower: encodes users, (B, D).
+        index: of the ads' vectors.
+    """
+
+    def __init__(
+        self,
+        tower: Callable[[TowerInput], Tensor],
+        index: ShardedIndex | UpdatedIndex,
+    ) -> None:
         self.tower, self.index = tower, index
 
     def retrieve(

@@ -16,7 +16,6 @@ from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ManifestError, PredictionError
 from torchrec_adrec.index.changes import Changes
 from torchrec_adrec.models.two_tower import TwoTower
-from torchrec_adrec.modules.embeddings import regroup
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.tasks.blend import ALONE, Blend
 from torchrec_adrec.tasks.calibration import Calibrations
@@ -31,7 +30,7 @@ Inputs = tuple[Sequence[Tensor], Tensor, Tensor]
 
 def shown(catalog: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """Return `ad_id` and the raw columns of a catalog's ads, for people to read."""
-    raw = [f"raw_{name}" for name in schema.sources_of(Side.AD)]
+    raw = [f"raw_{name}" for name in schema.shown_of(Side.AD)]
     return catalog.select(AD_ID, *raw).rename(lambda name: name.removeprefix("raw_"))
 
 
@@ -156,8 +155,8 @@ class RankingScorer:
         Raises:
             PredictionError: a prediction is not finite.
         """
-        of_users = self._vectors(self.ranker.user_tables, users, Side.USER)
-        of_ads = self._vectors(self.ranker.ad_tables, ads, Side.AD)
+        of_users = self.ranker.vectors_of(Side.USER, users)
+        of_ads = self.ranker.vectors_of(Side.AD, ads)
         numbers = self._joined(ads.dense, cross)
         logits = self.ranker.dense((of_users, of_ads), users.dense, numbers)
         return self._predictions(logits, None if self.towers is None else clicks)
@@ -203,7 +202,7 @@ class RankingScorer:
         Raises:
             ManifestError: an ad that the catalog does not hold.
         """
-        of_user = self._vectors(self.ranker.user_tables, user, Side.USER)
+        of_user = self.ranker.vectors_of(Side.USER, user)
         if self.looked_up is None:
             vectors, numbers = self._look_up(self.rows(ad_ids))
         else:
@@ -238,7 +237,7 @@ class RankingScorer:
 
     def _look_up(self, rows: Int64s) -> tuple[Tensor, Tensor]:
         ads = tower_input(self._columns(rows), self.schema, Side.AD)
-        return self._vectors(self.ranker.ad_tables, ads, Side.AD), ads.dense
+        return self.ranker.vectors_of(Side.AD, ads), ads.dense
 
     def _gathered(self, looked_up: tuple[Tensor, Tensor], rows: Int64s) -> list[Tensor]:
         """Gather vectors and numbers of some rows, of the catalog or behind it."""
@@ -253,10 +252,6 @@ class RankingScorer:
             x.index_select(0, first).index_copy(0, places, y.index_select(0, later))
             for x, y in pairs
         ]
-
-    def _vectors(self, tables: Any, rows: TowerInput, side: Side) -> Tensor:
-        names = [feature.name for feature in self.schema.bags_of(side)]
-        return regroup(tables(rows.sparse), names)
 
     def features(self, ad_ids: Int64s) -> TowerInput:
         """Gather the catalog's features of some ads, one row each, as towers read them.

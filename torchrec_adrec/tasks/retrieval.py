@@ -44,7 +44,8 @@ class RetrievalTask(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Outputs]:
         """Return loss and click logits of a batch. The first label is the click."""
-        looked_up = self.model.look_up(batch.user, batch.ad)
+        items = batch.items if self.model.reads_items else None
+        looked_up = self.model.look_up(batch.user, batch.ad, items)
         return self.after_lookup(looked_up, batch)  # type: ignore[no-any-return]
 
     def _compute(self, vectors: Sequence[Tensor], batch: Batch) -> "Computed":

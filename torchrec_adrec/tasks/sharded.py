@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.audit import audit, collections_of
+from torchrec_adrec.distributed.checkpoint_files import shapes
 from torchrec_adrec.distributed.constraints import ids_per_row
 from torchrec_adrec.distributed.optimizer import (
     StepOptimizer,
@@ -23,6 +24,7 @@ from torchrec_adrec.distributed.optimizer import (
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.distributed.sharding import meta_device, shard
 from torchrec_adrec.errors import CheckpointError, ManifestError, reason
+from torchrec_adrec.modules.embeddings import table_of
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.runtime.files import Origin
 from torchrec_adrec.schema import Schema, Side
@@ -70,7 +72,7 @@ def build(task: str, schema: Schema, config: Config, process: Process) -> Sharde
     fuse_table_optimizer(module, settings.optimizer)
     collections = collections_of(module)
     rows_per_rank = config.train.batch_size // process.world_size
-    ids = ids_per_row(schema)
+    ids = ids_per_row(schema, module)
     model = shard(module, process, config.sharding, rows_per_rank, ids)
     # Only now has the guard's note its device: the dense optimizer reads that very one.
     optimizer = build_optimizer(model, settings.optimizer, module.guard.bad)
@@ -163,11 +165,23 @@ def restore_whole(
     return model.eval(), loaded
 
 
-def warm_start_names(model: nn.Module) -> dict[str, str]:
-    """Map a ranker's table parameters to the same tables in a retrieval checkpoint."""
-    return {
-        name: name.replace(f"model.{side}_tables.", f"model.{side}_tower.tables.")
-        for name in model.state_dict()
-        for side in Side
-        if name.startswith(f"model.{side}_tables.")
-    }
+def warm_start_names(
+    model: nn.Module, towers: checkpoint.Checkpoint, schema: Schema
+) -> dict[str, str]:
+    """Map a ranker's table parameters to those of a retrieval checkpoint.
+
+    Where the towers read the history from the ads' table, the ranker's table of the
+    history begins with that one: its ids are the same.
+
+    Args:
+        model: the ranker.
+        towers: the retrieval checkpoint.
+        schema: of the data.
+    """
+    names = [name.removeprefix("model.") for name in shapes(towers)]
+    by_table = {table_of(name): name for name in names if name.startswith("model.")}
+    user, ad = (f"{side}_{schema.items_of(side)}" for side in Side)
+    if user not in by_table and ad in by_table:
+        by_table[user] = by_table[ad]
+    tables = [name for name in model.state_dict() if table_of(name)]
+    return {name: by_table.get(table_of(name), name) for name in tables}

@@ -147,7 +147,7 @@ def suspects(batch: Batch, schema: Schema) -> str:
         if not rows.dense.numel():
             continue
         largest = rows.dense.abs().amax(dim=0).tolist()
-        names = [feature.name for feature in schema.dense_of(side)]
+        names = schema.dense_names_of(side)
         pairs = zip(names, largest, strict=True)
         outstanding += [f"{n} (up to {m:.3g})" for n, m in pairs if m > OUTSTANDING]
     if not outstanding:

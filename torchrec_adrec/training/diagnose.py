@@ -4,13 +4,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.distributed.torchrec_internals import (
+    pools,
     sharded_collections,
     table_of_feature,
 )
+from torchrec_adrec.modules.embeddings import table_of
 from torchrec_adrec.schema import Schema, Side
 
 
@@ -33,25 +35,33 @@ def _nonfinite_features(model: nn.Module, batch: Batch, schema: Schema) -> list[
     """Features whose looked-up vectors or numbers are not finite."""
     nonfinite = []
     for side, rows in ((Side.USER, batch.user), (Side.AD, batch.ad)):
-        for column, feature in enumerate(schema.dense_of(side)):
-            if not rows.dense[:, column].isfinite().all():
-                nonfinite.append(f"feature {feature.name}")
-        for collection in _collections(model, schema, side):
-            tables = table_of_feature(collection)
-            nonfinite += [
-                f"feature {name} (its table {tables[name]})"
-                for name, vectors in collection(rows.sparse).to_dict().items()
-                if not vectors.isfinite().all()
-            ]
+        finite = rows.dense.isfinite().all(dim=0).tolist()
+        pairs = zip(schema.dense_names_of(side), finite, strict=True)
+        wrong = dict.fromkeys(name for name, is_finite in pairs if not is_finite)
+        nonfinite += [f"feature {name}" for name in wrong]
+    for collection in sharded_collections(model):
+        tables = table_of_feature(collection)
+        nonfinite += [
+            f"feature {name} (its table {tables[name]})"
+            for name, vectors in _looked_up(collection, batch, schema).items()
+            if not vectors.isfinite().all()
+        ]
     return nonfinite
 
 
-def _collections(model: nn.Module, schema: Schema, side: Side) -> list[Any]:
-    """The side's collections: those that look up its features."""
-    features = {feature.name for feature in schema.bags_of(side)}
-    return [
-        c for c in sharded_collections(model) if features >= set(table_of_feature(c))
-    ]
+def _looked_up(collection: Any, batch: Batch, schema: Schema) -> dict[str, Tensor]:
+    """Look up the batch's ids of all features of a collection."""
+    if not pools(collection):
+        return {n: v.values() for n, v in collection(batch.items).items()}
+    features = set(table_of_feature(collection))
+    (side,) = (
+        side
+        for side in Side
+        if features <= {feature.name for feature in schema.bags_of(side)}
+    )
+    rows = batch.user if side == Side.USER else batch.ad
+    vectors: dict[str, Tensor] = collection(rows.sparse).to_dict()
+    return vectors
 
 
 def _nonfinite_parameters(model: nn.Module) -> list[str]:
@@ -60,5 +70,5 @@ def _nonfinite_parameters(model: nn.Module) -> list[str]:
     return [
         f"parameter {name}"
         for name, parameter in model.named_parameters()
-        if "embedding_bags" not in name and not parameter.isfinite().all()
+        if not table_of(name) and not parameter.isfinite().all()
     ]

@@ -11,9 +11,11 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_adrec.distributed.torchrec_internals import (
+    pools,
     sharded_collections,
     table_of_feature,
 )
+from torchrec_adrec.modules.embeddings import keyed, table_of
 
 Sums = dict[str, Tensor]
 """Scalars on the device by their names; all are read at once, at the end."""
@@ -46,6 +48,8 @@ class ModelStatistics:
         # A table's own gradient never exists: it is used up inside backward. That of
         # the vectors that were looked up says as much.
         tables = table_of_feature(collection)
+        if not pools(collection):
+            output = _keyed(output)
         widths, values = output.length_per_key(), output.values()
         names = [tables[feature] for feature in output.keys()]  # noqa: SIM118
         if not values.requires_grad:
@@ -72,6 +76,12 @@ class ModelStatistics:
         if ads.numel():
             replicated["ads/effective_rank"] = effective_rank(ads)
         return _norms_and_shares(_sum_over_ranks(_to_host(sums))) | _to_host(replicated)
+
+
+def _keyed(output: Any) -> Any:
+    """Read the output of the one table that is looked up id by id as that of a bag."""
+    ((name, vectors),) = output.items()
+    return keyed(name, vectors.values())
 
 
 def _to_host(figures: Sums) -> dict[str, float]:
@@ -119,7 +129,7 @@ def _table_weights(model: DistributedModelParallel) -> Sums:
     for name, value in model.state_dict().items():
         if hasattr(value, "local_shards"):
             for shard in value.local_shards():
-                _add(sums, f"weight/{_table(name)}", _sum_of_squares(shard.tensor))
+                _add(sums, f"weight/{table_of(name)}", _sum_of_squares(shard.tensor))
     return sums
 
 
@@ -130,7 +140,7 @@ def _touched_rows(optimizer: CombinedOptimizer) -> Sums:
         for value in state.values():
             if hasattr(value, "local_shards"):
                 for shard in value.local_shards():
-                    rows, table = shard.tensor, _table(name)
+                    rows, table = shard.tensor, table_of(name)
                     _add(sums, f"touched/{table}", (rows > 0).sum())
                     _add(sums, f"rows/{table}", torch.ones_like(rows).sum())
     return sums
@@ -140,7 +150,7 @@ def _dense_norms(model: DistributedModelParallel) -> Sums:
     """Norms of what every rank holds whole, by the module two levels down."""
     sums: Sums = {}
     for name, parameter in model.named_parameters():
-        if "embedding_bags" in name:
+        if table_of(name):
             continue
         part = ".".join(name.split(".")[:2])
         for kind, value in (("weight", parameter), ("gradient", parameter.grad)):
@@ -162,10 +172,6 @@ def _sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
         for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
-
-
-def _table(name: str) -> str:
-    return name.split("embedding_bags.")[1].split(".")[0]
 
 
 def _sum_of_squares(values: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from torchrec_adrec.modules.attention import OneWayLayer
+from torchrec_adrec.modules.history import CausalBlock
 
 # What lies between their inputs and outputs grows with rows * tokens * heads.
-LAYERS = (OneWayLayer,)
+LAYERS = (OneWayLayer, CausalBlock)
 
 
 def recompute_activations(model: nn.Module) -> int:

@@ -22,8 +22,10 @@ from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.evaluation.pictures import loss_curve
+from torchrec_adrec.models.tower import gate_weights
 from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
+from torchrec_adrec.runtime.status import Status, send
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.ranking import warm_starts
 from torchrec_adrec.tasks.sharded import METRICS, build
@@ -182,7 +184,13 @@ class Trainer:
             },
             **judged,
         }
+        gates = gate_weights(self.model)
+        if gates:
+            metrics["gates"] = gates
         if self.process.is_first:
+            for side, weights in gates.items():
+                line = ", ".join(f"{name} {w:.3f}" for name, w in weights.items())
+                log.info(f"{self.task}: gates of the {side}'s fields: {line}")
             write_durably(self.folder / METRICS, json.dumps(metrics, indent=1) + "\n")
             title = f"{self.task}: training loss"
             loss_curve(self.state.curve, title, self.folder / "loss.png")
@@ -289,5 +297,8 @@ class Trainer:
         for label, values in metrics.items():
             names = {f"valid/{label}/{name}": v for name, v in values.items()}
             board.write(step, names)
+        if self.process.is_first:
+            steps = self.schedule.steps
+            send(Status("figures", json.dumps(metrics), step, steps, self.task))
         assert figure is not None, f"no figure {self.judged_by}"
         return self.state.stopping.add(step, figure)

@@ -57,7 +57,7 @@ def load_tower_tables(
     Raises:
         CheckpointError: it does not fit.
     """
-    names = warm_start_names(model)
+    names = warm_start_names(model, towers, schema)
     checkpoint.load_tables(towers, model, schema, names)
     log.info("%d tables warm-started from %s", len(names), towers.path)
 

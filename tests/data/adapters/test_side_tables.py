@@ -214,3 +214,35 @@ def test_any_number_of_ranks_joins_the_same_rows(tmp_path: Path) -> None:
     one, two = (prepare_on(n, config, tmp_path / f"on_{n}") for n in (1, 2))
     assert len(load_catalog(one)) == 25
     assert_same_files(one, two)
+
+
+def test_files_without_a_header_get_their_names(tmp_path: Path) -> None:
+    """As MovieLens has them: folds without a header, and .dat in Latin-1."""
+    folds = [tmp_path / f"fold{i}.csv" for i in range(2)]
+    for i, path in enumerate(folds):
+        path.write_text("".join(f"{u},{u % 3},{1 + (u + i) % 5}\n" for u in range(9)))
+    movies = tmp_path / "movies.dat"
+    text = "0::\xc9\xe8, the (1995)::Comedy|Drama\n1::B::Drama\n2::C::\n"
+    movies.write_bytes(text.encode("latin-1"))
+    mapping: dict[str, Any] = {
+        "names": ["user", "item", "rating"],
+        "labels": {"click": {"from": "rating", "at_least": 4}},
+        "user_id": "user",
+        "user": {"user": "text"},
+        "ad_id": "item",
+        "items": {
+            "file": str(movies),
+            "key": "movie",
+            "names": ["movie", "title", "genres"],
+        },
+        "ad": {"item": "text", "title": "text", "genres": "text"},
+    }
+    values = {"adapter": "table", "raw": [str(p) for p in folds], "table": mapping}
+    bad = BadRows()
+    rows = read(DataConfig.model_validate(values), bad)
+    assert len(rows) == 18 and not bad.count
+    assert rows["title"][0] == "\xc9\xe8, the (1995)"
+    assert rows["genres"].to_list()[:3] == ["Comedy|Drama", "Drama", None]
+    mapping["items"] = {"file": str(movies), "key": "movie"}
+    with pytest.raises(ConfigError, match="has no header; name its columns"):
+        read(DataConfig.model_validate(values), bad)

@@ -14,6 +14,7 @@ from conftest import REPOSITORY, criteo_line
 from typer.testing import CliRunner
 
 from torchrec_adrec.cli import app as cli
+from torchrec_adrec.cli.init import _summary
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.adapters import open_data
 from torchrec_adrec.data.prepare.prepare import prepare
@@ -216,6 +217,27 @@ def test_lists_as_programs_print_them(sign: str, quote: str, tmp_path: Path) -> 
     assert "history must hold only what came before" in unsure(text)
 
 
+def test_a_device_of_two_kinds_is_no_user(tmp_path: Path) -> None:
+    """The column that names the user has a name of two words."""
+    picked = columns()
+    devices = [("ios", "android")[int(user) % 2] for user in picked["user"]]
+    rows = {
+        "device": devices,
+        "session_user": picked["user"],
+        "shown_item": picked["item"],
+        "price": picked["item"] * 1.5,
+        "clicked": picked["clicked"],
+    }
+    pl.DataFrame(rows).write_csv(tmp_path / "log.csv", separator=";")
+    text, data, _ = init(tmp_path / "log.csv")
+    table = data["table"]
+    assert (table["user_id"], table["ad_id"]) == ("session_user", "shown_item")
+    assert table["user"]["device"] == "text"
+    assert "session_user stands for the user by the end of its name" in unsure(text)
+    # What is said of the copy's separator is said of the copy.
+    assert "# commas, UTF-8" in text and "semicolons become commas" in text
+
+
 def test_parquet_with_lists_times_and_ids_as_floats(tmp_path: Path) -> None:
     picked = columns()
     times = pl.Series(1_714_000_000_000 + 1000 * np.arange(ROWS))
@@ -279,5 +301,30 @@ def test_try_prepares_the_first_rows(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, [*args, "--try"])
     assert done.exit_code == 0, done.output
     assert "600 rows were read, 0 of them bad" in done.output
+    assert "AUC alone" not in done.output
     assert f"adrec run --config {tmp_path / 'my.yaml'}" in done.output
     assert {p.name for p in tmp_path.iterdir()} == {"log.csv", "my.yaml"}
+
+
+def test_an_ad_has_sets_and_vectors(tmp_path: Path) -> None:
+    """With its own limit, where the first rows need more than the usual one."""
+    picked = columns()
+    kinds = [[f"k{(i * k) % 31}" for k in range(1, 3 + 2 * i)] for i in range(15)]
+    texts = ["|".join(kinds[item]) for item in picked["item"]]
+    images = pl.Series([[item * 0.5, 1.0] for item in picked["item"]])
+    rows = pl.DataFrame({**picked, "item_tags": texts, "item_image": images})
+    rows.write_parquet(tmp_path / "log.parquet")
+    _, data, report = init(tmp_path / "log.parquet")
+    block = data["table"]["ad"]["item_tags"]
+    assert data["table"]["ad"]["item_image"] == "vector"
+    assert block["kind"] == "list" and block["separator"] == "|"
+    longest = max(len(set(text.split("|"))) for text in texts)
+    assert block.get("max_length", 20) >= longest
+    assert report["bad_rows"]["count"] == 0
+
+
+def test_a_report_without_oddities_is_told_as_that() -> None:
+    table = "# The data\n\n9 rows\n\n![the data](report.png)\n"
+    assert _summary(f"{table}\n## Columns\n\nall") == "9 rows\n\nNothing looks odd."
+    odd = f"{table}\n## Look at these\n\n- odd\n\n## Columns\n\nall"
+    assert _summary(odd) == "9 rows\n\n- odd"

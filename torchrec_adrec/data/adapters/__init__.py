@@ -6,7 +6,14 @@
 from pathlib import Path
 
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.adapters import criteo, kuairand, movie_lab, synthetic, table
+from torchrec_adrec.data.adapters import (
+    criteo,
+    kuairand,
+    movie_lab,
+    sequences,
+    synthetic,
+    table,
+)
 from torchrec_adrec.data.adapters.adapter import Adapter, Workspace
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.errors import ConfigError
@@ -16,6 +23,7 @@ ADAPTERS: dict[str, Adapter] = {
     "criteo": criteo.ADAPTER,
     "kuairand": kuairand.ADAPTER,
     "movie_lab": movie_lab.ADAPTER,
+    "sequences": sequences.ADAPTER,
     "synthetic": synthetic.ADAPTER,
     "table": table.ADAPTER,
 }

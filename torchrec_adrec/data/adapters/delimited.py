@@ -1,4 +1,4 @@
-"""CSV and TSV with a header, plain or .gz: every line becomes a row or a bad row.
+"""CSV and TSV, plain or .gz: every line becomes a row or a bad row.
 
 Fields may be quoted (RFC 4180), but a quoted field ends on its line. A file can then be
 cut at any line, and a quote that is missing costs one line, not the rest of the file.
@@ -20,27 +20,33 @@ from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.data.adapters.rows import RawRows
 from torchrec_adrec.data.adapters.text_blocks import blocks, first_line
 from torchrec_adrec.data.bad_rows import BadRows
-from torchrec_adrec.errors import DataError, SchemaError
+from torchrec_adrec.errors import ConfigError, DataError, SchemaError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+# GroupLens divides by two colons, in Latin-1 and without a header.
+COLONS, COLONS_ENDING = b"::", ".dat"
 SIGNS = {";": "semicolons", "|": "bars", "\t": "tabs", ",": "commas"}
 FEW = 10_000  # lines that plain Python parses in 0.3 s, one by one
 BROKEN = "\0"  # replaces bytes that are no UTF-8 and a CR within a line
 
 
 def is_text(path: Path) -> bool:
-    """Whether the file's ending, without `.gz`, is that of CSV or TSV."""
-    return _kind(path) in SEPARATORS
+    """Whether the file's ending, without `.gz`, is that of CSV, TSV or GroupLens."""
+    return _kind(path) in (*SEPARATORS, COLONS_ENDING)
 
 
 def header(path: Path) -> tuple[str, ...]:
     """The column names in the first line.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or is of a kind that has no header.
         DataError: it is empty, or its first line is no UTF-8.
         SchemaError: two columns share a name, or another sign divides them.
     """
+    if _kind(path) == COLONS_ENDING:
+        raise ConfigError(
+            f"{path}: a .dat file has no header; name its columns in `names`"
+        )
     raw = first_line(path).removeprefix(b"\xef\xbb\xbf")
     line = _utf8(raw).decode()
     if not line.strip() or BROKEN in line:
@@ -93,25 +99,34 @@ def _check_separator(path: Path, line: str) -> None:
 
 
 def batches(
-    path: Path, names: Sequence[str], chunk_bytes: int, bad: BadRows
+    path: Path,
+    names: Sequence[str],
+    chunk_bytes: int,
+    bad: BadRows,
+    all_names: Sequence[str] = (),
 ) -> Iterator[RawRows]:
     """Read the rows in order, as columns of text, about `chunk_bytes` at a time.
 
     Args:
-        path: a file with a header.
+        path: the file.
         names: the columns that are read.
         chunk_bytes: text held at a time.
         bad: counts every line with a wrong number of fields, a quoted field that does
             not close, or bytes that are no UTF-8.
+        all_names: those of all columns, of a file without a header.
 
     Raises:
         DataError: a gzip stream is damaged; how many rows are lost is unknown.
     """
-    layout = _Layout(header(path), tuple(names), SEPARATORS[_kind(path)])
+    columns = tuple(all_names) or header(path)
+    layout = _Layout(columns, tuple(names), SEPARATORS.get(_kind(path), "\t"))
     for block in blocks(path, chunk_bytes, bad):
-        lines = block.without_first_line() if block.first_line == 1 else block
+        has_header = block.first_line == 1 and not all_names
+        lines = block.without_first_line() if has_header else block
         if lines.text:
             text = lines.text.removesuffix(b"\n") + b"\n"
+            if _kind(path) == COLONS_ENDING:
+                text = text.decode("latin-1").encode().replace(COLONS, b"\t")
             for parsed in _parse(_utf8(text), lines.first_line, layout):
                 yield _whole_rows(parsed, path, bad)
 

@@ -35,12 +35,14 @@ class SideTable:
         on: the column with the id, in the frames that are joined.
         source: the log's column with the id, for messages.
         rows: `ID` and the features.
+        names: its columns, if the file is text without a header.
     """
 
     path: Path
     on: str
     source: str
     rows: pl.DataFrame
+    names: tuple[str, ...] = ()
 
     def join(self, frame: pl.DataFrame, path: Path, bad: BadRows) -> pl.DataFrame:
         """The same rows in the same order, with the features of their users or ads.
@@ -87,12 +89,13 @@ def open_side_tables(
         features, rows = _load(config, table, "users", table.users, table.user_id)
         log = log.model_copy(update={"user": _others(table.user, features)})
         path = Path(table.users.file)
-        tables.append(SideTable(path, user, table.user_id, rows))
+        tables.append(SideTable(path, user, table.user_id, rows, table.users.names))
     if table.items is not None and table.ad_id is not None and table.key is not None:
         features, rows = _load(config, table, "items", table.items, table.ad_id)
         log = log.model_copy(update={"ad": _others(table.ad, features)})
         path = Path(table.items.file)
-        tables.append(SideTable(path, table.key, table.ad_id, rows))
+        side = SideTable(path, table.key, table.ad_id, rows, table.items.names)
+        tables.append(side)
     return log, tuple(tables)
 
 
@@ -109,7 +112,7 @@ def _load(
     path, key = Path(side.file), side.key or id_
     if not path.is_file():
         raise ConfigError(f"data.table.{name}: no such file: {path}")
-    columns = table_files.types(path)
+    columns = table_files.types(path, side.names)
     columnar.require(path, columns, [key])
     of_side = table.user if name == "users" else table.ad
     # The id itself is read from the log, which has it in every row.
@@ -136,15 +139,16 @@ def _load(
         id_rule = values.feature(ID, raw(key), table.ad[table.key])
         rules = [values.required_ids(id_rule)]
     rules += [values.feature(n, raw(f.column or n), f) for n, f in features.items()]
-    return tuple(features), _rows(path, list(used), rules, config)
+    return tuple(features), _rows(side, list(used), rules, config)
 
 
 def _rows(
-    path: Path, names: list[str], rules: list[ColumnRule], config: DataConfig
+    side: SideTableConfig, used: list[str], rules: list[ColumnRule], config: DataConfig
 ) -> pl.DataFrame:
     """The rows of a file, each id once: a second one would double its impressions."""
-    bad, frames = BadRows(), []
-    for batch in table_files.batches(path, names, config.chunk_megabytes << 20, bad):
+    bad, frames, path = BadRows(), [], Path(side.file)
+    size = config.chunk_megabytes << 20
+    for batch in table_files.batches(path, used, size, bad, side.names):
         kept, numbered = keep_numbers(batch, NUMBER)
         frames.append(good_rows(kept, [*rules, numbered], bad))
     rows = pl.concat(frames) if frames else pl.DataFrame()

@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.table import TableConfig
 from torchrec_adrec.config.table_columns import (
+    EmbeddedTextColumn,
     FeatureColumn,
     HistoryColumn,
     LabelColumn,
+    ListColumn,
     NumberColumn,
     SequenceColumn,
+    VectorColumn,
 )
 from torchrec_adrec.data.adapters import columnar, table_files, values
 from torchrec_adrec.data.adapters.adapter import Adapter, RawFiles
@@ -28,8 +31,10 @@ from torchrec_adrec.data.adapters.side_tables import (
     SideTable,
     open_side_tables,
 )
+from torchrec_adrec.data.adapters.vector_sizes import with_sizes
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import DataSet, Negatives, raw_files
+from torchrec_adrec.data.text_encoders import open_encoder
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -38,8 +43,10 @@ from torchrec_adrec.schema import (
     SequenceFeature,
     Side,
     SparseFeature,
+    VectorFeature,
 )
 
+Feature = DenseFeature | SparseFeature | SequenceFeature | VectorFeature
 # Names of the time, the user and the propensity among the raw columns. The name of a
 # feature has no colon, so that none can be the same.
 TIME, USER, PROPENSITY = "row:time", "row:user", "row:propensity"
@@ -57,6 +64,8 @@ def open_data(config: DataConfig) -> DataSet:
     if table is None:
         raise ConfigError("data.table: missing; it says what the columns mean")
     files = raw_files(config)
+    joined = [Path(side.file) for side in (table.users, table.items) if side]
+    table = with_sizes(table, [*filter(Path.is_file, joined), *files])
     log, sides = open_side_tables(config, table, USER)
     for path in files:
         _check_columns(path, log, sides)
@@ -124,6 +133,7 @@ def schema(table: TableConfig) -> Schema:
             dense=tuple(f for f in features if isinstance(f, DenseFeature)),
             sparse=tuple(f for f in features if isinstance(f, SparseFeature)),
             sequences=tuple(f for f in features if isinstance(f, SequenceFeature)),
+            vectors=tuple(f for f in features if isinstance(f, VectorFeature)),
             labels=tuple(_label(name, column) for name, column in table.labels.items()),
         )
     except ValidationError as error:
@@ -135,9 +145,7 @@ def _label(name: str, column: LabelColumn) -> Label:
     return Label(name=name, kind=column.kind, max_value=column.max_value)
 
 
-def _features(
-    name: str, side: Side, column: FeatureColumn
-) -> Iterator[DenseFeature | SparseFeature | SequenceFeature]:
+def _features(name: str, side: Side, column: FeatureColumn) -> Iterator[Feature]:
     if isinstance(column, HistoryColumn | SequenceColumn):
         yield SequenceFeature(
             name=name,
@@ -145,6 +153,26 @@ def _features(
             source=name,
             max_length=column.max_length,
             shares_ids_with=column.shares_ids_with,
+        )
+    elif isinstance(column, ListColumn):
+        yield SequenceFeature(
+            name=name,
+            side=side,
+            source=name,
+            max_length=column.max_length,
+            ordered=False,
+        )
+    elif isinstance(column, VectorColumn):
+        assert column.size is not None, "taken from the data by now"
+        yield VectorFeature(name=name, side=side, source=name, size=column.size)
+    elif isinstance(column, EmbeddedTextColumn):
+        encoder = open_encoder(column.encoder)
+        yield VectorFeature(
+            name=name,
+            side=side,
+            source=name,
+            size=encoder.size,
+            encoder=encoder.name,
         )
     elif isinstance(column, NumberColumn):
         yield DenseFeature(
@@ -163,9 +191,9 @@ def _features(
 
 
 def _check_columns(path: Path, log: TableConfig, sides: tuple[SideTable, ...]) -> None:
-    types, used = table_files.types(path), log.columns()
+    types, used = table_files.types(path, log.names), log.columns()
     elsewhere = "".join(
-        f"; in {side.path}: {', '.join(table_files.types(side.path))}" for side in sides
+        f"; in {s.path}: {', '.join(table_files.types(s.path, s.names))}" for s in sides
     )
     columnar.require(path, types, used, elsewhere)
     table_files.refuse_unused(path, types, used, log.ignore)
@@ -188,9 +216,10 @@ class _Reader:
 
     def read(self, path: Path, bad: BadRows) -> Iterator[pl.DataFrame]:
         """`DataSet.read`."""
-        columns = _columns(path, table_files.types(path), self.log)
-        names = self.log.columns()
-        for rows in table_files.batches(path, names, self.chunk_bytes, bad):
+        log, size = self.log, self.chunk_bytes
+        columns = _columns(path, table_files.types(path, log.names), log)
+        used = log.columns()
+        for rows in table_files.batches(path, used, size, bad, log.names):
             kept, numbered = keep_numbers(rows, NUMBER)
             frame = good_rows(kept, [*columns, numbered], bad)
             for side in self.sides:

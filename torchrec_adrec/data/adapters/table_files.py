@@ -14,8 +14,12 @@ from torchrec_adrec.errors import ConfigError, SchemaError
 Types = Mapping[str, pl.DataType]
 
 
-def types(path: Path) -> Types:
+def types(path: Path, names: Sequence[str] = ()) -> Types:
     """The columns of a file with their types; those of text are all String.
+
+    Args:
+        path: the file.
+        names: its columns, if it is text without a header.
 
     Raises:
         ConfigError: the file is of unknown kind, or cannot be read.
@@ -23,14 +27,19 @@ def types(path: Path) -> Types:
     if path.suffix == ".parquet":
         return dict(columnar.types(path))
     if delimited.is_text(path):
-        return dict.fromkeys(delimited.header(path), pl.String())
+        return dict.fromkeys(names or delimited.header(path), pl.String())
     raise ConfigError(
-        f"data.raw: {path}: expected .parquet, .csv, .tsv, .csv.gz or .tsv.gz"
+        f"data.raw: {path}: expected .parquet, .csv, .tsv, .dat, or the last three"
+        " with .gz"
     )
 
 
 def batches(
-    path: Path, names: Sequence[str], chunk_bytes: int, bad: BadRows
+    path: Path,
+    names: Sequence[str],
+    chunk_bytes: int,
+    bad: BadRows,
+    all_names: Sequence[str] = (),
 ) -> Iterator[RawRows]:
     """Read the rows of a file in order, about `chunk_bytes` at a time.
 
@@ -39,10 +48,11 @@ def batches(
         names: the columns that are read.
         chunk_bytes: text, or decoded values, held at a time.
         bad: counts the lines that cannot be divided into columns.
+        all_names: those of all columns, if the file is text without a header.
     """
     if path.suffix == ".parquet":
         return columnar.batches(path, names, chunk_bytes)
-    return delimited.batches(path, names, chunk_bytes, bad)
+    return delimited.batches(path, names, chunk_bytes, bad, all_names)
 
 
 def refuse_unused(

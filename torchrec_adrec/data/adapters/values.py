@@ -1,19 +1,24 @@
 """Rules that turn a raw column of any type into one of `dataset.raw_types`."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from torchrec_adrec.config.table_columns import (
+    EmbeddedTextColumn,
     FeatureColumn,
     HexColumn,
+    ListColumn,
     NumberColumn,
     SequenceColumn,
     TimeColumn,
+    VectorColumn,
 )
 from torchrec_adrec.data.adapters.labels import label_column
 from torchrec_adrec.data.adapters.rows import ColumnRule
+from torchrec_adrec.data.vectors import to_bytes
 from torchrec_adrec.errors import SchemaError
 from torchrec_adrec.schema import Label
 
@@ -76,6 +81,12 @@ def feature(name: str, raw: RawColumn, settings: FeatureColumn) -> ColumnRule:
         return _number(name, raw)
     if isinstance(settings, SequenceColumn):
         return _sequence(name, raw, settings)
+    if isinstance(settings, ListColumn):
+        return _set(name, raw, settings)
+    if isinstance(settings, VectorColumn):
+        return _vector(name, raw, settings)
+    if isinstance(settings, EmbeddedTextColumn):
+        return _prose(name, raw)
     return _hex(name, raw) if isinstance(settings, HexColumn) else _text(name, raw)
 
 
@@ -175,25 +186,79 @@ def _float(raw: RawColumn, expected: str) -> pl.Expr:
 
 
 def _sequence(name: str, raw: RawColumn, settings: SequenceColumn) -> ColumnRule:
-    ids, fault, expected = _divided(raw, settings)
-    # Two separators in a row have no id between them, and an empty list is no history.
-    items = pl.element().drop_nulls().cast(pl.String)
-    ids = ids.list.eval(items.filter(items != "")).list.tail(settings.max_length)
+    ids, fault, expected = _divided(raw, settings.separator)
+    ids = _without_empty(ids).list.tail(settings.max_length)
     value = pl.when(ids.list.len() > 0).then(ids)
     return ColumnRule(name, raw.source, value, fault, expected)
 
 
-def _divided(raw: RawColumn, settings: SequenceColumn) -> tuple[pl.Expr, pl.Expr, str]:
+def _set(name: str, raw: RawColumn, settings: ListColumn) -> ColumnRule:
+    ids, fault, expected = _divided(raw, settings.separator)
+    ids = _without_empty(ids).list.unique().list.sort()
+    value = pl.when(ids.list.len() > 0).then(ids)
+    fault |= (ids.list.len() > settings.max_length).fill_null(False)
+    expected = f"at most {settings.max_length} (`max_length`) {expected}"
+    return ColumnRule(name, raw.source, value, fault, expected)
+
+
+def _vector(name: str, raw: RawColumn, settings: VectorColumn) -> ColumnRule:
+    size = settings.size
+    assert size is not None, "`vectors.with_sizes` has taken it from the data"
+    numbers = components(raw, settings.separator)
+    is_finite = pl.element().is_finite().fill_null(False)
+    good = (numbers.list.len() == size) & numbers.list.eval(is_finite).list.all()
+    lists = pl.when(good).then(numbers)
+    value = lists.map_batches(partial(to_bytes, size=size), return_dtype=pl.Binary)
+    fault = raw.value().is_not_null() & ~good.fill_null(False)
+    expected = f"a vector of {size} finite numbers (`size`), or nothing"
+    return ColumnRule(name, raw.source, value, fault, expected)
+
+
+def components(raw: RawColumn, separator: str) -> pl.Expr:
+    """The numbers of each row, List(Float32), null in place of what is none.
+
+    Raises:
+        SchemaError: the column's type cannot be read as vectors.
+    """
+    kind, value = raw.type, raw.value()
+    if kind == pl.String():
+        value = value.str.strip_chars().str.split(separator)
+        number = pl.element().str.strip_chars().cast(pl.Float64, strict=False)
+        return value.list.eval(number.cast(pl.Float32))
+    if isinstance(kind, pl.Array) and kind.inner.is_numeric() and len(kind.shape) == 1:
+        return value.cast(pl.List(pl.Float32))
+    if isinstance(kind, pl.List) and (kind.inner.is_numeric() or raw.is_empty):
+        return value.cast(pl.List(pl.Float32))
+    if raw.is_empty:
+        return value.cast(pl.List(pl.Float32))
+    raise raw.refused("a list of numbers, or divided text")
+
+
+def _prose(name: str, raw: RawColumn) -> ColumnRule:
+    if not (raw.type == pl.String() or raw.is_empty):
+        raise raw.refused("text")
+    value = raw.value().cast(pl.String).str.strip_chars()
+    value = pl.when(value != "").then(value)
+    return ColumnRule(name, raw.source, value, pl.lit(False), "text")
+
+
+def _without_empty(ids: pl.Expr) -> pl.Expr:
+    """The ids as text. Two separators in a row have none between them."""
+    items = pl.element().drop_nulls().cast(pl.String)
+    return ids.list.eval(items.filter(items != ""))
+
+
+def _divided(raw: RawColumn, separator: str) -> tuple[pl.Expr, pl.Expr, str]:
     """The lists, whether a row's cannot be used, and what was expected, in words."""
     kind, value = raw.type, raw.value()
     if kind == pl.String():
-        ids = value.str.split(settings.separator)
+        ids = value.str.split(separator)
         # The second id of `101, 102`, divided by a comma, is "102" and not " 102".
         ids = ids.list.eval(pl.element().str.strip_chars())
         printed = value.str.contains(PRINTED)
         quoted = ids.list.eval(pl.element().str.contains(QUOTED)).list.any()
         expected = (
-            f"ids divided by {settings.separator!r} alone, without brackets or quotes"
+            f"ids divided by {separator!r} alone, without brackets or quotes"
             " (or a list in Parquet)"
         )
         return ids, printed | quoted, expected

@@ -100,7 +100,7 @@ def profile(column: pl.Series) -> Profile:
         items = column.drop_nulls().list.len().sum()
         form: Form = "list" if items else "empty"
         inner = column_type.inner
-        if not (inner == pl.String() or inner.is_integer() or inner == pl.Null()):
+        if not (inner in (pl.String(), pl.Null()) or inner.is_numeric()):
             form = "other"
         missing = int((column.list.len().fill_null(0) == 0).sum())
         plain = ListForm("", None)

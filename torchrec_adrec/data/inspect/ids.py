@@ -1,13 +1,24 @@
 """Which columns name the time, the user and the ad of a row."""
 
+from collections.abc import Collection
+
 import polars as pl
 
 from torchrec_adrec.data.inspect import repairs
 from torchrec_adrec.data.inspect.draft import Draft
 from torchrec_adrec.data.inspect.repairs import Repair
-from torchrec_adrec.data.inspect.words import ADS, REQUESTS, TIMES, USERS, rank, words
+from torchrec_adrec.data.inspect.words import (
+    ADS,
+    REQUESTS,
+    TIMES,
+    USERS,
+    ends_on,
+    rank,
+    words,
+)
 from torchrec_adrec.errors import DataError
 
+KINDS, ROWS_OF_A_KIND = 31, 100  # so few values of so many rows each name no user
 NO_HOUR = 1_000_000  # 14102100 is an hour of a day of a year; 0 to 23 come every day
 
 
@@ -81,14 +92,17 @@ def choose_ids(draft: Draft, user: str | None, ad: str | None) -> None:
     Raises:
         DataError: no column can name the ad.
     """
-    ad = ad or _best(draft, ADS) or _guess(draft, "ad")
+    ad = ad or _best(draft, ADS) or _by_last_word(draft, "ad", ADS)
+    ad = ad or _guess(draft, "ad")
     if ad is None:
         raise DataError(
             f"{draft.sample.path}: no column can name the ad, of"
             f" {', '.join(draft.left)}; name it by --ad"
         )
     draft.left.remove(ad)
-    user = user or _best(draft, USERS)
+    kinds = [n for n in draft.left if _is_kind(draft, n)]
+    user = user or _best(draft, USERS, kinds)
+    user = user or _by_last_word(draft, "user", USERS, kinds)
     if user is None:
         user = _best(draft, REQUESTS)
         if user is not None:
@@ -134,11 +148,32 @@ def id_block(draft: Draft, column: str, name: str) -> object:
     return {"kind": "text"} if name == column else {"column": column, "kind": "text"}
 
 
-def _best(draft: Draft, known: tuple[str, ...]) -> str | None:
-    named = [
-        n for n in draft.left if _can_name(draft, n) and rank(n, known) is not None
-    ]
+def _best(
+    draft: Draft, known: tuple[str, ...], without: Collection[str] = ()
+) -> str | None:
+    """Return the column whose name stands first among the known words."""
+    named = [n for n in draft.left if _can_name(draft, n) and n not in without]
+    named = [n for n in named if rank(n, known) is not None]
     return min(named, key=lambda n: rank(n, known) or 0, default=None)
+
+
+def _by_last_word(
+    draft: Draft, side: str, known: tuple[str, ...], without: Collection[str] = ()
+) -> str | None:
+    """Return the column with the most values whose name ends on a known word."""
+    named = [n for n in draft.left if _can_name(draft, n) and n not in without]
+    named = [n for n in named if ends_on(n, known)]
+    if not named:
+        return None
+    column = max(named, key=lambda n: draft.profiles[n].distinct)
+    draft.unsure.append(f"{column} stands for the {side} by the end of its name.")
+    return column
+
+
+def _is_kind(draft: Draft, column: str) -> bool:
+    """Whether a column names kinds, as a device that is one of two, and no users."""
+    shape = draft.profiles[column]
+    return shape.distinct <= KINDS and shape.known > ROWS_OF_A_KIND * shape.distinct
 
 
 def _guess(draft: Draft, side: str) -> str | None:

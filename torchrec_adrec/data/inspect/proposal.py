@@ -144,7 +144,10 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
         lines += [f"# - {reason}" for reason in _reasons(draft)]
     lines += ["# Look at these first:"] if draft.unsure else []
     lines += [f"# - {sentence}" for sentence in draft.unsure]
-    form = "Parquet" if layout is None else f"{SEPARATORS[layout.separator]}, UTF-8"
+    form = "Parquet"
+    if layout is not None:
+        # A rewritten copy has commas, whatever the file had.
+        form = f"{SEPARATORS[',' if target else layout.separator]}, UTF-8"
     raw = str(target or sample.path)
     size = "rows" if sample.is_whole else "rows looked at"
     lines += ["data:", "  adapter: table"]

@@ -22,6 +22,7 @@ from torchrec_adrec.data.inspect.words import (
 
 DEPENDS = 0.95  # of the way from guessing to knowing
 FEW = 31  # hours, days of a month: integers that are names of kinds rather than amounts
+LONGEST_SET = 20  # unless `max_length` says more
 SHARED = 0.5  # share of a list's items that are ads
 
 
@@ -48,21 +49,9 @@ def choose_sides(draft: Draft) -> None:
         draft.left.remove(column)
         side, why = _side(draft, column)
         name = draft.free_name(column)
-        if side == "ad" and draft.profiles[column].form == "list":
-            _take_list_of_an_ad(draft, column, name)
-            continue
-        block, about = _block(draft, column, name)
+        block, about = _block(draft, column, name, side)
         draft_side = draft.ad if side == "ad" else draft.user
         draft_side[name] = block, "; ".join(filter(None, (about, why)))
-
-
-def _take_list_of_an_ad(draft: Draft, column: str, name: str) -> None:
-    """Make one id of an ad's list: only a user has sequences."""
-    if draft.profiles[column].type != pl.String():
-        draft.ignore[column] = "a list, and only a user has sequences"
-        return
-    block = {"kind": "text"} if name == column else {"column": column, "kind": "text"}
-    draft.ad[name] = block, "a list; each combination is one id"
 
 
 def _side(draft: Draft, column: str) -> tuple[str, str]:
@@ -96,11 +85,11 @@ def _column_of(side: dict[str, tuple[Any, str]]) -> str:
     return ""
 
 
-def _block(draft: Draft, column: str, name: str) -> tuple[Any, str]:
+def _block(draft: Draft, column: str, name: str, side: str) -> tuple[Any, str]:
     shape = draft.profiles[column]
     source = {} if name == column else {"column": column}
     if shape.form == "list":
-        return _list_block(draft, shape, source)
+        return _list_block(draft, shape, source, side)
     if shape.form == "hex":
         return {**source, "kind": "hex"}, ""
     if shape.is_number and _is_amount(draft, shape):
@@ -135,8 +124,10 @@ def _is_amount(draft: Draft, shape: Profile) -> bool:
 
 
 def _list_block(
-    draft: Draft, shape: Profile, source: dict[str, str]
+    draft: Draft, shape: Profile, source: dict[str, str], side: str
 ) -> tuple[dict[str, Any], str]:
+    if isinstance(shape.type, pl.List) and shape.type.inner.is_float():
+        return {**source, "kind": "vector"}, "a vector"
     form = shape.list
     block: dict[str, Any] = {**source, "kind": "sequence"}
     lists = draft.rows[shape.name]
@@ -153,6 +144,10 @@ def _list_block(
             block["separator"] = separator
         lists = lists.str.split(separator)
         lists = lists.list.eval(pl.element().str.strip_chars())
+    if side == "ad":  # what an ad has several of is a set
+        longest = int(str(lists.list.len().max() or 0))
+        larger = {"max_length": longest} if longest > LONGEST_SET else {}
+        return {**block, "kind": "list", **larger}, "a list"
     ads = next(iter(draft.ad))
     column = draft.ad[ads][0].get("column", ads)
     texts = draft.rows[column].cast(pl.String)

@@ -67,6 +67,12 @@ def rank(name: str, known: Sequence[str]) -> int | None:
     return None
 
 
+def ends_on(name: str, known: Sequence[str]) -> bool:
+    """Whether the last word of an id's name is in a list: `session_user_id` on user."""
+    joined = "_".join(words(name))
+    return (re.sub(ENDING, "", joined) or joined).rpartition("_")[2] in known
+
+
 def mentions(name: str, known: Sequence[str] | set[str]) -> bool:
     """Whether one word of a name is in a list."""
     return any(word in known for word in words(name))

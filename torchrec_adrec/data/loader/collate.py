@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec_adrec.arrays import Int32s, ReadOnlyColumns
+from torchrec_adrec.arrays import ReadOnlyColumns
 from torchrec_adrec.batch import (
     Batch,
     BatchLayout,
@@ -27,22 +27,15 @@ from torchrec_adrec.data.loader.bounds import (
     label_limit,
     refuse,
     repair,
-    side_limits,
 )
 from torchrec_adrec.data.loader.parquet import StepRows
-from torchrec_adrec.data.prepare.row_buffer import Gathered
+from torchrec_adrec.data.loader.side_columns import SideColumns
+from torchrec_adrec.data.vectors import FOLDER, expand
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.schema import (
-    AD_ID,
-    LOG_Q,
-    MOST_ROWS,
-    Schema,
-    SequenceFeature,
-    Side,
-)
+from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
 
-NO_ID = -(2**31)  # an int32 that no table has
-ID = np.dtype(np.int32)
+# Most batches have the same layout; to compute it took a fifth of a batch's time.
+_batch_layout = lru_cache(maxsize=64)(BatchLayout)
 
 
 def batch_columns(schema: Schema) -> tuple[str, ...]:
@@ -96,12 +89,14 @@ def _batch(
     # apart in memory: one contiguous copy of each is faster.
     labels = {n: np.ascontiguousarray(rows.columns[n]) for n in schema.label_names}
     refuse(labels, map(label_limit, schema.labels))
-    ads = rows.columns
+    ads, user_vectors, ad_vectors = rows.columns, *_vectors(rows, schema)
     if extra is not None:
-        ads = {name: np.append(ads[name], values) for name, values in extra.items()}
+        ad_vectors = {n: np.concatenate([v, extra[n]]) for n, v in ad_vectors.items()}
+        others = ((n, v) for n, v in extra.items() if n not in ad_vectors)
+        ads = {name: np.append(ads[name], values) for name, values in others}
     # Extra ads have no user: the ad's side is longer than the user's.
-    user = _SideColumns(rows.columns, schema, Side.USER)
-    ad = _SideColumns(ads, schema, Side.AD)
+    user = SideColumns(rows.columns, schema, Side.USER, user_vectors)
+    ad = SideColumns(ads, schema, Side.AD, ad_vectors)
     click = labels[schema.label_names[0]]
     anchors = np.flatnonzero((click == 1) & (rows.weights > 0))
     padded = _padded_anchors(len(anchors), user.rows)
@@ -118,6 +113,14 @@ def _batch(
     _write_padded(batch.anchors, anchors)
     _write_padded(batch.anchor_weights, rows.weights[anchors])
     return batch
+
+
+def _vectors(rows: StepRows, schema: Schema) -> list[ReadOnlyColumns]:
+    """The vectors of each side, (B, width) by feature."""
+    if not schema.vectors:
+        return [{}, {}]
+    folder = rows.split.data / FOLDER
+    return [expand(schema.vectors_of(side), rows.columns, folder) for side in Side]
 
 
 def _padded_anchors(anchors: int, rows: int) -> int:
@@ -145,8 +148,9 @@ def most_bytes(schema: Schema, rows: int, ads: int) -> int:
         TowerLayout(
             keys=tuple(feature.name for feature in schema.bags_of(side)),
             rows=count,
-            dense=len(schema.dense_of(side)),
+            dense=len(schema.dense_names_of(side)),
             histories=tuple(count * f.max_length for f in schema.sequences_of(side)),
+            items=schema.items_of(side),
         )
         for side, count in ((Side.USER, rows), (Side.AD, ads))
     )
@@ -170,7 +174,7 @@ def tower_input(columns: ReadOnlyColumns, schema: Schema, side: Side) -> TowerIn
         values     4        7          5  6     9
 
     Args:
-        columns: (B,) arrays by name, at least those of this side.
+        columns: (B,) arrays by name, at least those of this side; a vector (B, width).
         schema: orders the keys: sparse features, then sequences.
         side: the tower's.
 
@@ -178,127 +182,8 @@ def tower_input(columns: ReadOnlyColumns, schema: Schema, side: Side) -> TowerIn
         OutOfRangeError: an id outside its table, a number that is not finite, or an id
             behind the end of its sequence.
     """
-    source = _SideColumns(columns, schema, side)
+    source = SideColumns(columns, schema, side)
     layout = source.layout()
     tower = TowerInput(heap(layout.nbytes), layout)
     source.write(tower)
     return tower
-
-
-# Most batches have the same layout; to compute it took a fifth of a batch's time.
-_tower_layout = lru_cache(maxsize=64)(TowerLayout)
-_batch_layout = lru_cache(maxsize=64)(BatchLayout)
-
-
-class _SideColumns:
-    """One side's columns, to be written to a buffer.
-
-    Raises:
-        OutOfRangeError: an id of a history that is out of range or behind its end.
-    """
-
-    def __init__(self, columns: ReadOnlyColumns, schema: Schema, side: Side) -> None:
-        self.columns, self.schema, self.side = columns, schema, side
-        self.sparse, self.dense = schema.sparse_of(side), schema.dense_of(side)
-        self.sequences = schema.sequences_of(side)
-        self.rows = len(columns[(*self.sparse, *self.dense)[0].name])
-        # The layout needs the number of ids of each history, so these come first.
-        self.histories = [self._history(feature) for feature in self.sequences]
-
-    def layout(self) -> TowerLayout:
-        """Where `write` will put everything."""
-        return _tower_layout(
-            tuple(feature.name for feature in (*self.sparse, *self.sequences)),
-            self.rows,
-            len(self.dense),
-            tuple(len(ids) for ids, _ in self.histories),
-        )
-
-    def write(self, tower: TowerInput) -> None:
-        """Write all columns to their places in the buffer, then check them there.
-
-        Raises:
-            OutOfRangeError: an id outside its table, or a number that is not finite.
-        """
-        ids, sparse_ids = tower.sparse.values().numpy(), len(self.sparse) * self.rows
-        table = ids[:sparse_ids].reshape(len(self.sparse), self.rows)
-        names = [feature.name for feature in self.sparse]
-        matrix = self._matrix(names)
-        # Training reads rows that lie together in memory; a request or the catalog has
-        # separate columns, perhaps of other types.
-        if matrix is not None and matrix.dtype == ID:
-            table[:] = matrix.T
-        else:
-            _write_ids(table, [self.columns[name] for name in names])
-        dense, names = tower.dense.numpy(), [feature.name for feature in self.dense]
-        matrix = self._matrix(names)
-        if matrix is not None:
-            dense[:] = matrix
-        else:
-            for i, name in enumerate(names):
-                dense[:, i] = self.columns[name]
-        # Checked in the buffer: its blocks are contiguous, the columns are not.
-        in_range = _in_range(table, 0, [f.num_embeddings for f in self.sparse])
-        if not (in_range and np.isfinite(dense).all()):
-            self._refuse()
-        if self.histories:
-            history_ids, history_lengths = zip(*self.histories, strict=True)
-            np.concatenate(history_ids, out=ids[sparse_ids:])
-            lengths = tower.sparse.lengths().numpy()
-            lengths[:sparse_ids] = 1
-            np.concatenate(history_lengths, out=lengths[sparse_ids:])
-
-    def _matrix(self, names: list[str]) -> NDArray[Any] | None:
-        """These columns as one matrix, (B, names), if the reader has them side by side.
-
-        To copy a matrix takes a third of the time that its columns take one by one.
-        """
-        if isinstance(self.columns, Gathered):
-            return self.columns.block(names)
-        return None
-
-    def _refuse(self) -> None:
-        """Raise the error that names the first wrong value."""
-        refuse(self.columns, side_limits(self.schema, self.side))
-
-    def _history(self, feature: SequenceFeature) -> tuple[Int32s, Int32s]:
-        """The ids of a sequence, row after row, and the length of each row, (B,)."""
-        table = np.empty((feature.max_length, self.rows), dtype=np.int32)
-        _write_ids(table, [self.columns[name] for name in feature.columns])
-        if not _in_range(table, -1, [feature.num_embeddings] * feature.max_length):
-            self._refuse()
-        table = np.ascontiguousarray(table.T)
-        present = table >= 0
-        # An id behind a -1 would move to an earlier place, and the row's length would
-        # hide it: such a row was prepared wrongly.
-        gaps = (present[:, 1:] > present[:, :-1]).any(axis=1)
-        if gaps.any():
-            row = int(np.argmax(gaps))
-            raise OutOfRangeError(
-                f"{feature.name} is {table[row].tolist()}, expected no id behind a -1;"
-                " prepare again",
-                row,
-            )
-        return table[present], present.sum(axis=1, dtype=np.int32)
-
-
-def _write_ids(table: Int32s, columns: list[NDArray[Any]]) -> None:
-    """Write columns of any type to a table of ids, (columns, B).
-
-    A value that is no whole number, or that int32 cannot hold, becomes an id that no
-    table has: a plain cast would turn 2^32 + 5 into 5.
-    """
-    for ids, column in zip(table, columns, strict=True):
-        if column.dtype != ID:
-            column = column.astype(np.float64)
-            column[column != np.rint(column)] = NO_ID
-            column = column.clip(NO_ID, MOST_ROWS)
-        ids[:] = column
-
-
-def _in_range(ids: Int32s, low: int, sizes: list[int]) -> bool:
-    """Whether all ids of (columns, B) are in range; `low` is 0 or -1."""
-    if low:
-        return bool((ids.max(axis=1) < sizes).all() and ids.min() >= low)
-    # Read without a sign, a negative id is a very large one: one pass instead of two.
-    return bool((ids.view(np.uint32).max(axis=1) < sizes).all())

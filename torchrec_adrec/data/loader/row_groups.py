@@ -32,6 +32,11 @@ class Split:
     num_rows: int
     types: Mapping[str, np.dtype[Any]]
 
+    @property
+    def data(self) -> Path:
+        """The folder of the prepared data, with the vectors of its rows."""
+        return self.groups[0][0].parent.parent
+
     @classmethod
     def open(cls, *folders: Path) -> "Split":
         """The split of a folder, or of several, one after the other.

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from torchrec_adrec.data.column import Column, RawColumns, hex_text
+from torchrec_adrec.data.column import RawColumns, column_of, hex_text
 from torchrec_adrec.data.prepare.ad_keys import ad_keys
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.errors import ManifestError, reason
@@ -71,7 +71,7 @@ class AdKey(BaseModel):
 
 def raw_columns(ads: pl.DataFrame, schema: Schema) -> RawColumns:
     """Code the raw values of ads, one row each."""
-    return {name: Column.of(ads[name]) for name in schema.sources_of(Side.AD)}
+    return {name: column_of(ads[name]) for name in schema.sources_of(Side.AD)}
 
 
 def catalog_columns(encoder: Encoder, ads: pl.DataFrame) -> dict[str, pl.Series]:
@@ -90,7 +90,14 @@ def catalog_columns(encoder: Encoder, ads: pl.DataFrame) -> dict[str, pl.Series]
     encoded = {n: pl.Series(c) for n, c in encoder.encode(raw, Side.AD).items()}
     hex_names = {f.source for f in schema.sparse_of(Side.AD) if f.kind == "hex"}
     texts = {
-        f"raw_{n}": hex_text(ads[n]) if n in hex_names else ads[n].cast(pl.String)
-        for n in raw
+        f"raw_{n}": hex_text(ads[n]) if n in hex_names else _shown(ads[n])
+        for n in schema.shown_of(Side.AD)
     }
     return encoded | texts | ad_keys(encoder, raw)
+
+
+def _shown(values: pl.Series) -> pl.Series:
+    """Values as text, for people to read; a list stays a list, empty where missing."""
+    if values.dtype == pl.List:
+        return values.fill_null([])
+    return values.cast(pl.String)

@@ -12,6 +12,7 @@ import polars as pl
 
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.data.column import Column, RawColumns
+from torchrec_adrec.data.keys import keys
 
 # By raw column: a frame of `value` and `count`, in order of the value.
 Counts = dict[str, pl.DataFrame]
@@ -57,7 +58,7 @@ def count(columns: RawColumns, names: Iterable[str], rows: Bools | None) -> Coun
 
     Args:
         columns: the chunk's raw columns.
-        names: the columns to count.
+        names: the columns to count; of vectors the keys are counted.
         rows: (B,) the rows to count; None counts all.
     """
     counts: Counts = {}
@@ -68,6 +69,8 @@ def count(columns: RawColumns, names: Iterable[str], rows: Bools | None) -> Coun
         values, occurs = scalars.values, value_counts > 0
         if not occurs.all():
             values = values.filter(pl.Series(occurs))
+        if values.dtype == pl.Binary:
+            values = pl.Series(keys(values))  # long values, of which the fit needs none
         counts[name] = pl.DataFrame({"value": values, "count": value_counts[occurs]})
     return counts
 

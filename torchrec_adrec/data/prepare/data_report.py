@@ -11,6 +11,7 @@ from torchrec_adrec.data.prepare.held_ads import held_table
 from torchrec_adrec.data.prepare.odd_columns import odd_lines
 from torchrec_adrec.data.prepare.splits import SPLITS
 from torchrec_adrec.data.prepare.statistics_report import statistics_lines
+from torchrec_adrec.runtime.markdown import code
 
 MOSTLY = 0.5  # share of rows
 DRIFTS = 0.25  # a stability index above this is commonly called a shift
@@ -52,7 +53,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from held_table(report["held_ads"])
     if bad["first"]:
         yield from ("## Bad rows", "", "The first ones, with the reason:", "")
-        yield from (*(f"- `{line}`" for line in bad["first"]), "")
+        yield from (*(f"- {code(line)}" for line in bad["first"]), "")
 
 
 def _negatives(figures: Report | None) -> Iterator[str]:
@@ -81,7 +82,7 @@ def _warnings(report: Report) -> Iterator[str]:
     lines += [f"- {line}" for line in odd_lines(report)]
     lines += [
         f"- {rows:,} rows have no row in {table}, the first one"
-        f" `{report['unmatched_rows']['first'][0]}`"
+        f" {code(report['unmatched_rows']['first'][0])}"
         for table, rows in report["unmatched_rows"]["tables"].items()
     ]
     lines += _mostly_missing(report["splits"])

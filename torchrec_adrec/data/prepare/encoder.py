@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int32s, Int64s
+from torchrec_adrec.arrays import Bools, Float32s, Int32s, Int64s
 from torchrec_adrec.config.data import Bounds, DataConfig
 from torchrec_adrec.data.column import Column, RawColumns, jagged_column, scalar_column
-from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.counts import Counts
-from torchrec_adrec.data.prepare.numeric import Quantiles, Transform, log_square
+from torchrec_adrec.data.prepare.feature_keys import (
+    feature_keys,
+    floats,
+    load_vocabulary,
+    values_and_counts,
+    with_table_sizes,
+)
+from torchrec_adrec.data.prepare.numeric import Quantiles, Transform
 from torchrec_adrec.data.prepare.statistics import Statistics
+from torchrec_adrec.data.prepare.text_vectors import DistinctFolder
 from torchrec_adrec.data.prepare.vocabulary import (
     MISSING,
     UNKNOWN,
@@ -28,9 +34,10 @@ from torchrec_adrec.data.prepare.vocabulary import (
     Hashed,
     Vocabulary,
 )
+from torchrec_adrec.data.vectors import FOLDER, with_indicator
 from torchrec_adrec.errors import DataError, SchemaError
 from torchrec_adrec.runtime.files import check_hashes
-from torchrec_adrec.schema import Bag, DenseFeature, Schema, SequenceFeature, Side
+from torchrec_adrec.schema import Bag, DenseFeature, Schema, Side
 
 PAD = -1  # fills a sequence up behind its last id
 
@@ -53,18 +60,18 @@ class Encoder:
     """A schema together with its fitted vocabularies and transforms.
 
     Attributes:
-        schema: the features, with their table sizes filled in by `fit`.
+        schema: the features, with their tables' sizes.
         vocabularies: by the name of a sparse or sequence feature.
         transforms: by the name of a dense feature.
         quantiles: by the name of a feature whose buckets are quantiles.
-        bounds: what to do with a number that is not finite, before or after its
-            transform.
-        repaired: by feature, the number of rows in which such a number became 0 or
-            unknown, as `bounds` allowed.
+        bounds: what to do with a number that is not finite, raw or transformed.
+        repaired: by feature, the rows in which `bounds` made it 0 or unknown.
         statistics: what the training rows tell about values; None: the data have none.
+        vectors: of raw values; None: the data have none.
 
     Fitted on counts of the training rows, then applied to any rows:
 
+    >>> import polars as pl
     >>> from torchrec_adrec.schema import Label, SparseFeature
     >>> city = SparseFeature(name="city", side=Side.USER, source="city", kind="text")
     >>> brand = SparseFeature(name="brand", side=Side.AD, source="brand", kind="text")
@@ -96,21 +103,23 @@ class Encoder:
     bounds: Bounds = "raise"
     repaired: dict[str, int] = field(default_factory=dict)
     statistics: Statistics | None = None
+    vectors: DistinctFolder | None = None
 
     @classmethod
     def fit(cls, schema: Schema, counts: Counts, config: DataConfig) -> "Encoder":
         """Fit every feature and fill in the sizes of the tables.
 
         Args:
-            schema: features whose table sizes are not known yet.
+            schema: features of unknown table sizes.
             counts: the raw values of the training rows, and of no others.
             config: says how ids are given, and from which count on.
         """
         transforms = {
-            f.name: Transform.fit(f, *_numbers(counts[f.source])) for f in schema.dense
+            f.name: Transform.fit(f, *values_and_counts(counts[f.source]))
+            for f in schema.dense
         }
         quantiles = {
-            f.name: Quantiles.fit(f.name, *_numbers(counts[f.source]))
+            f.name: Quantiles.fit(f.name, *values_and_counts(counts[f.source]))
             for f in schema.sparse
             if f.buckets == "quantile"
         }
@@ -120,7 +129,7 @@ class Encoder:
                 vocabularies[f.name] = Hashed(f.name, config.hash_size)
             else:
                 frame = counts[f.source]
-                value_keys = _keys(f, frame["value"], quantiles)
+                value_keys = feature_keys(f, frame["value"], quantiles)
                 rows = frame["count"].to_numpy()
                 vocabularies[f.name] = Frequent.fit(value_keys, rows, config.min_count)
         # Such a sequence is looked up in the other feature's table, so both must give a
@@ -128,13 +137,13 @@ class Encoder:
         for sequence in schema.sequences:
             if sequence.shares_ids_with is not None:
                 vocabularies[sequence.name] = vocabularies[sequence.shares_ids_with]
-        sized = _with_sizes(schema, vocabularies)
+        sized = with_table_sizes(schema, vocabularies)
         return cls(sized, vocabularies, transforms, quantiles, config.bounds)
 
     def encode(
         self, raw: RawColumns, side: Side, folds: Int64s | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Encode the columns of one side, as they stand in the Parquet files.
+        """Encode the columns of one side, as models read them.
 
         Args:
             raw: at least the raw columns of this side.
@@ -144,12 +153,40 @@ class Encoder:
 
         Returns:
             By feature, (B,) int32 ids or (B,) float32 numbers. A sequence becomes one
-            column of ids for each of its positions.
+            column of ids for each of its positions, a vector (B, width) float32.
 
         Raises:
             SchemaError: a raw column is missing.
             NotFiniteError: a number is not finite, before or after its transform.
+            ConfigError: a text that is new, and its encoder is not installed.
         """
+        encoded = self.encode_scalars(raw, side, folds)
+        for vector in self.schema.vectors_of(side):
+            assert self.vectors is not None, "the schema has vectors"
+            column = scalar_column(raw, vector.source)
+            rows = with_indicator(self.vectors.components(vector, column.values))
+            encoded[vector.name] = rows.take(column.codes, axis=0, mode="wrap")
+        return encoded
+
+    def encode_rows(
+        self, raw: RawColumns, side: Side, folds: Int64s | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Encode the columns of one side, as they stand in the splits' Parquet files.
+
+        They are those of `encode`, but a vector is its place among the distinct ones.
+        """
+        encoded = self.encode_scalars(raw, side, folds)
+        for vector in self.schema.vectors_of(side):
+            assert self.vectors is not None, "the schema has vectors"
+            column = scalar_column(raw, vector.source)
+            places = self.vectors.position(vector, column.values)
+            encoded[vector.name] = column.spread(places, MISSING)
+        return encoded
+
+    def encode_scalars(
+        self, raw: RawColumns, side: Side, folds: Int64s | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Encode all but the vectors; see `encode`."""
         missing = sorted(set(self.schema.sources_of(side)) - set(raw))
         if missing:
             raise SchemaError(
@@ -184,18 +221,18 @@ class Encoder:
 
     def _ids(self, feature: Bag, column: Column) -> Int32s:
         """Return the id of each distinct value."""
-        value_keys = _keys(feature, column.values, self.quantiles)
+        value_keys = feature_keys(feature, column.values, self.quantiles)
         ids = self.vocabularies[feature.name].encode(value_keys)
         # NaN and infinities have a bucket like any number (`log_square`), so without
         # this check they would pass for ordinary values.
         if feature.kind == "number":
-            wrong = ~np.isfinite(_floats(column.values))
+            wrong = ~np.isfinite(floats(column.values))
             if self._repairs(feature.name, feature.source, column, wrong):
                 ids[wrong] = UNKNOWN
         return ids
 
     def _number(self, feature: DenseFeature, column: Column) -> Float32s:
-        numbers = self.transforms[feature.name].apply(_floats(column.values))
+        numbers = self.transforms[feature.name].apply(floats(column.values))
         wrong = ~np.isfinite(numbers)
         if self._repairs(feature.name, feature.source, column, wrong):
             numbers[wrong] = 0.0
@@ -245,7 +282,7 @@ class Encoder:
         """
         check_hashes(folder)
         schema = Schema.load(folder / "schema.json")
-        vocabularies = {f.name: _load_vocabulary(folder, f) for f in schema.bags}
+        vocabularies = {f.name: load_vocabulary(folder, f) for f in schema.bags}
         fitted = json.loads((folder / "transforms.json").read_text())
         transforms = [Transform.model_validate(t) for t in fitted["transforms"]]
         quantiles = [Quantiles.model_validate(q) for q in fitted["quantiles"]]
@@ -255,46 +292,5 @@ class Encoder:
             {t.name: t for t in transforms},
             {q.name: q for q in quantiles},
             statistics=Statistics.load(folder),
+            vectors=DistinctFolder(folder / FOLDER) if schema.vectors else None,
         )
-
-
-def _load_vocabulary(folder: Path, feature: Bag) -> Vocabulary:
-    """Read a feature's vocabulary; a feature that has no file is hashed.
-
-    A lost file cannot be mistaken for hashed ids: `hashes.json` names all files.
-    """
-    path = folder / f"vocabulary/{feature.name}.parquet"
-    if path.exists():
-        return Frequent.from_frame(pl.read_parquet(path))
-    shared = feature.shares_ids_with if isinstance(feature, SequenceFeature) else None
-    return Hashed(shared or feature.name, feature.num_embeddings)
-
-
-def _with_sizes(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> Schema:
-    def sized(features: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(
-            f.model_copy(update={"num_embeddings": vocabularies[f.name].num_embeddings})
-            for f in features
-        )
-
-    update = {"sparse": sized(schema.sparse), "sequences": sized(schema.sequences)}
-    return schema.model_copy(update=update)
-
-
-def _floats(values: pl.Series) -> Float64s:
-    return values.cast(pl.Float64).to_numpy()
-
-
-def _numbers(counts: pl.DataFrame) -> tuple[Float64s, Int64s]:
-    return _floats(counts["value"]), counts["count"].to_numpy()
-
-
-def _keys(
-    feature: Bag, values: pl.Series, quantiles: Mapping[str, Quantiles]
-) -> Int64s:
-    """Return the key under which a feature's vocabulary holds each value."""
-    if isinstance(feature, SequenceFeature) or feature.buckets is None:
-        return keys(values)
-    if feature.buckets == "quantile":
-        return quantiles[feature.name].bucket(_floats(values))
-    return log_square(_floats(values))

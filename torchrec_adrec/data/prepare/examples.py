@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from torchrec_adrec.arrays import Int64s
-from torchrec_adrec.data.catalog import values_of
-from torchrec_adrec.data.column import Chunk, JaggedColumn, hex_text
+from torchrec_adrec.data.column import Chunk, hex_text, values_of
 from torchrec_adrec.data.prepare.spill import ChunkStore
 from torchrec_adrec.data.prepare.splits import TEST, Splitter
+from torchrec_adrec.data.vectors import to_lists
 from torchrec_adrec.schema import Schema, Side
 
 EXAMPLES = 200  # as many as `adrec certify` asks for
@@ -53,20 +53,11 @@ def raw_requests(chunk: Chunk, rows: Int64s, schema: Schema) -> pl.DataFrame:
         schema: names the user's raw columns.
     """
     kinds = {f.source: f.kind for f in schema.sparse_of(Side.USER)}
+    vectors = {f.source: f.size for f in schema.vectors if f.encoder is None}
     columns = {}
     for name in schema.sources_of(Side.USER):
-        column = chunk.columns[name]
-        if isinstance(column, JaggedColumn):
-            columns[name] = lists_of(column.rows(rows))
-        else:
-            values = values_of(column.rows(rows))
-            is_hex = kinds.get(name) == "hex"
-            columns[name] = hex_text(values) if is_hex else values
+        values = values_of(chunk.columns[name].rows(rows))
+        if name in vectors:
+            values = to_lists(values, vectors[name])
+        columns[name] = hex_text(values) if kinds.get(name) == "hex" else values
     return pl.DataFrame(columns)
-
-
-def lists_of(bags: JaggedColumn) -> pl.Series:
-    """Return the items of each row as a list."""
-    items = values_of(bags.items).to_list()
-    bounds = zip(bags.offsets[:-1], bags.offsets[1:], strict=True)
-    return pl.Series([items[a:b] for a, b in bounds], dtype=pl.List(pl.String))

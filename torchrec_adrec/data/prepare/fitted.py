@@ -11,6 +11,7 @@ from torchrec_adrec.data.prepare.catalog_columns import (
 )
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.statistics import FOLDER
+from torchrec_adrec.data.vectors import FOLDER as VECTORS
 from torchrec_adrec.runtime.files import write_hashes
 from torchrec_adrec.schema import Side
 
@@ -37,5 +38,6 @@ def write_fitted(
     ads.drop(raw).with_columns(**columns).write_parquet(out / "catalog.parquet")
     AdKey.of(ad_key, ads, encoder.schema).save(out)
     names = ("schema.json", "transforms.json", "catalog.parquet", AD_KEY)
-    fitted = [path for part in ("vocabulary", FOLDER) for path in out.glob(f"{part}/*")]
+    folders = ("vocabulary", FOLDER, VECTORS)
+    fitted = [path for part in folders for path in out.glob(f"{part}/*")]
     write_hashes(out, [*(out / name for name in names), *sorted(fitted), *others])

@@ -15,8 +15,8 @@ import polars as pl
 
 from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.catalog import ad_ids, values_of
-from torchrec_adrec.data.column import Chunk, Column, scalar_column
+from torchrec_adrec.data.catalog import ad_ids
+from torchrec_adrec.data.column import Chunk, column_of, values_of
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.drawn_negatives import NOT_DRAWN, Drawer
 from torchrec_adrec.data.prepare.future_items import refuse_future_items
@@ -207,7 +207,7 @@ class _Draws:
         combination = self.combination[donors[is_drawn]]
         columns = {name: c.rows(origin) for name, c in chunk.columns.items()}
         for name in self.data.schema.sources_of(Side.AD):
-            columns[name] = Column.of(self.ads[name].gather(combination))
+            columns[name] = column_of(self.ads[name].gather(combination))
         labels = {name: values[origin] for name, values in chunk.labels.items()}
         click, *others = labels
         labels[click][is_negative] = 0
@@ -219,6 +219,6 @@ class _Draws:
 
 def _combinations(chunk: Chunk, sources: tuple[str, ...]) -> pl.DataFrame:
     """Return the raw values of every ad of a chunk, once."""
-    values = {name: values_of(scalar_column(chunk.columns, name)) for name in sources}
+    values = {name: values_of(chunk.columns[name]) for name in sources}
     ids = pl.Series(ad_ids(chunk.columns, sources))
     return pl.DataFrame({AD_ID: ids} | values).unique(AD_ID)

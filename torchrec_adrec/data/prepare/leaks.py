@@ -18,13 +18,15 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from torchrec_adrec.arrays import Bools, Int64s
-from torchrec_adrec.data.column import Chunk, JaggedColumn
+from torchrec_adrec.data.catalog import value_hashes
+from torchrec_adrec.data.column import Chunk, Column, JaggedColumn
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.vocabulary import UNKNOWN
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema, Side
 
+LAST = " (last item)"  # behind the name of a user's list
 MIN_SEEN = 5  # rows; a value that occurs once determines everything
 LIMIT = 0.95  # share of rows above which a dependency is a leak
 SAMPLE_ROWS = 200_000  # shares to two digits; 5 x 34 pairs of columns take a second
@@ -82,7 +84,7 @@ def dependencies(
 ) -> list[Dependency]:
     """Measure how well every user column determines every ad column.
 
-    A sequence is represented by its last item.
+    A sequence is represented by its last item, and an ad's set by all of its ids.
 
     Args:
         chunks: chunks with the mask of their training rows, of which the first
@@ -94,10 +96,12 @@ def dependencies(
     """
     users, ads = (
         {f.source: f.source for f in schema.sparse_of(side)}
+        | {f.source: f.source for f in schema.vectors_of(side)}
         for side in (Side.USER, Side.AD)
     )
+    ads |= {f.source: f.source for f in schema.sequences_of(Side.AD)}
     lists = schema.sequences_of(Side.USER)
-    users |= {f"{f.source} (last item)": f.source for f in lists}
+    users |= {f"{f.source}{LAST}": f.source for f in lists}
     sample = _sample(chunks, users | ads)
     with ThreadPoolExecutor() as pool:
         measured = pool.map(lambda user: _measure(sample, user, list(ads)), users)
@@ -110,7 +114,12 @@ def _sample(
 ) -> pl.DataFrame:
     """Return the sampled rows, each value as a small number, null where missing."""
     parts = [
-        pl.DataFrame({n: _row_keys(chunk, source, rows) for n, source in names.items()})
+        pl.DataFrame(
+            {
+                n: _row_keys(chunk.columns[source].rows(rows), n.endswith(LAST))
+                for n, source in names.items()
+            }
+        )
         for chunk, rows in sampled(chunks)
     ]
     return pl.concat(parts).select(pl.all().rank("dense").cast(pl.UInt32))
@@ -129,14 +138,17 @@ def sampled(
             break
 
 
-def _row_keys(chunk: Chunk, name: str, rows: Int64s) -> pl.Series:
-    """Return the key (`data.keys`) of each row's value, null where missing.
+def _row_keys(column: Column | JaggedColumn, last: bool) -> pl.Series:
+    """Return a key of each row's value, null where missing.
 
-    A list counts as its last item.
+    Args:
+        column: the rows.
+        last: whether a list counts as its last item alone.
     """
-    column = chunk.columns[name]
+    if isinstance(column, JaggedColumn) and not last:
+        is_empty = np.diff(column.offsets) == 0
+        return pl.Series(value_hashes(column)).set(pl.Series(is_empty), None)
     scalars = column.last_items() if isinstance(column, JaggedColumn) else column
-    scalars = scalars.rows(rows)
     row_keys = pl.Series(scalars.spread(keys(scalars.values), 0))
     return row_keys.set(pl.Series(scalars.codes < 0), None)
 

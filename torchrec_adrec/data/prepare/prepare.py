@@ -4,7 +4,7 @@ data/
   train/ valid/ test/     part-FILE-CHUNK.parquet: labels, features, ad_id, log_q, and
                           user_key where the data names a user
   catalog.parquet         every distinct ad; catalog.json: how an ad gets its id
-  schema.json transforms.json vocabulary/ statistics/
+  schema.json transforms.json vocabulary/ statistics/ vectors/
                           with these, serving encodes a request
   example_users.json      raw requests to try `adrec recommend` with
   held_out_users.parquet  more of them, whom the whole funnel is judged on
@@ -35,8 +35,14 @@ from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
+from torchrec_adrec.data.prepare.distinct_vectors import (
+    DistinctVectors,
+    Frames,
+    with_vectors,
+)
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
+from torchrec_adrec.data.prepare.few_times import in_time_order
 from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
 from torchrec_adrec.data.prepare.fitted import write_fitted
 from torchrec_adrec.data.prepare.from_log import FromLog, make_from_log
@@ -118,6 +124,7 @@ def prepare(
         report: dict[str, Any] = {
             "raw": [str(path) for path in data.files],
             "split_by": config.split.by,
+            "in_time_order": in_time_order(config.split, data, store),
             "seed": seed,
             "negatives": from_log.negatives,
         } | report_figures(store, encoder, ads, tally, findings)
@@ -238,25 +245,31 @@ def _fit_encoder(
     names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
     dated = data.ad is not None  # only then the latest values of an ad are needed
     counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name, dated)
+    distinct, chunks = DistinctVectors(schema), store.of(ranks)
 
-    def count_chunk(ref: ChunkRef) -> tuple[Counts, pl.DataFrame, int]:
+    def count_chunk(ref: ChunkRef) -> tuple[Counts, pl.DataFrame, Frames, int]:
         chunk = ref.load()
         train = split.assign(chunk, ref) == TRAIN
         values = count(chunk.columns, names, None if train.all() else train)
-        return values, ads.count(chunk, train, ref.row), chunk.num_rows
+        counted = ads.count(chunk, train, ref.row)
+        return values, counted, distinct.of(chunk), chunk.num_rows
 
     with Progress("prepare: counting", unit="rows") as progress:
-        for values, chunk_ads, rows in map_chunks(store.of(ranks), count_chunk):
+        for values, chunk_ads, vectors, rows in map_chunks(chunks, count_chunk):
             counter.add(values)
             ads.add(chunk_ads)
+            distinct.add(vectors)
             progress.advance(rows)
     counter.save(raw / f"counts-{ranks.rank:05d}")
     ads.save(raw / f"ads-{ranks.rank:05d}.ipc")
+    distinct.save(raw, ranks.rank)
     ranks.barrier()
     folders = sorted(raw.glob("counts-*"))
     # Sums of whole numbers, so the order of the ranks' files does not matter.
     values = load_counts(folders, names)
-    encoder, keys = Encoder.fit(schema, values, config), None
+    schema, stored = with_vectors(schema, values, raw, ranks)
+    encoder = replace(Encoder.fit(schema, values, config), vectors=stored)
+    keys = None
     if config.statistics is not None:
         keys = ValueKeys.fit(schema, values, config.statistics.buckets)
     return encoder, keys, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
@@ -266,6 +279,7 @@ def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
     """Return the raw columns that must be counted; hashed ids need no counts."""
     names = {f.source for f in schema.dense}
     names |= {f.source for f in schema.sparse if f.buckets == "quantile"}
+    names |= {f.source for f in schema.vectors if f.encoder is None}
     if config.statistics is not None:
         names |= set(number_sources(schema))
     if config.ids == "frequency":

@@ -16,6 +16,7 @@ from torchrec_adrec.data.prepare.split_counts import SplitCounts, total
 from torchrec_adrec.data.prepare.splits import SPLITS
 from torchrec_adrec.data.prepare.varying import Varying
 from torchrec_adrec.data.prepare.vocabulary import FIRST, MISSING, UNKNOWN
+from torchrec_adrec.schema import Schema, Side
 
 PAIRS_KEPT = 20  # strongest dependencies and held ads
 DRIFT_VALUES = 50  # most frequent values that are compared one by one
@@ -69,6 +70,7 @@ def report_figures(
         "repaired": tally.repaired(),
         "ads": {"all": len(ads), "in_train": int((ads["impressions"] > 0).sum())},
         "num_embeddings": {f.name: f.num_embeddings for f in schema.bags},
+        "vectors": _vectors(schema, len(ads)),
         "schema": schema.fingerprint,
         "splits": {name: _split_figures(tally, name) for name in SPLITS},
         "side_dependencies": [d.model_dump() for d in dependencies],
@@ -82,6 +84,18 @@ def report_figures(
         "held_ads": [h.model_dump() for h in held_ads],
         "varying_ads": varying and varying.model_dump() | {"line": varying.line},
         "joined_ids": findings.joined_ids,
+    }
+
+
+def _vectors(schema: Schema, ads: int) -> Report:
+    """Return the size of each vector, and the bytes that the catalog needs of it."""
+    return {
+        f.name: {
+            "size": f.size,
+            "encoder": f.encoder,
+            "catalog_bytes": ads * f.width * 4 if f.side == Side.AD else 0,
+        }
+        for f in schema.vectors
     }
 
 
@@ -115,7 +129,8 @@ def _shares(tally: SplitCounts, split: str, number: int) -> dict[str, float]:
         f.name: 0 if number == MISSING else UNKNOWN + 1 for f in tally.schema.sequences
     }
     if number == MISSING:
-        positions |= {f.name: MISSING for f in tally.schema.dense_alone}
+        others = (*tally.schema.dense_alone, *tally.schema.vectors)
+        positions |= {f.name: MISSING for f in others}
     shares = {}
     for name, position in positions.items():
         rows = tally.counts.get(f"rows:{split}:{name}")

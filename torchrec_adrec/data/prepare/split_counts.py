@@ -76,7 +76,8 @@ class SplitCounts:
 
     A sequence has one count more, before all others: its rows without any item. The
     item that is counted is the oldest one that the model sees. A number without a
-    bucketed id has `BINS + 1` counts: missing, then its bins.
+    bucketed id has `BINS + 1` counts: missing, then its bins. A vector has two: missing
+    and present.
 
     Attributes:
         schema: the features, with their table sizes.
@@ -140,6 +141,9 @@ class SplitCounts:
                 BINS + 1,
             )
             for f in self.schema.dense_alone
+        ]
+        features += [
+            (f.name, np.minimum(columns[f.name], 1), 2) for f in self.schema.vectors
         ]
         return features
 

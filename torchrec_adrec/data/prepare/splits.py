@@ -4,6 +4,7 @@ time     trains on the first rows and tests on the last ones, as a live system w
 user     keeps all rows of a user in one split, to test on users that were never seen
 random   draws each row on its own, to compare with papers; training sees the future
 leave_one_out   tests on the last click of each user and validates on the one before
+files    tests on the last file, and draws each other row for training or validation
 """
 
 from dataclasses import dataclass
@@ -12,18 +13,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec_adrec.arrays import Int64s, UInt64s
+from torchrec_adrec.arrays import UInt64s
 from torchrec_adrec.config.data import SplitConfig
 from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.keys import keys, salt, salted_hash
+from torchrec_adrec.data.prepare.few_times import too_few_times
 from torchrec_adrec.data.prepare.log_rows import NOBODY, LogRows
 from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, time_of
 from torchrec_adrec.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
-SMALLEST = 0.001  # share that is worth proposing
 
 Splits = NDArray[np.int8]
 
@@ -57,6 +58,8 @@ def splitter(
         return ByTime.fit(config, store)
     if config.by == "random":
         return ByHash(config, salt(f"split {seed}"), None)
+    if config.by == "files":
+        return ByFile.of(config, data, salt(f"split {seed}"))
     if data.user is None:
         raise ConfigError(
             f"data.split.by = {config.by}, but the data names no user; split by time,"
@@ -111,7 +114,7 @@ class ByTime:
         low = times[first] if first < len(times) else times[-1] + 1
         high = times[second] if second < len(times) else times[-1] + 1
         if low == times[0] or (config.valid > 0 and low == high):
-            raise DataError(_too_few_times(config, times))
+            raise DataError(too_few_times(config, times))
         return cls((int(low), int(high)))
 
     def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
@@ -164,6 +167,44 @@ class ByHash:
 
 
 @dataclass(frozen=True)
+class ByFile:
+    """Tests on the last file, and draws the validation rows out of all others.
+
+    Attributes:
+        test: the number of the file.
+        valid: the share of the other rows that validate.
+        salt: mixed into the hash of a row's number; depends on the seed.
+    """
+
+    test: int
+    valid: float
+    salt: np.uint64
+
+    @classmethod
+    def of(cls, config: SplitConfig, data: DataSet, salted: np.uint64) -> "ByFile":
+        """Take the share that `config` gives the validation rows beside the training.
+
+        Raises:
+            ConfigError: there is only one file.
+        """
+        if len(data.files) < 2:
+            raise ConfigError(
+                f"data.split.by=files tests on the last file of data.raw, found"
+                f" {data.files[0]} alone; name the training files before the test file"
+            )
+        valid = config.valid / (config.train + config.valid)
+        return cls(len(data.files) - 1, valid, salted)
+
+    def assign(self, chunk: Chunk, ref: ChunkRef) -> Splits:
+        """Assign by the file, and by the hash of the row's number."""
+        if ref.file == self.test:
+            return np.full(chunk.num_rows, TEST, dtype=np.int8)
+        rows = np.arange(ref.row, ref.row + chunk.num_rows, dtype=np.uint64)
+        position = salted_hash(rows, self.salt).astype(np.float64) / 2**64
+        return np.where(position < self.valid, VALID, TRAIN).astype(np.int8)
+
+
+@dataclass(frozen=True)
 class ByTable:
     """Gives rows the splits that were found before, from a table of all rows.
 
@@ -200,48 +241,6 @@ def leave_one_out(rows: LogRows) -> Splits:
     splits = np.empty(len(order), dtype=np.int8)
     splits[order] = split
     return splits
-
-
-def _too_few_times(config: SplitConfig, times: Int64s) -> str:
-    """Say why the shares cannot be cut off, and propose shares that can be."""
-    distinct, counts = np.unique(times, return_counts=True)
-    most = int(counts.max())
-    text = (
-        "data.split: these shares cannot be cut off, because rows of one time must stay"
-        f" in one split (different times: {len(distinct)}; the most frequent one,"
-        f" {distinct[counts.argmax()]}, has {most:,} of {len(times):,} rows); give a"
-        " finer time"
-    )
-    if len(distinct) == 1:
-        return f"{text}, or set data.split.by=random"
-    shares = _possible_shares(config, counts)
-    if not shares:
-        return f"{text}, data.split.valid=0, or data.split.by=random"
-    named = ", ".join(f"{n}: {s:g}" for n, s in zip(SPLITS, shares, strict=True))
-    return f"{text}, these shares: 'data.split={{{named}}}', or data.split.by=random"
-
-
-def _possible_shares(config: SplitConfig, counts: Int64s) -> tuple[float, ...]:
-    """Return the nearest shares that whole times make up, or none.
-
-    Two times are enough for training and test only, so the valid share is then 0.
-
-    Args:
-        config: the shares that were asked for.
-        counts: the number of rows of each time, in time order.
-    """
-    rows = int(counts.sum())
-    ends = np.cumsum(counts)[:-1] / rows  # where a later split may begin
-    has_valid = config.valid > 0 and len(ends) > 1
-    later = ends[1:] if has_valid else ends
-    test = later[np.abs(later - (1 - config.test)).argmin()]
-    earlier = ends[ends < test] if has_valid else np.array([test])
-    train = earlier[np.abs(earlier - config.train).argmin()]
-    # Rounded down: the row at the cut is then one of the time that begins there.
-    held_out = [int(share * 1e4) / 1e4 for share in (test - train, 1 - test)]
-    if min(held_out[1], held_out[0] if has_valid else 1) < SMALLEST:
-        return ()
-    return (round(1 - sum(held_out), 4), *held_out)
 
 
 def _cuts(config: SplitConfig, rows: int) -> tuple[int, int]:

@@ -27,8 +27,10 @@ def refuse_twins(store: ChunkStore, data: DataSet) -> None:
         DataError: names the column, the forms, and where each stands first.
     """
     id_columns = _id_columns(data)
-    # A feature made of the user's column holds the same texts: report them once.
-    copied_user = data.user if data.user and data.copies.get(data.user) else None
+    # A feature made of the user's column holds the same texts: report them once. Prose
+    # is no id: a title may be 7.0.
+    left_out = {f.source for f in data.schema.vectors}
+    left_out |= {data.user} if data.user and data.copies.get(data.user) else set()
 
     def numbers_with_point(ref: ChunkRef) -> list[tuple[str, pl.Series]]:
         chunk = ref.load()
@@ -36,7 +38,7 @@ def refuse_twins(store: ChunkStore, data: DataSet) -> None:
         for name in chunk.columns:
             texts = _texts(chunk, name)
             with_point = texts.filter(texts.str.contains(WITH_POINT))
-            if name != copied_user and len(with_point):
+            if name not in left_out and len(with_point):
                 pairs.append((id_columns.get(name, name), _numbers_of(with_point)))
         return pairs
 

@@ -122,7 +122,7 @@ class SplitWriter:
         folds = self._folds(ref, splits)
         try:
             for side in Side:
-                columns |= encoder.encode(chunk.columns, side, folds)
+                columns |= encoder.encode_rows(chunk.columns, side, folds)
             columns |= encoder.encode_cross(chunk.columns, folds)
         except NotFiniteError as error:
             file = self.data.files[ref.file]

@@ -19,6 +19,7 @@ from torchrec_adrec.data.prepare.held_out_users import (
     read_held_out_users,
 )
 from torchrec_adrec.data.request import RawUser, raw_users
+from torchrec_adrec.data.vectors import FOLDER, expand
 from torchrec_adrec.errors import DataError, ManifestError
 from torchrec_adrec.schema import NO_USER, USER_KEY, Side
 
@@ -72,7 +73,10 @@ class Requests:
         test = pl.scan_parquet(data / "test/*.parquet")
         names = [*encoded, *(n for n in (USER_KEY,) if n in test.collect_schema())]
         written = test.select(names).collect()[rows]
-        _check_rows(encoded, written, data)
+        stored = {name: written[name].to_numpy() for name in encoded}
+        vectors = encoder.schema.vectors_of(Side.USER)
+        stored |= expand(vectors, stored, data / FOLDER)
+        _check_rows(encoded, stored, data)
         user = written[USER_KEY].to_numpy() if USER_KEY in names else None
         _check_split_by_user(data, user)
         return cls(rows, raw, encoded, user, len(kept))
@@ -86,11 +90,12 @@ class Requests:
         return self.raw.to_dicts()
 
 
-def _check_rows(encoded: Columns, written: pl.DataFrame, data: Path) -> None:
+def _check_rows(encoded: Columns, written: Columns, data: Path) -> None:
     # Served and prepared values must be equal to the last bit: the same code made them.
     # A row of another split, or another row, would differ in some column.
     for name, values in encoded.items():
-        differ = np.flatnonzero(values != written[name].to_numpy())
+        is_other = (values != written[name]).reshape(len(values), -1).any(axis=1)
+        differ = np.flatnonzero(is_other)
         if len(differ):
             user = int(differ[0])
             raise ManifestError(

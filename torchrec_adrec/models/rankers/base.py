@@ -1,4 +1,4 @@
-"""What every ranker model shares: tables, the order of features, and its shape.
+"""What every ranker model is: a head over looked-up vectors, or several of them.
 
 A ranker orders a few hundred candidates for one user, so it is asked with one row of
 the user and many rows of ads. Whatever it computes of the user alone must be computed
@@ -9,20 +9,15 @@ Shape letters: B ads, E the concatenated vectors of a side, F numbers, T labels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.final_logits import FinalLogits
-from torchrec_adrec.modules.embeddings import Init, embedding_tables, regroup
-from torchrec_adrec.schema import Schema, Side
+from torchrec_adrec.modules.embeddings import Init
+from torchrec_adrec.schema import Schema
 
 
 class RankerHead(nn.Module, ABC):
@@ -42,10 +37,13 @@ class RankerHead(nn.Module, ABC):
             so that `ranking.tables` may take them from the retrieval checkpoint.
         shares_user: whether a request computes its user's part once for all ads. A
             model that mixes the sides in its first layer cannot.
+        reads_items: whether it takes the history's items one by one
+            (`ranking.history: tokens`), not their mean.
     """
 
     warm_starts: ClassVar[bool] = True
     shares_user: ClassVar[bool] = True
+    reads_items: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
@@ -77,7 +75,8 @@ class RankerHead(nn.Module, ABC):
         """Turn looked-up vectors and numbers of both sides into logits.
 
         Args:
-            user: (B or 1, E) vectors in the order of the schema's features.
+            user: (B or 1, E) vectors in the order of `Schema.fields_of`; of a history
+                that is read item by item, its L vectors, the oldest first.
             user_dense: (B or 1, F) numbers.
             ad: (B, E).
             ad_dense: (B, F).
@@ -151,87 +150,3 @@ class Ensemble(RankerHead):
         """Each member's columns, (B, E), of all features' vectors side by side."""
         fields = vectors.view(len(vectors), -1, len(self.heads), self.width)
         return [part.flatten(1) for part in fields.unbind(dim=2)]
-
-
-class Ranker(nn.Module):
-    """(user, ad) -> (B, T) logits, one per label: tables of both sides under a head.
-
-    The user's input has as many rows as the ad's, or one row that all ads share.
-    """
-
-    def __init__(
-        self,
-        head: type[RankerHead],
-        schema: Schema,
-        config: RankingConfig,
-        embedding_dim: int,
-        device: torch.device | None = None,
-    ) -> None:
-        """Make the tables, then the head.
-
-        Args:
-            head: the model, as `registry.RANKERS` names it.
-            schema: names the features, whose order is that of every looked-up vector.
-            config: the head's sizes, and whether the tables are frozen.
-            embedding_dim: columns of the towers' tables.
-            device: where the tables are; meta for tables that are going to be sharded.
-        """
-        super().__init__()
-        schema = schema.joined
-        columns = config.embedding_dim or embedding_dim
-        self.width = head.table_width(schema, columns)
-        width, init = config.seeds * self.width, head.table_init(config)
-        self.user_tables = embedding_tables(schema, Side.USER, width, device, init=init)
-        self.ad_tables = embedding_tables(schema, Side.AD, width, device, init=init)
-        self.frozen = config.tables == "frozen"
-        self.field_dropout = config.field_dropout
-        self.names = [[f.name for f in schema.bags_of(side)] for side in Side]
-        self.head: RankerHead
-        if config.seeds == 1:
-            self.head = head(schema, config, self.width)
-        else:
-            self.head = Ensemble(head, schema, config, self.width)
-        self.final_logits = FinalLogits(schema.labels, config)
-
-    def forward(self, user: TowerInput, ad: TowerInput) -> Tensor:
-        """Score B ads, each for its user or all for one user."""
-        vectors = self.regroup(self.look_up(user, ad))
-        return self.dense(vectors, user.dense, ad.dense)
-
-    def look_up(self, user: TowerInput, ad: TowerInput) -> tuple[KeyedTensor, ...]:
-        """Look up the vectors of both sides."""
-        return self.user_tables(user.sparse), self.ad_tables(ad.sparse)
-
-    def regroup(self, looked_up: Sequence[KeyedTensor]) -> list[Tensor]:
-        """Bring each side's vectors into the order of features, (B, E)."""
-        return [
-            regroup(vectors, names)
-            for vectors, names in zip(looked_up, self.names, strict=True)
-        ]
-
-    def dense(
-        self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
-    ) -> Tensor:
-        """Score as `forward` does, from vectors that are looked up and in order."""
-        user, ad = map(self._as_trained, vectors)
-        raw = self.head(user, user_dense, ad, ad_dense)
-        logits: Tensor = self.final_logits(raw)
-        return logits
-
-    def members(
-        self, vectors: Sequence[Tensor], user_dense: Tensor, ad_dense: Tensor
-    ) -> Tensor:
-        """Compute the members' raw logits, (members, B, T).
-
-        `dense` is `final_logits` of their mean.
-        """
-        user, ad = map(self._as_trained, vectors)
-        return self.head.members(user, user_dense, ad, ad_dense)
-
-    def _as_trained(self, vectors: Tensor) -> Tensor:
-        """Freeze looked-up vectors, or drop whole ones in training."""
-        if self.frozen:
-            # requires_grad=False does not freeze a sharded table; this does.
-            vectors = vectors.detach()
-        fields = vectors.unflatten(1, (vectors.shape[1] // self.width, self.width))
-        return F.dropout1d(fields, self.field_dropout, self.training).flatten(1)

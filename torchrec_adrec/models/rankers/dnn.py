@@ -19,7 +19,7 @@ class DnnHead(RankerHead):
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__(schema, config, width)
         user, ad = (
-            len(schema.bags_of(side)) * width + len(schema.dense_of(side))
+            len(schema.fields_of(side)) * width + len(schema.dense_of(side))
             for side in Side
         )
         self.first = SplitLinear(user, ad, config.hidden[0])

@@ -23,7 +23,7 @@ class FinalMLPHead(JoinedHead):
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__(schema, config, width)
         # The user's vectors and numbers stand first in their parts of the row.
-        self.user_fields = len(schema.bags_of(Side.USER))
+        self.user_fields = len(schema.fields_of(Side.USER))
         self.user_numbers = len(schema.dense_of(Side.USER))
         ad_fields = self.fields - self.user_fields
         ad_numbers = self.numbers - self.user_numbers

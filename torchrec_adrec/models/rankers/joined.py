@@ -29,7 +29,7 @@ class JoinedHead(RankerHead):
 
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__(schema, config, width)
-        self.fields = sum(len(schema.bags_of(side)) for side in Side)
+        self.fields = sum(len(schema.fields_of(side)) for side in Side)
         self.numbers = sum(len(schema.dense_of(side)) for side in Side)
         self.dim, self.labels = width, len(schema.labels)
 

@@ -3,13 +3,14 @@
 import torch
 
 from torchrec_adrec.config.train import RankingConfig
-from torchrec_adrec.models.rankers.base import Ranker, RankerHead
+from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.models.rankers.dcnv2 import DCNv2Head
 from torchrec_adrec.models.rankers.deepfm import DeepFMHead
 from torchrec_adrec.models.rankers.dlrm import DLRMHead
 from torchrec_adrec.models.rankers.dnn import DnnHead
 from torchrec_adrec.models.rankers.finalmlp import FinalMLPHead
 from torchrec_adrec.models.rankers.logistic import LogisticHead
+from torchrec_adrec.models.rankers.ranker import Ranker
 from torchrec_adrec.models.rankers.transformer import TransformerHead
 from torchrec_adrec.schema import Schema
 

@@ -11,6 +11,7 @@ ad tokens, D model width, T labels.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.modules.crossnet import LowRankCrossNet
 
@@ -19,6 +20,7 @@ from torchrec_adrec.models.rankers.base import RankerHead
 from torchrec_adrec.models.rankers.joined import side_by_side
 from torchrec_adrec.modules.attention import OneWayLayer
 from torchrec_adrec.modules.experts import MultiGateExperts, SharedBottom
+from torchrec_adrec.modules.history import places_back, present_items
 from torchrec_adrec.modules.pooled_tokens import PooledTokens
 from torchrec_adrec.modules.split_linear import SplitLinear
 from torchrec_adrec.schema import Schema, Side
@@ -28,7 +30,14 @@ class TransformerHead(RankerHead):
     """Tokens of both sides, transformer layers, a hidden layer and a linear term.
 
     The hidden layer is the labels' shared bottom, or experts with a gate a label.
+
+    With `ranking.history: tokens` the items of the history are tokens of the user,
+    which all others may attend to. An ad so weighs them by its own query, and their
+    keys and values are computed once for all ads of a request. Their mean stays a token
+    as well.
     """
+
+    reads_items = True
 
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__(schema, config, width)
@@ -56,6 +65,12 @@ class TransformerHead(RankerHead):
             self.heads = MultiGateExperts(
                 widths, config.experts, config.head_dim, tasks, config.dropout
             )
+        self.history = None
+        if config.history == "tokens":
+            assert schema.history is not None
+            before = len(schema.bags_of(Side.USER)) - 1
+            length = schema.history.max_length
+            self.history = HistoryTokens(before, length, width, dim)
         self.cross = None
         if config.cross_layers:
             self.cross = CrossBranch(schema, config, width)
@@ -64,17 +79,63 @@ class TransformerHead(RankerHead):
         self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """See `RankerHead`."""
+        items = present = None
+        if self.history is not None:
+            user, items, present = self.history(user)
         user_bud = self.user_tokens(user, user_dense)
+        columns = user_bud.shape[1]
         ad_bad = self.ad_tokens(ad, ad_dense)
         linear = self.linear(user_bud.flatten(1), ad_bad.flatten(1))
+        if items is not None and present is not None:
+            user_bud = torch.cat([user_bud, items], dim=1)
+            present = F.pad(present, (columns, 0), value=True)
         for layer in self.layers:
-            user_bud, ad_bad = layer(user_bud, ad_bad)
+            user_bud, ad_bad = layer(user_bud, ad_bad, present)
+        user_bud = user_bud[:, :columns]
         # float32 also where the products are not
         logits: Tensor = self.heads(user_bud.flatten(1), ad_bad.flatten(1)).float()
         logits = logits + linear.float()
         if self.cross is not None:
             logits = logits + self.cross(user, user_dense, ad, ad_dense).float()
         return logits
+
+
+class HistoryTokens(nn.Module):
+    """Turn the items of a history into tokens, one each."""
+
+    def __init__(self, before: int, length: int, embedding_dim: int, dim: int) -> None:
+        """Make the weights.
+
+        Args:
+            before: the user's other features with ids, whose vectors come first.
+            length: L, the most items of a history.
+            embedding_dim: width of an item's vector.
+            dim: D.
+        """
+        super().__init__()
+        self.length, self.embedding_dim = length, embedding_dim
+        self.before = before * embedding_dim
+        self.project = nn.Linear(embedding_dim, dim, bias=False)
+        self.positions = nn.Parameter(torch.randn(length, dim) * 0.02)
+
+    def forward(self, user: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split off the items, which stand behind the vectors of all other ids.
+
+        Args:
+            user: (B, E), where zeros are no item.
+
+        Returns:
+            The vectors with the items' mean in their place, (B, E'); the tokens,
+            (B, L, D); which of them there are, (B, L).
+        """
+        width = self.length * self.embedding_dim
+        rest = user.shape[1] - self.before - width
+        bags, flat, others = user.split([self.before, width, rest], dim=1)
+        items = flat.unflatten(1, (self.length, self.embedding_dim))
+        present = present_items(items)
+        mean = items.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1)
+        tokens = self.project(items) + self.positions[places_back(present)]
+        return torch.cat([bags, mean, others], dim=1), tokens, present
 
 
 class CrossBranch(nn.Module):
@@ -89,7 +150,7 @@ class CrossBranch(nn.Module):
     def __init__(self, schema: Schema, config: RankingConfig, width: int) -> None:
         super().__init__()
         columns = sum(
-            len(schema.bags_of(side)) * width + len(schema.dense_of(side))
+            len(schema.fields_of(side)) * width + len(schema.dense_of(side))
             for side in Side
         )
         self.cross = LowRankCrossNet(
@@ -109,7 +170,7 @@ class CrossBranch(nn.Module):
 
 def _widths(schema: Schema, width: int) -> tuple[int, int]:
     """Columns of an ad's vectors and of its numbers."""
-    return len(schema.bags_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
+    return len(schema.fields_of(Side.AD)) * width, len(schema.dense_of(Side.AD))
 
 
 class FeatureTokenizer(nn.Module):
@@ -137,7 +198,7 @@ class FeatureTokenizer(nn.Module):
             dim: D.
         """
         super().__init__()
-        bags, dense = schema.bags_of(side), schema.dense_of(side)
+        bags, dense = schema.fields_of(side), schema.dense_of(side)
         # Features with ids come first, so that token i is that of the i-th vector.
         columns = [f.source for f in bags]
         columns += [f.source for f in dense if f.source not in columns]

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from torchrec_adrec.config.serve import ServeConfig
-from torchrec_adrec.data.request import scalar_kinds
+from torchrec_adrec.data.request import column_kinds
 from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Schema, Side
 
 # Far inside of a 64-bit integer, and of every transform of a number.
@@ -41,7 +41,9 @@ EXPECTED = {
     "number": f"a number from -{LARGEST:g} to {LARGEST:g}, or null",
     "hex": "eight hexadecimal digits as text, or null",
     "text": "a text of at most {text_length} characters, or null",
-    "list": "a list of at most {list_length} texts, the latest last, or null",
+    "sequence": "a list of at most {list_length} texts, the latest last, or null",
+    "list": "a list of at most {list_length} texts, in any order, or null",
+    "vector": "a list of {size} finite numbers, or null",
 }
 
 
@@ -91,11 +93,13 @@ class Bodies:
         candidates: int,
         examples: list[dict[str, Any]],
     ) -> None:
-        kinds = scalar_kinds(schema, Side.USER)
-        kinds |= {f.source: "list" for f in schema.sequences_of(Side.USER)}
+        kinds = column_kinds(schema, Side.USER)
         limits = bounds.model_dump()
-        self.expected = {n: EXPECTED[k].format(**limits) for n, k in kinds.items()}
-        user = _user_type(kinds, self.expected, bounds, examples)
+        sizes = {f.source: f.size for f in schema.vectors_of(Side.USER)}
+        self.expected = {
+            n: EXPECTED[k].format(size=sizes.get(n), **limits) for n, k in kinds.items()
+        }
+        user = _user_type(kinds, self.expected, bounds, examples, sizes)
         number = Annotated[StrictInt, Field(ge=1, le=candidates)]
         top = Annotated[number, BeforeValidator(_whole)] | None
         number_of_ads = Field(
@@ -160,6 +164,7 @@ def _user_type(
     expected: Mapping[str, str],
     bounds: ServeConfig,
     examples: list[dict[str, Any]],
+    sizes: Mapping[str, int],
 ) -> Any:
     """Make the type of a user: no column is required, and none may be unknown."""
     text = Annotated[str, Field(max_length=bounds.text_length)]
@@ -173,10 +178,13 @@ def _user_type(
         | None,
         "hex": Annotated[str, Field(pattern=HEX_TEXT)] | None,
         "text": text | None,
+        "sequence": Annotated[list[text], texts] | None,
         "list": Annotated[list[text], texts] | None,
     }
     fields = {}
     for name, kind in kinds.items():
+        if kind == "vector":
+            types[kind] = _vector_type(sizes[name])
         values = [u[name] for u in examples if u.get(name) not in (None, "", [])]
         described = Field(
             description=f"Expected: {expected[name]}", examples=values[:1]
@@ -186,6 +194,12 @@ def _user_type(
     user = _typed_dict("User", fields)
     user.__pydantic_config__ = ConfigDict(extra="forbid")
     return Annotated[user, BeforeValidator(_known_columns(kinds.keys()))]
+
+
+def _vector_type(size: int) -> Any:
+    component = Field(strict=True, allow_inf_nan=False, ge=-LARGEST, le=LARGEST)
+    components = Field(min_length=size, max_length=size, fail_fast=True)
+    return Annotated[list[Annotated[float, component]], components] | None
 
 
 def _known_columns(columns: Set[str]) -> Any:
@@ -212,7 +226,8 @@ def _ad_type(schema: Schema) -> Any:
     for label in schema.label_names:
         fields[label] = Annotated[float, Field(description="The ranker's prediction.")]
     fields[SCORE] = Annotated[float, Field(description="The towers' inner product.")]
-    raw = dict.fromkeys(schema.sources_of(Side.AD), float | str | None)
+    raw: dict[str, Any] = dict.fromkeys(schema.shown_of(Side.AD), float | str | None)
+    raw |= {f.source: list[str] for f in schema.sequences_of(Side.AD)}
     rank_score = {RANK_SCORE: Annotated[float | None, Field(description="rank_by")]}
     # Labels come first in an answer, so that a raw column of that name is not shown.
     return _typed_dict("Ad", raw | rank_score | fields)

@@ -1,0 +1,119 @@
+"""What was measured of the quality of predictions and lists, for docs/benchmarks.md."""
+
+from question import CRITEO, Question, Table
+
+QUALITY = (
+    Question(
+        "Which ranker predicts best on Criteo, LightGBM among them?",
+        "rankers",
+        (
+            CRITEO,
+            "python benchmarks/rankers.py RUN/data --keep FOLDER --seeds 0 1 2",
+            "python benchmarks/ranker_table.py RUN/data FOLDER --name rankers",
+        ),
+        (Table("mean (deviation) over the seeds", ("fits",)),),
+    ),
+    Question(
+        "What do plain towers and a plain ranker reach on Criteo?",
+        "criteo_kaggle",
+        (
+            "python benchmarks/runs.py --config configs/criteo_kaggle_plain.yaml"
+            " --name criteo_kaggle --seeds 0 1 2 --set data.raw=PATH",
+        ),
+        (Table("test rows", ("summary",)),),
+    ),
+    Question(
+        "Does a refit on the validation rows help the ranker on later rows?",
+        "refit",
+        (CRITEO, "python benchmarks/refit.py RUN/data --seeds 0 1 2"),
+        (Table("mean (deviation) over the seeds", ("runs",)),),
+    ),
+    *(
+        Question(
+            f"Does the second stage improve the list ({name})?",
+            f"second_stage_{name}",
+            (f"python benchmarks/second_stage.py configs/{name}.yaml",),
+            (Table("test rows", ("summary",)),),
+        )
+        for name in ("synthetic_demo", "kuairand")
+    ),
+    *(
+        Question(
+            f"One ranker of three labels or three rankers (KuaiRand, {label})?",
+            "multi_task",
+            (
+                "adrec prepare --config configs/kuairand_two_logs.yaml --out RUN"
+                " data.raw=FOLDER",
+                "python benchmarks/multi_task.py RUN/data --seeds 0 1 2",
+            ),
+            (Table("mean (deviation) over the seeds", ("labels", label)),),
+        )
+        for label in ("click", "engagement", "value")
+    ),
+    *(
+        Question(
+            f"How near do towers come to what a known law allows ({size})?",
+            result,
+            (command,),
+            (Table("mean (deviation) over the seeds", ("summary",)),),
+        )
+        for size, result, command in (
+            (
+                "the size of the demo",
+                "known_world",
+                "python benchmarks/known_world.py --seeds 0 1 2",
+            ),
+            (
+                "ten million rows",
+                "known_world_10m",
+                "python benchmarks/known_world.py --name known_world_10m --seeds 0 1 2"
+                " --set 'data.synthetic={rows: 10000000, ads: 50000, users: 10000}'"
+                " train.batch_size=2048",
+            ),
+            (
+                "ten million rows, wide",
+                "known_world_10m_wide",
+                "python benchmarks/known_world.py --name known_world_10m_wide --seeds 0"
+                " --set 'data.synthetic={rows: 10000000, ads: 50000, users: 10000}'"
+                " train.batch_size=1024 train.precision=bfloat16"
+                " retrieval.embedding_dim=32 'retrieval.hidden=[512]'",
+            ),
+        )
+    ),
+    *(
+        Question(
+            f"How near does the served score come, with {int(rows):,} rows?",
+            "known_world_curve",
+            ("python benchmarks/known_world_curve.py",),
+            (Table("of the seeds that were run", ("runs", rows)),),
+        )
+        for rows in ("120000", "1000000")
+    ),
+    *(
+        Question(
+            f"How do recommenders of the literature do on {data}?",
+            f"classics_{name}",
+            (
+                f"adrec prepare --config configs/{config}.yaml --out RUN data.raw=FILE",
+                f"python benchmarks/classics.py RUN --name {name}",
+            ),
+            (
+                Table(
+                    "seed 0, every item a candidate",
+                    ("runs", "*", "0", "full", "metrics"),
+                ),
+            ),
+        )
+        for data, name, config in (
+            ("Amazon Beauty", "beauty", "amazon_beauty"),
+            ("Amazon Video Games", "games_10k", "amazon_video_games"),
+            ("MovieLens 1M", "movielens_1m", "movielens_1m"),
+        )
+    ),
+    Question(
+        "How much of the best list's worth is lost in a known world?",
+        "regret",
+        ("adrec run --demo", "python benchmarks/regret.py --run runs/demo"),
+        (Table("share lost, mean (deviation) over the worths", ("regret",)),),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Recommenders of the literature, and the protocols by which it compares them."""

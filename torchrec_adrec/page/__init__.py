@@ -1,0 +1,1 @@
+"""`adrec page`: a finished run in the browser. Only `app.py` knows Streamlit."""
