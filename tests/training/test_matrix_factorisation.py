@@ -62,8 +62,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(model: Any, side: str, feature: str) -> np.ndarray:
     """The whole table of a feature, on one rank."""
-    name = f"{side}_tower.tables.embedding_bags.{side}_{feature}.weight"
-    (value,) = (v for n, v in model.state_dict().items() if n.endswith(name))
+    tables = model.state_dict().items()
+    (value,) = (v for n, v in tables if n.endswith(f".{side}_{feature}.weight"))
     return np.asarray(value.local_shards()[0].tensor)
 
 
@@ -84,6 +84,28 @@ def test_it_learns_from_positives_alone_and_stops_at_the_best(
     assert np.isnan(metrics["test"]["click"]["auc"])
     assert json.loads((tmp_path / "metrics.json").read_text())["test"]
     _check_judge(trainer, history[best])
+
+
+def test_attention_over_one_table_learns_from_positives_alone(
+    data: Path, process: Process, tmp_path: Path
+) -> None:
+    """With tables of float16, activations computed again, and the same judge."""
+    settings = (
+        "retrieval={features: [history, item], score_bias: false, temperature: 0.3}",
+        "retrieval={tables_precision: float16, history: {encoder: attention}}",
+        "train.checkpoint_activations=true",
+    )
+    config = load_config(None, [*MF, *settings])
+    trainer = Trainer("retrieval", config, process, data, tmp_path)
+    metrics = trainer.fit()
+    history = dict(metrics["train"]["validation"])
+    print(history)
+    assert max(history.values()) > 0.55
+    table = weights(trainer.model, "ad", "item")
+    assert table.dtype == np.float16 and table.shape == (GROUPS * ITEMS + 2, 8)
+    judge = CatalogJudge(data, trainer.schema, config, process)
+    best = metrics["checkpoint"]["step"]
+    assert judge.figures(trainer.model)["ndcg@10"] == pytest.approx(history[best])
 
 
 def _check_judge(trainer: Trainer, expected: float) -> None:
@@ -135,6 +157,13 @@ def test_what_cannot_be_learnt_or_built_is_refused(
         (["train.evaluate_every=5", "retrieval.alpha=0"], "judge=ndcg@10"),
         (["retrieval.score_bias=true"], "set similarity to dot"),
         (["retrieval.projection=false"], "set hidden to"),
+        (
+            [
+                "retrieval={projection: false, hidden: [], output_dim: 16}",
+                "retrieval.fusion=gated",
+            ],
+            "fusion gated needs projection",
+        ),
         (
             [
                 "data.adapter=table",

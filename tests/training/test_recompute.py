@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from torchrec_adrec.modules.attention import OneWayLayer
+from torchrec_adrec.modules.history import AttentionHistory
 from torchrec_adrec.training.recompute import recompute_activations
 
 
@@ -40,6 +41,24 @@ def test_gradients_are_the_same_and_less_is_kept() -> None:
         assert torch.equal(one, other)
     print(f"kept for backward: {kept} and {kept_again} bytes")
     assert kept_again < kept / 5
+
+
+def test_an_encoder_of_histories_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    encoder = AttentionHistory(length=3, dim=8, layers=2, heads=2, dropout=0.5)
+    items = torch.randn(4, 24)
+    results = []
+    for recomputes in (False, True):
+        if recomputes:
+            assert recompute_activations(encoder) == 2
+        encoder.zero_grad()
+        torch.manual_seed(1)
+        encoder(items).square().sum().backward()
+        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        results.append([gradient.clone() for gradient in gradients])
+    assert len(results[0]) > 0
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("is_training", [True, False])

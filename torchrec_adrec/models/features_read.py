@@ -56,8 +56,8 @@ def encoded_history(schema: Schema, side: Side, config: RetrievalConfig) -> str 
     if key not in [feature.name for feature in schema.bags_of(side)]:
         raise ConfigError(
             f"retrieval.history.encoder {config.history.encoder} reads the ids of the"
-            " ads in their order, and no list of the users that is read has those: name"
-            " the ads' column in the data (`history: {of: item}`), and both of them in"
-            " `retrieval.features` where that is set, or set mean"
+            " ads in their order, and no list of the users has those: name the ads'"
+            " column in the data (`history: {of: item}`), and the history and that"
+            " column in `retrieval.features` where that is set; or set mean"
         )
     return key

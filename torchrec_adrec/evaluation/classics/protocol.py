@@ -123,18 +123,18 @@ class ResultTable:
         Raises:
             DataError: it was judged in another way than the rows that are there.
         """
-        found = {**result["protocol"], "users": result["users"]}
+        conditions = {**result["protocol"], "users": result["users"]}
         differ = [
-            f"{key}={found.get(key)}, not {value}"
+            f"{key}={conditions.get(key)}, not {value}"
             for key, value in self.conditions.items()
-            if found.get(key) != value
+            if conditions.get(key) != value
         ]
         if differ:
             raise DataError(
                 f"{name} was judged with {'; '.join(differ)}: figures of two protocols"
                 " do not compare; make a table for each"
             )
-        self.conditions = found
+        self.conditions = conditions
         self.rows[name] = result["metrics"]
 
 
