@@ -5,11 +5,12 @@
     adrec index build --out RUN && adrec train ranking --out RUN
     python benchmarks/million.py RUN
 
-Encoding: ads/s of `adrec export` (catalog columns to a written file) beside the bare
-tower on batches that lie in memory, part after part in turns. Requests: from raw
+Encoding: ads/s of `adrec export` (catalog columns to written files) beside the bare
+tower on batches that lie in memory, in turns. Requests: from raw
 columns to ten ads, 500 candidates, one thread, 500 users one after another, each of
-them counted. The time from the start of a process to its first answer stands beside
-them, and what the gate measured when it published the index.
+them counted; then users/s of many at a time, as `adrec recommend --batch` takes them.
+The time from the start of a process to its first answer stands beside them, and what
+the gate measured when it published the index.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +34,7 @@ from timing import interleave, keep_result, ratio
 
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import tower_input
+from torchrec_adrec.data.request import raw_users
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.export.encode import encode_parts
 from torchrec_adrec.export.parts import Parts
@@ -40,14 +43,14 @@ from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import restore_whole
 
-ADS, ROUNDS, BATCH = 131_072, 5, 4096
+ROUNDS, BATCH, MANY = 3, 4096, 200
 FIRST_ANSWER = """
 import json, sys, time
 from pathlib import Path
 from torchrec_adrec.serve.recommender import Recommender
 run = Path(sys.argv[1])
 users = json.loads((run / "data/example_users.json").read_text())
-Recommender.load(run).recommend(users[0])
+Recommender.load(run, engine=sys.argv[2]).recommend(users[0])
 """
 
 
@@ -58,16 +61,19 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="a finished run")
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--engine", default="auto", help="of the ranker")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with process_group("cpu") as process:
         encoding = _encoding(args.run, process)
-    first = [_first_answer(args.run) for _ in range(3)]
-    requests = _requests(args.run, args.requests)
+    first = [_first_answer(args.run, args.engine) for _ in range(3)]
+    requests = _requests(args.run, args.requests, args.engine)
     figures = {
+        "engine": args.engine,
         "encoding": encoding,
         "seconds to the first answer": first,
         "requests": requests,
+        "users per second in a batch": _batch(args.run, args.engine),
         "gate": _gate(args.run),
     }
     keep_result("million", figures)
@@ -75,9 +81,9 @@ def main() -> None:
 
 
 def _encoding(run: Path, process: Process) -> dict[str, Any]:
-    """Time the export of some parts, and the tower alone on the same rows."""
+    """Time the export of all ads, and the tower alone on the same rows."""
     data = run / "data"
-    schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)[:ADS]
+    schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
     task, _ = restore_whole("retrieval", run, schema)
     tower, columns = task.model.ad_tower, schema.columns_of(Side.AD)
     similarity = EmbeddingManifest.load(run / "export").similarity
@@ -110,16 +116,16 @@ def _encoding(run: Path, process: Process) -> dict[str, Any]:
     }
 
 
-def _first_answer(run: Path) -> float:
+def _first_answer(run: Path, engine: str) -> float:
     """Seconds from the start of a process to its first answer, imports included."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", FIRST_ANSWER, str(run)], check=True)
+    subprocess.run([sys.executable, "-c", FIRST_ANSWER, str(run), engine], check=True)
     return round(time.perf_counter() - began, 2)
 
 
-def _requests(run: Path, count: int) -> dict[str, dict[str, float]]:
+def _requests(run: Path, count: int, engine: str) -> dict[str, dict[str, float]]:
     """Milliseconds of each stage of single requests, and of whole calls."""
-    recommender = Recommender.load(run)
+    recommender = Recommender.load(run, engine=engine)
     users = json.loads((run / "data/example_users.json").read_text())
     stages: dict[str, list[float]] = {}
     ask: Callable[[Any], Any] = partial(recommender.recommend, top=10)
@@ -133,6 +139,20 @@ def _requests(run: Path, count: int) -> dict[str, dict[str, float]]:
         name: {f"p{q}": round(float(np.percentile(v, q)), 2) for q in (50, 95, 99)}
         for name, v in stages.items()
     }
+
+
+def _batch(run: Path, engine: str) -> float:
+    """Users/s of `Recommender.recommend_many`, the median of some rounds."""
+    recommender = Recommender.load(run, engine=engine)
+    users = json.loads((run / "data/example_users.json").read_text())[:MANY]
+    raw = raw_users(pl.DataFrame(users), recommender.encoder.schema)
+
+    def recommend() -> None:
+        for _ in recommender.recommend_many(raw, 10):
+            pass
+
+    seconds = interleave({"batch": recommend}, ROUNDS)["batch"]
+    return round(len(users) / median(seconds), 1)
 
 
 def _gate(run: Path) -> dict[str, Any]:

@@ -14,6 +14,15 @@ QUALITY = (
         (Table("mean (deviation) over the seeds", ("fits",)),),
     ),
     Question(
+        "What does the recommended configuration reach on Criteo, raw file to ranker?",
+        "criteo_kaggle_recommended",
+        (
+            "python benchmarks/runs.py --config configs/criteo_kaggle.yaml --name"
+            " criteo_kaggle_recommended --seeds 0 1 2 --set data.raw=PATH",
+        ),
+        (Table("test rows", ("summary",)),),
+    ),
+    Question(
         "What do plain towers and a plain ranker reach on Criteo?",
         "criteo_kaggle",
         (

@@ -14,7 +14,7 @@ from torchrec_adrec.certify.certify import certify
 from torchrec_adrec.certify.eager import Computed, Pairs, compute
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.distributed import checkpoint_files
-from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.modules.embeddings import table_of
 from torchrec_adrec.runs.stages import RANKING, RETRIEVAL
 from torchrec_adrec.serve.recommender import Recommender
@@ -67,14 +67,15 @@ def test_both_stages_have_one_table_of_the_item(run: Path) -> None:
 
 
 def test_a_ranker_of_means_begins_with_that_table_twice(
-    run: Path, tmp_path: Path, process: Process
+    run: Path, tmp_path: Path
 ) -> None:
     """Its history has the item's ids, and the towers have no table of their means."""
     for stage in ("data", "retrieval"):
         shutil.copytree(run / stage, tmp_path / "run" / stage)
     frozen = ("ranking.history=mean", "ranking.tables=frozen", "train.epochs=1")
     config = load_config(run / "retrieval/config.yaml", frozen)
-    train_ranker(tmp_path / "run", config, process)
+    with process_group("cpu") as process:
+        train_ranker(tmp_path / "run", config, process)
     shared, of_ranker = tables(run, "retrieval"), tables(tmp_path / "run", "ranking")
     expected = {name: shared.get(name, shared["ad_item"]) for name in of_ranker}
     assert set(expected) == {"user_uid", "user_history", "ad_item"}

@@ -243,7 +243,7 @@ def test_figures_of_another_checkpoint_are_refused(run: Path, tmp_path: Path) ->
     ("part", "message"),
     [
         (lambda r: r.scorer.ranker, r"the ranker: 5\d of 5\d predictions of click are"),
-        (lambda r: r.retriever.tower, "the towers' vector of the user is not finite"),
+        (lambda r: r.parts.towers, "the towers' vector of the user is not finite"),
     ],
 )
 def test_a_prediction_that_is_not_finite_is_an_error(

@@ -162,7 +162,8 @@ import subprocess, sys
 from torchrec_adrec.pipeline.pipeline import _wait
 stage = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7));"
 stage += "print('ready', flush=True); time.sleep(60)"
-sys.exit(_wait(subprocess.Popen([sys.executable, "-c", stage])))
+code, stop = _wait(subprocess.Popen([sys.executable, "-c", stage]))
+sys.exit(code if stop == 15 else 1)
 """
     job = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY

@@ -20,16 +20,16 @@ EXACT = 1e-6  # a few roundings of numbers near 1
 
 def encoder(kind: str, length: int = LENGTH) -> HistoryEncoder:
     torch.manual_seed(1)
-    encode: HistoryEncoder
+    module: HistoryEncoder
     if kind == "gru":
-        encode = GRUHistory(length, DIM, layers=2, dropout=0.5)
+        module = GRUHistory(length, DIM, layers=2, dropout=0.5)
     else:
-        encode = AttentionHistory(length, DIM, layers=2, heads=2, dropout=0.5)
+        module = AttentionHistory(length, DIM, layers=2, heads=2, dropout=0.5)
     # Positions start so near to 0 that a wrong one would hardly show.
-    for name, weight in encode.named_parameters():
+    for name, weight in module.named_parameters():
         if name in ("positions", "start"):
             nn.init.normal_(weight)
-    return encode.eval()
+    return module.eval()
 
 
 def histories(lengths: list[int], places: int = LENGTH) -> Tensor:
@@ -95,23 +95,23 @@ def outputs(encode: AttentionHistory, items: Tensor) -> Tensor:
 
 
 def test_a_later_item_never_changes_an_earlier_output() -> None:
-    encode = encoder("attention")
-    assert isinstance(encode, AttentionHistory)
+    module = encoder("attention")
+    assert isinstance(module, AttentionHistory)
     items = histories([LENGTH]).view(1, LENGTH, DIM)
-    before = outputs(encode, items)
+    before = outputs(module, items)
     for place in range(LENGTH):
         other = items.clone()
         other[0, place] *= -1  # a norm takes no notice of a constant
-        changed = (outputs(encode, other) - before).abs().amax(dim=(0, 2))
+        changed = (outputs(module, other) - before).abs().amax(dim=(0, 2))
         # Token 0 is the learned one, so that of a place stands one further.
         assert changed[: place + 1].max() == 0
         assert changed[place + 1 :].min() > 1e-4
-    assert (encode(items.flatten(1)) - before[:, -1]).abs().max() < EXACT
+    assert (module(items.flatten(1)) - before[:, -1]).abs().max() < EXACT
 
 
 def test_the_gru_is_that_of_packed_sequences() -> None:
-    encode = encoder("gru")
-    assert isinstance(encode, GRUHistory)
+    module = encoder("gru")
+    assert isinstance(module, GRUHistory)
     lengths = [1, 4, LENGTH, 2]
     flat = histories(lengths)
     packed = pack_padded_sequence(
@@ -120,9 +120,9 @@ def test_the_gru_is_that_of_packed_sequences() -> None:
         batch_first=True,
         enforce_sorted=False,
     )
-    start = encode.start.expand(2, len(lengths), DIM).contiguous()
-    _, states = encode.gru(packed, start)
-    assert (encode(flat) - states[-1]).abs().max() < EXACT
+    start = module.start.expand(2, len(lengths), DIM).contiguous()
+    _, states = module.gru(packed, start)
+    assert (module(flat) - states[-1]).abs().max() < EXACT
 
 
 @pytest.mark.parametrize("kind", ["attention", "gru"])

@@ -220,7 +220,10 @@ def test_a_run_prints_a_line_a_stage_and_then_its_tables(finished_run: Path) -> 
     assert "torchx" not in printed and "plan |" not in printed
     log = (finished_run / RUN_LOG).read_text()
     assert "plan | user_C1 " in log and "components.py:ddp -j 1x2" in log
-    assert f"Report: {finished_run}/report.md\nLog: {finished_run}/run.log" in printed
+    reports = (
+        f"Report: {finished_run}/report.html\nReport as text: {finished_run}/report.md"
+    )
+    assert f"{reports}\nLog: {finished_run}/run.log" in printed
 
 
 def test_verbose_shows_what_the_stages_print(finished_run: Path) -> None:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from http.client import HTTPResponse
+from typing import Any
 
 import pytest
 from fake_run import FakeRun, listening
@@ -22,9 +23,20 @@ def connect(port: int, data: bytes) -> socket.socket:
     return connection
 
 
+class ReadByByte:
+    """A connection of which nothing is read ahead: it may be the next answer's."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+
+    def makefile(self, _: str) -> Any:
+        return self.connection.makefile("rb", buffering=1)
+
+
 def status_of(connection: socket.socket) -> int:
     """Read one whole answer."""
-    response = HTTPResponse(connection)
+    single: Any = ReadByByte(connection)
+    response = HTTPResponse(single)
     response.begin()
     response.read()
     return response.status
