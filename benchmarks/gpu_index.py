@@ -24,7 +24,7 @@ from index_vectors import falling_clusters
 from timing import interleave, keep_result
 
 from torchrec_adrec.arrays import Float32s, Int64s
-from torchrec_adrec.config.run import IndexDevice
+from torchrec_adrec.config.index import IndexDevice
 from torchrec_adrec.index.device import Gpus, bytes_on_each, find_gpus, place
 from torchrec_adrec.index.device_build import assigner, trainer_on
 from torchrec_adrec.index.exported import Exported

@@ -30,13 +30,13 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.attainable import KnownRows
 from torchrec_adrec.evaluation.bootstrap import interval, resampled_means
+from torchrec_adrec.evaluation.encode import encode
 from torchrec_adrec.evaluation.exact_search import BlockScorer, search
 from torchrec_adrec.evaluation.known_world import expected_auc
 from torchrec_adrec.evaluation.predict import split_logits
 from torchrec_adrec.evaluation.ranking_metrics import many_relevant
 from torchrec_adrec.evaluation.scorers import InnerProduct, Popularity
 from torchrec_adrec.evaluation.true_top import TrueTop
-from torchrec_adrec.export.encode import encode
 from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.tasks.sharded import restore
 

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+LONG = ("seconds", "runs")
 
 
 def interleave(
@@ -34,7 +35,10 @@ def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
 
 
 def keep_result(name: str, figures: dict[str, Any]) -> None:
-    """Write the raw figures with the machine they come from, and print them."""
+    """Write the raw figures with the machine they come from, and print them.
+
+    Long lists, `seconds` and `runs`, are not printed.
+    """
     machine = {
         "processor": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -45,5 +49,5 @@ def keep_result(name: str, figures: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine, **figures}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")
-    shown = {key: value for key, value in figures.items() if key != "seconds"}
+    shown = {key: value for key, value in figures.items() if key not in LONG}
     print(json.dumps(shown, indent=1))

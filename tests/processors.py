@@ -19,7 +19,7 @@ TESTS = (
     "tests/distributed/test_parity.py",
     "tests/losses/test_pointwise.py",
     "tests/losses/test_pairwise.py",
-    "tests/losses/test_in_batch_softmax.py",
+    "tests/losses/test_sampled_softmax.py",
     "tests/losses/test_losses_over_ranks.py",
     "tests/losses/test_chunked_softmax.py",
     "tests/losses/test_device_blocks.py",

@@ -42,6 +42,9 @@ def test_extends_then_overrides(tmp_path: Path) -> None:
         ("ranking.optimizer.dense_lr=0.0", "greater than 0, found 0"),
         ("train=3", "train: expected a block of keys (batch_size, "),
         ("sharding.types=[data_parallel]", "table_wise"),
+        ("retrieval.log_q=yess", "'none', 'standard' or 'without_positive'"),
+        ("retrieval.in_batch_negatives=false", "there is no negative"),
+        ("retrieval.hardest_rise=0.5", "leads to `hardest`"),
     ],
 )
 def test_a_wrong_override_is_explained(override: str, message: str) -> None:
@@ -136,3 +139,12 @@ def test_no_message_speaks_of_classes(value: str) -> None:
         assert not any(name in message.split() for name in names), message
         for term in ("instance of", "discriminator", "extract"):
             assert term not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("true", "without_positive"), ("false", "none"), ("standard", "standard")],
+)
+def test_corrections_that_were_true_and_false_still_are(given: str, meant: str) -> None:
+    config = load_config(None, [f"retrieval.log_q={given}"])
+    assert config.retrieval.log_q == meant

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from built_index import D, K, N, built, clustered_corpus, corpus
 
-from torchrec_adrec.config.run import IndexConfig
+from torchrec_adrec.config.index import IndexConfig
 from torchrec_adrec.errors import GateError
 from torchrec_adrec.index.gate import tune_and_validate
 from torchrec_adrec.index.kinds import KINDS

@@ -22,7 +22,7 @@ from torchrec_adrec.distributed.optimizer import build_optimizer, fuse_table_opt
 from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.errors import CheckpointError
 from torchrec_adrec.schema import Schema
-from torchrec_adrec.config.train import OptimizerConfig
+from torchrec_adrec.config.optimizer import OptimizerConfig
 
 TW, RW, CW = "table_wise", "row_wise", "column_wise"
 folder, schema = Path({folder!r}), Schema.load(Path({schema!r}))

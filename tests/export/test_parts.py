@@ -14,6 +14,7 @@ from trained_run import SETTINGS
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ManifestError
+from torchrec_adrec.evaluation.encode import NORM_TOLERANCE, encode_rows
 from torchrec_adrec.export import encode
 from torchrec_adrec.export.export import QUERIES, export
 from torchrec_adrec.export.parts import Parts, rows_of_a_part, write_vectors
@@ -168,7 +169,7 @@ def test_half_floats_are_near_and_are_served(
     with pytest.raises(ManifestError, match="gives other ads"):
         replace(proof, manifest=indexed.model_copy(update={"embeddings": full})).check()
     norms = np.linalg.norm(rounded, axis=1)
-    np.testing.assert_allclose(norms, 1, atol=encode.NORM_TOLERANCE)
+    np.testing.assert_allclose(norms, 1, atol=NORM_TOLERANCE)
 
 
 def test_vectors_that_cannot_be_compared_are_not_written(
@@ -178,8 +179,7 @@ def test_vectors_that_cannot_be_compared_are_not_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoded = encode.encode_rows
-    monkeypatch.setattr(encode, "encode_rows", lambda *args: encoded(*args) * 2)
+    monkeypatch.setattr(encode, "encode_rows", lambda *args: encode_rows(*args) * 2)
     with pytest.raises(CheckpointError, match="not of length 1"):
         exported(run, config, process, tmp_path)
     assert not list(tmp_path.glob("part-*"))

@@ -17,7 +17,7 @@ from torchrec_adrec.losses.anchors import anchors_of
 from torchrec_adrec.losses.gather import gather
 from torchrec_adrec.losses.mean import global_means
 from torchrec_adrec.losses.pointwise import click_loss
-from torchrec_adrec.losses.softmax import in_batch_softmax
+from torchrec_adrec.losses.softmax import sampled_softmax
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -58,7 +58,7 @@ def joint_loss(
         ad.register_hook(change)
     clicks = click_loss((user * ad).sum(1), labels[rows], torch.ones(len(rows)))
     anchors = anchors_of((labels[rows] == 1).float())
-    contrast = in_batch_softmax(user, ad, rows % 5, log_q[rows], anchors, 0.5)
+    contrast = sampled_softmax(user, ad, rows % 5, log_q[rows], anchors, 0.5)
     loss = global_means([clicks, contrast]).sum()
     loss.backward()
     sums = [loss.detach().clone(), *(weight.grad for weight in weights)]

@@ -7,7 +7,7 @@ import torch
 from conftest import StepsWith
 from torch import Tensor
 
-from torchrec_adrec.config.train import OptimizerConfig
+from torchrec_adrec.config.optimizer import OptimizerConfig
 from torchrec_adrec.distributed.optimizer import rate
 from torchrec_adrec.training.step_runner import StepRunner
 

@@ -209,6 +209,10 @@ def test_ads_that_only_held_out_rows_show_are_no_negatives(prepared: Path) -> No
     assert hidden not in drawn and len(set(drawn)) == len(catalog) - 1
     shares = negatives.mixed(torch.from_numpy(negatives.columns[LOG_Q])).exp()
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+    # Where the ads of the rows are no negatives, all ads are drawn equally often.
+    alone = UniformNegatives(prepared, schema, 500, 32, 0, in_batch=False)
+    shares = alone.mixed(torch.from_numpy(alone.columns[LOG_Q])).exp()
+    assert shares.tolist() == pytest.approx([1 / len(shares)] * len(shares))
 
 
 def test_the_mixture_that_ads_are_drawn_from_goes_where_the_batch_goes(

@@ -11,17 +11,18 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from torchrec_adrec.config.base import Count, Fraction, Rate, Seed, Settings
+from torchrec_adrec.config.base import Count, Seed, Settings
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.config.errors import explain
 from torchrec_adrec.config.formula import Formula
+from torchrec_adrec.config.index import IndexConfig
 from torchrec_adrec.config.serve import ServeConfig
 from torchrec_adrec.config.sharding import ShardingConfig
 from torchrec_adrec.config.train import RankingConfig, RetrievalConfig, TrainConfig
 from torchrec_adrec.errors import ConfigError, reason
 
+LOG_LOSS = "log_loss"
 VectorType = Literal["fp32", "fp16"]
-IndexDevice = Literal["auto", "cpu", "gpu"]
 
 
 class ExportConfig(Settings):
@@ -58,62 +59,6 @@ class EvaluationConfig(Settings):
     min_effective_rows: Count = 100
     """Effective number of rows below which an off-policy estimate is refused: with 100
     its standard error is about a tenth of the reward's standard deviation."""
-
-
-class IndexConfig(Settings):
-    """The FAISS index over all ads, in shards."""
-
-    kind: Literal[
-        "auto",
-        "exact",
-        "ivf_flat",
-        "ivf_sqfp16",
-        "ivf_sq8",
-        "ivf_sq8_refined",
-        "ivf_pq_refined",
-        "ivf_rabitq_refined",
-        "pca_ivf_sq8_refined",
-        "hnsw",
-    ] = "auto"
-    """auto: exact where that is as fast (up to 100,000 ads, more than 1% of all ads
-    retrieved, or vectors without near neighbours), else inverted lists of the code that
-    suits the vectors. It says what it chose and why. The other kinds stand in
-    docs/index.md with what was measured of each."""
-    build: dict[str, Annotated[int, Field(ge=0)]] = Field({})
-    """Build parameters of the kind, as {nlist: 4000}; those that are left out follow
-    from the number of ads and the width of a vector. `auto` takes none."""
-    search: dict[str, Rate] = Field({})
-    """Search parameters that are not to be tuned, as {nprobe: 64}. The recall that they
-    give is measured all the same."""
-    memory_gib: Rate = 0
-    """Memory that `auto` may fill with the index, in GiB; 0: as much as it takes."""
-    shards: Count = 2
-    """Number of files in which the index lies. At least the number of ranks that build
-    it, because a rank works on whole files."""
-    device: IndexDevice = "cpu"
-    """Where lists are trained, ads are assigned to them, and searches run, also when
-    serving. auto: on the NVIDIA GPUs that FAISS sees, or else on the CPU, and it says
-    which. gpu: an error where there is none, or where kind, size or candidates do not
-    fit one. What nobody has run on more than one card stands in docs/gpu.md."""
-    target_recall: Fraction = 0.95
-    """Recall at `recommend.candidates`, against brute force, below which the index is
-    not published."""
-    queries: Count = 1_000
-    """Number of held-out users whose ads the gate searches. Half of them choose the
-    search parameters, the other half judge them."""
-    keep_versions: Count = 3
-    """Number of published versions that stay, the current one among them: `adrec
-    versions rollback` goes back to one at once."""
-    max_changed: Fraction = 0.05
-    """Share of the index's ads that `adrec index update` may add, replace or remove
-    before `adrec index compact` must build them in: added ads are compared one by one
-    in every search, and removed ones are passed over."""
-
-    @model_validator(mode="after")
-    def _auto_builds_as_it_chooses(self) -> Self:
-        if self.kind == "auto" and self.build:
-            raise ValueError("build parameters need a kind: name one beside `build`")
-        return self
 
 
 EngineName = Literal["float32", "bfloat16", "int8", "compiled", "auto"]
@@ -204,6 +149,30 @@ class Config(Settings):
                         f" product already: leave {given} out of the formula"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _a_log_loss_that_is_judged_is_learnt(self) -> Self:
+        towers = self.retrieval
+        if self.positives_alone and towers.alpha > 0:
+            raise ValueError(
+                f"retrieval.alpha is {towers.alpha:g}, but with `positives_only` and"
+                " `negatives: 0` every row is a click, which teaches no log loss; set"
+                " retrieval.alpha=0, or draw negatives"
+            )
+        if not towers.alpha and self.train.evaluate_every and towers.judge == LOG_LOSS:
+            raise ValueError(
+                "retrieval.alpha is 0, so the log loss by which `train.evaluate_every`"
+                " would choose a checkpoint is not learnt; set retrieval.judge=ndcg@10"
+            )
+        return self
+
+    @property
+    def positives_alone(self) -> bool:
+        """Whether every row is a click, and no negatives are drawn."""
+        if self.data.table is None:
+            return False
+        first = next(iter(self.data.table.labels.values()))
+        return first.positives_only and not first.negatives
 
     @property
     def data_seed(self) -> int:

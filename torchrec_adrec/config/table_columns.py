@@ -142,8 +142,10 @@ class LabelColumn(_Column):
     """Every row is a positive, and no column says so: `prepare` draws negatives, for
     each row out of the ads that the log had shown until then, without those that the
     user took. It needs `user_id`; the first label alone can be so."""
-    negatives: Annotated[int, Field(ge=1, le=1000)] = 4
-    """Drawn for each positive, with `positives_only`."""
+    negatives: Annotated[int, Field(ge=0, le=1000)] = 4
+    """Drawn for each positive, with `positives_only`. 0: none; towers are then trained
+    by their contrast alone (`retrieval.alpha: 0`), and a ranker has nothing to learn.
+    """
     negatives_by: Literal["popularity", "uniform"] = "popularity"
     """popularity: an ad is as likely as it was taken until then. uniform: all ads that
     existed are equally likely."""

@@ -4,106 +4,38 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from torchrec_adrec.config.base import Count, Fraction, Rate, Settings
-from torchrec_adrec.config.history import Dropout, HistoryConfig
+from torchrec_adrec.config.base import Count, Fraction, Settings
+from torchrec_adrec.config.contrast import ContrastSettings
+from torchrec_adrec.config.history import Dropout
 from torchrec_adrec.config.objectives import (
     Conditional,
     LabelWeight,
     Share,
     parents_first,
 )
-
-# At 0 nothing is learnt, without any error; `ranking.tables` is how tables are frozen.
-LearningRate = Annotated[float, Field(gt=0)]
-
-
-class OptimizerConfig(Settings):
-    """Row-wise Adagrad for the tables (fused into backward), AdamW for the rest."""
-
-    tables_lr: LearningRate = 0.02
-    """Learning rate of the embedding tables."""
-    dense_lr: LearningRate = 0.001
-    """Learning rate of all other parameters."""
-    weight_decay: Rate = 1e-5
-    """Of AdamW; the tables have none."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which both learning rates rise from 0."""
-    decay: Literal["none", "linear", "cosine"] = "none"
-    """How both learning rates fall to 0 between the warm-up and the last step."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the dense gradient. Tables are updated inside backward, before
-    the norm is known; row-wise Adagrad scales them by their own history instead."""
-    accumulate: Count = 1
-    """Number of steps whose dense gradients are averaged for one dense update; tables
-    are updated in every step."""
+from torchrec_adrec.config.optimizer import OptimizerConfig
+from torchrec_adrec.config.towers import TowerSettings
 
 
-class RetrievalConfig(Settings):
+class RetrievalConfig(TowerSettings, ContrastSettings):
     """The two towers and the loss that they are trained with."""
 
-    embedding_dim: Count = 16
-    """Columns of every embedding table."""
-    hidden: tuple[Count, ...] = (256,)
-    """Hidden layers of each tower."""
-    output_dim: Count = 64
-    """Width of the vectors of users and ads, which are exported and searched. An ad's
-    bytes in the index grow with it."""
-    dropout: Dropout = 0.1
-    """Share of the activations that a training step leaves out."""
-    history: HistoryConfig = HistoryConfig()
-    similarity: Literal["cosine", "dot", "additive"] = "cosine"
-    """How a user vector and an ad vector become a score; the index metric follows from
-    it. additive: the user's number plus the ad's, so that all users have the same order
-    of ads (a baseline)."""
-    click_bias: bool = True
-    """Add a number of the user and one of the ad to the click's logit, from narrow
-    tables that serve nothing else. On Criteo it raised the towers' AUC from 0.741 to
-    0.759 and recall@100 from 0.79 to 0.83 (test, one seed; chosen on the validation
-    split)."""
-    fusion: Literal["concat", "gated"] = "concat"
-    """How a tower joins its fields. concat: side by side, before the hidden layers.
-    gated: each field's vector times a learned gate, summed; a number is a field with a
-    vector of its own. The gates of each side stand in the report."""
-    statistics: bool = True
-    """Whether the vectors read the statistics of values; the biases always do. On
-    Criteo they cost the towers a recall@10 of 0.65 to 0.53 (one seed), as they tell who
-    clicks and not what belongs together."""
     alpha: Fraction = 0.9
     """Weight of the click's cross-entropy; the rest is the contrast. On Criteo 0.7 gave
     AUC 0.748 and recall@100 0.81, 0.98 gave 0.769 and 0.53 (validation)."""
-    contrast: Literal["softmax", "bpr", "triplet"] = "softmax"
-    """The loss that sets clicked ads apart from others: the in-batch softmax, or losses
-    of pairs (for comparison)."""
-    temperature: Annotated[float, Field(gt=0)] = 0.02
-    """Divides the score inside the contrast. On Criteo 0.2 gave recall@100 0.36, and
-    0.02 gave 0.77 with the better AUC (validation)."""
-    learn_temperature: bool = False
-    """Start at `temperature` and learn it."""
-    log_q: bool = True
-    """Correct the softmax for how often each ad is drawn. Without it popular ads are
-    pushed down."""
-    uniform_negatives: Annotated[int, Field(ge=0)] = 0
-    """Number of ads that each step (over all ranks) draws uniformly from those that
-    training showed, in addition to the batch's; log_q is then that of the mixture."""
+    judge: Literal["log_loss", "ndcg@10", "recall@10"] = "log_loss"
+    """The validation figure by which `train.evaluate_every` chooses the best checkpoint
+    and `train.patience` stops: the click's log loss, or where the exact search of the
+    whole catalog puts the ads of validation clicks. Ads of a user's history are no
+    candidates, as they are no negatives. With `alpha` 0 no log loss is learnt."""
+    judge_queries: Count = 5_000
+    """Validation clicks that the search is made for, drawn with `seed` where there are
+    more."""
     optimizer: OptimizerConfig = OptimizerConfig()
     init_from: str = ""
     """Checkpoint of another run, with whose weights training begins (`--from`)."""
     allow_new_tables: bool = False
     """List parameters that do not fit `init_from`, and leave them as initialised."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.embedding_dim % self.history.heads:
-            raise ValueError(
-                f"embedding_dim {self.embedding_dim} must be a multiple of"
-                f" history.heads {self.history.heads}"
-            )
-        return self
-
-    @property
-    def vector_dim(self) -> int:
-        """D, the width of the vectors that are exported and searched."""
-        return 2 if self.similarity == "additive" else self.output_dim
 
 
 CalibrationKind = Literal["none", "temperature", "platt", "isotonic"]
@@ -252,6 +184,11 @@ class TrainConfig(Settings):
     the point. Tables, logits and the optimizers stay float32."""
     compile: bool = False
     """torch.compile of the towers' dense parts; costs half a minute at the start."""
+    checkpoint_activations: bool = False
+    """Keep the inputs of each attention layer alone, and compute what is inside again
+    in backward: less memory for more time, and the same gradients. A ranker of four
+    layers took 1,203 MiB in place of 1,938 (`benchmarks/memory.py`). Without effect on
+    models without attention."""
     graphs: bool = True
     """On one GPU: run heads, loss and their backward pass as one CUDA graph, which
     costs the host one launch in place of some 150. Without effect where the schema has

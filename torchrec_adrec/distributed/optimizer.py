@@ -16,7 +16,7 @@ from torchrec.optim.keyed import (
 )
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from torchrec_adrec.config.train import OptimizerConfig
+from torchrec_adrec.config.optimizer import OptimizerConfig
 from torchrec_adrec.distributed.constraints import COLLECTIONS
 
 

@@ -22,8 +22,8 @@ from torchrec_adrec.data.prepare.catalog_columns import (
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
 from torchrec_adrec.data.request import BadRowError, raw_ads
 from torchrec_adrec.errors import ManifestError
+from torchrec_adrec.evaluation.encode import check_vectors
 from torchrec_adrec.export.ad_file import AdRows
-from torchrec_adrec.export.encode import check_vectors
 from torchrec_adrec.index.manifest import EmbeddingManifest, vectors_of
 from torchrec_adrec.runs.stages import DATA, EXPORT, RETRIEVAL
 from torchrec_adrec.schema import AD_ID, Side

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from torchrec_adrec.arrays import Float32s
-from torchrec_adrec.config.run import IndexConfig
+from torchrec_adrec.config.index import IndexConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ManifestError

@@ -26,6 +26,7 @@ from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.checkpoint import Checkpoint
 from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.evaluation.encode import encode
 from torchrec_adrec.evaluation.full_catalog import (
     clicks_of,
     held_out_clicks,
@@ -33,11 +34,7 @@ from torchrec_adrec.evaluation.full_catalog import (
     judge_towers,
 )
 from torchrec_adrec.evaluation.pictures import recall_by_popularity
-from torchrec_adrec.export.encode import (
-    encode,
-    encode_examples,
-    encode_parts,
-)
+from torchrec_adrec.export.encode import encode_examples, encode_parts
 from torchrec_adrec.export.parts import Parts, write_vectors
 from torchrec_adrec.index.embeddings import Embeddings
 from torchrec_adrec.index.manifest import EXAMPLES, EmbeddingManifest, load_vectors

@@ -11,7 +11,7 @@ from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.user_file import UserFile
 from torchrec_adrec.data.shared_file import shared_parquet
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.export.encode import check_vectors, encode_rows
+from torchrec_adrec.evaluation.encode import check_vectors, encode_rows
 from torchrec_adrec.export.parts import vector_column
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.runtime.progress import Progress

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from torchrec_adrec.arrays import Float32s, Int64s
-from torchrec_adrec.config.run import IndexDevice
+from torchrec_adrec.config.index import IndexDevice
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.index.kinds.kind import (
     IndexKind,

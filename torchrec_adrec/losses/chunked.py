@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchrec_adrec.losses.hardest import keep_hardest
 from torchrec_adrec.losses.known_gradients import LossAndGradients, with_known_gradients
 from torchrec_adrec.losses.matches import matches
 
@@ -25,11 +26,18 @@ class Candidates(NamedTuple):
         vectors: (N, D).
         correction: (N,), subtracted from the logits of all candidates but the target.
         ids: (N,) int64; another candidate with the target's id is excluded.
+        corrects_target: whether it is subtracted from the target's logit too.
+        hidden: (N,) bool, candidates that are negatives of no row; None: no candidate.
+        hardest: of a row's negatives only so many stay, those with the largest logits
+            (and more where logits are equal); None: all of them.
     """
 
     vectors: Tensor
     correction: Tensor
     ids: Tensor
+    corrects_target: bool = False
+    hidden: Tensor | None = None
+    hardest: int | None = None
 
 
 def chunked_cross_entropy(
@@ -43,10 +51,11 @@ def chunked_cross_entropy(
 
         p_i = softmax_j(rows_i . vectors_j - [j != target_i] correction_j)
 
-    It is differentiable in `rows` and `candidates.vectors`. Logits are made in float32
-    whatever autocast says: in bfloat16 a cosine of 1 over a temperature of 0.02 would
-    be off by 0.1. Under autocast the two products of the gradient are made in bfloat16:
-    their errors are relative to a probability, not to a logit.
+    without the candidates that `Candidates` leaves out. It is differentiable in `rows`
+    and `candidates.vectors`. Logits are made in float32 whatever autocast says: in
+    bfloat16 a cosine of 1 over a temperature of 0.02 would be off by 0.1. Under
+    autocast the two products of the gradient are made in bfloat16: their errors are
+    relative to a probability, not to a logit.
 
     Args:
         rows: (A, D), already divided by the temperature.
@@ -92,6 +101,8 @@ def _in_small_blocks(
         _write_logits(logits, rows[block], candidates, target[block])
         if excluded is not None:
             _exclude(logits, block, excluded)
+        if candidates.hardest is not None:
+            keep_hardest(logits, target[block], candidates.hardest)
         total -= _softmax(logits, target[block]) @ weights[block]
         # `_softmax` left the gradient by the logits in their place; a row's weight is
         # applied to the smaller factor of each product, not to the (M, N) matrix.
@@ -116,7 +127,11 @@ def _write_logits(
     """Write a block's corrected logits into `out`; an accidental hit becomes -inf."""
     torch.addmm(-candidates.correction, rows, candidates.vectors.T, out=out)
     row = torch.arange(len(out), device=out.device)
-    target_logits = out[row, target] + candidates.correction[target]
+    target_logits = out[row, target]
+    if not candidates.corrects_target:
+        target_logits = target_logits + candidates.correction[target]
+    if candidates.hidden is not None:
+        out.masked_fill_(candidates.hidden, -torch.inf)
     # The target has its own id too: it is masked with the hits, then written back.
     out[matches(candidates.ids[target], candidates.ids)] = -torch.inf
     out[row, target] = target_logits

@@ -13,6 +13,7 @@ from torchrec_adrec.losses.block import Block
 from torchrec_adrec.losses.chunked import Candidates
 from torchrec_adrec.losses.excluded import ExcludedCandidates
 from torchrec_adrec.losses.grad_logits import grad_logits
+from torchrec_adrec.losses.hardest import below_hardest
 from torchrec_adrec.losses.known_gradients import LossAndGradients, with_known_gradients
 from torchrec_adrec.losses.products import as_left, as_right, halves, wide_product
 
@@ -74,19 +75,46 @@ def _in_large_blocks(
     grad_vectors = torch.zeros_like(vectors)
     for first in range(0, len(rows), block_rows):
         block = slice(first, min(first + block_rows, len(rows)))
-        gradient, log_p = grad_logits(
-            Block(
-                wide_product(left[block], right),
-                scale,
-                candidates.correction,
-                candidates.ids,
-                target[block],
-                weights[block],
-                None if excluded is None else excluded.mask(block),
-            ),
-            dtype,
+        mask = None if excluded is None else excluded.mask(block)
+        logits = Block(
+            wide_product(left[block], right),
+            scale,
+            candidates.correction,
+            candidates.ids,
+            target[block],
+            weights[block],
+            mask,
         )
+        gradient, log_p = grad_logits(_with_choices(logits, candidates), dtype)
         total = total - log_p @ weights[block]
         grad_rows.append(wide_product(gradient, gradient_vectors))
         grad_vectors += wide_product(gradient.T, gradient_rows[block])
     return LossAndGradients(total, torch.cat(grad_rows or [rows]), grad_vectors)
+
+
+def _with_choices(block: Block, candidates: Candidates) -> Block:
+    """The block under the choices of the candidates that not every loss makes.
+
+    They are made of what a block has already, so the kernel need not know of them.
+    """
+    if candidates.hidden is not None:
+        hidden = candidates.hidden.expand_as(block.products)
+        block = block._replace(excluded=_union(hidden, block.excluded))
+    if candidates.hardest is not None:
+        logits = block.products * block.scale - block.correction
+        others = block.ids[block.target][:, None] == block.ids
+        logits.masked_fill_(_union(others, block.excluded), -torch.inf)
+        easy = below_hardest(logits, candidates.hardest)
+        block = block._replace(excluded=_union(easy, block.excluded))
+    if candidates.corrects_target:
+        # A softmax is the same if all of its logits move: to correct the target is to
+        # move all others the other way.
+        correction = (block.correction[block.target] / block.scale)[:, None]
+        products = block.products + correction
+        products.scatter_add_(1, block.target[:, None], -correction)
+        block = block._replace(products=products)
+    return block
+
+
+def _union(mask: Tensor, other: Tensor | None) -> Tensor:
+    return mask.contiguous() if other is None else mask | other

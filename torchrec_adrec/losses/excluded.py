@@ -40,3 +40,8 @@ class ExcludedCandidates(NamedTuple):
         places = torch.arange(len(order), device=order.device)
         inverse = torch.empty_like(order).scatter_(0, order, places)
         return inside[:, inverse]
+
+    def holds(self, columns: Tensor) -> Tensor:
+        """Whether a row leaves a candidate out, (A, P) bool for candidates (A, P)."""
+        items = self.items[columns]
+        return (items[:, :, None] == self.history[:, None, :]).any(dim=2)

@@ -11,7 +11,7 @@ from torchrec_adrec.losses.chunked import Candidates
 
 
 def gather_ads(
-    ad: Tensor, ad_ids: Tensor, log_q: Tensor | None = None
+    ad: Tensor, ad_ids: Tensor, log_q: Tensor | None = None, draws: int = 1
 ) -> tuple[Candidates, int]:
     """The ads of all ranks, and the position of this rank's first ad among them.
 
@@ -22,13 +22,13 @@ def gather_ads(
     Args:
         ad: (N, D), as many on every rank.
         ad_ids: (N,) int64.
-        log_q: (N,), log q of each ad, its share of all draws. Of the other W * N - 1
-            ads of the global batch, (W * N - 1) q are expected to be this one; the
-            correction is the log of that. None: no correction.
+        log_q: (N,), log q of each ad, its share of all draws; None: no correction.
+        draws: of the global batch. Of so many, draws * q are expected to be this ad;
+            the correction is the log of that.
     """
     size, correction = dist.get_world_size(), torch.zeros_like(ad[:, 0])
     if log_q is not None:
-        correction = log_q + math.log(max(size * len(ad) - 1, 1))
+        correction = log_q + math.log(draws)
     if size == 1:
         return Candidates(ad, correction, ad_ids), 0
     group = dist.group.WORLD

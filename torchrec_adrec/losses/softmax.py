@@ -1,24 +1,36 @@
-"""Softmax over the ads of the global batch, corrected for how often each is drawn.
+"""Softmax over sampled ads, corrected for how often each of them is drawn.
 
-For an anchor row i with its ad i, T the temperature and N ads in the batch of all
-ranks:
+For an anchor row i with its ad i, T the temperature, s_j = u_i . a_j / T, and the other
+ads j of the batch of all ranks, or those drawn in addition to it:
 
-    -log( e^(u_i . a_i / T) / (e^(u_i . a_i / T) + sum_j e^(u_i . a_j / T) / n_j) )
+    log_q: without_positive   -log( e^s_i / (e^s_i + sum_j e^s_j / n_j) )
+    log_q: standard           -log( (e^s_i / n_i) / (e^s_i / n_i + sum_j e^s_j / n_j) )
+    log_q: none               -log( e^s_i / (e^s_i + sum_j e^s_j) )
 
-where j runs over the other ads of the batch, except further rows of the same ad
-(accidental hits) and ads of the user's history.
+Left out of the sums are further rows of the same ad (accidental hits) and ads of the
+user's history.
 
-n_j = (N - 1) q_j is the logQ correction. An ad with the share q_j of all impressions
-reaches a batch in proportion to it, so without a correction a popular ad would be a
-negative far more often than a rare one and be pushed down for its popularity alone.
-Among the N - 1 other ads of the batch n_j are expected to be ad j; dividing by n_j
-makes the sum, in expectation, the sum over the whole catalog, each ad once. The clicked
-ad was not drawn but given, so it is not corrected.
+n_j is how often ad j is expected among the draws. An ad with the share q_j of all
+impressions reaches a batch in proportion to it, so without a correction a popular ad
+would be a negative far more often than a rare one and be pushed down for its popularity
+alone. Dividing by n_j makes the sum, in expectation, the sum over the whole catalog,
+each ad once. `standard` (Yi et al., RecSys 2019) divides the clicked ad too. But that
+was not drawn: it is there with probability 1, so its term needs no correction, and with
+one the gradient is off the more, the more the model believes in it.
 
-Sources: Yi et al., Sampling-bias-corrected neural modeling, RecSys 2019; Khrylchenko et
-al., Correcting the LogQ correction, RecSys 2025, for the clicked ad; with uniform
-negatives in addition to those of the batch, Yang et al., Mixed negative sampling, WWW
-2020.
+Khrylchenko et al. (Correcting the LogQ correction, RecSys 2025, arXiv:2507.09331) write
+the loss without the clicked ad in the sum, sg being a constant to the gradient:
+
+    -sg(1 - p_i) (s_i - log sum_j e^(s_j - log n_j))
+    p_i = e^s_i / (e^s_i + sum_j e^(s_j - log n_j))
+
+Its gradient is (1 - p_i)(-ds_i + sum_j w_j ds_j) with w_j the share of j in the sum. As
+(1 - p_i) w_j is the share of j among all terms, the clicked ad's included, this is the
+gradient of `without_positive` above, whose value is a -log probability (a test compares
+the two).
+
+Uniform negatives in addition to those of the batch: Yang et al., Mixed negative
+sampling, WWW 2020; hard ones of the batch: see `losses.hardest`.
 """
 
 import torch
@@ -30,9 +42,10 @@ from torchrec_adrec.losses.device_blocks import large_block_cross_entropy
 from torchrec_adrec.losses.gather import gather_ads
 from torchrec_adrec.losses.history import History, excluded, known_positives
 from torchrec_adrec.losses.mean import Share
+from torchrec_adrec.losses.negatives import ALL, Negatives
 
 
-def in_batch_softmax(
+def sampled_softmax(
     user: Tensor,
     ad: Tensor,
     ad_ids: Tensor,
@@ -40,6 +53,7 @@ def in_batch_softmax(
     anchors: Anchors,
     temperature: float | Tensor,
     history: History | None = None,
+    negatives: Negatives = ALL,
 ) -> Share:
     """This rank's share of the mean of the loss above; computes the anchors' rows only.
 
@@ -52,8 +66,15 @@ def in_batch_softmax(
         anchors: the clicked rows.
         temperature: divides the scores; a scalar tensor if it is learned.
         history: what the users clicked before.
+        negatives: which ads are negatives, and whether the clicked one is corrected.
     """
-    candidates, first = gather_ads(ad, ad_ids, log_q)
+    draws = negatives.draws(len(user), len(ad))
+    candidates, first = gather_ads(ad, ad_ids, log_q, draws)
+    candidates = candidates._replace(
+        corrects_target=negatives.corrects_positive,
+        hidden=negatives.hidden(len(user), len(ad), ad.device),
+        hardest=negatives.hardest,
+    )
     large_blocks = in_large_blocks(user.device)
     # A device keeps the padding, of weight 0: its shapes must not depend on the data.
     if not large_blocks:

@@ -13,8 +13,10 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from torchrec_adrec.batch import ITEMS, TowerInput
 from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.models.features_read import encoded_history, ids_read, reads
 from torchrec_adrec.modules.embeddings import (
     BIAS_SUFFIX,
+    DATA_TYPES,
     WIDTH_STEP,
     bags_without,
     embedding_tables,
@@ -71,7 +73,8 @@ class TowerHead(nn.Module):
 
         Args:
             names: the features with looked-up vectors, in order.
-            schema: names vectors and numbers, of which statistics may be left out.
+            schema: of the batches, all vectors and numbers of which have their place
+                there; those that the settings leave out are not read.
             side: whose tower; for the additive score too.
             config: sizes, the fusion and the similarity.
             history: encodes the last of `names`; None: it comes as one vector.
@@ -80,22 +83,28 @@ class TowerHead(nn.Module):
         numbers = {
             i: feature.name
             for i, feature in enumerate(schema.dense_of(side))
-            if config.statistics or feature.statistic is None
+            if (config.statistics or feature.statistic is None)
+            and reads(config, feature.name)
         }
         places = torch.tensor([*numbers], dtype=torch.long)
         self.register_buffer("numbers", places, False)
         vectors = schema.vectors_of(side)
-        self.vector_fields = VectorFields(vectors, config.embedding_dim)
-        fields = [*names, *(feature.name for feature in vectors)]
+        projected = [f.name for f in vectors if reads(config, f.name)]
+        self.vector_fields = VectorFields(vectors, config.embedding_dim, projected)
+        fields = [*names, *projected]
         width = len(fields) * config.embedding_dim + len(numbers)
         self.fusion = None
         if config.fusion == "gated":
             width = config.embedding_dim
             self.fusion = GatedSum(fields, [*numbers.values()], width)
         self.names, self.side, self.similarity = names, side, config.similarity
-        self.history = history
+        self.width, self.score_bias, self.history = width, config.score_bias, history
         output_dim = 1 if config.similarity == "additive" else config.output_dim
-        self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
+        if config.projection:
+            self.mlp = mlp((width, *config.hidden, output_dim), config.dropout)
+        else:
+            _refuse_other_than_ids([*projected, *numbers.values()], side)
+            self.mlp = nn.Sequential(SumOfVectors(config.embedding_dim))
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Encode vectors (B, E) in the order of features and numbers (B, F), (B, D).
@@ -127,7 +136,22 @@ class TowerHead(nn.Module):
             # (f, 1) . (1, g) = f + g: the index knows inner products alone.
             pair = (out, torch.ones_like(out))
             return torch.cat(pair if self.side == Side.USER else pair[::-1], dim=1)
+        if self.score_bias and self.side == Side.USER:
+            return torch.cat([out[:, :-1], torch.ones_like(out[:, -1:])], dim=1)
         return out
+
+
+class SumOfVectors(nn.Module):
+    """The sum of the looked-up vectors of a side, without any parameter."""
+
+    def __init__(self, width: int) -> None:
+        """Keep the width of each of them, D."""
+        super().__init__()
+        self.width = width
+
+    def forward(self, joined: Tensor) -> Tensor:
+        """Add (B, F * D) up, (B, D)."""
+        return joined.view(len(joined), -1, self.width).sum(dim=1)
 
 
 def gate_weights(model: nn.Module) -> dict[str, dict[str, float]]:
@@ -138,6 +162,15 @@ def gate_weights(model: nn.Module) -> dict[str, dict[str, float]]:
         for head in heads
         if head.fusion is not None
     }
+
+
+def _refuse_other_than_ids(names: list[str], side: Side) -> None:
+    if names:
+        raise ConfigError(
+            f"retrieval.projection is false, but the {side}'s vectors read"
+            f" {', '.join(names)}, numbers which only a layer can turn into a vector;"
+            " leave them out by `retrieval.features`, or set projection to true"
+        )
 
 
 class BiasHead(nn.Module):
@@ -154,8 +187,8 @@ class BiasHead(nn.Module):
         """
         super().__init__()
         self.names, self.dense = names, dense
-        width = len(names) * BIAS_DIM + dense
-        self.mlp = mlp((width, BIAS_HIDDEN, 1), config.dropout)
+        self.width = len(names) * BIAS_DIM + dense
+        self.mlp = mlp((self.width, BIAS_HIDDEN, 1), config.dropout)
 
     def forward(self, vectors: Tensor, dense: Tensor) -> Tensor:
         """Compute the bias from vectors (B, E) and numbers (B, F), (B,)."""
@@ -196,16 +229,21 @@ class Tower(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        dim, key = config.embedding_dim, encoded_history(schema, side, config)
-        self.tables = embedding_tables(schema, side, dim, device, without=key)
+        read = ids_read(schema, side, config)
+        dim, key = config.embedding_dim, encoded_history(read, side, config)
+        data_type = DATA_TYPES[config.tables_precision]
+        self.tables = embedding_tables(
+            read, side, dim, device, without=key, data_type=data_type
+        )
         self.key, self.length, self.items, history = key, 0, None, None
-        names = [f.name for f in schema.bags_of(side)]
+        names = [f.name for f in read.bags_of(side)]
         if key is not None and side == Side.AD:
-            self.items = item_table(schema, dim, device)
+            self.items = item_table(read, dim, device, data_type=data_type)
         elif key is not None:
-            names = [*(f.name for f in bags_without(schema, side, key)), key]
-            history = history_encoder(schema, config)
+            names = [*(f.name for f in bags_without(read, side, key)), key]
+            history = history_encoder(read, config)
             self.length = history.length
+        # The head gets the whole schema: a batch has all numbers, read or not.
         self.head = TowerHead(names, schema, side, config, history)
 
     def forward(self, rows: TowerInput, items: nn.Module | None = None) -> Tensor:
@@ -236,24 +274,6 @@ class Tower(nn.Module):
         """
         more = None if items is None else keyed(str(self.key), items)
         return regroup(bags, self.head.names, more)
-
-
-def encoded_history(schema: Schema, side: Side, config: RetrievalConfig) -> str | None:
-    """Return the key of one side whose ids are looked up one by one, not in bags.
-
-    Raises:
-        ConfigError: there is no history that could be read in its order.
-    """
-    if config.history.encoder == "mean":
-        return None
-    key = schema.items_of(side)
-    if key not in [feature.name for feature in schema.bags_of(side)]:
-        raise ConfigError(
-            f"retrieval.history.encoder {config.history.encoder} reads the ids of the"
-            " ads in their order, and no list of the users has those: name the ads'"
-            " column in the data (`history: {of: item}`), or set mean"
-        )
-    return key
 
 
 def history_encoder(schema: Schema, config: RetrievalConfig) -> HistoryEncoder:

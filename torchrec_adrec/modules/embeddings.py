@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import (
+    DataType,
     EmbeddingBagConfig,
     EmbeddingConfig,
     PoolingType,
@@ -27,6 +28,7 @@ from torchrec.sparse.jagged_tensor import (
 from torchrec_adrec.batch import ITEMS
 from torchrec_adrec.schema import Bag, Schema, SequenceFeature, Side
 
+DATA_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 BIAS_SUFFIX = "+bias"  # of a side's second collection; no feature's name can have it
 WIDTH_STEP = 4  # FBGEMM's kernels take tables whose width is a multiple of this
 
@@ -48,6 +50,7 @@ def embedding_tables(
     device: torch.device | None = None,
     suffix: str = "",
     init: Init | None = None,
+    data_type: DataType = DataType.FP32,
     without: str | None = None,
 ) -> "EmbeddingBagCollection | NoTables":
     """Make the tables of one side, in key order: ids summed, histories averaged.
@@ -62,6 +65,7 @@ def embedding_tables(
             rank ever holds more than its own rows.
         suffix: of the tables' names, where a side has a second collection.
         init: fills a new table; by default TorchRec draws from +-sqrt(1 / ids).
+        data_type: of the tables' numbers; what is looked up is float32 either way.
         without: the key of `TowerInput.items`, where `item_table` has its vectors.
     """
     bags = bags_without(schema, side, without)
@@ -82,6 +86,7 @@ def embedding_tables(
                 # A sharded table is made anew on its rank: only what stands in its
                 # config reaches it there.
                 init_fn=init,
+                data_type=data_type,
             )
             for feature in bags
         ],
@@ -99,12 +104,13 @@ def item_table(
     embedding_dim: int,
     device: torch.device | None = None,
     init: Init | None = None,
+    data_type: DataType = DataType.FP32,
 ) -> EmbeddingCollection:
     """Make the one table of the ads' item and of the histories, looked up id by id.
 
     Args:
         schema: with a history that shares its ids with a feature of the ads.
-        embedding_dim, device, init: as of `embedding_tables`.
+        embedding_dim, device, init, data_type: as of `embedding_tables`.
     """
     name = schema.items_of(Side.AD)
     (item,) = (f for f in schema.sparse_of(Side.AD) if f.name == name)
@@ -114,6 +120,7 @@ def item_table(
         num_embeddings=item.num_embeddings,
         feature_names=[ITEMS],
         init_fn=init,
+        data_type=data_type,
     )
     return EmbeddingCollection(tables=[table], device=device)
 

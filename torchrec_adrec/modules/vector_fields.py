@@ -17,20 +17,30 @@ class VectorFields(nn.Module):
     Without vectors it has no weights, and gives back what it gets.
     """
 
-    def __init__(self, features: Sequence[VectorFeature], dim: int) -> None:
+    def __init__(
+        self,
+        features: Sequence[VectorFeature],
+        dim: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
         """Make the projections.
 
         Args:
             features: of the side, in order.
             dim: D.
+            names: of the V that are projected; None: all.
         """
         super().__init__()
         self.widths = [feature.width for feature in features]
-        self.project = nn.ModuleList(
-            nn.Linear(feature.width, dim) for feature in features
-        )
+        self.places = [
+            place
+            for place, feature in enumerate(features)
+            if names is None or feature.name in names
+        ]
+        read = [features[place] for place in self.places]
+        self.project = nn.ModuleList(nn.Linear(f.width, dim) for f in read)
         # The schema's, and saved nowhere else; the indicator stays as it is.
-        scales = [[f.scale] * f.size + [1.0] for f in features]
+        scales = [[f.scale] * f.size + [1.0] for f in read]
         for number, scale in enumerate(scales):
             self.register_buffer(f"scale{number}", torch.tensor(scale), False)
 
@@ -42,9 +52,9 @@ class VectorFields(nn.Module):
             [*self.widths, dense.shape[1] - sum(self.widths)], dim=1
         )
         fields = [
-            project(vector * self.get_buffer(f"scale{number}"))
-            for number, (project, vector) in enumerate(
-                zip(self.project, vectors, strict=True)
+            project(vectors[place] * self.get_buffer(f"scale{number}"))
+            for number, (project, place) in enumerate(
+                zip(self.project, self.places, strict=True)
             )
         ]
         return fields, numbers

@@ -15,6 +15,15 @@ def headline(stage: str, metrics: Metrics) -> str:
     return HEADLINES[stage](metrics)
 
 
+def defined(figure: float) -> str:
+    """Write a figure; NaN, as an AUC of one class alone, is no number.
+
+    >>> defined(0.5), defined(float("nan"))
+    ('0.5000', 'not defined')
+    """
+    return f"{figure:.4f}" if figure == figure else "not defined"
+
+
 def _data(metrics: Metrics) -> str:
     bad, ads = metrics["bad_rows"]["count"], metrics["ads"]["all"]
     return f"{metrics['rows_in']:,} rows ({bad:,} bad), {ads:,} ads"
@@ -29,7 +38,7 @@ def _model(metrics: Metrics) -> str:
     """Return a figure of the first label: an AUC, or a value's rank correlation."""
     label, figures = next(iter(metrics["test"].items()))
     if "auc" in figures:
-        return f"test AUC {figures['auc']:.4f} of {label}"
+        return f"test AUC {defined(figures['auc'])} of {label}"
     return f"test Spearman correlation {figures['spearman']:.4f} of {label}"
 
 

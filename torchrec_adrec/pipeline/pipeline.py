@@ -61,6 +61,12 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
             f"-j {job}: expected 1xRANKS; `adrec run` is for one machine, launch the"
             " stages by torchx for more"
         )
+    if config.positives_alone:
+        raise ConfigError(
+            "data.table: with `negatives: 0` a ranker has nothing to learn, and `adrec"
+            " run` ends with one; draw negatives, or run `adrec prepare`, `adrec train"
+            " retrieval`, `adrec export` and `adrec index build`"
+        )
     for stage in STAGES.values():
         if not is_done(stage, config, run):
             check_place(stage, run)  # before the work, not after it

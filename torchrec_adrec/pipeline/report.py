@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from torchrec_adrec.evaluation.below import below_baselines
 from torchrec_adrec.pipeline.funnel_table import funnel_lines
+from torchrec_adrec.pipeline.headline import defined
 from torchrec_adrec.pipeline.html_report import html_page
 from torchrec_adrec.pipeline.label_tables import label_tables
 from torchrec_adrec.pipeline.stage_tables import (
@@ -79,7 +80,7 @@ def _figures(title: str, figures: dict[str, float]) -> tuple[str, str]:
     names = ("auc", "log_loss") if "auc" in figures else ("spearman", "calibration")
     shown = {"auc": "AUC", "log_loss": "log loss"}
     titles = " / ".join(shown.get(name, name) for name in names)
-    return f"{title}: test {titles}", " / ".join(f"{figures[n]:.4f}" for n in names)
+    return f"{title}: test {titles}", " / ".join(defined(figures[n]) for n in names)
 
 
 def served_score(blend: Metrics) -> str:
@@ -97,6 +98,8 @@ def served_checkpoint(metrics: Metrics) -> str:
     origin = Origin.model_validate(metrics["checkpoint"])
     evaluations = len(train["validation"])
     best = f", the best of {evaluations} evaluations" if evaluations else ""
+    if evaluations and train.get("judged_by", "log_loss") != "log_loss":
+        best += f" by {train['judged_by']}"
     rows = ""
     if "first_fit" in metrics:
         rows = (

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from torchrec_adrec.config.run import LOG_LOSS
 from torchrec_adrec.runtime.markdown import literal
 
 TRAINING = "Training"  # its heading
@@ -84,8 +85,11 @@ def training_lines(stages: Mapping[str, Metrics]) -> Iterator[str]:
         )
         yield from ("", f"![training loss]({name}/loss.png)", "")
         if train["validation"]:
-            best = min(loss for _, loss in train["validation"])
-            yield from (f"| {name}, step | validation loss |", "|---|---|")
-            for step, loss in train["validation"]:
-                yield f"| {step:,} | {loss:.4f}{' (best)' * (loss == best)} |"
+            judged_by = train.get("judged_by", LOG_LOSS)
+            choose = min if judged_by == LOG_LOSS else max
+            best = choose(figure for _, figure in train["validation"])
+            title = judged_by.replace("_", " ")
+            yield from (f"| {name}, step | validation {title} |", "|---|---|")
+            for step, figure in train["validation"]:
+                yield f"| {step:,} | {figure:.4f}{' (best)' * (figure == best)} |"
             yield ""

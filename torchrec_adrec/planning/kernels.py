@@ -96,8 +96,7 @@ def heads(model: TwoTower, rows: int, low: bool) -> list[Kernel]:
         for part in (*dense_parts, click):
             _make_fake(part)
         inputs = [
-            torch.empty(rows, part.mlp[0].in_features, requires_grad=True)
-            for part in dense_parts
+            torch.empty(rows, part.width, requires_grad=True) for part in dense_parts
         ]
         weights = [p for part in (*dense_parts, click) for p in part.parameters()]
         with torch.autocast("cpu", torch.bfloat16, enabled=low), counted:

@@ -8,16 +8,19 @@ what it likes, and a GPU may run it as one graph (`training.graphs`).
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.losses.anchors import Anchors
+from torchrec_adrec.losses.hardest import hardest_now
 from torchrec_adrec.losses.history import History
 from torchrec_adrec.losses.mean import Share, global_means
+from torchrec_adrec.losses.negatives import Negatives
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss
-from torchrec_adrec.losses.softmax import in_batch_softmax
+from torchrec_adrec.losses.softmax import sampled_softmax
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.after_lookup import AfterLookup, Computed, Outputs
@@ -55,11 +58,15 @@ class RetrievalLoss(nn.Module):
     """The joint loss of clicks and contrast.
 
     See `losses.pointwise.click_loss`, `losses.softmax` and `losses.pairwise`.
+
+    Attributes:
+        progress: the share of all steps that this step ends, which a curriculum reads.
     """
 
     def __init__(self, config: RetrievalConfig, schema: Schema) -> None:
         super().__init__()
         self.config = config
+        self.progress = 1.0
         self.history = history_of(schema)
         initial = torch.tensor(config.temperature).log()
         # Without a contrast nothing uses it, and data parallelism over several ranks
@@ -88,13 +95,34 @@ class RetrievalLoss(nn.Module):
     def _contrast(self, user: Tensor, ad: Tensor, batch: Batch) -> Share:
         temperature, ad_ids = self.temperature(), batch.ad_ids
         anchors = Anchors(batch.anchors.long(), batch.anchor_weights)
+        history = self.history(batch) if self.history is not None else None
+        negatives = self._negatives(len(ad))
         if self.config.contrast != "softmax":
             return pairwise_loss(
-                self.config.contrast, user, ad, ad_ids, anchors, temperature
+                self.config.contrast,
+                user,
+                ad,
+                ad_ids,
+                anchors,
+                temperature,
+                history,
+                negatives,
             )
-        log_q = batch.log_q if self.config.log_q else None
-        history = self.history(batch) if self.history is not None else None
-        return in_batch_softmax(user, ad, ad_ids, log_q, anchors, temperature, history)
+        log_q = batch.log_q if self.config.log_q != "none" else None
+        return sampled_softmax(
+            user, ad, ad_ids, log_q, anchors, temperature, history, negatives
+        )
+
+    def _negatives(self, ads: int) -> Negatives:
+        """Choose the negatives of this step, of so many ads of this rank."""
+        config = self.config
+        hardest = config.hardest
+        if hardest is not None:
+            total = dist.get_world_size() * ads
+            rises = config.hardest_rise
+            risen = min(self.progress / rises, 1.0) if rises else 1.0
+            hardest = hardest_now(hardest, total, risen)
+        return Negatives(config.in_batch_negatives, hardest, config.log_q == "standard")
 
     def temperature(self) -> float | Tensor:
         """Return what divides the scores, fixed or learned."""

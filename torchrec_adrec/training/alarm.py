@@ -43,10 +43,13 @@ class DeadModelAlarm:
     Attributes:
         schema: names the columns.
         mode: what a dead model leads to, an error or a warning.
+        learns_clicks: whether the order of the logits is learnt; an AUC of 0.5 is a
+            fault only then.
     """
 
     schema: Schema
     mode: Literal["raise", "warn"]
+    learns_clicks: bool = True
     _parts: list[tuple[Float64s, Float64s]] = field(default_factory=list)
     _rows: int = 0
     _rows_expected: int = ROWS
@@ -101,7 +104,7 @@ class DeadModelAlarm:
             return f"the model is dead: all {len(logit)} logits are {logit[0]:.6g}"
         clicks = int((label == 1).sum())
         others = int((label == 0).sum())
-        if not clicks or not others:
+        if not clicks or not others or not self.learns_clicks:
             return ""
         observed = ~np.isnan(label)
         noise = np.sqrt((clicks + others + 1) / (12 * clicks * others))
@@ -127,7 +130,12 @@ class DeadModelAlarm:
 
 
 def rows_needed(label: Float64s) -> int:
-    """Rows with so many clicks that an AUC's noise, 1 / sqrt(12 clicks), is `NOISE`."""
+    """Rows with so many clicks that an AUC's noise, 1 / sqrt(12 clicks), is `NOISE`.
+
+    Where all rows are clicks there is no AUC to wait for.
+    """
+    if (label == 1).all():
+        return ROWS
     rate = max(float(np.nansum(label)) / len(label), 1e-5)
     return max(ROWS, int(1 / (12 * NOISE**2 * rate * max(1 - rate, 1e-5))))
 

@@ -154,4 +154,5 @@ def negatives_of(
         config.seed,
         process.rank,
         process.world_size,
+        config.retrieval.in_batch_negatives,
     )

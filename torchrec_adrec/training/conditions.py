@@ -1,11 +1,14 @@
-"""Refuses conditional labels that the training rows contradict."""
+"""Refuses losses that the training rows contradict."""
 
+import json
 from pathlib import Path
 
 import polars as pl
 
+from torchrec_adrec.config.run import Config
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.schema import Schema
 
 ALLOWED = 0.01  # share of a label's sum; faults in logs are below it
 
@@ -41,3 +44,35 @@ def check_conditions(task: str, config: RankingConfig, data: Path) -> None:
                 f" expected at most {ALLOWED:.0%}: {name} is not given {rule.given};"
                 " take it out of ranking.conditional"
             )
+
+
+def check_classes(task: str, config: Config, data: Path, schema: Schema) -> None:
+    """Check that a click's cross-entropy is learnt from rows of both classes.
+
+    From clicks alone it learns that everything is clicked, and no figure would say so.
+
+    Args:
+        task: towers may be trained without it, a ranker may not.
+        config: of the run.
+        data: a prepared data set.
+        schema: its first label is the click.
+
+    Raises:
+        ConfigError: every training row is a click.
+    """
+    click = schema.labels[0].name
+    report = json.loads((data / "report.json").read_text())
+    if report["splits"]["train"]["label_rate"][click] < 1:
+        return
+    if task == "ranking":
+        raise ConfigError(
+            f"every training row of {data} has {click} = 1: a ranker has nothing to"
+            " learn; have negatives drawn (`negatives`, docs/own_data.md), or end with"
+            " the index"
+        )
+    if config.retrieval.alpha > 0:
+        raise ConfigError(
+            f"every training row of {data} has {click} = 1, and retrieval.alpha ="
+            f" {config.retrieval.alpha:g} weighs a loss of both classes; set"
+            " retrieval.alpha=0"
+        )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
@@ -23,6 +23,7 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import NonFiniteLossError
 from torchrec_adrec.models.tower import TowerHead
 from torchrec_adrec.tasks.after_lookup import Outputs
+from torchrec_adrec.tasks.retrieval import RetrievalLoss
 from torchrec_adrec.tasks.sharded import ShardedTask
 from torchrec_adrec.training.alarm import DeadModelAlarm
 from torchrec_adrec.training.batch_source import BatchSource
@@ -31,6 +32,7 @@ from torchrec_adrec.training.graphs import run_as_graphs
 from torchrec_adrec.training.late import LateReader
 from torchrec_adrec.training.model_statistics import ModelStatistics
 from torchrec_adrec.training.precision import MatmulPrecision
+from torchrec_adrec.training.recompute import recompute_activations
 
 
 @dataclass(frozen=True)
@@ -74,20 +76,26 @@ class StepRunner:
         first: int = 0,
     ) -> None:
         self.model, self.optimizer = sharded.model, sharded.optimizer
-        self.guard = sharded.module.guard
+        self.guard, self.loss = sharded.module.guard, sharded.module.loss
         self.source, self.process, self.seed = source, process, seed
         self.statistics_every, self.number = train.health_every, first
         self.use_bfloat16 = precision.use_bfloat16
         torch.set_float32_matmul_precision(precision.setting)
         if train.compile:
             compile_heads(self.model)
-        self.alarm = DeadModelAlarm(source.schema, train.dead_model)
+        recomputes = train.checkpoint_activations and recompute_activations(self.model)
+        learns_clicks = (
+            not isinstance(self.loss, RetrievalLoss) or self.loss.config.alpha > 0
+        )
+        self.alarm = DeadModelAlarm(source.schema, train.dead_model, learns_clicks)
         self.statistics = ModelStatistics(self.model, self.optimizer)
         self.late = LateReader(process.device)
         self._stop = self._is_frozen = False
         self.pipeline = _pipeline(sharded, process)
         is_alone_on_gpu = process.device.type == "cuda" and process.world_size == 1
-        if is_alone_on_gpu and train.graphs:
+        # A captured graph cannot restore the generator for a second computation.
+        can_capture = not recomputes and not _shapes_change(self.loss)
+        if is_alone_on_gpu and train.graphs and can_capture:
             run_as_graphs(sharded.module.after_lookup, self.optimizer, source.schema)
         self.batches: Generator[Batch] = source.batches(first)
         self.model.train()
@@ -106,6 +114,8 @@ class StepRunner:
         self.number += 1
         seed_generators(self.seed, self.number, self.process)
         self.optimizer.prepare_step(self.number, self.source.steps)
+        if isinstance(self.loss, RetrievalLoss):
+            self.loss.progress = self.number / self.source.steps
         self.guard.asked_to_stop = asked_to_stop  # travels with the loss
         every = self.statistics_every
         is_measured = bool(every) and self.number % every == 0
@@ -200,6 +210,13 @@ class StepRunner:
         self._is_frozen = True
 
 
+def _shapes_change(loss: nn.Module) -> bool:
+    """Whether a step's shapes depend on its number, which a captured graph would not
+    see: it would keep the number of negatives of the step that it was captured in.
+    """
+    return isinstance(loss, RetrievalLoss) and loss.config.hardest_rise > 0
+
+
 def seed_generators(seed: int, step: int, process: Process) -> None:
     """Let what is drawn in a step depend on seed, step and rank alone.
 
@@ -234,7 +251,7 @@ def _pipeline(sharded: ShardedTask, process: Process) -> Any:
     )
 
 
-def compile_heads(model: torch.nn.Module) -> None:
+def compile_heads(model: nn.Module) -> None:
     """Apply torch.compile to the towers' dense parts, in place."""
     for module in model.modules():
         if isinstance(module, TowerHead):

@@ -1,4 +1,4 @@
-"""Decides when to stop: once the validation loss no longer falls."""
+"""Decides when to stop: once the validation figure no longer gets better."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,27 +6,32 @@ from typing import Any
 
 @dataclass
 class EarlyStopping:
-    """The validation losses so far, kept in every checkpoint.
+    """The validation figures so far, kept in every checkpoint.
 
     Attributes:
         patience: evaluations without a better one after which to stop; None: never.
-        history: (step, loss) of every evaluation.
+        history: (step, figure) of every evaluation.
+        is_loss: whether the smallest figure is the best; else the largest one is.
     """
 
     patience: int | None
     history: list[tuple[int, float]] = field(default_factory=list)
+    is_loss: bool = True
 
-    def add(self, step: int, loss: float) -> bool:
+    def add(self, step: int, figure: float) -> bool:
         """Take an evaluation, and say whether it is the best so far."""
-        # Strictly below, so of equal ones the first stays the best, as in `best`.
-        is_best = all(loss < earlier for _, earlier in self.history)
-        self.history.append((step, loss))
+        # Strictly better, so of equal ones the first stays the best, as in `best`.
+        sign = 1 if self.is_loss else -1
+        is_best = all(sign * figure < sign * earlier for _, earlier in self.history)
+        self.history.append((step, figure))
         return is_best
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and loss of the best evaluation, of equal ones the first."""
-        return min(self.history, key=lambda pair: pair[1], default=None)
+        """Step and figure of the best evaluation, of equal ones the first."""
+        # Both take the first of equal ones.
+        choose = min if self.is_loss else max
+        return choose(self.history, key=lambda pair: pair[1], default=None)
 
     @property
     def best_step(self) -> int | None:

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.run import LOG_LOSS, Config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import ConfigError, StoppedError
+from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.models.tower import gate_weights
 from torchrec_adrec.runtime.files import write_durably
@@ -35,7 +36,7 @@ from torchrec_adrec.training.batch_source import (
     negatives_of,
 )
 from torchrec_adrec.training.calibrate import check_enough_rows
-from torchrec_adrec.training.conditions import check_conditions
+from torchrec_adrec.training.conditions import check_classes, check_conditions
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.first_fit import FirstFit
 from torchrec_adrec.training.judge import judge_served
@@ -46,9 +47,7 @@ from torchrec_adrec.training.step_runner import Step, StepRunner
 from torchrec_adrec.training.stopping import EarlyStopping
 from torchrec_adrec.training.tensorboard import TensorBoardLogger, tensorboard_logger
 from torchrec_adrec.training.training_state import TrainingState
-from torchrec_adrec.training.weights import (
-    load_best,
-)
+from torchrec_adrec.training.weights import load_best
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +94,15 @@ class Trainer:
             negative_rate(self.task, config.ranking),
             self.trained_on,
         )
+        is_retrieval = self.task == "retrieval"
         accumulate, steps = self.optimizer.config.accumulate, self.source.steps
         if self.first_fit is not None:
             steps = self.first_fit.last_step(steps, accumulate)
         self.schedule = Schedule(steps, accumulate, train)
-        self.state = TrainingState(EarlyStopping(train.patience))
+        # A ranker is judged by the click's log loss, towers as their settings say.
+        self.judged_by = config.retrieval.judge if is_retrieval else LOG_LOSS
+        is_loss = self.judged_by == LOG_LOSS
+        self.state = TrainingState(EarlyStopping(train.patience, is_loss=is_loss))
         is_warm = self.task == "ranking" and warm_starts(config.ranking)
         self.checkpoints = RunCheckpoints(
             self.task,
@@ -126,10 +129,16 @@ class Trainer:
         )
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
         check_conditions(self.task, config.ranking, self.data)
+        check_classes(self.task, config, self.data, self.schema)
         if train.evaluate_every and not self.evaluator.has("valid"):
             raise ConfigError(
                 f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
                 " prepare with data.split.valid above 0"
+            )
+        self.catalog_judge: CatalogJudge | None = None
+        if train.evaluate_every and not is_loss:
+            self.catalog_judge = CatalogJudge(
+                self.data, self.schema, config, self.process
             )
 
     @property
@@ -170,6 +179,7 @@ class Trainer:
                 "samples_per_second": samples_per_second,
                 "resumed_at_step": first,
                 "validation": self.state.stopping.history,
+                "judged_by": self.judged_by,
                 "restarts": restarts,
             },
             **judged,
@@ -279,6 +289,10 @@ class Trainer:
         """Judge on the validation split; return whether this is the best so far."""
         runner.detach()
         metrics = self.evaluator.figures(self.model, "valid")
+        figure = metrics[self.schema.labels[0].name].get(self.judged_by)
+        if self.catalog_judge is not None:
+            metrics["catalog"] = self.catalog_judge.figures(self.model)
+            figure = metrics["catalog"][self.judged_by]
         self.model.train()
         for label, values in metrics.items():
             names = {f"valid/{label}/{name}": v for name, v in values.items()}
@@ -286,5 +300,5 @@ class Trainer:
         if self.process.is_first:
             steps = self.schedule.steps
             send(Status("figures", json.dumps(metrics), step, steps, self.task))
-        loss = metrics[self.schema.labels[0].name]["log_loss"]
-        return self.state.stopping.add(step, loss)
+        assert figure is not None, f"no figure {self.judged_by}"
+        return self.state.stopping.add(step, figure)

@@ -1,4 +1,6 @@
-"""Negatives drawn uniformly from all ads that training showed, added to the batch's.
+"""Negatives drawn uniformly from all ads that training showed.
+
+They are added to the batch's, or are the only ones.
 
 Ads of a log come as often as they were shown, so rare ones are hardly ever negatives,
 and a tower may score them as it likes. Ads that only held-out rows show are never
@@ -30,6 +32,7 @@ class UniformNegatives:
         seed: of the run.
         rank: of this process.
         world_size: number of ranks.
+        in_batch: whether the ads of the rows are negatives too.
 
     Raises:
         ConfigError: the ranks do not divide `count`.
@@ -44,6 +47,7 @@ class UniformNegatives:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        in_batch: bool = True,
     ) -> None:
         if count % world_size:
             raise ConfigError(
@@ -56,7 +60,8 @@ class UniformNegatives:
         names = schema.columns_of(Side.AD)
         self.columns = {name: shown[name].to_numpy() for name in (*names, AD_ID)}
         self.columns[LOG_Q] = log_q(shown, self.columns[AD_ID])
-        self.ads, self.count, self.batch_size = len(shown), count, batch_size
+        self.ads, self.count = len(shown), count
+        self.rows = batch_size if in_batch else 0
         self.seed, self.rank, self.local_count = seed, rank, count // world_size
 
     def of_step(self, step: int) -> dict[str, NDArray[np.generic]]:
@@ -70,14 +75,14 @@ class UniformNegatives:
         return {name: values[local] for name, values in self.columns.items()}
 
     def mixed(self, log_q: Tensor) -> Tensor:
-        """The log of each ad's share of all ads of a step, rows and negatives together.
+        """The log of each ad's share of all negatives of a step.
 
         It is log((B p + U / M) / (B + U)), with p the ad's share of the impressions, B
-        rows, and U ads drawn uniformly from M.
+        rows whose ads are negatives (0 if none are), and U ads drawn uniformly from M.
 
         Args:
             log_q: (N,), log p.
         """
-        drawn, total = self.count / self.ads, self.batch_size + self.count
-        expected = self.batch_size * log_q.double().exp() + drawn
+        drawn, total = self.count / self.ads, self.rows + self.count
+        expected = self.rows * log_q.double().exp() + drawn
         return (expected / total).log().float()

@@ -81,7 +81,7 @@ def make_from_log(
         store = _rewrite(store, ranks, _with_histories(data, store, rows))
     if not config.allow_leaky_sides:
         refuse_future_items(store, data, rows)
-    if data.negatives is None:
+    if data.negatives is None or not data.negatives.count:
         return FromLog(store, split)
     draws = _Draws.of(data, store, rows, split, seed)
     store = _rewrite(store, ranks, draws.apply)

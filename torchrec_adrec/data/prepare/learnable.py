@@ -6,8 +6,15 @@ from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema
 
 
-def check_learnable(report: dict[str, Any], schema: Schema) -> None:
+def check_learnable(
+    report: dict[str, Any], schema: Schema, positives_alone: bool = False
+) -> None:
     """Refuse labels from which nothing could be learned, or measured after training.
+
+    Args:
+        report: of the prepared data.
+        schema: the labels.
+        positives_alone: whether every row is a click because that was asked for.
 
     Raises:
         DataError: names the label and what to do.
@@ -18,6 +25,8 @@ def check_learnable(report: dict[str, Any], schema: Schema) -> None:
             name: figures["label_rate"][label.name] for name, figures in splits.items()
         }
         rows = splits["train"]["observed"][label.name]
+        if label.name == click and positives_alone:
+            continue
         if rates["train"] == 0 or (rates["train"] == label.rule.highest):
             raise DataError(
                 f"every training row has {label.name} = {rates['train']:g} ({rows}"

@@ -132,7 +132,8 @@ def prepare(
             report["statistics"] = statistics_figures(
                 encoder.schema, out, fitted.chosen
             )
-        check_learnable(report, data.schema)
+        is_positive = data.negatives is not None and not data.negatives.count
+        check_learnable(report, data.schema, is_positive)
         for line in odd_lines(report):
             log.warning("%s", line)
         write_report(report, out)

@@ -1,0 +1,129 @@
+"""Judges towers while they are trained: the whole catalog against validation clicks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch.distributed as dist
+from torch import nn
+
+from torchrec_adrec.arrays import Float32s
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.evaluation.encode import Encode, encode
+from torchrec_adrec.evaluation.exact_search import ExcludedAds, search
+from torchrec_adrec.evaluation.full_catalog import clicks_of
+from torchrec_adrec.evaluation.ranking_metrics import one_relevant
+from torchrec_adrec.evaluation.scorers import InnerProduct
+from torchrec_adrec.losses.history import FIRST_KNOWN
+from torchrec_adrec.runtime.ranks import share_of
+from torchrec_adrec.schema import AD_ID, Schema, Side
+
+CUT = 10
+
+
+class CatalogJudge:
+    """Searches for the ads of held-out clicks. Collective.
+
+    Every click is a query, and its ad the one that is relevant. Ads of the
+    user's history are no candidates: they are no negatives either, so nothing keeps
+    their scores down. `adrec export` judges the test clicks with all candidates.
+
+    Args:
+        data: a prepared data set.
+        schema: of the data.
+        config: how many clicks, the seed of their draw, and the similarity.
+        process: this rank.
+        split: whose clicks; those of the test choose nothing.
+
+    Raises:
+        ConfigError: it has no clicks.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        schema: Schema,
+        config: Config,
+        process: Process,
+        split: str = "valid",
+    ) -> None:
+        self.schema, self.config, self.process = schema, config, process
+        self.catalog = load_catalog(data)
+        most = config.retrieval.judge_queries
+        self.clicks, _ = clicks_of(data, schema, split, most, config.seed)
+        if not len(self.clicks):
+            raise ConfigError(
+                f"retrieval.judge = {config.retrieval.judge}: {data / split} has no"
+                f" clicks to search for; prepare with a larger data.split.{split}, or"
+                " set retrieval.judge=log_loss"
+            )
+        ids = self.catalog[AD_ID].to_numpy()
+        self.clicked = np.searchsorted(ids, self.clicks[AD_ID].to_numpy())
+        self.excluded = ads_of_histories(self.clicks, self.catalog, schema)
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """Return NDCG, recall and MRR of the clicked ads, the same on every rank.
+
+        Args:
+            model: the retrieval task, sharded and out of its pipeline.
+        """
+        model.eval()
+        towers: Any = model.module.model  # type: ignore[union-attr]
+        ads = self._encode(towers.ad_tower, self.catalog, Side.AD)
+        users = self._encode(towers.encode_users, self.clicks, Side.USER)
+        parts: list[Float32s] = [users] * self.process.world_size
+        dist.all_gather_object(parts, users)
+        scorer = InnerProduct.of(
+            np.concatenate(parts),
+            ads,
+            share_of(len(self.catalog), self.process).start,
+            self.process.device,
+        )
+        result = search(scorer, self.clicked, CUT, self.process, self.excluded)
+        metrics = one_relevant(result.ranks, (CUT,))
+        return {name: float(values.mean()) for name, values in metrics.items()}
+
+    def _encode(self, tower: Encode, rows: pl.DataFrame, side: Side) -> Float32s:
+        """Encode this rank's share of the rows."""
+        return encode(
+            tower,
+            rows,
+            self.schema,
+            side,
+            self.config.retrieval.similarity,
+            self.config.train.eval_batch_size,
+            self.process,
+        )
+
+
+def ads_of_histories(
+    rows: pl.DataFrame, catalog: pl.DataFrame, schema: Schema
+) -> ExcludedAds | None:
+    """Find the ads whose item stands in the history of a row's user.
+
+    Args:
+        rows: encoded, one a query.
+        catalog: of all ads, encoded.
+        schema: of the data; without a history of ads the result is None.
+    """
+    shared = [f for f in schema.sequences if f.shares_ids_with is not None]
+    if not shared:
+        return None
+    history, item = shared[0], str(shared[0].shares_ids_with)
+    items = (
+        rows.select(history.columns)
+        .with_row_index("query")
+        .unpivot(index="query", value_name="item")
+        .filter(pl.col("item") >= FIRST_KNOWN)
+        .select("query", pl.col("item").cast(pl.Int64))
+        .unique()
+    )
+    ads = catalog.select(pl.col(item).cast(pl.Int64).alias("item"))
+    pairs = items.join(ads.with_row_index("ad"), on="item").sort("query", "ad")
+    counts = np.bincount(pairs["query"].to_numpy(), minlength=len(rows))
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return ExcludedAds(starts, pairs["ad"].to_numpy().astype(np.int64))
