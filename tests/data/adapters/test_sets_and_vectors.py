@@ -113,15 +113,15 @@ def test_the_size_is_taken_from_files_without_a_header(
     log.write_text("".join(f"{i % 2}::u::i{i}{image}\n" for i in range(4)))
     ads.write_text("".join(f"i{i}::1 2 3\n" for i in range(4)))
     items = {"file": str(ads), "key": "item", "names": ["item", "image"]}
+    names = ["click", "user", "item"]
     values = {
         "labels": {"click": {}},
         "user": {"user": "text"},
         "ad": {"item": "text", "image": "vector"},
         "ad_id": "item",
-        "names": ["click", "user", "item"],
+        "names": names if in_side_table else [*names, "image"],
     }
     values |= {"items": items} if in_side_table else {}
-    values["names"] += [] if in_side_table else ["image"]
     settings = {"adapter": "table", "raw": str(log), "table": values}
     rows = read_table(DataConfig.model_validate(settings), BadRows())
     assert from_bytes(rows["image"], 3).tolist() == [[1, 2, 3]] * 4
