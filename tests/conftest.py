@@ -130,6 +130,17 @@ def on_ranks(ranks: int, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def no_restarts(run: Path) -> None:
+    """Fail where ranks of a run died and began again: nobody has asked for it."""
+    for path in sorted(run.glob("*/metrics.json")):
+        train = json.loads(path.read_text()).get("train", {})
+        if train.get("restarts"):
+            log = (run / "run.log").read_text(errors="replace").splitlines()
+            said = "\n".join(line for line in log if "| plan |" not in line)
+            after = f"{path.parent.name} began again after {train['restarted_after']}"
+            pytest.fail(f"{after}; {run}/run.log:\n{said}")
+
+
 @pytest.fixture(scope="session")
 def ranks_script(
     tmp_path_factory: pytest.TempPathFactory,
@@ -178,6 +189,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("runs") / "small"
     done = adrec("run", "--out", out, "-j", "1x2", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
+    no_restarts(out)
     (out / "printed.txt").write_text(done.stdout + done.stderr)
     yield out
 
