@@ -134,7 +134,7 @@ def on_ranks(ranks: int, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def no_restarts(run: Path) -> None:
-    """Fail where ranks of a run died and began again: no test of whole runs kills any."""
+    """Fail where ranks of a run died and began again: nobody has killed them."""
     for path in sorted(run.glob("*/metrics.json")):
         train = json.loads(path.read_text()).get("train", {})
         if train.get("restarts"):
