@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def options_of(
     groups: Sequence[dist.ProcessGroup | None],
 ) -> list[tuple[int, timedelta]]:
     cpu = torch.device("cpu")
-    options = [g._get_backend(cpu).options for g in groups if g is not None]
+    backends = [g._get_backend(cpu) for g in groups if g is not None]
+    options: list[Any] = [backend.options for backend in backends]
     return [(o._threads, o._timeout) for o in options]
 
 

@@ -13,13 +13,16 @@ in the same order.
 
 import os
 from datetime import timedelta
+from typing import Any
 
-from torch.distributed import ProcessGroupGloo, Store  # type: ignore[attr-defined]
+import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.constants import default_pg_timeout
 
 INTERFACES = "GLOO_SOCKET_IFNAME"  # environment: of gloo, separated by commas
 
-_init = ProcessGroupGloo.__init__
+_Gloo: Any = dist.ProcessGroupGloo  # torch's stubs do not have all of its options
+_init = _Gloo.__init__
 
 
 def use_one_thread() -> None:
@@ -28,23 +31,23 @@ def use_one_thread() -> None:
     Torch passes no options on to gloo, so its constructor is replaced: the groups that
     TorchRec makes for itself need this as much as ours.
     """
-    ProcessGroupGloo.__init__ = _init_with_one_thread
+    _Gloo.__init__ = _init_with_one_thread
 
 
 def _init_with_one_thread(
-    group: ProcessGroupGloo,
+    group: Any,
     store: Store,
     rank: int,
     size: int,
     timeout: timedelta = default_pg_timeout,
 ) -> None:
     """Do what torch's own constructor of these arguments does, but for the threads."""
-    options = ProcessGroupGloo._Options()
+    options = _Gloo._Options()
     names = os.environ.get(INTERFACES)
     options._devices = (
-        [ProcessGroupGloo.create_device(interface=name) for name in names.split(",")]
+        [_Gloo.create_device(interface=name) for name in names.split(",")]
         if names
-        else [ProcessGroupGloo.create_default_device()]
+        else [_Gloo.create_default_device()]
     )
     options._timeout = timeout
     options._threads = 1
