@@ -8,6 +8,7 @@ import os
 import warnings
 from pathlib import Path
 
+from torchrec_adrec.runtime.crashes import print_stacks_on_crash
 from torchrec_adrec.runtime.status import STATUS_FILE, StatusHandler
 
 VERBOSE = "ADREC_VERBOSE"  # environment: set by -v, for the processes of the stages
@@ -25,6 +26,7 @@ LIBRARY_WARNINGS = (
 
 def setup_logging() -> None:
     """Give every stage one line format; under a launcher it names the rank."""
+    print_stacks_on_crash()
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     who = f"rank {rank}/{size} | " if rank is not None else ""
     logging.basicConfig(

@@ -23,6 +23,7 @@ from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.models.tower import gate_weights
+from torchrec_adrec.runtime.crashes import endings
 from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.status import Status, send
@@ -177,6 +178,7 @@ class Trainer:
                 "validation": self.state.stopping.history,
                 "judged_by": self.judged_by,
                 "restarts": restarts,
+                "restarted_after": endings()[-restarts:] if restarts else [],
             },
             **judged,
         }
