@@ -1,6 +1,7 @@
 """Vectors of many rows, by all ranks together, which look up in sharded tables."""
 
 import json
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import raw_user
@@ -24,6 +26,7 @@ from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Schema, Side
 
+WRITERS = 2
 EXAMPLE_USERS = 50  # which every start of a server encodes again
 
 
@@ -56,11 +59,19 @@ def encode_parts(
     numbers = missing[share_of(len(missing), process)]
     size = -(-batch_size // process.world_size)
     left = sum(s.stop - s.start for s in map(parts.slice_of, missing))
-    written: Future[None] | None = None
-    # A part goes to the disk while the next one is encoded.
+    written: deque[Future[None]] = deque()
+
+    def write(number: int, vectors: list[Float32s]) -> None:
+        rows = parts.slice_of(number)
+        whole = np.concatenate(vectors)[: rows.stop - rows.start]
+        check_vectors(whole, Side.AD, similarity)
+        parts.write(number, whole)
+
+    # Parts go to the disk while the next ones are encoded: a thread that waits for the
+    # disk leaves the processor to the other one. No more than these are in memory.
     with (
         Progress("encoding ads", left, "rows") as progress,
-        ThreadPoolExecutor(1) as writer,
+        ThreadPoolExecutor(WRITERS) as writers,
     ):
         # All ranks take the same steps; one that has no part left encodes one ad.
         for turn in range(-(-len(missing) // process.world_size)):
@@ -71,15 +82,13 @@ def encode_parts(
                 for batch in padded(catalog[rows], catalog, parts.rows, size)
             ]
             if number is not None:
-                whole = np.concatenate(vectors)[: rows.stop - rows.start]
-                check_vectors(whole, Side.AD, similarity)
-                if written is not None:
-                    written.result()
-                written = writer.submit(parts.write, number, whole)
+                if len(written) == WRITERS:
+                    written.popleft().result()
+                written.append(writers.submit(write, number, vectors))
             done = parts.rows * process.world_size
             progress.advance(min(done, left - progress.done))
-        if written is not None:
-            written.result()
+        for part in written:
+            part.result()
 
 
 @torch.no_grad()
