@@ -2,6 +2,7 @@
 
 import json
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Schema, Side
 
-WRITERS = 2
+WRITERS = 2  # threads that write parts
 EXAMPLE_USERS = 50  # which every start of a server encodes again
 
 
@@ -61,14 +62,12 @@ def encode_parts(
     left = sum(s.stop - s.start for s in map(parts.slice_of, missing))
     written: deque[Future[None]] = deque()
 
-    def write(number: int, vectors: list[Float32s]) -> None:
-        rows = parts.slice_of(number)
-        whole = np.concatenate(vectors)[: rows.stop - rows.start]
-        check_vectors(whole, Side.AD, similarity)
-        parts.write(number, whole)
+    def write(number: int, vectors: Float32s) -> None:
+        check_vectors(vectors, Side.AD, similarity)
+        parts.write(number, vectors)
 
-    # Parts go to the disk while the next ones are encoded: a thread that waits for the
-    # disk leaves the processor to the other one. No more than these are in memory.
+    # Parts go to the disk while the next one is encoded, and one is written while the
+    # other is flushed. No more parts than these are in memory.
     with (
         Progress("encoding ads", left, "rows") as progress,
         ThreadPoolExecutor(WRITERS) as writers,
@@ -77,10 +76,11 @@ def encode_parts(
         for turn in range(-(-len(missing) // process.world_size)):
             number = numbers[turn] if turn < len(numbers) else None
             rows = parts.slice_of(number) if number is not None else slice(0, 1)
-            vectors = [
-                encode_rows(tower, batch, schema, Side.AD, process)
-                for batch in padded(catalog[rows], catalog, parts.rows, size)
-            ]
+            batches = padded(catalog[rows], catalog, parts.rows, size)
+            vectors = _joined(
+                (encode_rows(tower, b, schema, Side.AD, process) for b in batches),
+                parts.rows,
+            )[: rows.stop - rows.start]
             if number is not None:
                 if len(written) == WRITERS:
                     written.popleft().result()
@@ -89,6 +89,20 @@ def encode_parts(
             progress.advance(min(done, left - progress.done))
         for part in written:
             part.result()
+
+
+def _joined(batches: Iterator[Float32s], rows: int) -> Float32s:
+    """Join the vectors of batches, (rows, D).
+
+    Each is copied before the next one is made, which gets its memory and not new pages.
+    """
+    first = next(batches)
+    joined = np.empty((rows, first.shape[1]), dtype=first.dtype)
+    joined[: len(first)], done = first, len(first)
+    for batch in batches:
+        joined[done : done + len(batch)] = batch
+        done += len(batch)
+    return joined
 
 
 @torch.no_grad()

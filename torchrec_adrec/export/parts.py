@@ -104,9 +104,9 @@ def write_vectors(
 ) -> None:
     """Write a Parquet file of `ad_id` and `vector`, one row per id.
 
-    A vector is the bytes of its numbers and no list: Parquet stores two levels with
-    each number of a list, which took longer than the towers and, to read, five times
-    as long as the bytes. The column's metadata names their type.
+    A vector is the bytes of its numbers and no list, with which Parquet stores two
+    levels a number: to write them took nearly as long as the tower, and to read them
+    five times as long as bytes. The field's metadata names the numbers' type.
 
     Args:
         path: of the file; it appears when it is whole.
@@ -120,7 +120,10 @@ def write_vectors(
     column = pa.FixedSizeBinaryArray.from_buffers(
         kind, len(numbers), [None, pa.py_buffer(numbers)]
     )
-    fields = [(AD_ID, pa.int64()), pa.field("vector", kind, metadata={DTYPE: NUMBERS[dtype]})]
+    fields = [
+        (AD_ID, pa.int64()),
+        pa.field("vector", kind, metadata={DTYPE: NUMBERS[dtype]}),
+    ]
     schema = pa.schema(fields, {SOURCE: _bytes(source or {}, dtype)})
     table = pa.Table.from_arrays([pa.array(ids), column], schema=schema)
     partial = path.with_name(path.name + ".partial")
