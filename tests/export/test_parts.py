@@ -22,7 +22,12 @@ from torchrec_adrec.export import encode
 from torchrec_adrec.export.export import QUERIES, export
 from torchrec_adrec.export.parts import Parts, rows_of_a_part, write_vectors
 from torchrec_adrec.index.embeddings import Embeddings
-from torchrec_adrec.index.manifest import IndexManifest, load_vectors, vectors_of
+from torchrec_adrec.index.manifest import (
+    IndexManifest,
+    load_vectors,
+    vectors_in,
+    vectors_of,
+)
 from torchrec_adrec.runs.stages import stage_folder
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.proof import Proof
@@ -50,6 +55,9 @@ def test_some_ads_are_read_from_their_groups_of_rows_alone(tmp_path: Path) -> No
         path = tmp_path / f"part-{number:05d}.parquet"
         write_vectors(path, ids[part], vectors[part])
         assert pq.ParquetFile(path).num_row_groups == 3 - number
+        some = pq.read_table(path).slice(1_000, 100)
+        expected = vectors[part][1_000:1_100]
+        np.testing.assert_array_equal(vectors_in(some), expected)
     rows = rng.permutation(len(ids))[:200]
     np.testing.assert_array_equal(vectors_of(tmp_path, ids[rows]), vectors[rows])
     with pytest.raises(ManifestError, match=f"ad {ids[-1] + 1} of the catalog is not"):
@@ -100,9 +108,9 @@ def test_a_part_of_lists_is_made_again_and_not_read(tmp_path: Path) -> None:
 
 
 def test_vectors_are_those_of_their_ads(
-    run: Path, process: Process, tmp_path: Path
+    run: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a part takes several steps and its last one is not full."""
+    """Also where a part takes several steps; and the last one may not fail unheard."""
     schema, catalog = Schema.load(run / "data/schema.json"), load_catalog(run / "data")
     tower = restore_whole("retrieval", run, schema)[0].model.ad_tower
     parts = Parts(tmp_path, catalog[AD_ID].to_numpy(), "fp32", SOURCE)
@@ -112,6 +120,10 @@ def test_vectors_are_those_of_their_ads(
     np.testing.assert_array_equal(ids, parts.ids)
     expected = encode_rows(tower, catalog, schema, Side.AD, process)
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    parts.path(parts.count - 1).unlink()
+    monkeypatch.setattr(Parts, "write", lambda *_: (tmp_path / "none/x").write_text(""))
+    with pytest.raises(FileNotFoundError):
+        encode.encode_parts(tower, catalog, schema, "cosine", 7, parts, process)
 
 
 def test_a_vector_that_half_floats_do_not_reach_is_refused(tmp_path: Path) -> None:
