@@ -55,7 +55,7 @@ def some_requests(count: int = 3) -> list[Request]:
         tower_input(columns_of(Side.USER, 1, i), SCHEMA, Side.USER)
         for i in range(count)
     )
-    return [(user, rng.permutation(IDS)[:20], {}) for user in users]
+    return [(user, rng.permutation(ADS)[:20], {}) for user in users]
 
 
 @torch.inference_mode()
