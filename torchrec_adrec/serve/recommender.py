@@ -6,11 +6,9 @@ encode (raw columns -> ids) -> retrieve (user tower, index) -> rank (transformer
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import torch
 
-from torchrec_adrec.arrays import Columns, Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.column import RawColumns
@@ -21,16 +19,15 @@ from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import set_search_threads
 from torchrec_adrec.runs.ad_changes import changes_name, open_changes
 from torchrec_adrec.runs.unpack import unpacked
-from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
+from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.eligible import Eligible, prepare
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.explain import Explanation, explain
 from torchrec_adrec.serve.joined_tables import join_user_tables
 from torchrec_adrec.serve.open_run import example_users, open_run
 from torchrec_adrec.serve.parts import Parts, encode_user, naming_columns
-from torchrec_adrec.serve.rank_by import RankBy
+from torchrec_adrec.serve.rank_by import RankBy, Ranked
 from torchrec_adrec.serve.recommendation import Recommendation, timed
-from torchrec_adrec.serve.scorer import Scores
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
 
@@ -198,7 +195,8 @@ class Recommender:
                 cross = self.crosses.of(raw, rows)
                 predictions = self.scorer.score(user_input, rows, scores, cross)
             milliseconds["total"] = sum(milliseconds.values())
-            best, rows = self._best(ids, rows, scores, predictions, top)
+            ranked = Ranked(ids, rows, scores, predictions)
+            best, rows = self.rank_by.best(ranked, top)
         ads = best.hstack(self.scorer.shown_of(rows))
         return Recommendation(ads, len(ids), milliseconds)
 
@@ -253,7 +251,8 @@ class Recommender:
             cross = self.crosses.joined(keys, row, rows)
             try:
                 predictions = self.scorer.score(user, rows, scores, cross)
-                best, _ = self._best(ids, rows, scores, predictions, top)
+                ranked = Ranked(ids, rows, scores, predictions)
+                best, _ = self.rank_by.best(ranked, top)
             except PredictionError as error:
                 raise PredictionError(str(error), row) from None
             yield best
@@ -280,26 +279,6 @@ class Recommender:
                 f"top is {top}, expected 1 to {candidates} (the candidates)"
             )
         return top
-
-    def _best(
-        self,
-        ids: Int64s,
-        rows: Int64s,
-        scores: Float32s,
-        predictions: Scores,
-        top: int,
-    ) -> tuple[pl.DataFrame, Int64s]:
-        """Order the candidates of one user; return the best, and their rows."""
-        rank_scores = self.rank_by.score(predictions, rows)
-        # By id where numbers are equal: the order in which an index returns its ads is
-        # its own affair, and the same request must have the same answer. Not by polars,
-        # whose threads take ten times as long to be woken as this takes.
-        best = np.lexsort((ids, -rank_scores))[:top]
-        columns: Columns = {AD_ID: ids, **predictions, SCORE: scores}
-        if not self.rank_by.is_label:
-            columns[RANK_SCORE] = rank_scores
-        table = pl.DataFrame({name: column[best] for name, column in columns.items()})
-        return table, rows[best]
 
     def user_input(self, user: RawUser) -> TowerInput:
         """Encode one user, of one row, as the models take it."""

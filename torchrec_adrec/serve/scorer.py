@@ -82,12 +82,7 @@ class RankingScorer:
 
     @torch.inference_mode()
     def with_changes(self, catalog: pl.DataFrame, changes: Changes) -> Self:
-        """Return a scorer of a catalog with changes; it shares all else with this one.
-
-        Args:
-            catalog: that this scorer was made with.
-            changes: of it.
-        """
+        """Return a scorer of its catalog with changes; it shares all else with it."""
         other = copy(self)
         other.__dict__.pop("listed", None)
         other.changed_ids, other.removed = changes.ids, changes.removed

@@ -110,9 +110,7 @@ class DCNv2Head(JoinedHead):
             inner.append((z, of_user))
             gains = [g + b for g, b in zip(gains, user_bias, strict=True)]
             added = map(F.linear, [z, z], of_ad, ad_bias)
-            columns = [
-                x + x0 * w for x, x0, w in zip(columns, ad, added, strict=True)
-            ]
+            columns = [x + x0 * w for x, x0, w in zip(columns, ad, added, strict=True)]
         return read(out)
 
 
