@@ -86,8 +86,9 @@ def test_a_setting_that_reads_fewer_ads_than_are_asked_for_is_not_enough() -> No
     rng, near = np.random.default_rng(0), K - 1
     centres = rng.normal(size=(20, 8))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    vectors = np.repeat(centres, near, axis=0)
-    vectors = (vectors + rng.normal(scale=1e-3, size=vectors.shape)).astype(np.float32)
+    close = np.repeat(centres, near, axis=0)
+    vectors: Any = close + rng.normal(scale=1e-3, size=close.shape)
+    vectors = vectors.astype(np.float32)
     ids = np.arange(len(vectors))
     index = ShardedIndex.of_vectors(IvfFlat(20), ids, vectors)
     users = np.repeat(centres, 2, axis=0).astype(np.float32)

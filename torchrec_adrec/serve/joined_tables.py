@@ -3,6 +3,8 @@
 Shape letters: B rows, F features, D width of a vector.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ def join_user_tables(towers: TwoTower, ranker: Ranker) -> None:
     ranker.user_tables = _joined(ranker.user_tables)
 
 
-def _joined(tables: nn.Module) -> nn.Module:
+def _joined(tables: Any) -> Any:
     # Rounded tables are of another type, and are looked up at once already.
     if type(tables) is not EmbeddingBagCollection:
         return tables

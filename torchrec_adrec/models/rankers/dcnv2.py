@@ -8,6 +8,7 @@ sides, T labels, W columns of vectors and numbers side by side, R rank of a cros
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class DCNv2Head(JoinedHead):
         self, user: Tensor, user_dense: Tensor, ad: Tensor, ad_dense: Tensor
     ) -> Tensor:
         """See `RankerHead`."""
-        first = self.deep[0][0]
+        layers: Any = self.deep[0]
+        first = layers[0]
         # The engines that round have layers of other types, which are not taken apart.
         is_exact = isinstance(first, nn.Linear) and first.weight.dtype == torch.float32
         if len(user) == 1 < len(ad) and is_exact:
@@ -66,7 +68,7 @@ class DCNv2Head(JoinedHead):
             (B, T).
         """
         widths = [x.shape[1] for pair in zip(user, ad, strict=True) for x in pair]
-        layers: nn.Sequential = self.deep[0]
+        layers: Any = self.deep[0]
         of_user, of_ad = _sides(layers[0].weight, widths)
         hidden = _linear(ad, of_ad) + (_linear(user, of_user) + layers[0].bias)
         deep = self.deep[1:](layers[1:](hidden))
@@ -99,8 +101,8 @@ class DCNv2Head(JoinedHead):
             weighted = [w * x for w, x in zip(of_user, user, strict=True)]
             z = _linear(columns, of_ad) + _linear(gains, weighted)
             for before, kernels in inner:
-                products = [w @ k for w, k in zip(weighted, kernels, strict=True)]
-                z = z + F.linear(before, sum(products))
+                vectors, numbers = map(torch.matmul, weighted, kernels)
+                z = z + F.linear(before, vectors + numbers)
             return z
 
         for reader, kernel, bias in layers:
