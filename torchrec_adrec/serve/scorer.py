@@ -88,8 +88,8 @@ class RankingScorer:
         other.changed_ids, other.removed = changes.ids, changes.removed
         other.read(changes.rows_behind(catalog))
         if other.looked_up is not None:
-            first = len(self.ids)
-            other.looked_up_later = other.look_up_rows(first, first + len(changes.ids))
+            count = len(self.ids)
+            other.looked_up_later = other.look_up_rows(count, count + len(changes.ids))
         return other
 
     @cached_property
@@ -197,9 +197,7 @@ class RankingScorer:
         """Look up one user and gather some ads.
 
         Args:
-            user: of one row.
-            rows: (n,) of the ads.
-            cross: as of `score`.
+            user, rows, cross: as of `score`.
         """
         return self._inputs(user, self._ads(rows), cross)
 
@@ -223,20 +221,23 @@ class RankingScorer:
             gigabytes: what the vectors and numbers may take; where they take more, each
                 request goes on looking up its own ads.
         """
-        first = np.arange(1)
-        row = sum(x.nbytes for x in self._look_up(first))
+        row = sum(x.nbytes for x in self._look_up(np.arange(1)))
         if row * len(self.ids) > gigabytes * 1e9:
             return
-        count = len(self.ids)
+        count, changed = len(self.ids), len(self.changed_ids)
         self.looked_up = self.look_up_rows(0, count)
-        self.looked_up_later = self.look_up_rows(count, count + len(self.changed_ids))
+        self.looked_up_later = self.look_up_rows(count, count + changed)
 
     def look_up_rows(self, first: int, stop: int) -> list[Tensor] | None:
         """Look up the ads of some rows; None where there are none."""
-        starts = range(first, stop, BLOCK)
-        rows = [np.arange(start, min(start + BLOCK, stop)) for start in starts]
-        parts = [self._look_up(some) for some in rows]
-        return [torch.cat(of_all) for of_all in zip(*parts, strict=True)] or None
+        whole: list[Tensor] = []
+        for start in range(first, stop, BLOCK):
+            parts = self._look_up(np.arange(start, min(start + BLOCK, stop)))
+            # Written to their places: all blocks and their sum would be twice as much.
+            whole = whole or [x.new_empty(stop - first, *x.shape[1:]) for x in parts]
+            for target, part in zip(whole, parts, strict=True):
+                target[start - first :][: len(part)] = part
+        return whole or None
 
     def _look_up(self, rows: Int64s) -> list[Tensor]:
         ads = tower_input(self._columns(rows), self.schema, Side.AD)
