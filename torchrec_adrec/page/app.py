@@ -27,6 +27,12 @@ COLUMNS, FORM_HEIGHT = 2, 720  # of the form, the height in pixels
 BUILD, FORM = "build", ("example", "user ")  # keys of the session, and their beginnings
 EXAMPLE, NEW = "an example user", "a brand-new user"
 TABS = ("Ten ads", "Quality", "Data", "Training")
+# Less air above the title; and the form stays in sight beside the reasons.
+STYLE = """<style>
+[data-testid=stMainBlockContainer] { padding-top: 2.5rem; }
+[data-testid=stColumn]:has(.st-key-form) {
+  position: sticky; top: 1rem; align-self: flex-start; }
+</style>"""
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading ...")  # type: ignore[untyped-decorator]
@@ -45,7 +51,12 @@ def show(run: Path) -> None:
     """Draw the page of a run."""
     name = run.resolve().name
     st.set_page_config(page_title=f"{name}: ten ads", layout="wide")
+    st.html(STYLE)
     st.title(text(name), anchor=False)
+    st.caption(
+        "What this run serves, and why: choose a user or change one, and the ten ads"
+        " beside the form follow."
+    )
     pages: dict[str, Callable[[Path], str]] = {
         "Quality": reports.quality,
         "Data": reports.data,
@@ -73,7 +84,7 @@ def show_request(run: Path) -> None:
     shown = shown_counts(run / DATA.name, recommender.parts.catalog)
     form, list_of_ads = st.columns((1, 2))
     # The form scrolls by itself, so that a change and its effect are seen together.
-    with form, st.container(height=FORM_HEIGHT):
+    with form, st.container(height=FORM_HEIGHT, key="form"):
         user = pick_user(run, recommender, shown)
     with list_of_ads, lock:
         answered = answer(recommender, user, shown)

@@ -178,13 +178,13 @@ def test_broken_values_hide_no_column(log: dict[str, object], tmp_path: Path) ->
 
 def test_what_goes_with_two_ids_tells_which_is_the_users() -> None:
     rng = np.random.default_rng(0)
-    who, what = rng.integers(50, size=ROWS), rng.integers(40, size=ROWS)
+    users, items = rng.integers(50, size=ROWS), rng.integers(40, size=ROWS)
     rows = {
-        "alpha": [f"a{i}" for i in who],
-        "beta": [f"b{i}" for i in what],
+        "alpha": [f"a{i}" for i in users],
+        "beta": [f"b{i}" for i in items],
         "clicked": rng.integers(2, size=ROWS).astype(str),
-        "country": [f"c{i % 3}" for i in who],
-        "genre": [f"g{i % 5}" for i in what],
+        "country": [f"c{i % 3}" for i in users],
+        "genre": [f"g{i % 5}" for i in items],
     }
 
     def ids(**renamed: str) -> tuple[str, str, str]:
