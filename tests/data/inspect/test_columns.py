@@ -204,6 +204,14 @@ def test_what_goes_with_two_ids_tells_which_is_the_users() -> None:
     assert "stands for" not in ids(alpha="listener", beta="episode")[2]
 
 
+def test_few_rows_make_some_steps() -> None:
+    sizes = {100: 32, 6_000: 64, 16_000: 128, 24_000: 256, 100_000: 256}
+    for rows, size in sizes.items():
+        frame = pl.DataFrame({"a": np.zeros(rows)})
+        assert Sample(Path("x"), None, frame, True).batch_size == size
+        assert Sample(Path("x"), None, frame, False).batch_size is None
+
+
 def test_hints(log: dict[str, object], tmp_path: Path) -> None:
     pl.DataFrame(log).write_csv(tmp_path / "log.csv")
     hints = Hints(label="purchased", user="area", ad="brand")

@@ -37,6 +37,6 @@ def criteo_yaml(sample: Sample) -> tuple[str, tuple[str, ...]] | None:
         lines.append("  labelled: false  # 39 columns: the label is not among them")
     unsure = ("Which columns are the ad's is a guess: data.ad_features.",)
     lines.append(f"  # {unsure[0]}")
-    if sample.is_whole:
-        lines += ["train:", "  batch_size: 256  # few rows make few large steps"]
+    if size := sample.batch_size:
+        lines += ["train:", f"  batch_size: {size}  # few rows make few large steps"]
     return "\n".join(lines) + "\n", unsure

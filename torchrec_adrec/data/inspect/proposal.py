@@ -19,7 +19,6 @@ from torchrec_adrec.data.inspect.text_layout import SEPARATORS
 from torchrec_adrec.errors import ConfigError, DataError
 
 TINY = 100  # rows, of which 80% for training would leave no test
-SMALL = 200_000  # rows, which make few steps of the default batch
 WIDTH = 30  # of what stands left of a comment
 
 
@@ -171,8 +170,9 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
     empty = next(iter(draft.profiles.values())).words
     if empty:
         lines += [_line("    missing", ["", *empty], "texts that mean no value")]
-    if sample.is_whole and len(sample.rows) < SMALL:
-        lines += ["train:", _line("  batch_size", 256, "few rows make few large steps")]
+    if size := sample.batch_size:
+        about = "few rows make few large steps"
+        lines += ["train:", _line("  batch_size", size, about)]
     return lines
 
 
