@@ -63,6 +63,15 @@ def test_figures_are_of_the_objective_that_names_them(run: Path) -> None:
         assert float(times.partition(f" {stage} ")[2].partition(",")[0]) > 0
 
 
+def test_reasons_name_the_ad_as_a_person_knows_it(page_run: Path) -> None:
+    page = open_page(page_run)
+    ads = page.dataframe[0].value
+    for expander, ad, item in zip(
+        page.expander, ads["ad_id"], ads["item"], strict=True
+    ):
+        assert f": ad {ad} · {item} · " in expander.label
+
+
 def test_rivals_stand_under_their_names(page_run: Path) -> None:
     page = open_page(page_run)
     ads = set(ads_of(page))
