@@ -19,7 +19,7 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
-from torchrec_adrec.errors import ConfigError, StoppedError
+from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.models.tower import gate_weights
@@ -94,12 +94,12 @@ class Trainer:
             negative_rate(self.task, config.ranking),
             self.trained_on,
         )
-        is_retrieval = self.task == "retrieval"
         accumulate, steps = self.optimizer.config.accumulate, self.source.steps
         if self.first_fit is not None:
             steps = self.first_fit.last_step(steps, accumulate)
         self.schedule = Schedule(steps, accumulate, train)
         # A ranker is judged by the click's log loss, towers as their settings say.
+        is_retrieval = self.task == "retrieval"
         self.judged_by = config.retrieval.judge if is_retrieval else LOG_LOSS
         is_loss = self.judged_by == LOG_LOSS
         self.state = TrainingState(EarlyStopping(train.patience, is_loss=is_loss))
@@ -130,11 +130,7 @@ class Trainer:
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
         check_conditions(self.task, config.ranking, self.data)
         check_classes(self.task, config, self.data, self.schema)
-        if train.evaluate_every and not self.evaluator.has("valid"):
-            raise ConfigError(
-                f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
-                " prepare with data.split.valid above 0"
-            )
+        self.evaluator.check_every(train.evaluate_every)
         self.catalog_judge: CatalogJudge | None = None
         if train.evaluate_every and not is_loss:
             self.catalog_judge = CatalogJudge(
