@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from torchrec_adrec.config.run import LOG_LOSS, Config
+from torchrec_adrec.data.loader.sampled_split import RetrievedRows
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts_of
@@ -66,6 +67,7 @@ class Trainer:
         towers: retrieval checkpoint whose tables a ranker starts with, if its settings
             say so, and with whose score its own may be blended.
         first_fit: of a ranker that is fitted again, on the validation rows too.
+        retrieved: rows that a ranker reads beside those of the log.
     """
 
     task: str
@@ -75,6 +77,7 @@ class Trainer:
     folder: Path
     towers: checkpoint.Checkpoint | None = None
     first_fit: FirstFit | None = None
+    retrieved: RetrievedRows | None = None
 
     def __post_init__(self) -> None:
         config, bounds = self.config, self.config.data.bounds
@@ -93,6 +96,7 @@ class Trainer:
             negatives_of(self.task, config, self.data, self.schema, self.process),
             negative_rate(self.task, config.ranking),
             self.trained_on,
+            self.retrieved,
         )
         is_retrieval = self.task == "retrieval"
         accumulate, steps = self.optimizer.config.accumulate, self.source.steps
