@@ -9,6 +9,7 @@ import polars as pl
 
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.prepare.encoder import Encoder
+from torchrec_adrec.data.prepare.value_keys import Sources
 from torchrec_adrec.schema import Side
 
 
@@ -30,10 +31,10 @@ def ad_keys(encoder: Encoder, raw: RawColumns) -> dict[str, pl.Series]:
     statistics = encoder.statistics
     if statistics is None:
         return {}
-    sources = dict.fromkeys((f.source,) for f in encoder.schema.cross)
+    sources: dict[Sources, None] = {(f.source,): None for f in encoder.schema.cross}
     if statistics.keeps_folds:
         of_ads = encoder.schema.statistics_of(Side.AD)
-        sources |= dict.fromkeys(f.sources for f in of_ads)
+        sources |= dict.fromkeys(feature.sources for feature in of_ads)
     return {
         key_column(*names): pl.Series(column.keys[column.codes])
         for names, column in statistics.keys.of(raw, sources).items()

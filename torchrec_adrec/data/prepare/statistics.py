@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -201,7 +202,7 @@ class Statistics:
             frame.write_parquet(out / _file(sources))
             if self.keeps_folds:
                 counts.fold_frame().write_parquet(out / _file(sources, FOLDS))
-        fitted = {
+        fitted: dict[str, Any] = {
             "labels": dict(zip(self.labels, self.rates, strict=True)),
             "columns": list(self.counts),
             "quantiles": [q.model_dump() for q in self.keys.quantiles.values()],
