@@ -9,7 +9,7 @@ them calibrated on the validation impressions (`platt`), and the whole funnel is
     share       of the oracle's worth that the ten served ads have, with its interval
     AUC, loss   of the served click on the test impressions
     slope, ECE  of the click on them, before the calibration and behind it
-    rows        that an epoch reads
+    drawn rows  beside the logged ones of an epoch
 
 What is finished in FOLDER is not made again, so the command may be stopped.
 """
@@ -24,8 +24,8 @@ from seeds import shown
 from some_stages import run_stages
 from timing import keep_result
 
-from torchrec_adrec.evaluation.funnel.names import FUNNEL, METRICS, RETRIEVAL
 from torchrec_adrec.evaluation.funnel.names import FOLDER as JUDGED
+from torchrec_adrec.evaluation.funnel.names import FUNNEL, METRICS, RETRIEVAL
 from torchrec_adrec.evaluation.funnel.report import evaluate_funnel
 from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.serve.recommender import Recommender
@@ -98,18 +98,15 @@ def judged(run: Path) -> Figures:
     }
     for name, of_name in (("before", click["uncalibrated"]), ("behind", click)):
         figures |= {f"{key} {name}": of_name[key] for key in ("slope", "ece")}
-    rows = stage_settings(run / "ranking").train.batch_size
-    epochs = stage_settings(run / "ranking").train.epochs
-    return figures | {"rows": ranking["train"]["planned_steps"] * rows / epochs}
+    return figures | {"drawn rows": ranking["train"]["retrieved_rows_per_epoch"]}
 
 
 def table_of(runs: dict[str, list[Figures]]) -> Table:
     """Return a line for each variant: means over seeds (standard deviation)."""
-    names = [n for n in next(iter(runs.values()))[0] if n not in ("rows",)]
-    table = Table("retrieved negatives", *names, "rows")
+    names = list(next(iter(runs.values()))[0])
+    table = Table("retrieved negatives", *names)
     for name, of_seeds in runs.items():
-        cells = [shown([run[key] for run in of_seeds]) for key in names]
-        table.add_row(name, *cells, f"{of_seeds[0]['rows']:,.0f}")
+        table.add_row(name, *(shown([run[key] for run in of_seeds]) for key in names))
     return table
 
 

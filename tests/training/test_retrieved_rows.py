@@ -197,6 +197,7 @@ def test_a_ranker_reads_each_of_them_once_an_epoch(trained: Path) -> None:
             assert total - 128 < audit.rows <= total
         trained_on = json.loads((folder / stage / "metrics.json").read_text())
         assert trained_on["trained_on"] == list(splits)
+        assert trained_on["train"]["retrieved_rows_per_epoch"] == rows
 
 
 def test_the_report_tells_what_they_did_to_the_probability(trained: Path) -> None:

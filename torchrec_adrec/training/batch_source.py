@@ -95,6 +95,14 @@ class BatchSource:
         """Rows of an epoch that make no whole step."""
         return self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
 
+    @property
+    def retrieved_rows(self) -> int:
+        """Rows of an epoch that no log holds."""
+        if self.retrieved is None:
+            return 0
+        groups, folder = self.reader.split.groups, self.retrieved.folder
+        return sum(rows for path, _, rows in groups if path.parent == folder)
+
     def batches(self, first: int) -> Generator[Batch]:
         """Yield the batches of the steps after step `first`, read ahead."""
         device, reader = self.process.device, self.train.reader

@@ -158,7 +158,8 @@ class Trainer:
             log.info(
                 f"{self.task}: steps {first} to {self.schedule.steps} of"
                 f" {self.config.train.batch_size} global rows"
-                f" ({' + '.join(self.trained_on)}),"
+                f" ({' + '.join(self.trained_on)}"
+                f" + {self.source.retrieved_rows} retrieved),"
                 f" {self.source.dropped_rows} rows an epoch left out (the incomplete"
                 f" last step), seed {self.config.seed}"
             )
@@ -179,6 +180,7 @@ class Trainer:
                 "steps": last,
                 "planned_steps": self.source.steps,
                 "dropped_rows_per_epoch": self.source.dropped_rows,
+                "retrieved_rows_per_epoch": self.source.retrieved_rows,
                 "last_step_loss": self.state.last_loss,
                 "samples_per_second": samples_per_second,
                 "resumed_at_step": first,
