@@ -39,10 +39,10 @@ COMMON = (
     "train.restarts=0",
 )
 VARIANTS = {
-    "none": "{}",
-    "1 a click": "{per_click: 1}",
-    "4 a click": "{per_click: 4}",
-    "4 a click, weight 0.1": "{per_click: 4, weight: 0.1}",
+    "none": (),
+    "4 a click": ("per_click=4",),
+    "1 a click": ("per_click=1",),
+    "4 a click, weight 0.1": ("per_click=4", "weight=0.1"),
 }
 Figures = dict[str, float]
 
@@ -68,8 +68,8 @@ def main() -> None:
             for stage in BEFORE:
                 if not (out / stage).exists():
                     (out / stage).symlink_to((base / stage).resolve())
-            drawn = f"ranking.retrieved_negatives={VARIANTS[name]}"
-            run_stages(CONFIG, [*overrides, drawn], out, args.job, "ranking")
+            drawn = [f"ranking.retrieved_negatives.{word}" for word in VARIANTS[name]]
+            run_stages(CONFIG, [*overrides, *drawn], out, args.job, "ranking")
             runs[name].append(judged(out))
             print(seed, name, runs[name][-1], flush=True)
         kept = {"seeds": args.seeds, "set": args.set, "runs": runs}

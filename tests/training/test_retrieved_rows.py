@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from statistics_rows import across, prepare_rows
 from trained_run import SETTINGS, STEADY, metrics, train_ranker
 
 from torchrec_adrec.arrays import Float32s
@@ -18,12 +19,18 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import batch_columns, tower_input
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.sampled_split import RetrievedRows, training_split
+from torchrec_adrec.data.prepare.fold_statistics import (
+    FOLD,
+    encode_in_fold,
+    fold_statistics,
+)
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError, ManifestError
 from torchrec_adrec.runtime.files import HASHES
 from torchrec_adrec.schema import AD_ID, USER_KEY, Schema, Side
 from torchrec_adrec.tasks.sharded import final_checkpoint, restore_whole
 from torchrec_adrec.training.ledger_report import audit_stage
+from torchrec_adrec.training.refit import fit_stage
 from torchrec_adrec.training.retrieved_rows import RETRIEVED, draw_retrieved_rows
 
 CANDIDATES, PER_CLICK, WEIGHT = 20, 3, 0.5
@@ -144,6 +151,32 @@ def test_another_seed_draws_other_rows(
     ours = rows_of(drawn.folder)
     assert len(other) == len(ours)
     assert (other[AD_ID] != ours[AD_ID]).mean() > 0.5
+
+
+def test_their_statistics_are_those_of_the_fold_of_their_click(
+    process: Process, tmp_path: Path
+) -> None:
+    """The catalog's totals would hold the click that a row was made of."""
+    data, folds = tmp_path / "data", {"folds": 4, "strengths": [10]}
+    prepare_rows(data, across(), keep_folds=True, pairs=1, cross_pairs=2, **folds)
+    (tmp_path / "retrieval").mkdir()
+    towers = load_config(None, [*SETTINGS, "train={batch_size: 128, epochs: 1}"])
+    fit_stage("retrieval", towers, process, data, tmp_path / "retrieval")
+    rows = rows_of(draw(tmp_path, tmp_path, process).folder)
+    schema = Schema.load(data / "schema.json")
+    users = [*schema.columns_of(Side.USER), FOLD]
+    clicks = rows_of(data / "train").filter(pl.col("click") == 1)
+    assert not len(rows.join(clicks, on=users, how="anti"))
+    catalog = load_catalog(data)
+    ads = rows.select(AD_ID).join(catalog, on=AD_ID, how="left")
+    statistics = fold_statistics(data, schema)
+    assert statistics is not None
+    expected = encode_in_fold(statistics, schema, ads, rows)
+    assert set(expected) >= {feature.name for feature in schema.cross}
+    for name, values in expected.items():
+        assert (rows[name].to_numpy() == values).all(), name
+        if name in catalog.columns:
+            assert (rows[name] != ads[name]).mean() > 0.5, name
 
 
 SCRIPT = """

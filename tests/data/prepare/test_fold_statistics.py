@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from statistics_rows import TRAIN_ROWS, prepare_rows
-from test_crosses import across
+from statistics_rows import TRAIN_ROWS, across, prepare_rows
 
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.fold_statistics import (
