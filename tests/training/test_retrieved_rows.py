@@ -119,8 +119,8 @@ def test_they_count_by_their_weight_and_come_from_training_rows(
     split = training_split(run / "data", schema, 1, 0, retrieved=drawn)
     logged = len(rows_of(run / "data/train"))
     reader = Reader(split, batch_columns(schema), 128, seed=0)
-    seen = [(step.numbers, step.weights) for step in reader.epoch()]
-    numbers, weights = (np.concatenate(x) for x in zip(*seen, strict=True))
+    steps = [(step.numbers, step.weights) for step in reader.epoch()]
+    numbers, weights = (np.concatenate(x) for x in zip(*steps, strict=True))
     assert ((numbers >= logged) == (weights == WEIGHT)).all()
     assert (weights[numbers < logged] == 1).all()
     assert 0.3 < (numbers >= logged).mean() < 0.8
