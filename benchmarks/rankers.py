@@ -88,6 +88,7 @@ ROWS = {
     "dcnv2 without statistics": _model("dcnv2", without="statistics"),
     "dcnv2 of ids alone": _model("dcnv2", without="numbers"),
     "wide transformer": _model(*WIDE),
+    "wide transformer, one ad token": _model(*WIDE, "ranking.ad_tokens=1"),
     "wide transformer, two ad tokens": _model(*WIDE, "ranking.ad_tokens=2"),
     "transformer without pairs": _model(*TRANSFORMER, without="pairs"),
     "transformer without statistics": _model(*TRANSFORMER, without="statistics"),

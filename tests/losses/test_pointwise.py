@@ -31,6 +31,17 @@ def test_a_label_that_was_not_observed_does_not_count() -> None:
     assert logits.grad is not None and logits.grad[2:].tolist() == [0, 0]
 
 
+def test_a_row_of_weight_three_counts_as_three_rows() -> None:
+    """Also behind the point: a half is half a row of the mean."""
+    logits, labels = torch.tensor([1.0, -2.0]), torch.tensor([1.0, 1.0])
+    for weights, times in (((1.0, 3.0), (1, 3)), ((1.0, 0.5), (2, 1))):
+        repeats = torch.tensor(times)
+        rows = logits.repeat_interleave(repeats), labels.repeat_interleave(repeats)
+        expected = mean(click_loss(*rows, torch.ones(len(rows[0]))))
+        actual = mean(click_loss(logits, labels, torch.tensor(weights)))
+        torch.testing.assert_close(actual, expected)
+
+
 def test_nothing_observed_is_zero() -> None:
     nan = torch.full((3,), torch.nan)
     assert mean(click_loss(torch.zeros(3), nan, torch.ones(3))).item() == 0

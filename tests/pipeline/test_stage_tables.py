@@ -24,3 +24,9 @@ def test_the_best_evaluation_is_that_of_the_figure_that_chose(
     lines = [*training_lines({"retrieval": TRAIN | {"judged_by": judged_by}})]
     assert f"| retrieval, step | validation {judged_by.replace('_', ' ')} |" in lines
     assert [line for line in lines if "(best)" in line] == [f"{best} (best) |"]
+
+
+def test_rows_that_no_log_holds_are_named() -> None:
+    lines = [*training_lines({"ranking": TRAIN | {"retrieved_rows_per_epoch": 1234}})]
+    assert "1,234 rows of an epoch are retrieved ads, not logged ones." in lines
+    assert not any("retrieved" in line for line in training_lines({"ranking": TRAIN}))

@@ -145,6 +145,10 @@ class StatisticsConfig(Settings):
     """Quantile buckets of a number, whose statistics are those of its bucket."""
     min_count: Count = 2
     """A value with fewer training rows counts as one that was never seen."""
+    keep_folds: bool = False
+    """Keep the fold of every training row, the keys of its values and the counts of
+    every fold, which `ranking.retrieved_negatives` needs: rows that join a training
+    row's user with another ad must see the counts that this row sees."""
 
     @model_validator(mode="after")
     def _strengths_differ(self) -> Self:

@@ -14,6 +14,7 @@ from torchrec_adrec.config.objectives import (
     parents_first,
 )
 from torchrec_adrec.config.optimizer import OptimizerConfig
+from torchrec_adrec.config.retrieved import RetrievedNegatives
 from torchrec_adrec.config.towers import TowerSettings
 
 
@@ -107,6 +108,10 @@ class RankingConfig(Settings):
     """Share of the rows without a click that training reads. The click's logit is
     corrected by its logarithm, and other labels weigh these rows by its inverse, so
     that predictions stay those of all rows."""
+    retrieved_negatives: RetrievedNegatives = RetrievedNegatives()
+    """Ads that the towers retrieve for the users of training clicks, as further rows
+    without a click, so that training rows look like the candidates of a request. A
+    click's probability is then no longer that of an impression: needs `calibration`."""
     calibration: CalibrationKind = "none"
     """What is fitted on the validation rows after training and applied to every
     prediction: temperature (a slope of the logit), platt (slope and intercept) or
@@ -143,6 +148,15 @@ class RankingConfig(Settings):
             raise ValueError(
                 f"finalmlp: the last of hidden {self.hidden} must be a multiple of"
                 f" heads {self.heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drawn_rows_are_calibrated(self) -> Self:
+        if self.retrieved_negatives.per_click and self.calibration == "none":
+            raise ValueError(
+                "retrieved_negatives without a calibration: the click would be that of"
+                " rows which nobody was shown, far too low; set calibration to platt"
             )
         return self
 

@@ -83,6 +83,9 @@ def training_lines(stages: Mapping[str, Metrics]) -> Iterator[str]:
             f" {train['dropped_rows_per_epoch']:,} rows an epoch left out (the"
             f" incomplete last step), {_restarts(train)}."
         )
+        retrieved = train.get("retrieved_rows_per_epoch")
+        if retrieved:
+            yield f"{retrieved:,} rows of an epoch are retrieved ads, not logged ones."
         yield from ("", f"![training loss]({name}/loss.png)", "")
         if train["validation"]:
             judged_by = train.get("judged_by", LOG_LOSS)

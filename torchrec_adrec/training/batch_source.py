@@ -16,7 +16,7 @@ from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.reader_process import read_in_process
-from torchrec_adrec.data.loader.sampled_split import training_split
+from torchrec_adrec.data.loader.sampled_split import RetrievedRows, training_split
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.runtime.prefetch import prefetch
 from torchrec_adrec.schema import Schema
@@ -43,6 +43,7 @@ class BatchSource:
         negatives: draws ads in addition to those of the rows; None: no ads.
         negative_rate: the share of the rows without a click that is read.
         splits: of the prepared data, that are read as one.
+        retrieved: rows beside them; None: no others.
 
     Attributes:
         repaired: counts the values out of range that were repaired.
@@ -58,15 +59,16 @@ class BatchSource:
     negatives: UniformNegatives | None = None
     negative_rate: float = 1
     splits: Sequence[str] = ("train",)
+    retrieved: RetrievedRows | None = None
     repaired: RepairCounts = field(default_factory=RepairCounts)
     # Batches that were read and whose step nobody has looked at yet, by step.
     _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         train, process = self.train, self.process
-        rate = self.negative_rate
+        rows = self.negative_rate, self.seed, self.splits, self.retrieved
         self.reader = Reader(
-            training_split(self.data, self.schema, rate, self.seed, self.splits),
+            training_split(self.data, self.schema, *rows),
             batch_columns(self.schema),
             train.batch_size,
             process.rank,
@@ -92,6 +94,14 @@ class BatchSource:
     def dropped_rows(self) -> int:
         """Rows of an epoch that make no whole step."""
         return self.reader.split.num_rows - self.reader.steps * self.reader.batch_size
+
+    @property
+    def retrieved_rows(self) -> int:
+        """Rows of an epoch that no log holds."""
+        if self.retrieved is None:
+            return 0
+        groups, folder = self.reader.split.groups, self.retrieved.folder
+        return sum(rows for path, _, rows in groups if path.parent == folder)
 
     def batches(self, first: int) -> Generator[Batch]:
         """Yield the batches of the steps after step `first`, read ahead."""

@@ -11,6 +11,7 @@ from torchrec_adrec.runs.stage_settings import stage_settings
 from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.tasks.sharded import CHECKPOINTS
 from torchrec_adrec.training.batch_source import negative_rate
+from torchrec_adrec.training.retrieved_rows import retrieved_rows
 
 
 def audit_stage(folder: Path) -> list[Audit]:
@@ -25,9 +26,10 @@ def audit_stage(folder: Path) -> list[Audit]:
         raise DataError(f"{folder} has no ledger; train with train.ledger=true")
     config, data = stage_settings(folder), folder.parent / "data"
     rate = negative_rate(folder.name, config.ranking)
+    retrieved = retrieved_rows(folder.name, config.ranking, folder)
     schema = Schema.load(data / "schema.json")
     reader = Reader(
-        training_split(data, schema, rate, config.seed, last.trained_on),
+        training_split(data, schema, rate, config.seed, last.trained_on, retrieved),
         (AD_ID,),
         config.train.batch_size,
         seed=config.seed,

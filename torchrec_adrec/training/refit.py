@@ -15,6 +15,7 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ConfigError
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS
 from torchrec_adrec.training.first_fit import FirstFit
+from torchrec_adrec.training.retrieved_rows import draw_retrieved_rows
 from torchrec_adrec.training.trainer import Trainer
 
 FIRST_FIT = "first_fit"  # its folder, inside that of the stage
@@ -43,9 +44,13 @@ def fit_stage(
         ConfigError: a refit without validation rows.
         CheckpointError: the folder holds a fit on other rows.
     """
+    retrieved = None
+    if task == "ranking":
+        retrieved = draw_retrieved_rows(config, process, data, folder, towers)
     if task != "ranking" or not config.ranking.refit:
         _check_rows(folder, TRAIN)
-        return Trainer(task, config, process, data, folder, towers).fit()
+        trainer = Trainer(task, config, process, data, folder, towers, None, retrieved)
+        return trainer.fit()
     _check_rows(folder, BOTH)
     if not any((data / "valid").glob("part-*.parquet")):
         raise ConfigError(
@@ -60,13 +65,13 @@ def fit_stage(
         if process.is_first:
             first.mkdir(exist_ok=True)
         process.barrier()
-        Trainer(task, config, process, data, first, towers).fit()
+        Trainer(task, config, process, data, first, towers, None, retrieved).fit()
         process.barrier()
     # No row is left to evaluate on while it trains.
     train = {"evaluate_every": 0, "patience": None}
     config = config.model_copy(update={"train": config.train.model_copy(update=train)})
-    trainer = Trainer(task, config, process, data, folder, towers, FirstFit.open(first))
-    return trainer.fit()
+    both = FirstFit.open(first), retrieved
+    return Trainer(task, config, process, data, folder, towers, *both).fit()
 
 
 def _check_rows(folder: Path, splits: tuple[str, ...]) -> None:

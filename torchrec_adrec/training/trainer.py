@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from torchrec_adrec.config.run import LOG_LOSS, Config
+from torchrec_adrec.data.loader.sampled_split import RetrievedRows
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts_of
@@ -67,6 +68,7 @@ class Trainer:
         towers: retrieval checkpoint whose tables a ranker starts with, if its settings
             say so, and with whose score its own may be blended.
         first_fit: of a ranker that is fitted again, on the validation rows too.
+        retrieved: rows that a ranker reads beside those of the log.
     """
 
     task: str
@@ -76,6 +78,7 @@ class Trainer:
     folder: Path
     towers: checkpoint.Checkpoint | None = None
     first_fit: FirstFit | None = None
+    retrieved: RetrievedRows | None = None
 
     def __post_init__(self) -> None:
         config, bounds = self.config, self.config.data.bounds
@@ -94,6 +97,7 @@ class Trainer:
             negatives_of(self.task, config, self.data, self.schema, self.process),
             negative_rate(self.task, config.ranking),
             self.trained_on,
+            self.retrieved,
         )
         accumulate, steps = self.optimizer.config.accumulate, self.source.steps
         if self.first_fit is not None:
@@ -151,7 +155,8 @@ class Trainer:
             log.info(
                 f"{self.task}: steps {first} to {self.schedule.steps} of"
                 f" {self.config.train.batch_size} global rows"
-                f" ({' + '.join(self.trained_on)}),"
+                f" ({' + '.join(self.trained_on)}"
+                f" + {self.source.retrieved_rows} retrieved),"
                 f" {self.source.dropped_rows} rows an epoch left out (the incomplete"
                 f" last step), seed {self.config.seed}"
             )
@@ -172,6 +177,7 @@ class Trainer:
                 "steps": last,
                 "planned_steps": self.source.steps,
                 "dropped_rows_per_epoch": self.source.dropped_rows,
+                "retrieved_rows_per_epoch": self.source.retrieved_rows,
                 "last_step_loss": self.state.last_loss,
                 "samples_per_second": samples_per_second,
                 "resumed_at_step": first,

@@ -22,7 +22,7 @@ from torchrec_adrec.schema import (
     SparseFeature,
 )
 
-NO_SPLIT = Split(groups=(), firsts=(), num_rows=0, types={})
+NO_SPLIT = Split(groups=(), firsts=(), num_rows=0, weights=(), types={})
 
 
 def test_keys_stand_in_schema_order_with_their_own_ids(tmp_path: Path) -> None:

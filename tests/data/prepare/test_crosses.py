@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from statistics_rows import ROWS, TRAIN_ROWS, VALID_ROWS, prepare_rows, raw_rows
+from statistics_rows import ROWS, TRAIN_ROWS, VALID_ROWS, across, prepare_rows
 
 from torchrec_adrec.config.data import StatisticsConfig
 from torchrec_adrec.data.catalog import load_catalog
@@ -22,16 +22,6 @@ from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.crosses import Crosses
 
 USER = ("city", "device", "age")
-
-
-def across(holds_until: int = ROWS) -> pl.DataFrame:
-    """Rows clicked if `device` or `brand` is odd, not both; the law ends at a row."""
-    rows = raw_rows()
-    device, brand = (rows[n].str.tail(1).cast(pl.Int64) for n in ("device", "brand"))
-    either = ((device % 2) != (brand % 2)).to_numpy()
-    either[holds_until:] = np.random.default_rng(2).permutation(either[holds_until:])
-    draw = np.random.default_rng(1).random(ROWS)
-    return rows.with_columns(click=pl.Series((draw < 0.1 + 0.6 * either).astype(int)))
 
 
 @pytest.fixture(scope="module")

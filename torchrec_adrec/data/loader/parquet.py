@@ -30,7 +30,7 @@ class StepRows:
 
     Attributes:
         columns: (B,) arrays by name, not contiguous in memory.
-        weights: (B,) float32, 0 for rows that only complete the step.
+        weights: (B,) float32 of the split, 0 for rows that only complete the step.
         split: finds a row's file by its number.
         group_rows: pairs of row groups and of rows counted over these groups; all
             pairs together are the B rows.
@@ -78,13 +78,13 @@ class _Window:
     def rows(self, first: int, end: int, split: Split) -> StepRows:
         """The rows at the positions from `first` to before `end`."""
         rows = self.order[first - self.first : end - self.first]
-        weights = np.ones(end - first, dtype=np.float32)
         missing = end - first - len(rows)
         if missing:
             # Every rank needs as many rows as the others: the split's last row is
             # repeated, with weight 0 so that it counts once.
             rows = np.append(rows, np.repeat(self.order[-1:], missing))
-            weights[-missing:] = 0
+        weights = split.weights_of(self.groups, rows)
+        weights[len(rows) - missing :] = 0
         columns = self.decoded.take(rows)
         return StepRows(columns, weights, split, ((self.groups, rows),))
 

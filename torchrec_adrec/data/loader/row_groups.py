@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from torchrec_adrec.arrays import Columns, Int64s
+from torchrec_adrec.arrays import Columns, Float32s, Int64s
 from torchrec_adrec.errors import DataError
 
 
@@ -24,12 +24,14 @@ class Split:
         groups: (file, row group, number of rows), in order.
         firsts: the number of the first row of each group.
         num_rows: of all groups.
+        weights: how much a row of each group counts in the loss.
         types: of the columns in the first file; all other files must have the same.
     """
 
     groups: tuple[tuple[Path, int, int], ...]
     firsts: tuple[int, ...]
     num_rows: int
+    weights: tuple[float, ...]
     types: Mapping[str, np.dtype[Any]]
 
     @property
@@ -38,21 +40,31 @@ class Split:
         return self.groups[0][0].parent.parent
 
     @classmethod
-    def open(cls, *folders: Path) -> "Split":
+    def open(
+        cls, *folders: Path, weights: Mapping[Path, float] | None = None
+    ) -> "Split":
         """The split of a folder, or of several, one after the other.
 
         It reads no rows, but the row counts of all files.
+
+        Args:
+            folders: of the first one are `types` and `data`.
+            weights: of the rows of a folder; where it names none they count 1.
 
         Raises:
             DataError: a folder without rows, or a damaged file.
         """
         groups: list[tuple[Path, int, int]] = []
+        of_groups: list[float] = []
         for folder in folders:
             groups += _groups(folder)
+            weight = (weights or {}).get(folder, 1.0)
+            of_groups += [weight] * (len(groups) - len(of_groups))
         schema = _open(groups[0][0]).schema_arrow
         types = {field.name: np.dtype(field.type.to_pandas_dtype()) for field in schema}
         ends = list(accumulate(rows for *_, rows in groups))
-        return cls(tuple(groups), (0, *ends[:-1]), ends[-1], types)
+        firsts = (0, *ends[:-1])
+        return cls(tuple(groups), firsts, ends[-1], tuple(of_groups), types)
 
     def locate(self, row: int) -> str:
         """The file, row group and row within it of a row number, for messages."""
@@ -67,12 +79,21 @@ class Split:
             groups: positions in `self.groups`, in the order in which rows are counted.
             rows: counted from 0, through these groups.
         """
-        ends = np.cumsum([self.groups[index][2] for index in groups])
-        group = np.searchsorted(ends, rows, side="right")
+        ends = self._ends(groups)
         # A group's rows are consecutive in both counts: one shift serves all of them.
         firsts = np.array([self.firsts[index] for index in groups])
         shifts = firsts - np.append(0, ends[:-1])
-        return np.asarray(rows + shifts[group])
+        return np.asarray(rows + shifts[np.searchsorted(ends, rows, side="right")])
+
+    def weights_of(self, groups: Sequence[int], rows: Int64s) -> Float32s:
+        """How much rows count in the loss, (B,); arguments as of `numbers`."""
+        weights = np.array([self.weights[index] for index in groups], dtype=np.float32)
+        if (weights == weights[0]).all():  # in most runs, and then nothing is looked up
+            return np.full(len(rows), weights[0])
+        return weights[np.searchsorted(self._ends(groups), rows, side="right")]
+
+    def _ends(self, groups: Sequence[int]) -> Int64s:
+        return np.cumsum([self.groups[index][2] for index in groups])
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Columns]:
         """Read row groups as arrays, one after the other; a null float becomes NaN.

@@ -7,7 +7,7 @@ every epoch, by every rank, on any number of ranks, and after a resume.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,18 @@ from torchrec_adrec.data.keys import salt, salted_hash
 from torchrec_adrec.data.loader.row_groups import Split
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.schema import Schema
+
+
+class RetrievedRows(NamedTuple):
+    """Rows that no log holds, in files like those of a split.
+
+    Attributes:
+        folder: of the files.
+        weight: how much the loss of such a row counts.
+    """
+
+    folder: Path
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -66,10 +78,12 @@ class SampledSplit(Split):
                 f" training rows, expected some with a {label}; set it higher"
             )
         groups = tuple((*whole.groups[place][:2], counts[place]) for place in places)
+        weights = tuple(whole.weights[place] for place in places)
         ends = np.cumsum([rows for *_, rows in groups]).tolist()
         firsts = (0, *ends[:-1])
         return cls(
-            groups, firsts, ends[-1], whole.types, whole, places, label, rate, constant
+            *(groups, firsts, ends[-1], weights, whole.types),
+            *(whole, places, label, rate, constant),
         )
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Columns]:
@@ -101,6 +115,7 @@ def training_split(
     rate: float,
     seed: int,
     splits: Sequence[str] = ("train",),
+    retrieved: RetrievedRows | None = None,
 ) -> Split:
     """Open the rows that a model is trained on.
 
@@ -110,8 +125,13 @@ def training_split(
         rate: the share of the rows without a click that is read; 1: all rows.
         seed: of the draw.
         splits: the splits that are read as one.
+        retrieved: further rows, behind those of the splits; None: no others.
     """
-    whole = Split.open(*(data / split for split in splits))
+    folders, weights = [data / split for split in splits], {}
+    if retrieved is not None:
+        folders.append(retrieved.folder)
+        weights[retrieved.folder] = retrieved.weight
+    whole = Split.open(*folders, weights=weights)
     if rate == 1:
         return whole
     return SampledSplit.of(whole, schema.labels[0].name, rate, seed)

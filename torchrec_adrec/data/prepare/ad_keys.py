@@ -9,26 +9,33 @@ import polars as pl
 
 from torchrec_adrec.data.column import RawColumns
 from torchrec_adrec.data.prepare.encoder import Encoder
+from torchrec_adrec.data.prepare.value_keys import Sources
+from torchrec_adrec.schema import Side
 
 
-def key_column(source: str) -> str:
-    """Return the catalog's column of an ad's keys; no feature's name has a colon."""
-    return f"key:{source}"
+def key_column(*sources: str) -> str:
+    """Return the column of a value's or a pair's keys; no feature has a colon."""
+    return f"key:{'+'.join(sources)}"
 
 
 def ad_keys(encoder: Encoder, raw: RawColumns) -> dict[str, pl.Series]:
     """Return the keys of ads by the name of the catalog's column.
 
+    Where the folds are kept these are the keys of all statistics of ads, otherwise
+    only those that crosses need.
+
     Args:
         encoder: fitted.
         raw: the ads' raw columns.
     """
-    if not encoder.schema.cross:
+    statistics = encoder.statistics
+    if statistics is None:
         return {}
-    assert encoder.statistics is not None, "crosses are statistics"
-    sources = dict.fromkeys((f.source,) for f in encoder.schema.cross)
-    keyed = encoder.statistics.keys.of(raw, sources)
+    sources: dict[Sources, None] = {(f.source,): None for f in encoder.schema.cross}
+    if statistics.keeps_folds:
+        of_ads = encoder.schema.statistics_of(Side.AD)
+        sources |= dict.fromkeys(feature.sources for feature in of_ads)
     return {
-        key_column(name): pl.Series(column.keys[column.codes])
-        for (name,), column in keyed.items()
+        key_column(*names): pl.Series(column.keys[column.codes])
+        for names, column in statistics.keys.of(raw, sources).items()
     }

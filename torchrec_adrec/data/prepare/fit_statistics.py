@@ -143,7 +143,8 @@ def _counted(
     ranks.barrier()
     frames = load_counts(sorted(raw.glob("statistics-*")), names, CELL)
     by_sources = dict(zip(columns, frames.values(), strict=True))
-    return fit(keys, labels, by_sources, features, config.min_count, rows.folds)
+    fitted = fit(keys, labels, by_sources, features, config.min_count, rows.folds)
+    return replace(fitted, keeps_folds=config.keep_folds)
 
 
 def binary_labels(schema: Schema) -> tuple[str, ...]:

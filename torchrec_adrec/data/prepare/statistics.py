@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,6 +33,7 @@ from torchrec_adrec.schema import DenseFeature, Statistic
 
 FOLDER = "statistics"
 FITTED = "fitted.json"
+FOLDS = "+folds"  # behind the name of a file of counts
 LOWEST = 1e-4  # probability; a rate of 0 or 1 would have an infinite logit
 MOST_DEVIATIONS = 5.0
 
@@ -104,6 +106,8 @@ class Statistics:
         counts: by raw column or pair.
         scales: by feature, mean and deviation of the training rows' own values.
         fold_of: only in `prepare`: draws the folds of the training rows.
+        keeps_folds: whether the counts of every fold are saved, and the keys of values
+            stand in the catalog and in the training rows.
     """
 
     keys: ValueKeys
@@ -112,6 +116,7 @@ class Statistics:
     counts: Mapping[Sources, ValueCounts]
     scales: Mapping[str, tuple[float, float]]
     fold_of: Folds | None = None
+    keeps_folds: bool = False
     _tables: dict[Sources, Float32s] = field(default_factory=dict, compare=False)
 
     def encode(
@@ -195,17 +200,25 @@ class Statistics:
             totals = dict(zip(columns, counts.totals.T, strict=True))
             frame = pl.DataFrame({"key": counts.keys} | totals)
             frame.write_parquet(out / _file(sources))
-        fitted = {
+            if self.keeps_folds:
+                counts.fold_frame().write_parquet(out / _file(sources, FOLDS))
+        fitted: dict[str, Any] = {
             "labels": dict(zip(self.labels, self.rates, strict=True)),
             "columns": list(self.counts),
             "quantiles": [q.model_dump() for q in self.keys.quantiles.values()],
             "scales": self.scales,
         }
+        if self.fold_of is not None and self.keeps_folds:
+            fitted["folds"] = self.fold_of.count
         (out / FITTED).write_text(json.dumps(fitted, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "Statistics | None":
+    def load(cls, folder: Path, with_folds: bool = False) -> "Statistics | None":
         """Read what `save` wrote; None if the data have no statistics.
+
+        Args:
+            folder: of the prepared data.
+            with_folds: read the counts of every fold too, where they were kept.
 
         A lost file cannot be mistaken for data without: `hashes.json` names all files,
         and the schema names the features.
@@ -220,12 +233,16 @@ class Statistics:
             frame = pl.read_parquet(folder / FOLDER / _file(sources))
             totals = frame.drop("key").to_numpy()
             counts[sources] = ValueCounts(frame["key"].to_numpy(), totals)
+            if with_folds and "folds" in fitted:
+                parts = pl.read_parquet(folder / FOLDER / _file(sources, FOLDS))
+                counts[sources] = counts[sources].with_folds(parts, fitted["folds"])
         return cls(
             ValueKeys({q.name: q for q in quantiles}),
             tuple(fitted["labels"]),
             tuple(fitted["labels"].values()),
             counts,
             {name: (mean, std) for name, (mean, std) in fitted["scales"].items()},
+            keeps_folds="folds" in fitted,
         )
 
 
@@ -239,8 +256,8 @@ def by_sources(
     }
 
 
-def _file(sources: Sources) -> str:
-    return f"{'+'.join(sources)}.parquet"  # a column's name holds no plus
+def _file(sources: Sources, kind: str = "") -> str:
+    return f"{'+'.join(sources)}{kind}.parquet"  # a column's name holds no plus
 
 
 def _cells(column: KeyedColumn, folds: Int64s) -> tuple[Int64s, Int64s, Int64s]:

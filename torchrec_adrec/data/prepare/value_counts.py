@@ -1,8 +1,9 @@
 """How often training rows had each value, in all and in every fold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
 
 from torchrec_adrec.arrays import Bools, Int64s
 
@@ -17,8 +18,8 @@ class ValueCounts:
         keys: (K,) the keys that training saw often enough, in rising order.
         totals: (K, 2 * labels) rows of each key in which a label was observed, and the
             positive ones among them, label after label.
-        cells: (E,) position of a key * folds + fold, in rising order; only `prepare`
-            has them.
+        cells: (E,) position of a key * folds + fold, in rising order; None: only the
+            totals were read.
         parts: (E, 2 * labels) the part of `totals` that is of this fold.
         folds: the number of folds.
     """
@@ -28,6 +29,17 @@ class ValueCounts:
     cells: Int64s | None = None
     parts: Int64s | None = None
     folds: int = 1
+
+    def fold_frame(self) -> pl.DataFrame:
+        """Return the counts of every fold, to be saved beside the totals."""
+        assert self.cells is not None and self.parts is not None, "only in prepare"
+        columns = {str(i): part for i, part in enumerate(self.parts.T)}
+        return pl.DataFrame({"cell": self.cells} | columns)
+
+    def with_folds(self, frame: pl.DataFrame, folds: int) -> "ValueCounts":
+        """Add the counts of every fold, as `fold_frame` returned them."""
+        cells, parts = frame["cell"].to_numpy(), frame.drop("cell").to_numpy()
+        return replace(self, cells=cells, parts=parts, folds=folds)
 
     def positions(self, value_keys: Int64s) -> Int64s:
         """Return where some keys stand in `totals`, (V,); K for an unseen one."""
@@ -41,7 +53,7 @@ class ValueCounts:
             value_keys: (V,).
             folds: (V,) the fold whose counts are left out, or `NO_FOLD`.
         """
-        assert self.cells is not None and self.parts is not None, "only in prepare"
+        assert self.cells is not None and self.parts is not None, "read with the folds"
         positions, known = _find(self.keys, value_keys)
         counts = _rows(self.totals, positions, known)
         has_fold = known & (folds != NO_FOLD)

@@ -15,6 +15,7 @@ from torchrec_adrec.data.column import Chunk, scalar_column
 from torchrec_adrec.data.dataset import DataSet
 from torchrec_adrec.data.keys import keys
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
+from torchrec_adrec.data.prepare.fold_statistics import FOLD, user_keys
 from torchrec_adrec.data.prepare.row_hashes import (
     count_repeated,
     full_and_compared_hashes,
@@ -128,6 +129,9 @@ class SplitWriter:
             file = self.data.files[ref.file]
             row = ref.row_in_file + error.row + 1
             raise DataError(f"{file}, good row {row}: {error}") from None
+        if encoder.statistics is not None and encoder.statistics.keeps_folds:
+            assert folds is not None, "of rows with statistics"
+            columns |= user_keys(encoder, chunk.columns) | {FOLD: folds}
         if self.data.user is not None:
             # No model reads it; lists are judged, and rows resampled, by user.
             user = scalar_column(chunk.columns, self.data.user)

@@ -46,6 +46,16 @@ def raw_rows(seed: int = 0) -> pl.DataFrame:
     )
 
 
+def across(holds_until: int = ROWS) -> pl.DataFrame:
+    """Rows clicked if `device` or `brand` is odd, not both; the law ends at a row."""
+    rows = raw_rows()
+    device, brand = (rows[n].str.tail(1).cast(pl.Int64) for n in ("device", "brand"))
+    either = ((device % 2) != (brand % 2)).to_numpy()
+    either[holds_until:] = np.random.default_rng(2).permutation(either[holds_until:])
+    draw = np.random.default_rng(1).random(ROWS)
+    return rows.with_columns(click=pl.Series((draw < 0.1 + 0.6 * either).astype(int)))
+
+
 def prepare_rows(out: Path, rows: pl.DataFrame, **statistics: object) -> dict[str, Any]:
     """Prepare an own table with statistics; return the report."""
     out.mkdir()
