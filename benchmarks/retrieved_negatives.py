@@ -96,7 +96,8 @@ def judged(run: Path) -> Figures:
         "AUC": ranking["test"]["click"]["auc"],
         "log loss": ranking["test"]["click"]["log_loss"],
     }
-    for name, of_name in (("before", click["uncalibrated"]), ("behind", click["figures"])):
+    judged = {"before": click["uncalibrated"], "behind": click["figures"]}
+    for name, of_name in judged.items():
         figures |= {f"{key} {name}": of_name[key] for key in ("slope", "ece")}
     return figures | {"drawn rows": ranking["train"]["retrieved_rows_per_epoch"]}
 

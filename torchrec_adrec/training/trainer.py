@@ -154,11 +154,7 @@ class Trainer:
         if self.process.is_first:
             log.info(
                 f"{self.task}: steps {first} to {self.schedule.steps} of"
-                f" {self.config.train.batch_size} global rows"
-                f" ({' + '.join(self.trained_on)}"
-                f" + {self.source.retrieved_rows} retrieved),"
-                f" {self.source.dropped_rows} rows an epoch left out (the incomplete"
-                f" last step), seed {self.config.seed}"
+                f" {self.source.description}, seed {self.config.seed}"
             )
         samples_per_second, last = self._train(first)
         best = load_best(self.model, self.folder, self.state.stopping, self.schema)

@@ -125,14 +125,15 @@ def test_without_an_order_no_item_is_before_another(tmp_path: Path) -> None:
 def test_no_negatives_are_drawn_where_none_are_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", LINES)
     given = config([path], "leave_one_out", negatives=0)
-    with pytest.raises(ValueError, match="set retrieval.alpha=0"):
+    with pytest.raises(ValueError, match=r"set retrieval\.alpha=0"):
         Config(data=given)
     assert Config(data=given, retrieval=RetrievalConfig(alpha=0)).positives_alone
     out = tmp_path / "data"
     out.mkdir()
     prepare(given, sequences.open_data(given), out)
     rows = pl.read_parquet([*out.glob("t*/*.parquet"), *out.glob("valid/*.parquet")])
-    assert len(rows) == sum(len(line) - 1 for line in LINES) and rows["click"].min() == 1
+    assert len(rows) == sum(len(line) - 1 for line in LINES)
+    assert rows["click"].min() == 1
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,9 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
         # A rewritten copy has commas, whatever the file had.
         form = f"{SEPARATORS[',' if target else layout.separator]}, UTF-8"
     raw = str(target or sample.path)
-    size = "rows" if sample.is_whole else "rows looked at"
+    unit = "rows" if sample.is_whole else "rows looked at"
     lines += ["data:", "  adapter: table"]
-    lines += [_line("  raw", [raw], f"{form}; {len(sample.rows):,} {size}")]
+    lines += [_line("  raw", [raw], f"{form}; {len(sample.rows):,} {unit}")]
     lines += _sizes(draft)
     lines += ["  table:", *_section("labels", draft.labels)]
     for key, value in (
