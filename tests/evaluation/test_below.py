@@ -107,7 +107,7 @@ def test_a_run_logs_it(
     metrics["ranking"]["test"]["click"]["auc"] = 0.39
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    monkeypatch.setattr(pipeline, "_metrics", lambda _, name: metrics[name])
+    monkeypatch.setattr(pipeline, "metrics_of", lambda _, name: metrics[name])
     with caplog.at_level(logging.WARNING):
         pipeline.run_pipeline(small_config, run, "1x2")
     assert "the test AUC of the ranker, 0.3900, is below" in caplog.text

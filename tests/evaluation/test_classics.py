@@ -13,7 +13,7 @@ import torch
 from classics_clicks import clustered, table
 
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.adapters import open_data, sequences
+from torchrec_adrec.data.adapters import sequences
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.evaluation.classics import factors, methods
@@ -35,7 +35,7 @@ from torchrec_adrec.evaluation.classics.popular import (
 )
 from torchrec_adrec.evaluation.classics.protocol import RankingProtocol, judge
 from torchrec_adrec.evaluation.classics.report import sizes
-from torchrec_adrec.runtime.ranks import SingleProcess
+from torchrec_adrec.schema import NO_USER
 
 CLICKS = table([[0, 1, 2], [1, 2, 3], [2, 4], [0, 4, 3], [1]], 5)
 DENSE = (CLICKS.toarray() > 0).astype(np.float64)
@@ -235,11 +235,9 @@ def test_unknown_methods_and_missing_times_are_refused() -> None:
     assert methods.run_method("recent popularity", timed)["settings"]["share"] > 0
 
 
-def test_the_clicks_of_a_prepared_data_set(tmp_path: Path) -> None:
-    """As `prepare` splits them; a test click that was clicked before is left out."""
-    lines = [[f"u{u}", *(f"i{(u + j) % 9}" for j in range(5))] for u in range(12)]
-    lines[0] = ["u0", "i0", "i1", "i2", "i3", "i1"]  # the last one comes back
-    path, out = tmp_path / "a.txt", tmp_path / "data"
+def _prepare_lines(lines: list[list[str]], folder: Path) -> None:
+    """Prepare a file of a line a user; the data stand in `folder / "data"`."""
+    path, out = folder / "a.txt", folder / "data"
     path.write_text("".join(" ".join(line) + "\n" for line in lines))
     out.mkdir()
     config = DataConfig.model_validate(
@@ -251,6 +249,14 @@ def test_the_clicks_of_a_prepared_data_set(tmp_path: Path) -> None:
         }
     )
     prepare(config, sequences.open_data(config), out)
+
+
+def test_the_clicks_of_a_prepared_data_set(tmp_path: Path) -> None:
+    """As `prepare` splits them; a test click that was clicked before is left out."""
+    lines = [[f"u{u}", *(f"i{(u + j) % 9}" for j in range(5))] for u in range(12)]
+    lines[0] = ["u0", "i0", "i1", "i2", "i3", "i1"]  # the last one comes back
+    _prepare_lines(lines, tmp_path)
+    out = tmp_path / "data"
     data = Interactions.load(out)
     assert len(data.users) == 12 and len(data.ids) == 9
     assert {n: t.nnz for n, t in data.splits.items()} == {
@@ -272,29 +278,17 @@ def test_the_clicks_of_a_prepared_data_set(tmp_path: Path) -> None:
 
 
 def test_clicks_without_a_user_are_left_out_and_counted(tmp_path: Path) -> None:
-    config = DataConfig.model_validate(
-        {
-            "adapter": "table",
-            "raw": str(tmp_path / "rows.csv"),
-            "table": {
-                "labels": {"click": {}},
-                "user": {"user": "text"},
-                "ad": {"item": "text"},
-                "ad_id": "item",
-                "user_id": "user",
-            },
-            "split": {"by": "random"},
-            "min_count": 1,
-        }
-    )
-    lines = [f"1,u{i % 7},i{i % 90}" if i % 3 else f"1,,i{i % 90}" for i in range(300)]
-    Path(tmp_path / "rows.csv").write_text("\n".join(["click,user,item", *lines]))
-    (tmp_path / "data").mkdir()
-    rows = open_data(config, 0, tmp_path / "data", SingleProcess())
-    prepare(config, rows, tmp_path / "data")
-    data = Interactions.load(tmp_path / "data")
-    assert sum(data.nameless.values()) == 100 and data.nameless["test"] > 0
-    assert len(data.users) == 7
+    lines = [[f"u{u}", *(f"i{(u + j) % 9}" for j in range(5))] for u in range(12)]
+    _prepare_lines(lines, tmp_path)
+    out = tmp_path / "data"
+    nameless = Interactions.load(out).users[0]
+    key = pl.col("user_key")
+    for part in out.glob("t*/*.parquet"):  # train and test, not valid
+        rows = pl.read_parquet(part)
+        rows.with_columns(key.replace(int(nameless), NO_USER)).write_parquet(part)
+    data = Interactions.load(out)
+    assert data.nameless == {"train": 3, "valid": 0, "test": 1}
+    assert data.splits["test"].nnz == 11
     assert sizes(data)["left_out_without_user"] == data.nameless
 
 

@@ -192,5 +192,6 @@ def restarts_of(folder: Path) -> int:
         begun_by, _, first_attempt = note.read_text().partition(" ")
         if begun_by == job:
             return attempt - int(first_attempt)
+    folder.mkdir(parents=True, exist_ok=True)
     note.write_text(f"{job} {attempt}")
     return 0

@@ -80,7 +80,9 @@ def graph_of(clicks: csr_matrix) -> Tensor:
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(indptr, indices, values, graph.shape)
+        return torch.sparse_csr_tensor(
+            indptr, indices, values, graph.shape, check_invariants=True
+        )
 
 
 def propagate(graph: Tensor, vectors: Tensor, layers: int) -> Tensor:
