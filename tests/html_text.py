@@ -1,5 +1,6 @@
 """Reads an HTML page: its tags, its text, its tables, and whether it loads anything."""
 
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,11 +14,13 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, Any]]] = []
         self.text, self.tables = "", list[list[str]]()
-        self.is_cell = False
+        self.code = ""  # of styles and scripts
+        self.is_cell = self.is_code = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.is_code = tag in ("style", "script")
         if tag == "table":
             self.tables.append([])
         if tag in ("td", "th"):
@@ -26,9 +29,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self.is_cell &= tag not in ("td", "th")
+        self.is_code = False
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        self.code += data if self.is_code else ""
         if self.is_cell:
             self.tables[-1][-1] += data
 
@@ -50,6 +55,7 @@ def check_self_contained(page: Page) -> None:
         for name in ("src", "srcset", "data", "poster", "background", "action"):
             loaded = attributes.get(name)
             assert loaded is None or loaded.startswith("data:image/png;base64,"), loaded
+    assert not re.search(r"url\(|@import|https?:|fetch\(", page.code)
     (policy,) = (a["content"] for a in page.all("meta") if "http-equiv" in a)
     assert policy.startswith("default-src 'none'") and "http" not in policy
     anchors = {a["id"] for _, a in page.tags if "id" in a}

@@ -70,4 +70,8 @@ def _funnel(rows: Metrics) -> Iterator[str]:
 def warn_below(metrics: Metrics) -> None:
     """Log each sentence of `below_baselines` as a warning."""
     for line in below_baselines(metrics):
-        log.warning("%s: look at data/report.md and the learning rates", line)
+        log.warning(
+            "%s: look at data/report.md, the learning rates and the number of steps"
+            " (train.batch_size, train.epochs)",
+            line,
+        )

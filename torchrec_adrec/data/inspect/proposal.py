@@ -170,9 +170,9 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
     empty = next(iter(draft.profiles.values())).words
     if empty:
         lines += [_line("    missing", ["", *empty], "texts that mean no value")]
-    if size := sample.batch_size:
+    if batch_size := sample.batch_size:
         about = "few rows make few large steps"
-        lines += ["train:", _line("  batch_size", size, about)]
+        lines += ["train:", _line("  batch_size", batch_size, about)]
     return lines
 
 
