@@ -96,8 +96,9 @@ def judged(run: Path) -> Figures:
         "AUC": ranking["test"]["click"]["auc"],
         "log loss": ranking["test"]["click"]["log_loss"],
     }
-    for name, of_name in (("before", click["uncalibrated"]), ("behind", click["figures"])):
-        figures |= {f"{key} {name}": of_name[key] for key in ("slope", "ece")}
+    by_time = {"before": click["uncalibrated"], "behind": click["figures"]}
+    for name, values in by_time.items():
+        figures |= {f"{key} {name}": values[key] for key in ("slope", "ece")}
     return figures | {"drawn rows": ranking["train"]["retrieved_rows_per_epoch"]}
 
 
