@@ -8,7 +8,10 @@ them calibrated on the validation impressions (`platt`), and the whole funnel is
 
     share       of the oracle's worth that the ten served ads have, with its interval
     AUC, loss   of the served click on the test impressions
-    slope, ECE  of the click on them, before the calibration and behind it
+    alone       of the ranker without the towers' part (`ranking.blend`): AUC, and the
+                mean predicted click over the observed one before any fit
+    slope, ECE  of the served click on them, before the calibration and behind it; where
+                the towers serve too, the blend has fitted a slope before
     drawn rows  beside the logged ones of an epoch
 
 What is finished in FOLDER is not made again, so the command may be stopped.
@@ -95,6 +98,9 @@ def judged(run: Path) -> Figures:
         "validation AUC": ranking["valid"]["click"]["auc"],
         "AUC": ranking["test"]["click"]["auc"],
         "log loss": ranking["test"]["click"]["log_loss"],
+        "alone, AUC": ranking["blend"]["ranker_alone"]["auc"],
+        "alone, predicted": ranking["blend"]["ranker_alone"]["calibration"],
+        "towers' weight": ranking["blend"]["towers"],
     }
     by_time = {"before": click["uncalibrated"], "behind": click["figures"]}
     for name, values in by_time.items():
