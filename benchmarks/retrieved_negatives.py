@@ -1,6 +1,7 @@
 """Does a ranker gain by retrieved ads as unobserved negatives?
 
     python benchmarks/retrieved_negatives.py --out FOLDER --seeds 0 1 2
+    python benchmarks/retrieved_negatives.py --out FOLDER --seeds 0 --small
 
 For every seed the world of `configs/synthetic_demo.yaml` is prepared and its towers are
 trained, exported and indexed once; then a ranker is trained for each variant, all of
@@ -47,6 +48,15 @@ VARIANTS = {
     "1 a click": ("per_click=1",),
     "4 a click, weight 0.1": ("per_click=4", "weight=0.1"),
 }
+SMALL = (
+    "data.synthetic={rows: 24000, ads: 600, users: 1000}",
+    "recommend.candidates=100",
+    "ranking.retrieved_negatives.candidates=100",
+    "retrieval={embedding_dim: 8, hidden: [64], output_dim: 16, temperature: 0.15,"
+    " alpha: 0.95, optimizer: {tables_lr: 0.05, dense_lr: 0.003}}",
+    "ranking.hidden=[64, 32]",
+    "evaluation.funnel_users=300",
+)
 Figures = dict[str, float]
 
 
@@ -57,12 +67,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--small", action="store_true", help="a small world")
     parser.add_argument("--job", default="1x1", help="1xRANKS")
     parser.add_argument("--name", default="retrieved_negatives", help="of the result")
     args = parser.parse_args()
     runs: dict[str, list[Figures]] = {name: [] for name in args.variants}
     for seed in args.seeds:
-        overrides = [*COMMON, f"seed={seed}", *args.set]
+        small = SMALL if args.small else ()
+        overrides = [*COMMON, f"seed={seed}", *small, *args.set]
         base = args.out / f"{seed}-base"
         run_stages(CONFIG, overrides, base, args.job, *BEFORE)
         for name in args.variants:
@@ -75,7 +87,7 @@ def main() -> None:
             run_stages(CONFIG, [*overrides, *drawn], out, args.job, "ranking")
             runs[name].append(judged(out))
             print(seed, name, runs[name][-1], flush=True)
-        kept = {"seeds": args.seeds, "set": args.set, "runs": runs}
+        kept = {"seeds": args.seeds, "small": args.small, "set": args.set, "runs": runs}
         keep_result(args.name, kept)
     Console(width=150).print(table_of(runs))
 
@@ -109,11 +121,11 @@ def judged(run: Path) -> Figures:
 
 
 def table_of(runs: dict[str, list[Figures]]) -> Table:
-    """Return a line for each variant: means over seeds (standard deviation)."""
-    names = list(next(iter(runs.values()))[0])
-    table = Table("retrieved negatives", *names)
-    for name, of_seeds in runs.items():
-        table.add_row(name, *(shown([run[key] for run in of_seeds]) for key in names))
+    """Return a column for each variant: means over seeds (standard deviation)."""
+    table = Table("figure", *runs)
+    for key in next(iter(runs.values()))[0]:
+        cells = [shown([run[key] for run in of_seeds]) for of_seeds in runs.values()]
+        table.add_row(key, *cells)
     return table
 
 
