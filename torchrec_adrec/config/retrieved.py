@@ -16,7 +16,8 @@ class RetrievedNegatives(Settings):
     the served list as it was (0.778 of the oracle's, without 0.775, interval 0.02), and
     4 lowered it to 0.767 and the AUC on impressions from 0.722 to 0.714 (one seed)."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """How much the loss of such a row counts, where that of a logged row counts 1."""
+    """How much the loss of such a row counts, where that of a logged row counts 1. With
+    0.1 and 4 a click the share above was 0.789 and the AUC 0.726 (one seed)."""
     candidates: Count = 500
     """How many of a user's best ads the rows are drawn from; those that are served
     when this is `recommend.candidates`."""
