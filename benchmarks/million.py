@@ -1,14 +1,13 @@
-"""A million ads: encoding them, and one request after another, end to end.
+"""A million ads: one request after another, end to end.
 
     adrec prepare --config configs/million_ads.yaml --out RUN
     adrec train retrieval --out RUN && adrec export --out RUN
     adrec index build --out RUN && adrec train ranking --out RUN
     python benchmarks/million.py RUN
 
-Encoding: ads/s of `adrec export` (catalog columns to written files) beside the bare
-tower on batches that lie in memory, in turns. Requests: from raw
-columns to ten ads, 500 candidates, one thread, 500 users one after another, each of
-them counted; then users/s of many at a time, as `adrec recommend --batch` takes them.
+Requests: from raw columns to ten ads, 500 candidates, one thread, 500 users one after
+another, each of them counted; then users/s of many at a time, as `adrec recommend
+--batch` takes them. Encoding so many ads is measured by `encoding.py`.
 The time from the start of a process to its first answer stands beside them, and what
 the gate measured when it published the index.
 """
@@ -17,7 +16,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,21 +28,13 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import interleave, keep_result, ratio
+from timing import interleave, keep_result
 
-from torchrec_adrec.data.catalog import load_catalog
-from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.request import raw_users
-from torchrec_adrec.distributed.process import Process, process_group
-from torchrec_adrec.export.encode import encode_parts
-from torchrec_adrec.export.parts import Parts
-from torchrec_adrec.index.manifest import EmbeddingManifest
 from torchrec_adrec.runs.stages import stage_folder
-from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.recommender import Recommender
-from torchrec_adrec.tasks.sharded import restore_whole
 
-ROUNDS, BATCH, MANY = 3, 4096, 200
+ROUNDS, MANY = 3, 200
 FIRST_ANSWER = """
 import json, sys, time
 from pathlib import Path
@@ -65,13 +55,10 @@ def main() -> None:
     parser.add_argument("--engine", default="auto", help="of the ranker")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with process_group("cpu") as process:
-        encoding = _encoding(args.run, process)
     first = [_first_answer(args.run, args.engine) for _ in range(3)]
     requests = _requests(args.run, args.requests, args.engine)
     figures = {
         "engine": args.engine,
-        "encoding": encoding,
         "seconds to the first answer": first,
         "requests": requests,
         "users per second in a batch": _batch(args.run, args.engine),
@@ -79,42 +66,6 @@ def main() -> None:
     }
     keep_result("million", figures)
     Console(width=100).print(_table(requests))
-
-
-def _encoding(run: Path, process: Process) -> dict[str, Any]:
-    """Time the export of all ads, and the tower alone on the same rows."""
-    data = run / "data"
-    schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
-    task, _ = restore_whole("retrieval", run, schema)
-    tower, columns = task.model.ad_tower, schema.columns_of(Side.AD)
-    similarity = EmbeddingManifest.load(run / "export").similarity
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = iter(range(10**9))
-
-        def export() -> None:
-            out = Path(folder) / f"{next(numbers)}"
-            out.mkdir()
-            parts = Parts(out, catalog[AD_ID].to_numpy(), "fp32", {})
-            encode_parts(tower, catalog, schema, similarity, BATCH, parts, process)
-
-        loaded = [
-            tower_input({n: b[n].to_numpy() for n in columns}, schema, Side.AD)
-            for b in catalog.iter_slices(BATCH)
-        ]
-
-        @torch.no_grad()
-        def bare() -> None:
-            for batch in loaded:
-                tower(batch)
-
-        seconds = interleave({"export": export, "bare tower": bare}, ROUNDS)
-    return {
-        "ads": len(catalog),
-        "ads_per_second": {
-            name: round(len(catalog) / median(s)) for name, s in seconds.items()
-        },
-        "export_over_bare_tower": round(ratio(seconds, "bare tower", "export"), 3),
-    }
 
 
 def _first_answer(run: Path, engine: str) -> float:

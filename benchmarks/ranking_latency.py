@@ -111,11 +111,11 @@ def some_requests(data: Path, encoder: Encoder, count: int) -> list[Request]:
     """Example users in turn, each with other ads."""
     users = json.loads((data / "example_users.json").read_text())
     encoded = [encode(encoder, user) for user in users[:count]]
-    ids = load_catalog(data)["ad_id"].to_numpy()
+    ads = len(load_catalog(data))
     rng = np.random.default_rng(0)
-    size = min(CANDIDATES, len(ids))
+    size = min(CANDIDATES, ads)
     return [
-        (encoded[i % len(encoded)], rng.choice(ids, size, replace=False), {})
+        (encoded[i % len(encoded)], rng.choice(ads, size, replace=False), {})
         for i in range(count)
     ]
 

@@ -36,9 +36,10 @@ def main() -> None:
     count = recommender.settings.candidates
     ids, scores = recommender.retriever.retrieve(one, count)
     raw = raw_user(users[0], recommender.encoder.schema)
-    cross = recommender.crosses.of(raw, recommender.scorer.rows(ids))
+    rows = recommender.scorer.rows(ids)
+    cross = recommender.crosses.of(raw, rows)
     repeated = _repeat(recommender, one, len(ids))
-    score = partial(recommender.scorer.score, ad_ids=ids, scores=scores, cross=cross)
+    score = partial(recommender.scorer.score, rows=rows, scores=scores, cross=cross)
     once, each = score(one), score(repeated)
     assert all(np.allclose(once[n], each[n], atol=1e-6) for n in once | each)
     ways = {

@@ -110,13 +110,16 @@ def prepared_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def adrec(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `adrec` as a user would, in a process of its own."""
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "torchrec_adrec", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         env=os.environ | environment,
     )
+    if args[0] == "run" and "--out" in args and not done.returncode:
+        no_restarts(Path(str(args[args.index("--out") + 1])))
+    return done
 
 
 def on_ranks(ranks: int, *args: object) -> subprocess.CompletedProcess[str]:
@@ -128,6 +131,18 @@ def on_ranks(ranks: int, *args: object) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=REPOSITORY,
     )
+
+
+def no_restarts(run: Path) -> None:
+    """Fail where ranks of a run died and began again: nobody has killed them."""
+    for path in sorted(run.glob("*/metrics.json")):
+        train = json.loads(path.read_text()).get("train", {})
+        if train.get("restarts"):
+            log = run / "run.log"  # with -v there is none: all was printed
+            text = log.read_text(errors="replace") if log.exists() else ""
+            said = "\n".join(x for x in text.splitlines() if "| plan |" not in x)
+            after = f"{path.parent.name} began again after {train['restarted_after']}"
+            pytest.fail(f"{after}; {log}:\n{said}")
 
 
 @pytest.fixture(scope="session")

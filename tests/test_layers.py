@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "torchrec_adrec"
 # From the top down: a file imports its own room and rooms of lower floors.
 FLOORS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "launch"),
     ("page", "sweep"),
     ("certify", "pipeline"),
     ("export", "training"),

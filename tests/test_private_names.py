@@ -1,4 +1,4 @@
-"""No file reads a private attribute of a library: a release may rename it unseen."""
+"""Hardly a file reads private attributes of a library: a release may rename them."""
 
 import ast
 from collections.abc import Iterator
@@ -8,6 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "torchrec_adrec"
 INTERNALS = "distributed/torchrec_internals.py"
+# Each has a test of its own that reads them from the real library.
+READERS = (INTERNALS, "distributed/gloo.py")
 ALLOWED = {
     # Public, and named so only that no field of a named tuple can have the same name.
     "_asdict",
@@ -54,10 +56,10 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_private_attributes_are_read_in_one_file_alone() -> None:
+def test_private_attributes_are_read_where_a_test_watches_them_alone() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         name = str(path.relative_to(PACKAGE))
-        if name != INTERNALS:
+        if name not in READERS:
             reads = list(private_reads(path.read_text()))
             assert not reads, f"{name} reads {reads}: give it a function in {INTERNALS}"
 

@@ -82,7 +82,7 @@ def test_the_ranker_scores_candidates_as_it_was_trained(served: Recommender) -> 
     repeated = served.encoder.encode(raw_users(many, schema), Side.USER)
     ranker: Any = served.scorer.ranker
     with torch.inference_mode():
-        once = ranker.dense(*served.scorer.inputs(user, ids))
+        once = ranker.dense(*served.scorer.inputs(user, served.scorer.rows(ids)))
         rows = ranker(tower_input(repeated, schema, Side.USER), ads)
     torch.testing.assert_close(once, rows, atol=1e-5, rtol=0)
     assert once.std() > 0.01
@@ -233,7 +233,8 @@ def scores_of(
     nearest, scores = served.retriever.retrieve(user, len(ids))
     order = np.argsort(nearest)
     assert np.array_equal(nearest[order], ids)
-    return scores[order], served.scorer.score(user, ids, scores[order])["click"]
+    rows = served.scorer.rows(ids)
+    return scores[order], served.scorer.score(user, rows, scores[order])["click"]
 
 
 def test_certified_inputs_are_those_of_serving(served: Recommender) -> None:

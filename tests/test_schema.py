@@ -87,3 +87,16 @@ def test_a_saved_schema_comes_back_and_another_one_has_another_fingerprint(
 def test_every_bundled_schema_is_readable() -> None:
     paths = sorted((Path(__file__).parents[1] / "configs/schemas").glob("*.json"))
     assert paths and all(Schema.load(path).bags for path in paths)
+
+
+def test_a_copy_has_the_features_that_it_was_given() -> None:
+    """What was sorted out of the features of the first one is not kept."""
+    numbers = [
+        DenseFeature(name=name, side=Side.USER, source=name) for name in ("age", "rank")
+    ]
+    first = schema(dense=tuple(numbers))
+    assert first.numbers_of(Side.USER) == first.dense_of(Side.USER) == tuple(numbers)
+    copy = first.model_copy(update={"dense": tuple(numbers[:1])})
+    assert copy.numbers_of(Side.USER) == copy.dense_of(Side.USER) == tuple(numbers[:1])
+    assert first.dense_of(Side.USER) == tuple(numbers)
+    assert first == schema(dense=tuple(numbers))

@@ -157,9 +157,10 @@ def test_an_index_that_rounds_too_much_for_the_blend_is_refused(
     served = Recommender.load(blended)
     user = served.user_input({})
     ids, scores = served.retriever.retrieve(user, 5)
-    cross = served.crosses.of(raw_user({}, served.encoder.schema), np.arange(5))
+    rows = served.scorer.rows(ids)
+    cross = served.crosses.of(raw_user({}, served.encoder.schema), rows)
     clicks = [
-        served.scorer.score(user, ids, scores + error, cross)["click"]
+        served.scorer.score(user, rows, scores + error, cross)["click"]
         for error in (0, np.float32(0.25))
     ]
     shift = np.diff([np.log(p / (1 - p)) for p in clicks], axis=0)[0]

@@ -100,12 +100,12 @@ def operations(ranker: Ranker, users: int, ads: int) -> int:
 
 def test_the_users_part_is_computed_once_per_request(ranker: Ranker) -> None:
     """Each further ad costs the ad's part alone, however many there are."""
-    few, many = (operations(ranker, 1, ads) for ads in (10, 20))
-    users_part = operations(ranker, 20, 20) - many
+    few, more, many = (operations(ranker, 1, ads) for ads in (10, 20, 30))
+    each, whole_row = (more - few) / 10, operations(ranker, 20, 20) / 20
+    assert many - more == more - few
     head = ranker.head.heads[0] if isinstance(ranker.head, Ensemble) else ranker.head
-    assert head.shares_user == (users_part > 0) and users_part % 19 == 0
-    # What is left of ten ads without the user's part is ten times one ad's part.
-    assert 2 * (few - users_part // 19) == many - users_part // 19
+    assert head.shares_user == (each < whole_row)
+    assert head.shares_user == (few > 10 * each)
 
 
 def test_logits_are_float32_under_autocast(ranker: Ranker) -> None:

@@ -19,7 +19,7 @@ def test_examples_of_docstrings_give_what_they_show() -> None:
 def test_one_row_is_what_it_would_be_among_others(value: Any, is_missing: bool) -> None:
     """A column of a request takes another way than those of `prepare`."""
     dtype = pl.Series([value]).dtype
-    one = Column.of(pl.Series("name", [None if is_missing else value], dtype=dtype))
+    one = Column.of_one(None if is_missing else value, dtype)
     two = Column.of(pl.Series("name", [None if is_missing else value] * 2, dtype=dtype))
     assert one.codes.dtype == two.codes.dtype
     assert one.codes.tolist() == two.codes.tolist()[:1] == [-1 if is_missing else 0]

@@ -12,8 +12,9 @@ from torchrec_adrec.distributed.constraints import (
 )
 from torchrec_adrec.distributed.optimizer import fuse_table_optimizer
 from torchrec_adrec.distributed.plan_report import rank_lines, rank_loads, table_lines
-from torchrec_adrec.distributed.planner import Sharder, TablePlan, plan_tables
+from torchrec_adrec.distributed.planner import TablePlan, plan_tables
 from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.distributed.sharders import Sharder
 from torchrec_adrec.distributed.sharding import meta_device, topology_of
 from torchrec_adrec.errors import ConfigError, PlanError
 from torchrec_adrec.tasks.task import build_task

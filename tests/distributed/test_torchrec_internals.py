@@ -13,8 +13,8 @@ from torchrec.modules.embedding_configs import PoolingType
 
 from torchrec_adrec.distributed import torchrec_internals
 from torchrec_adrec.distributed.optimizer import fuse_table_optimizer
-from torchrec_adrec.distributed.planner import Sharder
 from torchrec_adrec.distributed.process import Process, process_group
+from torchrec_adrec.distributed.sharders import Sharder
 from torchrec_adrec.distributed.sharding import meta_device
 from torchrec_adrec.distributed.torchrec_internals import (
     estimators,

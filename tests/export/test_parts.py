@@ -1,17 +1,20 @@
 """Parts of an export: kept if whole and of the same towers, else made again."""
 
 import errno
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from trained_run import SETTINGS
 
 from torchrec_adrec.config.run import Config, load_config
+from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ManifestError
 from torchrec_adrec.evaluation.encode import NORM_TOLERANCE, encode_rows
@@ -19,9 +22,14 @@ from torchrec_adrec.export import encode
 from torchrec_adrec.export.export import QUERIES, export
 from torchrec_adrec.export.parts import Parts, rows_of_a_part, write_vectors
 from torchrec_adrec.index.embeddings import Embeddings
-from torchrec_adrec.index.manifest import IndexManifest, load_vectors, vectors_of
+from torchrec_adrec.index.manifest import (
+    IndexManifest,
+    load_vectors,
+    vectors_in,
+    vectors_of,
+)
 from torchrec_adrec.runs.stages import stage_folder
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.serve.proof import Proof
 from torchrec_adrec.serve.recommender import Recommender
 from torchrec_adrec.tasks.sharded import restore, restore_whole
@@ -47,6 +55,9 @@ def test_some_ads_are_read_from_their_groups_of_rows_alone(tmp_path: Path) -> No
         path = tmp_path / f"part-{number:05d}.parquet"
         write_vectors(path, ids[part], vectors[part])
         assert pq.ParquetFile(path).num_row_groups == 3 - number
+        some = pq.read_table(path).slice(1_000, 100)
+        expected = vectors[part][1_000:1_100]
+        np.testing.assert_array_equal(vectors_in(some), expected)
     rows = rng.permutation(len(ids))[:200]
     np.testing.assert_array_equal(vectors_of(tmp_path, ids[rows]), vectors[rows])
     with pytest.raises(ManifestError, match=f"ad {ids[-1] + 1} of the catalog is not"):
@@ -82,6 +93,37 @@ def test_a_part_is_kept_only_if_nothing_about_it_differs(tmp_path: Path) -> None
         Parts(tmp_path, ids + 1, "fp32", SOURCE),
     ):
         assert other.missing() == [0, 1, 2, 3]
+
+
+def test_a_part_of_lists_is_made_again_and_not_read(tmp_path: Path) -> None:
+    """An older version wrote vectors as lists of numbers."""
+    parts = Parts(tmp_path, np.arange(64), "fp32", SOURCE)
+    source = json.dumps(SOURCE | {"dtype": "fp32"}, sort_keys=True).encode()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(256, dtype="f4")), 4)
+    table = pa.table({"ad_id": parts.ids, "vector": lists}, metadata={b"adrec": source})
+    pq.write_table(table, parts.path(0))
+    assert parts.missing() == [0]
+    with pytest.raises(ManifestError, match="by another version: run `adrec export`"):
+        load_vectors(tmp_path)
+
+
+def test_vectors_are_those_of_their_ads(
+    run: Path, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a part takes several steps; and the last one may not fail unheard."""
+    schema, catalog = Schema.load(run / "data/schema.json"), load_catalog(run / "data")
+    tower = restore_whole("retrieval", run, schema)[0].model.ad_tower
+    parts = Parts(tmp_path, catalog[AD_ID].to_numpy(), "fp32", SOURCE)
+    assert parts.count > encode.WRITERS
+    encode.encode_parts(tower, catalog, schema, "cosine", 7, parts, process)
+    ids, vectors = load_vectors(tmp_path)
+    np.testing.assert_array_equal(ids, parts.ids)
+    expected = encode_rows(tower, catalog, schema, Side.AD, process)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    parts.path(parts.count - 1).unlink()
+    monkeypatch.setattr(Parts, "write", lambda *_: (tmp_path / "none/x").write_text(""))
+    with pytest.raises(FileNotFoundError):
+        encode.encode_parts(tower, catalog, schema, "cosine", 7, parts, process)
 
 
 def test_a_vector_that_half_floats_do_not_reach_is_refused(tmp_path: Path) -> None:

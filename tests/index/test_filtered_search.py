@@ -144,23 +144,22 @@ def test_other_users_judge_a_filtered_search_than_those_who_chose_it(
 ) -> None:
     data = clustered_corpus()
     index = built("ivf_flat", 1, tmp_path, data)
-    recalls, judged = Trial.recalls, data.queries[20:]
+    reaches, judged = Trial.reaches, data.queries[20:]
 
     def harder_by(lost: float) -> Any:
-        def recalls_of(trial: Trial, setting: Any) -> Any:
-            each = recalls(trial, setting)
-            if trial.mask is None or not np.array_equal(trial.queries, judged):
-                return each
-            return each - lost
+        def reaches_less(trial: Trial, setting: Any, enough: Any) -> bool:
+            is_judge = np.array_equal(trial.queries, judged)
+            loss = lost if is_judge and trial.mask is not None else 0
+            return reaches(trial, setting, lambda recalls: enough(recalls - loss))
 
-        return recalls_of
+        return reaches_less
 
     monkeypatch.setattr(
         Trial, "milliseconds", lambda _, way, n=1: dict.fromkeys(["p50"], way is None)
     )
     searches = []
     for lost in (0, 0.08, 0.2):
-        monkeypatch.setattr(Trial, "recalls", harder_by(lost))
+        monkeypatch.setattr(Trial, "reaches", harder_by(lost))
         exported = data.exported()
         gate = tune_and_validate(
             index, exported, data.queries, K, 0.9, shares=[0.5, 0.2]

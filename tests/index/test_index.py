@@ -11,6 +11,7 @@ import pytest
 from built_index import K, N, built, corpus, exported
 
 from torchrec_adrec.errors import ConfigError, GateError, ManifestError
+from torchrec_adrec.index.exported import Exported
 from torchrec_adrec.index.gate import COLD, _check_recall, tune_and_validate
 from torchrec_adrec.index.gate_checks import self_hits
 from torchrec_adrec.index.kinds import derive_kind, open_kind
@@ -67,17 +68,34 @@ def test_other_users_judge_than_those_who_chose(
 ) -> None:
     """A setting that some users chose is raised until others confirm it."""
     index = built("ivf_flat", 1, tmp_path, corpus())
-    recalls = Trial.recalls
+    reaches = Trial.reaches
     judged = corpus().queries[20:]
 
-    def harder(trial: Trial, setting: Any) -> Any:
-        each = recalls(trial, setting)
-        return each - 0.1 if np.array_equal(trial.queries, judged) else each
+    def harder(trial: Trial, setting: Any, enough: Any) -> bool:
+        loss = 0.1 if np.array_equal(trial.queries, judged) else 0
+        return reaches(trial, setting, lambda recalls: enough(recalls - loss))
 
     easy = tuned(index, 0.8), index.setting["nprobe"]
-    monkeypatch.setattr(Trial, "recalls", harder)
+    monkeypatch.setattr(Trial, "reaches", harder)
     hard = tuned(index, 0.8), index.setting["nprobe"]
     assert hard[1] > easy[1] and hard[0].recall > easy[0].recall
+
+
+def test_a_setting_that_reads_fewer_ads_than_are_asked_for_is_not_enough() -> None:
+    """49 near duplicates have a recall of .98 at 50, and all ads would be compared."""
+    rng, near = np.random.default_rng(0), K - 1
+    centres = rng.normal(size=(20, 8))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    close = np.repeat(centres, near, axis=0)
+    vectors: Any = close + rng.normal(scale=1e-3, size=close.shape)
+    vectors = vectors.astype(np.float32)
+    ids = np.arange(len(vectors))
+    index = ShardedIndex.of_vectors(IvfFlat(20), ids, vectors)
+    users = np.repeat(centres, 2, axis=0).astype(np.float32)
+    trial = Trial(index, Exported.by_id(ids, vectors), users, K)
+    assert trial.recalls({"nprobe": 1}).mean() > 0.9
+    gate = tune_and_validate(index, trial.exported, users, K, 0.9, shares=())
+    assert index.setting["nprobe"] > 1 and gate.short_lists == 0
 
 
 def test_search_parameters_that_are_given_are_only_measured(tmp_path: Path) -> None:

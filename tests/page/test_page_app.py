@@ -9,7 +9,7 @@ from named_ads import copy_of, ids_of
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.export.ad_file import AdIds
 from torchrec_adrec.export.update import Updater
-from torchrec_adrec.page.answer import IMPRESSIONS
+from torchrec_adrec.page.answer import IMPRESSIONS, reasons
 from torchrec_adrec.serve.open_run import example_users
 from torchrec_adrec.serve.recommender import Recommender
 
@@ -43,6 +43,48 @@ def test_a_changed_user_gets_other_ads(page_run: Path) -> None:
     assert not page.exception and ads_of(page) != other
     page.selectbox("example").set_value(0).run()
     assert ads_of(page) == first
+
+
+def test_figures_are_of_the_objective_that_names_them(run: Path) -> None:
+    """A run of three labels, whose predictions must not stand for one another."""
+    page, user = open_page(run), example_users(run)[0]
+    served = Recommender.load(run)
+    expected, shown = served.recommend(user).ads, page.dataframe[0].value
+    names = served.encoder.schema.label_names
+    assert len(names) == 3
+    for name in (*names, "score"):
+        assert list(shown[name]) == expected[name].to_list()
+    (caption,) = (c.value for c in page.caption if "columns add" in c.value)
+    assert caption == f"What columns add to the prediction of {names[0]}:"
+    table = reasons(served.explain(user, int(ads_of(page)[0])), names[0])
+    assert list(page.dataframe[1].value["adds"]) == table["adds"].to_list()
+    (times,) = (c.value for c in page.caption if "candidates" in c.value)
+    for stage in ("encode", "retrieve", "rank", "total"):
+        assert float(times.partition(f" {stage} ")[2].partition(",")[0]) > 0
+
+
+def test_reasons_name_the_ad_as_a_person_knows_it(page_run: Path) -> None:
+    page = open_page(page_run)
+    ads = page.dataframe[0].value
+    for expander, ad, item in zip(
+        page.expander, ads["ad_id"], ads["item"], strict=True
+    ):
+        assert f": ad {ad} · {item} · " in expander.label
+
+
+def test_rivals_stand_under_their_names(page_run: Path) -> None:
+    page = open_page(page_run)
+    ads = set(ads_of(page))
+    rivals = [
+        c for c in page.columns if c.subheader and "alone" in c.subheader[0].value
+    ]
+    columns = {"Popularity alone": IMPRESSIONS, "Retrieval alone": "score"}
+    assert [c.subheader[0].value for c in rivals] == list(columns)
+    for column in rivals:
+        table = column.dataframe[0].value
+        assert table.columns[2] == columns[column.subheader[0].value]
+        among = len(ads & set(table["ad_id"]))
+        assert column.caption[0].value == f"{among} of these are among the 10."
 
 
 def test_a_new_user_gets_ads_like_those_picked(page_run: Path) -> None:

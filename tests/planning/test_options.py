@@ -10,7 +10,8 @@ from torchrec.distributed.planner.types import Perf, Shard, ShardingOption
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_adrec.distributed.planner import TYPES, OrderedEnumerator, Sharder
+from torchrec_adrec.distributed.planner import OrderedEnumerator
+from torchrec_adrec.distributed.sharders import TYPES, Sharder
 from torchrec_adrec.planning.cluster import parse
 
 # Rows that fill no rank, some ranks, and all but the last one evenly; 24 columns make

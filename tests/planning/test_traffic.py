@@ -8,7 +8,8 @@ from torchrec.distributed.planner import ParameterConstraints
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from torchrec_adrec.distributed.planner import Sharder, TablePlan, plan_tables
+from torchrec_adrec.distributed.planner import TablePlan, plan_tables
+from torchrec_adrec.distributed.sharders import Sharder
 from torchrec_adrec.planning.cluster import gpus, of_size
 from torchrec_adrec.planning.traffic import traffic
 

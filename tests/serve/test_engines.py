@@ -18,6 +18,7 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.models.rankers.registry import build_ranker
 from torchrec_adrec.schema import Side
 from torchrec_adrec.serve import engines
+from torchrec_adrec.serve import scorer as scorer_module
 from torchrec_adrec.serve.engines import ENGINES, bfloat16, choose, compiled, int8
 from torchrec_adrec.serve.engines.choose import Request, take_engine
 from torchrec_adrec.serve.recommender import Recommender
@@ -55,7 +56,7 @@ def some_requests(count: int = 3) -> list[Request]:
         tower_input(columns_of(Side.USER, 1, i), SCHEMA, Side.USER)
         for i in range(count)
     )
-    return [(user, rng.permutation(IDS)[:20], {}) for user in users]
+    return [(user, rng.permutation(ADS)[:20], {}) for user in users]
 
 
 @torch.inference_mode()
@@ -161,8 +162,9 @@ def test_auto_takes_the_fastest_that_is_allowed(
         assert fastest.milliseconds == pytest.approx(ways[expected] * 1e3)
 
 
-def test_all_ads_are_looked_up_once() -> None:
+def test_all_ads_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same scores from vectors that are kept, in any order of the ads."""
+    monkeypatch.setattr(scorer_module, "BLOCK", 16)  # the last one is not full
     scorer = a_scorer()
     exact = logits(scorer)
     scorer.look_up_ads(0)

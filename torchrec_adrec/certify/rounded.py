@@ -108,8 +108,8 @@ def _answer(
     rows = parts.scorer.rows(ids)
     cross = parts.crosses.of(raw_user(user, parts.encoder.schema), rows)
     encoded = parts.user_input(user)
-    logits = parts.scorer.ranker.dense(*parts.scorer.inputs(encoded, ids, cross))
-    predictions = parts.scorer.score(encoded, ids, scores, cross)
+    logits = parts.scorer.ranker.dense(*parts.scorer.inputs(encoded, rows, cross))
+    predictions = parts.scorer.score(encoded, rows, scores, cross)
     order = np.lexsort((ids, -rank_by.score(predictions, rows)))
     return logits, ids[order[:TOP]]
 

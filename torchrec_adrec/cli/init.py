@@ -74,24 +74,30 @@ def _try(settings: Path, raw: Path) -> None:
     """
     from torchrec_adrec.cli.stages import prepare
     from torchrec_adrec.data.inspect.first_rows import write_first_rows
+    from torchrec_adrec.runtime.logs import quiet
 
     with TemporaryDirectory() as folder:
         some = write_first_rows(raw, Path(folder))
         run = Path(folder) / "run"
         try:
-            prepare(run, settings, [f"data.raw={some}"])
+            with quiet():  # the temporary file's name would mislead
+                prepare(run, settings, [f"data.raw={some}"])
         except AdRecError as error:
             reason = str(error).replace(f"{folder}/", "")
             raise ConfigError(
                 f"{settings} is written, but its first rows are refused: {reason}"
             ) from None
-        report = (run / "data/report.md").read_text()
+        report = (run / "data/report.md").read_text().replace(f"{folder}/", "")
     typer.echo(_summary(report))
 
 
 def _summary(report: str) -> str:
-    """Return the head of a data report, and what it finds odd."""
+    """Return the head of a data report, what it finds odd, and the first bad rows."""
     head = report.partition("\n## ")[0].replace("# The data\n\n", "")
-    odd = report.partition("## Look at these")[2].partition("\n## ")[0].strip()
     head = head.replace("![the data](report.png)", "").rstrip()
-    return f"{head}\n\n{odd or 'Nothing looks odd.'}"
+    odd, bad = (
+        report.partition(f"## {title}")[2].partition("\n## ")[0].strip()
+        for title in ("Look at these", "Bad rows")
+    )
+    parts = [head, odd or "Nothing looks odd.", bad and f"Bad rows: {bad}"]
+    return "\n\n".join(filter(None, parts))

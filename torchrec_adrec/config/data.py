@@ -89,8 +89,10 @@ class SequencesConfig(Settings):
     """The number of earlier items that the history keeps, the latest ones."""
     user_id: bool | None = None
     """Whether the user's id is a feature; null: only where there is no history."""
-    negatives: Annotated[int, Field(ge=1, le=1000)] = 4
-    """Drawn for each item, as those of `positives_only` are (docs/own_data.md)."""
+    negatives: Annotated[int, Field(ge=0, le=1000)] = 4
+    """Drawn for each item, as those of `positives_only` are (docs/own_data.md). 0:
+    none; towers are then trained by their contrast alone (`retrieval.alpha: 0`), and a
+    ranker has nothing to learn."""
     negatives_by: Literal["popularity", "uniform"] = "uniform"
     """uniform: all items are equally likely. popularity: as often as they were taken
     until then."""

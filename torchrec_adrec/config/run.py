@@ -155,7 +155,7 @@ class Config(Settings):
         towers = self.retrieval
         if self.positives_alone and towers.alpha > 0:
             raise ValueError(
-                f"retrieval.alpha is {towers.alpha:g}, but with `positives_only` and"
+                f"retrieval.alpha is {towers.alpha:g}, but with positives alone and"
                 " `negatives: 0` every row is a click, which teaches no log loss; set"
                 " retrieval.alpha=0, or draw negatives"
             )
@@ -169,6 +169,8 @@ class Config(Settings):
     @property
     def positives_alone(self) -> bool:
         """Whether every row is a click, and no negatives are drawn."""
+        if self.data.adapter == "sequences":
+            return not self.data.sequences.negatives
         if self.data.table is None:
             return False
         first = next(iter(self.data.table.labels.values()))

@@ -37,7 +37,7 @@ def raw_user(user: RawUser, schema: Schema) -> RawColumns:
     """
     _check_names(user, schema)
     raw: RawColumns = {
-        name: _column([_READERS[kind](name, user.get(name))], kind)
+        name: Column.of_one(_READERS[kind](name, user.get(name)), DTYPES[kind])
         for name, kind in scalar_kinds(schema, Side.USER).items()
     }
     for name, (read, dtype) in _readers(schema, Side.USER).items():
@@ -237,10 +237,6 @@ def _vector(size: int, name: str, value: Any) -> bytes | None:
     if not np.isfinite(components).all():
         raise DataError(f"{name}: expected finite numbers, of 32 bits")
     return components.tobytes()
-
-
-def _column(values: list[Any], kind: str) -> Column:
-    return Column.of(pl.Series(values, dtype=DTYPES[kind]))
 
 
 def _in_row(row: int, read: Callable[[str, Any], T], name: str, value: Any) -> T:

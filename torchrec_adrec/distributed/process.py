@@ -21,6 +21,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
     Store,
 )
 
+from torchrec_adrec.distributed.gloo import use_one_thread
 from torchrec_adrec.errors import ConfigError, LostRankError
 
 # So long may the thread that reads ahead hold the interpreter: with Python's 5 ms
@@ -93,6 +94,7 @@ def process_group(
         # The launcher leaves one thread a rank; share the cores among them instead.
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // local_world_size))
+    use_one_thread()
     dist.init_process_group(
         # Objects (plans, names) travel over the host: they are no business of a GPU's.
         "cpu:gloo,cuda:nccl" if cuda else "gloo",

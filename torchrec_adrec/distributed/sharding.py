@@ -34,12 +34,9 @@ from torchrec.distributed.types import (
 from torchrec_adrec.config.sharding import ShardingConfig
 from torchrec_adrec.distributed.constraints import constraints, tables_of
 from torchrec_adrec.distributed.plan_report import rank_lines, table_lines
-from torchrec_adrec.distributed.planner import (
-    DENSE_SHARE,
-    plan_tables,
-    sharders,
-)
+from torchrec_adrec.distributed.planner import DENSE_SHARE, plan_tables
 from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.distributed.sharders import sharders
 from torchrec_adrec.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,8 @@
 """Vectors of many rows, by all ranks together, which look up in sharded tables."""
 
 import json
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from torchrec_adrec.arrays import Float32s
 from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.request import raw_user
@@ -24,6 +27,7 @@ from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Schema, Side
 
+WRITERS = 2  # threads that write parts
 EXAMPLE_USERS = 50  # which every start of a server encodes again
 
 
@@ -56,30 +60,49 @@ def encode_parts(
     numbers = missing[share_of(len(missing), process)]
     size = -(-batch_size // process.world_size)
     left = sum(s.stop - s.start for s in map(parts.slice_of, missing))
-    written: Future[None] | None = None
-    # A part goes to the disk while the next one is encoded.
+    written: deque[Future[None]] = deque()
+
+    def write(number: int, vectors: Float32s) -> None:
+        check_vectors(vectors, Side.AD, similarity)
+        parts.write(number, vectors)
+
+    # Parts go to the disk while the next one is encoded, and one is written while the
+    # other is flushed. No more parts than these are in memory.
     with (
         Progress("encoding ads", left, "rows") as progress,
-        ThreadPoolExecutor(1) as writer,
+        ThreadPoolExecutor(WRITERS) as writers,
     ):
         # All ranks take the same steps; one that has no part left encodes one ad.
         for turn in range(-(-len(missing) // process.world_size)):
             number = numbers[turn] if turn < len(numbers) else None
             rows = parts.slice_of(number) if number is not None else slice(0, 1)
-            vectors = [
-                encode_rows(tower, batch, schema, Side.AD, process)
-                for batch in padded(catalog[rows], catalog, parts.rows, size)
-            ]
+            batches = padded(catalog[rows], catalog, parts.rows, size)
+            vectors = _joined(
+                (encode_rows(tower, b, schema, Side.AD, process) for b in batches),
+                parts.rows,
+            )[: rows.stop - rows.start]
             if number is not None:
-                whole = np.concatenate(vectors)[: rows.stop - rows.start]
-                check_vectors(whole, Side.AD, similarity)
-                if written is not None:
-                    written.result()
-                written = writer.submit(parts.write, number, whole)
+                if len(written) == WRITERS:
+                    written.popleft().result()
+                written.append(writers.submit(write, number, vectors))
             done = parts.rows * process.world_size
             progress.advance(min(done, left - progress.done))
-        if written is not None:
-            written.result()
+        for part in written:
+            part.result()
+
+
+def _joined(batches: Iterator[Float32s], rows: int) -> Float32s:
+    """Join the vectors of batches, (rows, D).
+
+    Each is copied before the next one is made, which gets its memory and not new pages.
+    """
+    first = next(batches)
+    joined = np.empty((rows, first.shape[1]), dtype=first.dtype)
+    joined[: len(first)], done = first, len(first)
+    for batch in batches:
+        joined[done : done + len(batch)] = batch
+        done += len(batch)
+    return joined
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Trained towers -> the vectors of all ads and of held-out users, by all ranks.
 
 export/
-  part-00000.parquet ...   ad_id int64, vector fixed_size_list<float>[D]; in rising
-                           order of the ids; a finished one is kept after a stop
+  part-00000.parquet ...   ad_id int64, vector: the bytes of D floats, little-endian; in
+                           rising order of the ids; a finished one is kept after a stop
   queries.parquet          held-out clicks: vector, clicked ad_id
   valid_queries.parquet    those of the validation rows (evaluation.valid_queries)
   examples.json            the example users: raw columns, vector; serving must agree

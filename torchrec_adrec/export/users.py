@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -12,7 +11,7 @@ from torchrec_adrec.data.prepare.user_file import UserFile
 from torchrec_adrec.data.shared_file import shared_parquet
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.encode import check_vectors, encode_rows
-from torchrec_adrec.export.parts import vector_column
+from torchrec_adrec.export.parts import rounded
 from torchrec_adrec.models.two_tower import TwoTower
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import share_of
@@ -77,7 +76,8 @@ def export_users(
             names = users.names(first, stop).to_arrow(
                 compat_level=pl.CompatLevel.oldest()
             )
-            column: pa.Array = vector_column(np.asarray(vectors), config.export.dtype)
+            numbers = pa.array(rounded(vectors, config.export.dtype).ravel())
+            column = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
             write(names.append_column(VECTOR, column))
             progress.advance(stop - first)
 

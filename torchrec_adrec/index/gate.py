@@ -129,7 +129,7 @@ def _raised(
 ) -> SearchSetting | None:
     """Return the first setting from the chosen one on that is enough for users."""
     for setting in more_thorough(grid, chosen):
-        if judging.recalls(setting).mean() >= target:
+        if judging.reaches(setting, lambda recalls: recalls.mean() >= target):
             return setting
     return None
 

@@ -22,6 +22,7 @@ from torchrec_adrec.schema import AD_ID
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
+DTYPE = b"dtype"  # of the numbers in a column of vectors, in the field's metadata
 IDS = "ids.npy"  # of an index: the ad of every number
 
 
@@ -253,16 +254,27 @@ def load_vectors(
 
 
 def vectors_in(table: pa.Table) -> Float32s:
-    """Return the vectors of a table that was written by `export`, (n, D)."""
-    # Flattened chunk by chunk: a list column becomes a matrix without a Python list.
-    lists = table["vector"]
-    parts = [
-        chunk.flatten().to_numpy().reshape(len(chunk), chunk.type.list_size)
-        for chunk in lists.chunks
-    ]
-    if not parts:
-        return np.empty((0, lists.type.list_size), dtype=np.float32)
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    """Return the vectors of a table that was written by `export`, (n, D).
+
+    Raises:
+        ManifestError: an older version wrote it.
+    """
+    field = table.schema.field("vector")
+    if DTYPE not in (field.metadata or {}):
+        raise ManifestError(
+            f"vectors are {field.type}, expected bytes and their type; they were made"
+            " by another version: run `adrec export` again"
+        )
+    dtype = np.dtype(field.metadata[DTYPE].decode())
+    vectors = np.empty((len(table), field.type.byte_width // dtype.itemsize), "f4")
+    first = 0
+    for chunk in table["vector"].chunks:
+        numbers = np.frombuffer(chunk.buffers()[1] or b"", dtype)
+        numbers = numbers.reshape(-1, vectors.shape[1])
+        part = numbers[chunk.offset : chunk.offset + len(chunk)]
+        vectors[first : first + len(part)] = part
+        first += len(part)
+    return vectors
 
 
 def vectors_of(folder: Path, ids: Int64s) -> Float32s:

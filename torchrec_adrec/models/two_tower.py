@@ -57,22 +57,17 @@ class TwoTower(nn.Module):
         vectors = self.regroup(self.look_up(user, ad, items))
         return self.dense(vectors, user.dense, ad.dense)
 
-    def click_logits(self, user: TowerInput, ad: TowerInput, scores: Tensor) -> Tensor:
-        """Turn known scores of one user and N ads into click logits, (N,).
+    def biases_of(self, side: Side, rows: TowerInput) -> list[Tensor]:
+        """Compute what one side alone adds to click logits, (B,), if it adds anything.
 
-        They are those of `forward`; what an index has computed is not done again.
-
-        Args:
-            user: of one row.
-            ad: of N rows.
-            scores: (N,), the inner products.
+        With known scores, `calibration.logits` makes those of `forward` of it: what an
+        index has computed is not done again, nor what is the same for every user.
         """
-        biases = []
-        if self.user_bias is not None and self.ad_bias is not None:
-            for tower, side in ((self.user_bias, user), (self.ad_bias, ad)):
-                vectors = regroup(tower.tables(side.sparse), tower.head.names)
-                biases.append(tower.head(vectors, side.dense))
-        return self.calibration.logits(scores, biases)
+        tower = self.user_bias if side == Side.USER else self.ad_bias
+        if tower is None:
+            return []
+        vectors = regroup(tower.tables(rows.sparse), tower.head.names)
+        return [tower.head(vectors, rows.dense)]
 
     @property
     def reads_items(self) -> bool:

@@ -19,14 +19,22 @@ from torchrec_adrec.page.form import Field, fields, unseen
 from torchrec_adrec.page.likes import LIKED, likes
 from torchrec_adrec.runs.stages import DATA, RETRIEVAL
 from torchrec_adrec.runtime.markdown import literal
-from torchrec_adrec.schema import SCORE
+from torchrec_adrec.schema import SCORE, Side
 from torchrec_adrec.serve.open_run import example_users
 from torchrec_adrec.serve.recommender import Recommender
 
 COLUMNS, FORM_HEIGHT = 2, 720  # of the form, the height in pixels
+MANY = 14  # fields that fit into that height
+NAMED_BY = 2  # columns of an ad beside its number
 BUILD, FORM = "build", ("example", "user ")  # keys of the session, and their beginnings
 EXAMPLE, NEW = "an example user", "a brand-new user"
 TABS = ("Ten ads", "Quality", "Data", "Training")
+# Less air above the title; and the form stays in sight beside the reasons.
+STYLE = """<style>
+[data-testid=stMainBlockContainer] { padding-top: 2.5rem; }
+[data-testid=stColumn]:has(.st-key-form) {
+  position: sticky; top: 1rem; align-self: flex-start; }
+</style>"""
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading ...")  # type: ignore[untyped-decorator]
@@ -45,7 +53,12 @@ def show(run: Path) -> None:
     """Draw the page of a run."""
     name = run.resolve().name
     st.set_page_config(page_title=f"{name}: ten ads", layout="wide")
+    st.html(STYLE)
     st.title(text(name), anchor=False)
+    st.caption(
+        "What this run serves, and why: choose a user or change one, and the ten ads"
+        " beside the form follow."
+    )
     pages: dict[str, Callable[[Path], str]] = {
         "Quality": reports.quality,
         "Data": reports.data,
@@ -72,8 +85,10 @@ def show_request(run: Path) -> None:
     recommender, lock = load(run, builds)
     shown = shown_counts(run / DATA.name, recommender.parts.catalog)
     form, list_of_ads = st.columns((1, 2))
-    # The form scrolls by itself, so that a change and its effect are seen together.
-    with form, st.container(height=FORM_HEIGHT):
+    # A long form scrolls by itself, so that a change and its effect are seen together.
+    is_long = len(fields(recommender.encoder.schema, ())) > MANY
+    height = FORM_HEIGHT if is_long else "content"
+    with form, st.container(height=height, border=True, key="form"):
         user = pick_user(run, recommender, shown)
     with list_of_ads, lock:
         answered = answer(recommender, user, shown)
@@ -186,8 +201,13 @@ def show_reasons(recommender: Recommender, user: RawUser, answered: Answer) -> N
     """Draw a box for each ad that says why it is there, once it is opened."""
     st.subheader("Why is it there?", anchor=False)
     label = recommender.encoder.schema.label_names[0]
-    for place, ad in enumerate(answered.ids, start=1):
-        title = f"{place}: ad {ad}"
+    ids = {feature.source for feature in recommender.encoder.schema.sparse_of(Side.AD)}
+    columns = [name for name in answered.ads.columns if name in ids][:NAMED_BY]
+    names = answered.ads.select(columns).rows() or [()] * len(answered.ids)
+    for place, (ad, row) in enumerate(zip(answered.ids, names, strict=True), start=1):
+        # The number is made of the ad's columns; a person knows it by these.
+        known = [text(str(value)) for value in row if value is not None]
+        title = " · ".join([f"{place}: ad {ad}", *known])
         box = st.expander(title, expanded=place == 1, on_change="rerun")
         if box.open:
             with box:

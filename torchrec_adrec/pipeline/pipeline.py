@@ -63,7 +63,7 @@ def run_pipeline(config: Config, run: Path, job: str, verbose: bool = False) -> 
         )
     if config.positives_alone:
         raise ConfigError(
-            "data.table: with `negatives: 0` a ranker has nothing to learn, and `adrec"
+            "data: with `negatives: 0` a ranker has nothing to learn, and `adrec"
             " run` ends with one; draw negatives, or run `adrec prepare`, `adrec train"
             " retrieval`, `adrec export` and `adrec index build`"
         )

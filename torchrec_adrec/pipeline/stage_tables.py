@@ -81,7 +81,7 @@ def training_lines(stages: Mapping[str, Metrics]) -> Iterator[str]:
             f"{name}: {train['steps']:,} of {train['planned_steps']:,} planned steps,"
             f" {train['samples_per_second']:,.0f} rows a second,"
             f" {train['dropped_rows_per_epoch']:,} rows an epoch left out (the"
-            f" incomplete last step), {train['restarts']} restarts."
+            f" incomplete last step), {_restarts(train)}."
         )
         retrieved = train.get("retrieved_rows_per_epoch")
         if retrieved:
@@ -96,3 +96,10 @@ def training_lines(stages: Mapping[str, Metrics]) -> Iterator[str]:
             for step, figure in train["validation"]:
                 yield f"| {step:,} | {figure:.4f}{' (best)' * (figure == best)} |"
             yield ""
+
+
+def _restarts(train: Metrics) -> str:
+    """Say how often the ranks were started again, and after what."""
+    after = train.get("restarted_after")  # runs of before have none
+    why = f" ({'; '.join(after)})" if after else ""
+    return f"{train['restarts']} restarts{why}"

@@ -20,8 +20,8 @@ from torchrec_adrec.distributed.planner import (
     GIB,
     TablePlan,
     plan_tables,
-    sharders,
 )
+from torchrec_adrec.distributed.sharders import sharders
 from torchrec_adrec.distributed.sharding import codecs, meta_device
 from torchrec_adrec.errors import ConfigError, PlanError
 from torchrec_adrec.losses.device_blocks import BLOCK

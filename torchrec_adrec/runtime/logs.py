@@ -6,8 +6,11 @@ Each filter names one message, so that a new warning of a library is seen.
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from torchrec_adrec.runtime.crashes import print_stacks_on_crash
 from torchrec_adrec.runtime.status import STATUS_FILE, StatusHandler
 
 VERBOSE = "ADREC_VERBOSE"  # environment: set by -v, for the processes of the stages
@@ -25,6 +28,7 @@ LIBRARY_WARNINGS = (
 
 def setup_logging() -> None:
     """Give every stage one line format; under a launcher it names the rank."""
+    print_stacks_on_crash()
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     who = f"rank {rank}/{size} | " if rank is not None else ""
     logging.basicConfig(
@@ -44,6 +48,18 @@ def setup_logging() -> None:
 def show_details(is_verbose: bool) -> None:
     """Log or leave out what only -v shows, as a line for every table."""
     logging.getLogger(OURS).setLevel(logging.DEBUG if is_verbose else logging.INFO)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out our warnings and what is less, where a summary of them follows."""
+    logger = logging.getLogger(OURS)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def be_verbose() -> None:

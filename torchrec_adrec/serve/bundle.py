@@ -14,7 +14,6 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -42,7 +41,7 @@ from torchrec_adrec.runs.stages import (
 )
 from torchrec_adrec.runs.unpack import AGAIN, BUNDLE, TAR
 from torchrec_adrec.runs.versions import CURRENT, VERSIONS, current_name
-from torchrec_adrec.runtime.files import HASHES, changed, load_hashes, put, sync
+from torchrec_adrec.runtime.files import HASHES, differences, load_hashes, put, sync
 from torchrec_adrec.tasks.sharded import METRICS, final_checkpoint
 
 CERTIFICATE = "certificate.json"
@@ -99,11 +98,9 @@ def check_bundle(folder: Path) -> None:
     for name in sorted(existing ^ manifest.files.keys()):
         fault = "was added to the bundle" if name in existing else "is missing"
         raise ManifestError(f"{folder / name} {fault}; {AGAIN}")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
-        hashes = [file.sha256 for file in manifest.files.values()]
-        differences = pool.map(changed, map(folder.joinpath, manifest.files), hashes)
-        for difference in filter(None, differences):
-            raise ManifestError(f"{difference}; {AGAIN}")
+    hashes = {name: file.sha256 for name, file in manifest.files.items()}
+    for difference in differences(folder, hashes):
+        raise ManifestError(f"{difference}; {AGAIN}")
 
 
 def pack(run: Path, target: Path) -> BundleManifest:

@@ -111,8 +111,9 @@ class Parts:
             scores: (n,) inner products of the towers, which a blend reads.
         """
         raw = raw_user(user, self.encoder.schema)
-        cross = self.crosses.of(raw, self.scorer.rows(ads))
-        return self.scorer.score(encode_user(self.encoder, raw), ads, scores, cross)
+        rows = self.scorer.rows(ads)
+        cross = self.crosses.of(raw, rows)
+        return self.scorer.score(encode_user(self.encoder, raw), rows, scores, cross)
 
 
 def encode_user(encoder: Encoder, raw: RawColumns) -> TowerInput:

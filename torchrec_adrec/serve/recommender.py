@@ -9,7 +9,6 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.batch import TowerInput
 from torchrec_adrec.config.run import RecommendConfig
 from torchrec_adrec.data.column import RawColumns
@@ -20,15 +19,15 @@ from torchrec_adrec.index.eligible import EligibleAds
 from torchrec_adrec.index.sharded import set_search_threads
 from torchrec_adrec.runs.ad_changes import changes_name, open_changes
 from torchrec_adrec.runs.unpack import unpacked
-from torchrec_adrec.schema import AD_ID, RANK_SCORE, SCORE, Side
+from torchrec_adrec.schema import Side
 from torchrec_adrec.serve.eligible import Eligible, prepare
 from torchrec_adrec.serve.engines.choose import Engine, take_engine
 from torchrec_adrec.serve.explain import Explanation, explain
+from torchrec_adrec.serve.joined_tables import join_user_tables
 from torchrec_adrec.serve.open_run import example_users, open_run
 from torchrec_adrec.serve.parts import Parts, encode_user, naming_columns
-from torchrec_adrec.serve.rank_by import RankBy
+from torchrec_adrec.serve.rank_by import RankBy, Ranked
 from torchrec_adrec.serve.recommendation import Recommendation, timed
-from torchrec_adrec.serve.scorer import Scores
 
 SAMPLED_USERS = 8  # on whose requests an engine is measured
 
@@ -142,15 +141,20 @@ class Recommender:
         """
         if self.settings.serves_exactly:
             self.scorer.look_up_ads(self.settings.ad_vectors_gb)
-            return
+        else:
+            self.engine = self._engine(users)
+        # Last, because what rounds tables looks for those of TorchRec.
+        join_user_tables(self.parts.towers, self.scorer.ranker)
+
+    def _engine(self, users: Sequence[RawUser]) -> Engine:
         requests = []
         for user in users:
             raw = raw_user(user, self.encoder.schema)
             encoded = encode_user(self.encoder, raw)
             ids, _ = self.retriever.retrieve(encoded, self.parts.candidates())
-            cross = self.crosses.of(raw, self.scorer.rows(ids))
-            requests.append((encoded, ids, cross))
-        self.engine = take_engine(self.scorer, self.settings, requests)
+            rows = self.scorer.rows(ids)
+            requests.append((encoded, rows, self.crosses.of(raw, rows)))
+        return take_engine(self.scorer, self.settings, requests)
 
     def recommend(
         self,
@@ -187,13 +191,13 @@ class Recommender:
             with timed("retrieve", milliseconds):
                 ids, scores = self.retriever.retrieve(user_input, candidates, eligible)
             with timed("rank", milliseconds):
-                cross = self.crosses.of(raw, self.scorer.rows(ids))
-                predictions = self.scorer.score(user_input, ids, scores, cross)
+                rows = self.scorer.rows(ids)
+                cross = self.crosses.of(raw, rows)
+                predictions = self.scorer.score(user_input, rows, scores, cross)
             milliseconds["total"] = sum(milliseconds.values())
-            best = self._best(ids, scores, predictions, top)
-        shown = self.scorer.show(best[AD_ID].to_numpy())
-        # The join must keep that order.
-        ads = best.join(shown, on=AD_ID, maintain_order="left")
+            ranked = Ranked(ids, rows, scores, predictions)
+            best, rows = self.rank_by.best(ranked, top)
+        ads = best.hstack(self.scorer.shown_of(rows))
         return Recommendation(ads, len(ids), milliseconds)
 
     def explain(
@@ -243,10 +247,12 @@ class Recommender:
         for row, (ids, scores) in enumerate(zip(*answers, strict=True)):
             columns = {name: column[row : row + 1] for name, column in encoded.items()}
             user = tower_input(columns, schema, Side.USER)
-            cross = self.crosses.joined(keys, row, self.scorer.rows(ids))
+            rows = self.scorer.rows(ids)
+            cross = self.crosses.joined(keys, row, rows)
             try:
-                predictions = self.scorer.score(user, ids, scores, cross)
-                best = self._best(ids, scores, predictions, top)
+                predictions = self.scorer.score(user, rows, scores, cross)
+                ranked = Ranked(ids, rows, scores, predictions)
+                best, _ = self.rank_by.best(ranked, top)
             except PredictionError as error:
                 raise PredictionError(str(error), row) from None
             yield best
@@ -274,27 +280,6 @@ class Recommender:
             )
         return top
 
-    def _best(
-        self, ids: Int64s, scores: Float32s, predictions: Scores, top: int
-    ) -> pl.DataFrame:
-        """Order the candidates of one user and keep the best."""
-        ranked = pl.DataFrame(
-            {AD_ID: ids} | predictions | {SCORE: scores}
-        ).with_columns(
-            pl.Series(
-                RANK_SCORE, self.rank_by.score(predictions, self.scorer.rows(ids))
-            )
-        )
-        # By id where numbers are equal: the order in which an index returns its ads is
-        # its own affair, and the same request must have the same answer.
-        order = ranked.sort(RANK_SCORE, AD_ID, descending=[True, False])
-        best = order.head(top)
-        return best.drop(RANK_SCORE) if self.rank_by.is_label else best
-
     def user_input(self, user: RawUser) -> TowerInput:
-        """Encode one user, of one row, as the models take it.
-
-        Raises:
-            DataError: as of `recommend`.
-        """
+        """Encode one user, of one row, as the models take it."""
         return self.parts.user_input(user)

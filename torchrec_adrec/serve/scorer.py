@@ -51,8 +51,9 @@ class RankingScorer:
             stand behind those of the catalog; and of ads that were removed.
         columns: the encoded features, (N + M,) each.
         shown: `ad_id` and the raw columns of each row, for people to read.
-        looked_up: vectors (N, E) and numbers (N, F) of all ads, once `look_up_ads` was
-            called; `looked_up_later`: those of the M changed ads.
+        looked_up: vectors (N, E) and numbers (N, F) of all ads, and what they add to a
+            click logit of the towers (N,) where a blend reads it, once `look_up_ads`
+            was called; `looked_up_later`: those of the M changed ads.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class RankingScorer:
     ) -> None:
         self.blend, self.towers = blend, towers
         self.ranker, self.schema, self.calibrations = ranker, schema, calibrations
-        self.looked_up: tuple[Tensor, Tensor] | None = None
-        self.looked_up_later: tuple[Tensor, Tensor] | None = None
+        self.looked_up: list[Tensor] | None = None
+        self.looked_up_later: list[Tensor] | None = None
         self.ids = catalog[AD_ID].to_numpy()
         self.changed_ids = self.removed = np.empty(0, dtype=np.int64)
         self.read(catalog)
@@ -81,19 +82,14 @@ class RankingScorer:
 
     @torch.inference_mode()
     def with_changes(self, catalog: pl.DataFrame, changes: Changes) -> Self:
-        """Return a scorer of a catalog with changes; it shares all else with this one.
-
-        Args:
-            catalog: that this scorer was made with.
-            changes: of it.
-        """
+        """Return a scorer of its catalog with changes; it shares all else with it."""
         other = copy(self)
         other.__dict__.pop("listed", None)
         other.changed_ids, other.removed = changes.ids, changes.removed
         other.read(changes.rows_behind(catalog))
         if other.looked_up is not None:
-            first = len(self.ids)
-            other.looked_up_later = other.look_up_rows(first, first + len(changes.ids))
+            count = len(self.ids)
+            other.looked_up_later = other.look_up_rows(count, count + len(changes.ids))
         return other
 
     @cached_property
@@ -111,13 +107,20 @@ class RankingScorer:
         Raises:
             ManifestError: an ad that the catalog does not hold.
         """
-        return self.shown[self.rows(ad_ids)]
+        rows = self.rows(ad_ids)
+        return pl.DataFrame([self.shown[AD_ID][rows], *self.shown_of(rows)])
+
+    def shown_of(self, rows: Int64s) -> list[pl.Series]:
+        """Return the raw columns of some rows, (n,) each."""
+        # To gather from a whole frame, polars wakes other threads.
+        names = (name for name in self.shown.columns if name != AD_ID)
+        return [self.shown[name][rows] for name in names]
 
     @torch.inference_mode()
     def score(
         self,
         user: TowerInput,
-        ad_ids: Int64s,
+        rows: Int64s,
         scores: Float32s,
         cross: Columns | None = None,
     ) -> Scores:
@@ -125,20 +128,19 @@ class RankingScorer:
 
         Args:
             user: of one row.
-            ad_ids: (n,).
+            rows: (n,) of the ads.
             scores: (n,) inner products of the towers, which a blend reads.
             cross: (n,) each, what joins the user with these ads (`serve.crosses`).
 
         Raises:
-            ManifestError: an ad that the catalog does not hold.
             PredictionError: a prediction is not finite.
         """
-        logits = self.ranker.dense(*self.inputs(user, ad_ids, cross))
+        ads = self._ads(rows)
+        logits = self.ranker.dense(*self._inputs(user, ads, cross))
         clicks = None
         if self.towers is not None:
-            # Their numbers without crosses: what towers were trained on.
-            alone = self.features(ad_ids)
-            clicks = self.towers.click_logits(user, alone, torch.from_numpy(scores))
+            biases = [*self.towers.biases_of(Side.USER, user), *ads[2:]]
+            clicks = self.towers.calibration.logits(torch.from_numpy(scores), biases)
         return self._predictions(logits, clicks)
 
     @torch.inference_mode()
@@ -190,24 +192,26 @@ class RankingScorer:
         return self.blend.towers * scale * score_error
 
     def inputs(
-        self, user: TowerInput, ad_ids: Int64s, cross: Columns | None = None
+        self, user: TowerInput, rows: Int64s, cross: Columns | None = None
     ) -> Inputs:
         """Look up one user and gather some ads.
 
         Args:
-            user: of one row.
-            ad_ids: (n,).
-            cross: as of `score`.
-
-        Raises:
-            ManifestError: an ad that the catalog does not hold.
+            user, rows, cross: as of `score`.
         """
+        return self._inputs(user, self._ads(rows), cross)
+
+    def _inputs(
+        self, user: TowerInput, ads: Sequence[Tensor], cross: Columns | None
+    ) -> Inputs:
         of_user = self.ranker.vectors_of(Side.USER, user)
+        return (of_user, ads[0]), user.dense, self._joined(ads[1], cross)
+
+    def _ads(self, rows: Int64s) -> list[Tensor]:
+        """Gather what is looked up of some ads, or look it up."""
         if self.looked_up is None:
-            vectors, numbers = self._look_up(self.rows(ad_ids))
-        else:
-            vectors, numbers = self._gathered(self.looked_up, self.rows(ad_ids))
-        return (of_user, vectors), user.dense, self._joined(numbers, cross)
+            return self._look_up(rows)
+        return self._gathered(self.looked_up, rows)
 
     @torch.inference_mode()
     def look_up_ads(self, gigabytes: float) -> None:
@@ -217,30 +221,32 @@ class RankingScorer:
             gigabytes: what the vectors and numbers may take; where they take more, each
                 request goes on looking up its own ads.
         """
-        first = np.arange(1)
-        row = sum(x.nbytes for x in self._look_up(first))
+        row = sum(x.nbytes for x in self._look_up(np.arange(1)))
         if row * len(self.ids) > gigabytes * 1e9:
             return
-        count = len(self.ids)
+        count, changed = len(self.ids), len(self.changed_ids)
         self.looked_up = self.look_up_rows(0, count)
-        self.looked_up_later = self.look_up_rows(count, count + len(self.changed_ids))
+        self.looked_up_later = self.look_up_rows(count, count + changed)
 
-    def look_up_rows(self, first: int, stop: int) -> tuple[Tensor, Tensor] | None:
+    def look_up_rows(self, first: int, stop: int) -> list[Tensor] | None:
         """Look up the ads of some rows; None where there are none."""
-        starts = range(first, stop, BLOCK)
-        rows = [np.arange(start, min(start + BLOCK, stop)) for start in starts]
-        parts = [self._look_up(some) for some in rows]
-        if not parts:
-            return None
-        vectors, numbers = (torch.cat(side) for side in zip(*parts, strict=True))
-        return vectors, numbers
+        whole: list[Tensor] = []
+        for start in range(first, stop, BLOCK):
+            parts = self._look_up(np.arange(start, min(start + BLOCK, stop)))
+            # Written to their places: all blocks and their sum would be twice as much.
+            whole = whole or [x.new_empty(stop - first, *x.shape[1:]) for x in parts]
+            for target, part in zip(whole, parts, strict=True):
+                target[start - first :][: len(part)] = part
+        return whole or None
 
-    def _look_up(self, rows: Int64s) -> tuple[Tensor, Tensor]:
+    def _look_up(self, rows: Int64s) -> list[Tensor]:
         ads = tower_input(self._columns(rows), self.schema, Side.AD)
-        return self.ranker.vectors_of(Side.AD, ads), ads.dense
+        # Their numbers without crosses: what towers were trained on.
+        biases = [] if self.towers is None else self.towers.biases_of(Side.AD, ads)
+        return [self.ranker.vectors_of(Side.AD, ads), ads.dense, *biases]
 
-    def _gathered(self, looked_up: tuple[Tensor, Tensor], rows: Int64s) -> list[Tensor]:
-        """Gather vectors and numbers of some rows, of the catalog or behind it."""
+    def _gathered(self, looked_up: list[Tensor], rows: Int64s) -> list[Tensor]:
+        """Gather what was looked up of some rows, of the catalog or behind it."""
         is_later = rows >= len(self.ids)
         if self.looked_up_later is None or not is_later.any():
             return [x.index_select(0, torch.from_numpy(rows)) for x in looked_up]

@@ -103,6 +103,15 @@ class BatchSource:
         groups, folder = self.reader.split.groups, self.retrieved.folder
         return sum(rows for path, _, rows in groups if path.parent == folder)
 
+    @property
+    def description(self) -> str:
+        """What a step reads, in words."""
+        drawn = f" + {self.retrieved_rows} retrieved" if self.retrieved else ""
+        return (
+            f"{self.train.batch_size} global rows ({' + '.join(self.splits)}{drawn}),"
+            f" {self.dropped_rows} rows an epoch left out (the incomplete last step)"
+        )
+
     def batches(self, first: int) -> Generator[Batch]:
         """Yield the batches of the steps after step `first`, read ahead."""
         device, reader = self.process.device, self.train.reader

@@ -11,6 +11,7 @@ from torch import nn
 from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.config.train import TrainConfig
 from torchrec_adrec.distributed.process import Process
+from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.label_report import judge_labels
 from torchrec_adrec.evaluation.metrics import label_metrics
 from torchrec_adrec.evaluation.pictures import reliability_picture
@@ -59,6 +60,21 @@ class Evaluator:
         return split not in self.trained_on and any(
             (self.data / split).glob("*.parquet")
         )
+
+    def check_every(self, evaluate_every: int) -> None:
+        """Check that there are rows to judge by every so many steps.
+
+        Args:
+            evaluate_every: steps; 0: never.
+
+        Raises:
+            ConfigError: there are no validation rows, or the model is trained on them.
+        """
+        if evaluate_every and not self.has("valid"):
+            raise ConfigError(
+                f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
+                " prepare with data.split.valid above 0"
+            )
 
     def figures(self, model: nn.Module, split: str) -> dict[str, dict[str, float]]:
         """Return the figures of each label over one split, the same on every rank."""

@@ -20,10 +20,11 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.interrupt import Interrupt
 from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
-from torchrec_adrec.errors import ConfigError, StoppedError
+from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.models.tower import gate_weights
+from torchrec_adrec.runtime.crashes import endings
 from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.status import Status, send
@@ -98,12 +99,12 @@ class Trainer:
             self.trained_on,
             self.retrieved,
         )
-        is_retrieval = self.task == "retrieval"
         accumulate, steps = self.optimizer.config.accumulate, self.source.steps
         if self.first_fit is not None:
             steps = self.first_fit.last_step(steps, accumulate)
         self.schedule = Schedule(steps, accumulate, train)
         # A ranker is judged by the click's log loss, towers as their settings say.
+        is_retrieval = self.task == "retrieval"
         self.judged_by = config.retrieval.judge if is_retrieval else LOG_LOSS
         is_loss = self.judged_by == LOG_LOSS
         self.state = TrainingState(EarlyStopping(train.patience, is_loss=is_loss))
@@ -134,11 +135,7 @@ class Trainer:
         check_enough_rows(self.task, config.ranking, self.data, self.schema)
         check_conditions(self.task, config.ranking, self.data)
         check_classes(self.task, config, self.data, self.schema)
-        if train.evaluate_every and not self.evaluator.has("valid"):
-            raise ConfigError(
-                f"train.evaluate_every is set, but {self.data / 'valid'} has no rows;"
-                " prepare with data.split.valid above 0"
-            )
+        self.evaluator.check_every(train.evaluate_every)
         self.catalog_judge: CatalogJudge | None = None
         if train.evaluate_every and not is_loss:
             self.catalog_judge = CatalogJudge(
@@ -157,11 +154,7 @@ class Trainer:
         if self.process.is_first:
             log.info(
                 f"{self.task}: steps {first} to {self.schedule.steps} of"
-                f" {self.config.train.batch_size} global rows"
-                f" ({' + '.join(self.trained_on)}"
-                f" + {self.source.retrieved_rows} retrieved),"
-                f" {self.source.dropped_rows} rows an epoch left out (the incomplete"
-                f" last step), seed {self.config.seed}"
+                f" {self.source.description}, seed {self.config.seed}"
             )
         samples_per_second, last = self._train(first)
         best = load_best(self.model, self.folder, self.state.stopping, self.schema)
@@ -187,6 +180,7 @@ class Trainer:
                 "validation": self.state.stopping.history,
                 "judged_by": self.judged_by,
                 "restarts": restarts,
+                "restarted_after": endings()[-restarts:] if restarts else [],
             },
             **judged,
         }

@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 
 from torchrec_adrec.config.data import DataConfig
+from torchrec_adrec.config.run import Config
+from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.data.adapters import sequences
 from torchrec_adrec.data.bad_rows import BadRows
 from torchrec_adrec.data.dataset import check_rows
@@ -118,6 +120,20 @@ def test_without_an_order_no_item_is_before_another(tmp_path: Path) -> None:
     assert rows[sequences.PLACE].n_unique() == 1
     data = sequences.open_data(config([path], "random", ordered=False))
     assert not data.histories and not data.schema.sequences
+
+
+def test_no_negatives_are_drawn_where_none_are_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", LINES)
+    given = config([path], "leave_one_out", negatives=0)
+    with pytest.raises(ValueError, match=r"set retrieval\.alpha=0"):
+        Config(data=given)
+    assert Config(data=given, retrieval=RetrievalConfig(alpha=0)).positives_alone
+    out = tmp_path / "data"
+    out.mkdir()
+    prepare(given, sequences.open_data(given), out)
+    rows = pl.read_parquet([*out.glob("t*/*.parquet"), *out.glob("valid/*.parquet")])
+    assert len(rows) == sum(len(line) - 1 for line in LINES)
+    assert rows["click"].min() == 1
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from drafts import unsure
 
 from torchrec_adrec.data.inspect.forms import profile
 from torchrec_adrec.data.inspect.proposal import Hints, propose
-from torchrec_adrec.data.inspect.sample import read_sample
+from torchrec_adrec.data.inspect.sample import Sample, read_sample
 from torchrec_adrec.data.inspect.text_layout import text_layout
 from torchrec_adrec.data.inspect.words import ADS, LABELS, USERS, base, rank
 
@@ -138,6 +139,77 @@ def test_a_column_that_tells_the_click_is_no_feature(
         settings, text = table({**log, name: leak}, tmp_path)
         assert (name in settings["user"]) == is_feature
         assert (f"{name} predicts the click" in text) != is_feature
+
+
+def test_a_column_that_helps_much_is_named(
+    log: dict[str, object], tmp_path: Path
+) -> None:
+    """It stays a feature, because the best ones are like that too."""
+    clicked = np.asarray(log["clicked"])
+    quality = clicked + 1.6 * np.random.default_rng(1).random(ROWS)
+    settings, text = table({**log, "quality": quality}, tmp_path)
+    assert settings["user"]["quality"] == "number"
+    assert "quality: neither" in text and "an AUC of 0.9" in text
+    assert "AUC" not in table(log, tmp_path)[1]
+
+
+def test_broken_values_hide_no_column(log: dict[str, object], tmp_path: Path) -> None:
+    """One broken time would else make every time an odd text, and be no bad row."""
+    hours, minutes = np.divmod(np.arange(ROWS), 60)
+    times = [
+        f"2024-05-01T{h:02}:{m:02}:00+02:00"
+        for h, m in zip(hours, minutes, strict=True)
+    ]
+    days = [f"01.05.2024 {t[11:16]}" for t in times]
+    amounts = [f"{x:.2f}" for x in np.random.default_rng(1).random(ROWS)]
+    for moments in (times, days):
+        broken = {
+            "seen_at": ["soon", *moments[1:]],
+            "amount": ["?a", "?b", "?c", "?d", *amounts[4:]],
+        }
+        settings, text = table({**log, **broken}, tmp_path)
+        assert settings["time"] == "seen_at" and settings["user"]["amount"] == "number"
+        assert "seen_at: 1 values such as 'soon' are no times" in text
+        assert "amount: 4 values such as '?a' are no numbers" in text
+    # Words that are digits by chance are no numbers.
+    codes = ["A12", "B7", "C9", "D4", *map(str, range(4, ROWS))]
+    assert profile(pl.Series("code", codes)).form == "text"
+
+
+def test_what_goes_with_two_ids_tells_which_is_the_users() -> None:
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(50, size=ROWS), rng.integers(40, size=ROWS)
+    rows = {
+        "alpha": [f"a{i}" for i in users],
+        "beta": [f"b{i}" for i in items],
+        "clicked": rng.integers(2, size=ROWS).astype(str),
+        "country": [f"c{i % 3}" for i in users],
+        "genre": [f"g{i % 5}" for i in items],
+    }
+
+    def ids(**renamed: str) -> tuple[str, str, str]:
+        frame = pl.DataFrame({renamed.get(k, k): v for k, v in rows.items()})
+        text = propose(
+            Sample(Path("x.csv"), None, frame, True), Path("x"), Hints()
+        ).yaml
+        settings = yaml.safe_load(text)["data"]["table"]
+        return settings["user_id"], settings["ad_id"], unsure(text)
+
+    user, ad, doubts = ids()
+    assert (user, ad) == ("alpha", "beta")  # though more users than ads are there
+    assert "alpha stands for the user" in doubts and "beta stands for the ad" in doubts
+    # A name that is known is not taken for the other side, and `genre` for no user.
+    assert ids(alpha="listener")[:2] == ("listener", "beta")
+    assert ids(beta="episode")[:2] == ("alpha", "episode")
+    assert "stands for" not in ids(alpha="listener", beta="episode")[2]
+
+
+def test_few_rows_make_some_steps() -> None:
+    sizes = {100: 32, 6_000: 64, 16_000: 128, 24_000: 256, 100_000: 256}
+    for rows, size in sizes.items():
+        frame = pl.DataFrame({"a": np.zeros(rows)})
+        assert Sample(Path("x"), None, frame, True).batch_size == size
+        assert Sample(Path("x"), None, frame, False).batch_size is None
 
 
 def test_hints(log: dict[str, object], tmp_path: Path) -> None:

@@ -57,8 +57,23 @@ def test_try_prepares_the_first_rows(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"log.csv", "my.yaml"}
 
 
+def test_try_names_bad_rows_of_the_users_file(tmp_path: Path) -> None:
+    """And not of the copy that is tried, whose folder is gone by then."""
+    rows = pl.DataFrame({**columns(4 * ROWS), "ts": np.arange(4 * ROWS)})
+    text = rows.write_csv().splitlines()
+    text[7] = "too,few"
+    (tmp_path / "log.csv").write_text("\n".join(text) + "\n")
+    args = ["init", str(tmp_path / "log.csv"), "--to", str(tmp_path / "my.yaml")]
+    done = CliRunner().invoke(cli.app, [*args, "--try"])
+    assert done.exit_code == 0, done.output
+    assert "- `log.csv:8: 2 fields, expected 4`" in done.output
+    assert "/tmp" not in done.output.replace(str(tmp_path), "")
+
+
 def test_a_report_without_oddities_is_told_as_that() -> None:
     table = "# The data\n\n9 rows\n\n![the data](report.png)\n"
     assert _summary(f"{table}\n## Columns\n\nall") == "9 rows\n\nNothing looks odd."
     odd = f"{table}\n## Look at these\n\n- odd\n\n## Columns\n\nall"
     assert _summary(odd) == "9 rows\n\n- odd"
+    bad = f"{odd}\n\n## Bad rows\n\nThe first ones:\n\n- x"
+    assert _summary(bad) == "9 rows\n\n- odd\n\nBad rows: The first ones:\n\n- x"

@@ -36,4 +36,7 @@ def criteo_yaml(sample: Sample) -> tuple[str, tuple[str, ...]] | None:
     if not labelled:
         lines.append("  labelled: false  # 39 columns: the label is not among them")
     unsure = ("Which columns are the ad's is a guess: data.ad_features.",)
-    return "\n".join([*lines, f"  # {unsure[0]}"]) + "\n", unsure
+    lines.append(f"  # {unsure[0]}")
+    if size := sample.batch_size:
+        lines += ["train:", f"  batch_size: {size}  # few rows make few large steps"]
+    return "\n".join(lines) + "\n", unsure

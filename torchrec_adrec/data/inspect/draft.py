@@ -57,6 +57,14 @@ class Draft:
             name += "_2"
         return name
 
+    def doubt_broken(self, column: str, expected: str) -> None:
+        """Say which values of a column are broken; `prepare` counts their rows."""
+        if broken := self.profiles[column].broken:
+            self.unsure.append(
+                f"{column}: {broken} are no {expected}: bad rows, of which"
+                " `data.max_bad_rows` allows 0.1%."
+            )
+
     def leave_out(self, column: str, why: str) -> None:
         """Ignore a column, and say why."""
         self.left.remove(column)

@@ -3,7 +3,8 @@
 import polars as pl
 
 MIN_ROWS = 100  # from fewer, every column tells the label by chance
-TELLS = 0.95  # AUC of a column alone; real columns stay far below
+TELLS, HINTS = 0.95, 0.75  # AUC of a column alone; real ones stay far below the first
+DEPENDS = 0.95  # of the way from guessing to knowing
 RARE, OFTEN = 0.02, 0.1  # shares of rows in which an outcome has a value
 
 
@@ -37,18 +38,21 @@ def comes_with_click(rows: pl.DataFrame, column: str, click: pl.Series) -> bool:
     return shares[1] <= RARE and shares[0] >= OFTEN
 
 
-def tells_the_click(rows: pl.DataFrame, column: str, click: pl.Series) -> bool:
-    """Whether a column alone predicts the click of rows that it was not fitted on."""
+def click_auc(rows: pl.DataFrame, column: str, click: pl.Series) -> float:
+    """Return the AUC of a column alone, on rows that it was not fitted on.
+
+    0.5 if the rows, or those with a known value, are too few to tell.
+    """
     pair = rows.select(_text(rows, column), click.alias("click"))
     pair = pair.with_columns(
         number=pl.col("value").cast(pl.Float64, strict=False)
     ).with_row_index()
     if len(pair) < MIN_ROWS:
-        return False
+        return 0.5
+    best = 0.5
     if pair["number"].count() > 0.5 * len(pair):
         scored = pair.select("click", score=pl.col("number")).drop_nulls()
-        if max(_auc(scored), 1 - _auc(scored)) >= TELLS:
-            return True
+        best = max(_auc(scored), 1 - _auc(scored))
     # A rate that is fitted on half of the rows, and judged on the other half.
     rates = (
         pair.filter(pl.col("index") % 2 == 0)
@@ -57,7 +61,7 @@ def tells_the_click(rows: pl.DataFrame, column: str, click: pl.Series) -> bool:
     )
     held = pair.filter(pl.col("index") % 2 == 1)
     scored = held.join(rates, on="value", nulls_equal=True).select("click", "score")
-    return len(scored) > 0.5 * len(held) and _auc(scored) >= TELLS
+    return max(best, _auc(scored)) if len(scored) > 0.5 * len(held) else best
 
 
 def _auc(scored: pl.DataFrame) -> float:

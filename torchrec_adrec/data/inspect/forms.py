@@ -7,7 +7,8 @@ from typing import Literal
 import polars as pl
 
 from torchrec_adrec.data.inspect.lists import ListForm, list_form
-from torchrec_adrec.data.inspect.times import TimeForm, time_form
+from torchrec_adrec.data.inspect.times import MOSTLY, TimeForm, misfits, time_form
+from torchrec_adrec.data.inspect.words import QUANTITIES, mentions
 
 Form = Literal[
     "empty", "constant", "flag", "integer", "decimal", "hex", "list", "time", "text",
@@ -25,7 +26,7 @@ INTEGER, DECIMAL, HEX = (
     r"^[-+]?\d*\.?\d+([eE][-+]?\d+)?$",
     r"^[0-9a-fA-F]{8}$",
 )
-WHOLE, ZEROS = r"^-?\d+(\.0*)?$", r"^0\d"
+WHOLE, ZEROS, FRACTION = r"^-?\d+(\.0*)?$", r"^0\d", r"^-?\d*[.,]\d*[1-9]\d*$"
 # 1.234,50 and 59,90: numbers of most of Europe.
 COMMA = r"^-?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$"
 # Texts that programs write for no value. NA and None may be words, so they count only
@@ -52,6 +53,7 @@ class Profile:
         comma: whether decimals have a comma.
         mean_length: signs of a text.
         words: texts between numbers that seem to mean no value.
+        broken: which values are no numbers or times, in words; empty if all are.
         list: how a list is written.
         time: how a time is written.
     """
@@ -68,6 +70,7 @@ class Profile:
     comma: bool = False
     mean_length: float = 0.0
     words: tuple[str, ...] = ()
+    broken: str = ""
     list: ListForm | None = None
     time: TimeForm | None = None
 
@@ -134,18 +137,25 @@ def _look(base: Profile, text: pl.Series) -> Profile:
         facts |= {"words": words, "missing": missing, "distinct": text.n_unique()}
     time = time_form(base.name, text)
     if time is not None:
+        facts |= {"broken": time.broken}
         return Profile(**{**facts, "form": "time", "time": time})
     if _share(text, HEX) >= NEARLY_ALL and _share(text, "[a-fA-F]") > 0.1:
         return Profile(**{**facts, "form": "hex"})
-    if _share(text, INTEGER) >= NEARLY_ALL:
+    # Among ids of digits, A12 is one more id; among amounts it is a broken one.
+    is_amount = mentions(base.name, QUANTITIES) or _share(text, FRACTION) > 0.1
+    least = MOSTLY if is_amount else NEARLY_ALL
+    if _share(text, INTEGER) >= least:
         zeros = _share(text, ZEROS) > 0
+        facts |= {"broken": misfits(text, text.str.contains(INTEGER))}
         return Profile(**{**facts, "form": "integer", "whole": True, "zeros": zeros})
-    if _share(text, DECIMAL) >= NEARLY_ALL:
+    if _share(text, DECIMAL) >= least:
         whole = _share(text, WHOLE) >= NEARLY_ALL
+        facts |= {"broken": misfits(text, text.str.contains(DECIMAL))}
         facts |= {"whole": whole, "as_float": whole}
         return Profile(**{**facts, "form": "decimal"})
-    if _share(text, COMMA) >= NEARLY_ALL and _share(text, ",") > 0:
-        return Profile(**{**facts, "form": "decimal", "comma": True})
+    if _share(text, COMMA) >= least and _share(text, ",") > 0:
+        facts |= {"broken": misfits(text, text.str.contains(COMMA)), "comma": True}
+        return Profile(**{**facts, "form": "decimal"})
     lists = list_form(base.name, text)
     if lists is not None:
         return Profile(**{**facts, "form": "list", "list": lists})

@@ -6,13 +6,17 @@ import polars as pl
 
 from torchrec_adrec.data.inspect import repairs
 from torchrec_adrec.data.inspect.draft import Draft
+from torchrec_adrec.data.inspect.evidence import DEPENDS, determined
 from torchrec_adrec.data.inspect.repairs import Repair
 from torchrec_adrec.data.inspect.words import (
+    AD_SIDE,
     ADS,
     REQUESTS,
     TIMES,
+    USER_SIDE,
     USERS,
     ends_on,
+    mentions,
     rank,
     words,
 )
@@ -77,6 +81,7 @@ def _take_time(draft: Draft, column: str) -> None:
         draft.unsure.append(f"{column} is {form.doubt}.")
     if shape.missing:
         draft.unsure.append(f"{shape.missing:,} rows have no {column}: bad rows.")
+    draft.doubt_broken(column, "times")
     draft.time = block, about
     draft.left.remove(column)
 
@@ -92,25 +97,26 @@ def choose_ids(draft: Draft, user: str | None, ad: str | None) -> None:
     Raises:
         DataError: no column can name the ad.
     """
-    ad = ad or _best(draft, ADS) or _by_last_word(draft, "ad", ADS)
-    ad = ad or _guess(draft, "ad")
+    ad = ad or _named(draft, "ad", ADS, without=[user])
+    kinds = [n for n in draft.left if _is_kind(draft, n)]
+    user = user or _named(draft, "user", USERS, without=[ad, *kinds])
+    is_guess = ad is None
+    ad = ad or _guess(draft, without=[user])
     if ad is None:
         raise DataError(
             f"{draft.sample.path}: no column can name the ad, of"
             f" {', '.join(draft.left)}; name it by --ad"
         )
-    draft.left.remove(ad)
-    kinds = [n for n in draft.left if _is_kind(draft, n)]
-    user = user or _best(draft, USERS, kinds)
-    user = user or _by_last_word(draft, "user", USERS, kinds)
+    user = user or _request(draft, ad)
     if user is None:
-        user = _best(draft, REQUESTS)
-        if user is not None:
-            draft.unsure.append(
-                f"{user} stands for the user; it seems to name a request, of which no"
-                " other comes. Join what is known of the user to the rows."
-            )
-    user = user or _guess(draft, "user", kinds)
+        parts = [n for n in draft.left if determined(draft.rows, ad, n) >= DEPENDS]
+        user = _guess(draft, without=[*kinds, *parts])
+        if user is not None and is_guess and _sounds_swapped(draft, ad, user):
+            ad, user = user, ad
+        _doubt_guess(draft, "user", user)
+    if is_guess:
+        _doubt_guess(draft, "ad", ad)
+    draft.left.remove(ad)
     shape = draft.profiles[ad]
     name = draft.free_name(ad if ad not in ("ad_id", "ad_key") else "ad")
     about = f"{shape.distinct:,} ads in {shape.rows:,} rows"
@@ -150,22 +156,31 @@ def id_block(draft: Draft, column: str, name: str) -> object:
     return {"kind": "text"} if name == column else {"column": column, "kind": "text"}
 
 
-def _best(
-    draft: Draft, known: tuple[str, ...], without: Collection[str] = ()
+def _named(
+    draft: Draft, side: str, known: tuple[str, ...], without: Collection[str | None]
 ) -> str | None:
-    """Return the column whose name stands first among the known words."""
+    """Return the column whose name is first among known words, or ends on one."""
     named = [n for n in draft.left if _can_name(draft, n) and n not in without]
-    named = [n for n in named if rank(n, known) is not None]
-    return min(named, key=lambda n: rank(n, known) or 0, default=None)
+    if exact := [n for n in named if rank(n, known) is not None]:
+        return min(exact, key=lambda n: rank(n, known) or 0)
+    column = _largest(draft, [n for n in named if ends_on(n, known)])
+    if column is not None:
+        draft.unsure.append(f"{column} stands for the {side} by the end of its name.")
+    return column
 
 
-def _by_last_word(
-    draft: Draft, side: str, known: tuple[str, ...], without: Collection[str] = ()
-) -> str | None:
-    """Return the column with the most values whose name ends on a known word."""
-    named = [n for n in draft.left if _can_name(draft, n) and n not in without]
-    named = [n for n in named if ends_on(n, known)]
-    return _largest(draft, named, f"stands for the {side} by the end of its name")
+def _request(draft: Draft, ad: str) -> str | None:
+    """Return the column that names a request, which is better than no user at all."""
+    named = [n for n in draft.left if _can_name(draft, n) and n != ad]
+    named = [n for n in named if rank(n, REQUESTS) is not None]
+    if not named:
+        return None
+    column = min(named, key=lambda n: rank(n, REQUESTS) or 0)
+    draft.unsure.append(
+        f"{column} stands for the user; it seems to name a request, of which no"
+        " other comes. Join what is known of the user to the rows."
+    )
+    return column
 
 
 def _is_kind(draft: Draft, column: str) -> bool:
@@ -174,20 +189,38 @@ def _is_kind(draft: Draft, column: str) -> bool:
     return shape.distinct <= KINDS and shape.known > ROWS_OF_A_KIND * shape.distinct
 
 
-def _guess(draft: Draft, side: str, without: Collection[str] = ()) -> str | None:
-    """The column with the most values of those that come twice on average."""
+def _guess(draft: Draft, without: Collection[str | None]) -> str | None:
+    """Return the column with the most values of those that come twice on average."""
     ids = [n for n in draft.left if _can_name(draft, n) and n not in without]
+    ids = [n for n in ids if rank(n, REQUESTS) is None]
     ids = [n for n in ids if draft.profiles[n].distinct <= draft.profiles[n].known / 2]
-    return _largest(draft, ids, f"stands for the {side}, as no name tells which it is")
+    return _largest(draft, ids)
 
 
-def _largest(draft: Draft, columns: list[str], doubt: str) -> str | None:
-    """Return the column with the most values, and say in the draft why it is one."""
-    if not columns:
-        return None
-    column = max(columns, key=lambda n: draft.profiles[n].distinct)
-    draft.unsure.append(f"{column} {doubt}.")
-    return column
+def _doubt_guess(draft: Draft, side: str, column: str | None) -> None:
+    if column is not None:
+        draft.unsure.append(
+            f"{column} stands for the {side}, as no name tells which it is."
+        )
+
+
+def _sounds_swapped(draft: Draft, ad: str, user: str) -> bool:
+    """Whether what sounds like the user's (a country) goes with the supposed ad."""
+    votes = 0
+    for column in draft.left:
+        is_of_user = mentions(column, USER_SIDE)
+        if column in (ad, user) or is_of_user == mentions(column, AD_SIDE):
+            continue
+        by_ad = determined(draft.rows, ad, column) >= DEPENDS
+        by_user = determined(draft.rows, user, column) >= DEPENDS
+        if by_ad != by_user:
+            votes += 1 if by_ad == is_of_user else -1
+    return votes > 0
+
+
+def _largest(draft: Draft, columns: list[str]) -> str | None:
+    """Return the column with the most values."""
+    return max(columns, key=lambda n: draft.profiles[n].distinct, default=None)
 
 
 def _can_name(draft: Draft, column: str) -> bool:

@@ -4,7 +4,7 @@ import polars as pl
 
 from torchrec_adrec.data.inspect import repairs
 from torchrec_adrec.data.inspect.draft import Draft
-from torchrec_adrec.data.inspect.evidence import comes_with_click, tells_the_click
+from torchrec_adrec.data.inspect.evidence import TELLS, click_auc, comes_with_click
 from torchrec_adrec.data.inspect.forms import FLAGS, Profile
 from torchrec_adrec.data.inspect.repairs import Repair
 from torchrec_adrec.data.inspect.words import (
@@ -64,7 +64,7 @@ def choose_others(draft: Draft) -> None:
             _take_value(draft, column, with_click)
         elif with_click:
             draft.leave_out(column, "has values in clicked rows only: it came later")
-        elif tells_the_click(draft.rows, column, draft.click):
+        elif click_auc(draft.rows, column, draft.click) >= TELLS:
             draft.leave_out(column, "tells the click by itself: it probably came later")
             draft.unsure.append(
                 f"{column} predicts the click almost alone. If it is known when an ad"
@@ -165,6 +165,7 @@ def _name_value(
 
 def _numbers(draft: Draft, column: str) -> pl.Series:
     shape: Profile = draft.profiles[column]
+    draft.doubt_broken(column, "numbers")
     values = draft.rows[column]
     if shape.comma:
         values = values.str.replace_all(".", "", literal=True)

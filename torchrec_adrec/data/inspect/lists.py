@@ -7,7 +7,10 @@ import polars as pl
 
 BRACKETED = r"(?s)^\s*[\[({].*[\])}]\s*$"
 ID = re.compile(r"^[\w.:/-]{1,40}$")
-NAMES = re.compile(r"hist|seen|list|tags|genres|items|ids$|prev|recent|last_|viewed")
+NAMES = re.compile(
+    r"hist|seen|list|tags|genres|topics|categories|keywords|skills|interests|items|ids$"
+    r"|prev|recent|last_|viewed"
+)
 MOST = 5_000  # values that are looked at
 
 

@@ -19,7 +19,6 @@ from torchrec_adrec.data.inspect.text_layout import SEPARATORS
 from torchrec_adrec.errors import ConfigError, DataError
 
 TINY = 100  # rows, of which 80% for training would leave no test
-SMALL = 200_000  # rows, which make few steps of the default batch
 WIDTH = 30  # of what stands left of a comment
 
 
@@ -149,9 +148,9 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
         # A rewritten copy has commas, whatever the file had.
         form = f"{SEPARATORS[',' if target else layout.separator]}, UTF-8"
     raw = str(target or sample.path)
-    size = "rows" if sample.is_whole else "rows looked at"
+    unit = "rows" if sample.is_whole else "rows looked at"
     lines += ["data:", "  adapter: table"]
-    lines += [_line("  raw", [raw], f"{form}; {len(sample.rows):,} {size}")]
+    lines += [_line("  raw", [raw], f"{form}; {len(sample.rows):,} {unit}")]
     lines += _sizes(draft)
     lines += ["  table:", *_section("labels", draft.labels)]
     for key, value in (
@@ -160,7 +159,8 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
         ("ad_id", draft.ad_id),
     ):
         lines += [_line(f"    {key}", *value)] if value else []
-    lines += [*_section("user", draft.user), *_section("ad", draft.ad)]
+    lines += [*_section("user", draft.user), *_history(draft)]
+    lines += _section("ad", draft.ad)
     if draft.ignore:
         lines += ["    ignore:"]
         lines += [
@@ -170,9 +170,19 @@ def _lines(draft: Draft, target: Path | None) -> list[str]:
     empty = next(iter(draft.profiles.values())).words
     if empty:
         lines += [_line("    missing", ["", *empty], "texts that mean no value")]
-    if sample.is_whole and len(sample.rows) < SMALL:
-        lines += ["train:", _line("  batch_size", 256, "few rows make few large steps")]
+    if size := sample.batch_size:
+        about = "few rows make few large steps"
+        lines += ["train:", _line("  batch_size", size, about)]
     return lines
+
+
+def _history(draft: Draft) -> list[str]:
+    """Offer a history that `prepare` makes; what it costs is for a person to choose."""
+    has_one = any("shares_ids_with" in block for block, _ in draft.user.values())
+    if has_one or not (draft.time and draft.user_id and draft.ad_id):
+        return []
+    block = _flow({"of": next(iter(draft.ad)), "length": 20})
+    return [f"      # history: {block}  # to be had too: the user's earlier clicks"]
 
 
 def _reasons(draft: Draft) -> list[str]:

@@ -6,7 +6,12 @@ import polars as pl
 
 from torchrec_adrec.data.inspect import repairs
 from torchrec_adrec.data.inspect.draft import Draft
-from torchrec_adrec.data.inspect.evidence import determined
+from torchrec_adrec.data.inspect.evidence import (
+    DEPENDS,
+    HINTS,
+    click_auc,
+    determined,
+)
 from torchrec_adrec.data.inspect.forms import LONG, Profile
 from torchrec_adrec.data.inspect.ids import id_block
 from torchrec_adrec.data.inspect.repairs import Repair
@@ -20,7 +25,6 @@ from torchrec_adrec.data.inspect.words import (
     rank,
 )
 
-DEPENDS = 0.95  # of the way from guessing to knowing
 FEW = 31  # hours, days of a month: integers that are names of kinds rather than amounts
 LONGEST_SET = 20  # unless `max_length` says more
 SHARED = 0.5  # share of a list's items that are ads
@@ -47,14 +51,17 @@ def choose_sides(draft: Draft) -> None:
     """Make features of the columns that are left."""
     for column in list(draft.left):
         draft.left.remove(column)
-        side, why = _side(draft, column)
+        side, why, doubt = _side(draft, column)
         name = draft.free_name(column)
         block, about = _block(draft, column, name, side)
+        if doubt and "shares_ids_with" not in block:  # a history has a doubt of its own
+            draft.unsure.append(f"{column}: {doubt}")
         draft_side = draft.ad if side == "ad" else draft.user
         draft_side[name] = block, "; ".join(filter(None, (about, why)))
 
 
-def _side(draft: Draft, column: str) -> tuple[str, str]:
+def _side(draft: Draft, column: str) -> tuple[str, str, str]:
+    """Return the side of a column, what is special about it, and a doubt."""
     ad, user = _column_of(draft.ad), _column_of(draft.user)
     by_ad = determined(draft.rows, ad, column)
     by_user = determined(draft.rows, user, column) if user else 0.0
@@ -67,15 +74,15 @@ def _side(draft: Draft, column: str) -> tuple[str, str]:
                 f"{column} sounds like the {named}'s, but"
                 f" {ad if side == 'ad' else user} determines it: the {side}'s."
             )
-        return side, ""
+        return side, "", ""
     if named == "ad":
-        return "ad", "varies within an ad"
-    if not named:
-        draft.unsure.append(
-            f"{column}: neither the ad nor the user determines it; taken as known when"
-            " an ad is asked for."
-        )
-    return "user", ""
+        return "ad", "varies within an ad", ""
+    doubt = "neither the ad nor the user determines it; taken as known when an ad is"
+    auc = click_auc(draft.rows, column, draft.click)
+    if auc >= HINTS:
+        known = f"asked for. It alone has an AUC of {auc:.2f}: was it known then?"
+        return "user", "", f"{doubt} {known}"
+    return "user", "", "" if named else f"{doubt} asked for."
 
 
 def _column_of(side: dict[str, tuple[Any, str]]) -> str:
@@ -93,6 +100,7 @@ def _block(draft: Draft, column: str, name: str, side: str) -> tuple[Any, str]:
     if shape.form == "hex":
         return {**source, "kind": "hex"}, ""
     if shape.is_number and _is_amount(draft, shape):
+        draft.doubt_broken(column, "numbers")
         if shape.comma:
             change_text = "decimal commas become points"
             draft.repairs.append(Repair(column, column, repairs.point, change_text))
@@ -136,7 +144,7 @@ def _list_block(
         separator = form.separator
         if form.brackets:
             change = repairs.items(separator)
-            change_text = f"lists lose their {form.brackets} and quotes"
+            change_text = "lists lose their brackets and quotes"
             draft.repairs.append(Repair(shape.name, shape.name, change, change_text))
             lists = lists.map_elements(change, return_dtype=pl.String)
             separator = "|"

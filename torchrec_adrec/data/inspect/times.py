@@ -15,6 +15,7 @@ UNITS |= {"nanoseconds": 10**9}
 FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M:%S UTC",
     "%d.%m.%Y %H:%M:%S",
     "%d.%m.%Y %H:%M",
     "%d.%m.%Y",
@@ -29,6 +30,7 @@ FORMATS = (
     "%m/%d/%Y",
 )
 MOST = 5_000  # values that are looked at
+MOSTLY = 0.99  # of the values are times: the others are broken, and bad rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class TimeForm:
         format: of other text, as `strptime` reads it.
         is_float: whether a number is written as 964982703.0.
         doubt: what else the text may mean; empty if nothing.
+        broken: which values are no such times, in words; empty if all are.
     """
 
     kind: Literal["iso", "number", "format"]
@@ -48,6 +51,7 @@ class TimeForm:
     format: str = ""
     is_float: bool = False
     doubt: str = ""
+    broken: str = ""
 
 
 def time_form(name: str, text: pl.Series) -> TimeForm | None:
@@ -58,8 +62,9 @@ def time_form(name: str, text: pl.Series) -> TimeForm | None:
             may be any number.
         text: its values, none missing.
     """
-    if bool(text.str.contains(ISO).all()):
-        return TimeForm("iso", None)
+    iso = text.str.contains(ISO)
+    if len(text) and iso.sum() >= MOSTLY * len(text):
+        return TimeForm("iso", None, broken=misfits(text, iso))
     numbers = text.cast(pl.Float64, strict=False)
     if numbers.null_count() == 0 and len(text) and mentions(name, TIMES):
         low, high = float(str(numbers.min())), float(str(numbers.max()))
@@ -73,15 +78,21 @@ def time_form(name: str, text: pl.Series) -> TimeForm | None:
 
 
 def _other_format(text: pl.Series) -> TimeForm | None:
-    fitting = [
-        form
-        for form in FORMATS
-        if text.str.to_datetime(form, strict=False).null_count() == 0
-    ]
-    if not fitting:
+    read = {form: text.str.to_datetime(form, strict=False) for form in FORMATS}
+    count = {form: len(text) - times.null_count() for form, times in read.items()}
+    most = max(count.values())
+    if not len(text) or most < MOSTLY * len(text):
         return None
+    fitting = [form for form in FORMATS if count[form] == most]
     day_first, month_first = fitting[0], fitting[-1]
+    broken = misfits(text, read[day_first].is_not_null())
     doubt = ""
     if day_first[:2] == "%d" and month_first[:2] == "%m":
         doubt = f"read as {day_first}, but {month_first} fits all values too"
-    return TimeForm("format", None, format=day_first, doubt=doubt)
+    return TimeForm("format", None, format=day_first, doubt=doubt, broken=broken)
+
+
+def misfits(text: pl.Series, fits: pl.Series) -> str:
+    """Say how many values do not fit, and show one; empty if all fit."""
+    others = text.filter(~fits)
+    return f"{len(others):,} values such as {others[0]!r}" if len(others) else ""

@@ -7,11 +7,22 @@ LABELS = (
     *("click", "clicked", "clk", "geklickt", "clic", "label", "target", "y"),
     *("conversion", "converted", "purchase", "purchased", "bought", "gekauft", "buy"),
     *("liked", "like", "install", "engaged", "opened", "view", "positive", "outcome"),
+    *("finished", "completed", "subscribed", "watched", "played", "listened"),
 )
 RATINGS = ("rating", "stars", "score", "overall", "bewertung", "note")
 USERS = (
     *("user", "uid", "visitor", "customer", "kunde", "kunden", "client", "member"),
     *("subscriber", "account", "reader", "household", "person", "utilisateur"),
+    *(
+        "listener",
+        "viewer",
+        "player",
+        "student",
+        "patient",
+        "guest",
+        "shopper",
+        "buyer",
+    ),
     *("cookie", "device"),
 )
 # One request shows several ads: the ads of one are compared, but it never comes back.
@@ -20,7 +31,8 @@ ADS = (
     *("ad", "item", "creative", "banner", "product", "sku", "asin", "artikel"),
     *("article", "produkt", "produit", "offer", "listing", "movie", "video", "film"),
     *("book", "isbn", "song", "track", "game", "news", "content", "document", "post"),
-    *("recipe", "hotel", "property", "job", "goods", "app"),
+    *("recipe", "hotel", "property", "job", "goods", "app", "episode", "podcast"),
+    *("course", "lesson", "restaurant", "venue"),
 )
 AD_SIDE = {
     *ADS,
@@ -34,7 +46,16 @@ TIMES = (
 )
 AFTERWARDS = {
     *("revenue", "umsatz", "income", "profit", "dwell", "watch", "watched", "spent"),
-    *("gmv", "payout", "play"),
+    *(
+        "gmv",
+        "payout",
+        "play",
+        "played",
+        "listened",
+        "viewed",
+        "progress",
+        "completion",
+    ),
 }
 QUANTITIES = {
     *("age", "alter", "price", "preis", "prix", "count", "num", "amount", "duration"),

@@ -41,7 +41,11 @@ from torchrec_adrec.errors import AdRecError, ReaderError
 SLOTS = 4
 KILL_AFTER_S = 5.0  # a child whose input is closed has this long to end
 # The child needs no GPU, and one core: the others are the trainer's.
-CHILD_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+CHILD_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONFAULTHANDLER": "1",
+}
 
 
 def read_in_process(

@@ -22,30 +22,21 @@ counts as files in the folder, so the output does not depend on the number of ra
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from torchrec_adrec.arrays import Bools
 from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.catalog import COUNTED, AdCounter, load_ads
 from torchrec_adrec.data.column import Chunk
 from torchrec_adrec.data.dataset import DataSet
-from torchrec_adrec.data.prepare.counts import Counter, Counts, count, load_counts
 from torchrec_adrec.data.prepare.data_report import write_report
-from torchrec_adrec.data.prepare.distinct_vectors import (
-    DistinctVectors,
-    Frames,
-    with_vectors,
-)
 from torchrec_adrec.data.prepare.encoder import Encoder
 from torchrec_adrec.data.prepare.examples import write_examples
 from torchrec_adrec.data.prepare.few_times import in_time_order
-from torchrec_adrec.data.prepare.fit_statistics import ChosenPairs, add_statistics
+from torchrec_adrec.data.prepare.fit import fit
 from torchrec_adrec.data.prepare.fitted import write_fitted
-from torchrec_adrec.data.prepare.from_log import FromLog, make_from_log
+from torchrec_adrec.data.prepare.from_log import make_from_log
 from torchrec_adrec.data.prepare.held_ads import HeldAd, held_ads, refuse_held_ads
 from torchrec_adrec.data.prepare.held_out_users import write_held_out_users
 from torchrec_adrec.data.prepare.leaks import (
@@ -56,20 +47,14 @@ from torchrec_adrec.data.prepare.leaks import (
 from torchrec_adrec.data.prepare.learnable import check_learnable
 from torchrec_adrec.data.prepare.odd_columns import joined_ids, odd_lines
 from torchrec_adrec.data.prepare.report_figures import Findings, report_figures
-from torchrec_adrec.data.prepare.spill import ChunkRef, ChunkStore, map_chunks, spill
+from torchrec_adrec.data.prepare.spill import ChunkStore, spill
 from torchrec_adrec.data.prepare.split_counts import SplitCounts
 from torchrec_adrec.data.prepare.splits import TRAIN, Splitter, check_sizes
-from torchrec_adrec.data.prepare.statistics import Folds
 from torchrec_adrec.data.prepare.statistics_report import statistics_figures
-from torchrec_adrec.data.prepare.training_rows import TrainingRows
 from torchrec_adrec.data.prepare.twins import refuse_twins
-from torchrec_adrec.data.prepare.value_keys import ValueKeys, number_sources
-from torchrec_adrec.data.prepare.varying import Varying, latest, refuse_varying, unnamed
 from torchrec_adrec.data.prepare.write import SplitWriter, merge_counts
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import Ranks, SingleProcess
-from torchrec_adrec.schema import Schema, Side
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +92,7 @@ def prepare(
     from_log = make_from_log(config, data, store, seed, ranks)
     store, split = from_log.store, from_log.split
     pairs, held = _leaks(config, data, store, split)
-    fitted = _fit(config, data, from_log, seed, ranks)
+    fitted = fit(config, data, from_log, seed, ranks)
     encoder, ads, varying = fitted.encoder, fitted.ads, fitted.varying
     not_compared = data.not_compared(config.split.by)
     writer = SplitWriter(data, encoder, ads, store, split, out, not_compared)
@@ -179,112 +164,6 @@ def _leaks(
         refuse_held_ads(held)
         refuse_leaky_sides(pairs, data.sides)
     return pairs, held
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """What the training rows decide.
-
-    Attributes:
-        encoder: of all columns.
-        ads: the catalog, raw.
-        varying: how the values of its ads vary; None: not at all.
-        chosen: the pairs of columns with statistics.
-    """
-
-    encoder: Encoder
-    ads: pl.DataFrame
-    varying: Varying | None
-    chosen: ChosenPairs
-
-
-def _fit(
-    config: DataConfig, data: DataSet, from_log: FromLog, seed: int, ranks: Ranks
-) -> _Fitted:
-    """Fit everything that is fitted, on the training rows alone."""
-    store, split = from_log.store, from_log.split
-    encoder, keys, combinations = _fit_encoder(config, data, store, split, ranks)
-    chosen = ChosenPairs()
-    if config.statistics is not None and keys is not None:
-        folds = Folds(config.statistics.folds, seed, from_log.positives)
-        rows = TrainingRows(store, split, folds)
-        train_rows = int(combinations[COUNTED[0]].sum())
-        encoder, chosen = add_statistics(
-            encoder, keys, config.statistics, rows, train_rows, ranks
-        )
-    return _Fitted(encoder, *_catalog(combinations, data, config), chosen)
-
-
-def _catalog(
-    combinations: pl.DataFrame, data: DataSet, config: DataConfig
-) -> tuple[pl.DataFrame, Varying | None]:
-    """Make the catalog of every combination of the ad's values, and see what varies."""
-    sources = data.schema.sources_of(Side.AD)
-    if data.ad:
-        ads, varying = latest(combinations, data.ad, sources)
-    else:
-        ads, varying = combinations, unnamed(combinations, data.items, sources)
-    if not config.allow_varying_ads:
-        refuse_varying(varying)
-    return ads, varying
-
-
-def _fit_encoder(
-    config: DataConfig, data: DataSet, store: ChunkStore, split: Splitter, ranks: Ranks
-) -> tuple[Encoder, ValueKeys | None, pl.DataFrame]:
-    """Count this rank's rows, then fit on the counts of all ranks.
-
-    Every rank fits, rather than one that sends the result to the others: the fit takes
-    little time, and all get the same encoder from the same counts.
-
-    Returns:
-        The encoder, the keys that statistics need, and every combination of the ad's
-        raw values (see `load_ads`).
-    """
-    schema, raw = data.schema, store.chunks[0].path.parent
-    names, sources = _fitted_sources(schema, config), schema.sources_of(Side.AD)
-    dated = data.ad is not None  # only then the latest values of an ad are needed
-    counter, ads = Counter(names), AdCounter(sources, schema.labels[0].name, dated)
-    distinct, chunks = DistinctVectors(schema), store.of(ranks)
-
-    def count_chunk(ref: ChunkRef) -> tuple[Counts, pl.DataFrame, Frames, int]:
-        chunk = ref.load()
-        train = split.assign(chunk, ref) == TRAIN
-        values = count(chunk.columns, names, None if train.all() else train)
-        counted = ads.count(chunk, train, ref.row)
-        return values, counted, distinct.of(chunk), chunk.num_rows
-
-    with Progress("prepare: counting", unit="rows") as progress:
-        for values, chunk_ads, vectors, rows in map_chunks(chunks, count_chunk):
-            counter.add(values)
-            ads.add(chunk_ads)
-            distinct.add(vectors)
-            progress.advance(rows)
-    counter.save(raw / f"counts-{ranks.rank:05d}")
-    ads.save(raw / f"ads-{ranks.rank:05d}.ipc")
-    distinct.save(raw, ranks.rank)
-    ranks.barrier()
-    folders = sorted(raw.glob("counts-*"))
-    # Sums of whole numbers, so the order of the ranks' files does not matter.
-    values = load_counts(folders, names)
-    schema, stored = with_vectors(schema, values, raw, ranks)
-    encoder = replace(Encoder.fit(schema, values, config), vectors=stored)
-    keys = None
-    if config.statistics is not None:
-        keys = ValueKeys.fit(schema, values, config.statistics.buckets)
-    return encoder, keys, load_ads(sorted(raw.glob("ads-*.ipc")), sources)
-
-
-def _fitted_sources(schema: Schema, config: DataConfig) -> list[str]:
-    """Return the raw columns that must be counted; hashed ids need no counts."""
-    names = {f.source for f in schema.dense}
-    names |= {f.source for f in schema.sparse if f.buckets == "quantile"}
-    names |= {f.source for f in schema.vectors if f.encoder is None}
-    if config.statistics is not None:
-        names |= set(number_sources(schema))
-    if config.ids == "frequency":
-        names |= {f.source for side in Side for f in schema.bags_of(side)}
-    return sorted(names)
 
 
 def _with_label_means(encoder: Encoder, tally: SplitCounts) -> Encoder:

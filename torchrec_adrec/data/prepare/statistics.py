@@ -158,8 +158,8 @@ class Statistics:
             else:
                 keys, distinct, rows = _cells(column, folds)
                 table = self._values(group, self.counts[sources].of(keys, distinct))
-            for feature, values in zip(group, table, strict=True):
-                encoded[feature.name] = values[rows]
+            names = [feature.name for feature in group]
+            encoded |= zip(names, table[:, rows], strict=True)
         return encoded
 
     def _all_values(self, sources: Sources, group: list[DenseFeature]) -> Float32s:

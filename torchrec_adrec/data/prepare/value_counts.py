@@ -65,7 +65,7 @@ def _find(ordered: Int64s, values: Int64s) -> tuple[Int64s, Bools]:
     """Return the position of each value, and whether it is there at all."""
     if not len(ordered):
         return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
-    positions = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    positions = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
     return positions, ordered[positions] == values
 
 

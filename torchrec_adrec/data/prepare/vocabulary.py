@@ -78,8 +78,9 @@ class Frequent:
         """Return the ids of known keys, and `UNKNOWN` for all others."""
         ids = np.full(len(keys), UNKNOWN, dtype=np.int32)
         if len(self.keys):
-            # Past the last key there is nothing to compare with, hence the clip.
-            positions = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+            # Past the last key there is nothing to compare with, hence the minimum.
+            places = np.searchsorted(self.keys, keys)
+            positions = np.minimum(places, len(self.keys) - 1)
             known = self.keys[positions] == keys
             ids[known] = self.ids[positions[known]]
         return ids

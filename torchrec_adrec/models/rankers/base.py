@@ -36,7 +36,8 @@ class RankerHead(nn.Module, ABC):
         warm_starts: whether the tables are those of the towers in shape and meaning,
             so that `ranking.tables` may take them from the retrieval checkpoint.
         shares_user: whether a request computes its user's part once for all ads. A
-            model that mixes the sides in its first layer cannot.
+            model that mixes the sides in its first layer cannot, unless that layer can
+            be taken apart (`dcnv2`).
         reads_items: whether it takes the history's items one by one
             (`ranking.history: tokens`), not their mean.
     """

@@ -27,7 +27,7 @@ ROUNDS = 5  # over all requests, of which the fastest counts
 WORTH = 1.2  # how much faster than the exact one `auto` wants an engine to be
 TYPES = {"float16": torch.float16, "int8": torch.qint8}
 
-# A user of one row, its candidates, and what joins them.
+# A user of one row, the rows of its candidates, and what joins them.
 Request = tuple[TowerInput, Int64s, Columns]
 
 log = logging.getLogger(__name__)
