@@ -46,6 +46,15 @@ QUALITY = (
         )
         for name in ("synthetic_demo", "kuairand")
     ),
+    Question(
+        "Does a ranker gain by retrieved ads as negatives (a small known world)?",
+        "retrieved_negatives_small",
+        (
+            "python benchmarks/retrieved_negatives.py --out FOLDER --seeds 0 --small"
+            " --name retrieved_negatives_small",
+        ),
+        (Table("mean (deviation) over the seeds", ("runs",)),),
+    ),
     *(
         Question(
             f"One ranker of three labels or three rankers (KuaiRand, {label})?",
