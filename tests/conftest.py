@@ -117,7 +117,7 @@ def adrec(*args: object, **environment: str) -> subprocess.CompletedProcess[str]
         cwd=REPOSITORY,
         env=os.environ | environment,
     )
-    if args[0] == "run" and "--out" in args and not done.returncode:
+    if args[:1] == ("run",) and "--out" in args and not done.returncode:
         no_restarts(Path(str(args[args.index("--out") + 1])))
     return done
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +17,7 @@ from torchrec_adrec.evaluation.classics.protocol import RankingProtocol, judge
 from torchrec_adrec.evaluation.classics.report import FIGURES, FOLDER, PICTURE
 from torchrec_adrec.evaluation.classics.towers import QUERIES, Towers
 from torchrec_adrec.evaluation.full_catalog import held_out_clicks
+from torchrec_adrec.export.parts import write_vectors
 from torchrec_adrec.schema import USER_KEY, Schema
 
 
@@ -73,10 +72,9 @@ def export(run: Path, users: np.ndarray, ads: np.ndarray, ids: np.ndarray) -> No
         ("part-00000.parquet", ids, ads),
         (QUERIES, np.arange(len(users)), users),
     ):
-        flat = pa.array(vectors.astype("f4").ravel())
-        lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        table = pa.table({"ad_id": keys.astype(np.int64), "vector": lists})
-        pq.write_table(table, run / "export" / name)
+        write_vectors(
+            run / "export" / name, keys.astype(np.int64), vectors.astype(np.float32)
+        )
 
 
 def test_exported_towers_are_judged_as_what_they_are(run: Path) -> None:

@@ -117,9 +117,9 @@ def test_a_perfect_ranker_loses_nothing(
     # The first request is asked twice, to warm up.
     requests = iter([0, *range(USERS)])
 
-    def score(_: Any, ids: Any, *others: Any) -> dict[str, Any]:
+    def score(_: Any, rows: Any, *others: Any) -> dict[str, Any]:
         worth, _ = judged.worth.of(next(requests), judged.top)
-        click = worth[recommender.scorer.rows(ids)]
+        click = worth[rows]
         return {"click": click, "engagement": click, "value": click}
 
     monkeypatch.setattr(recommender.scorer, "score", score)

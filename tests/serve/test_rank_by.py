@@ -42,9 +42,10 @@ VALUE = {10: 1.0, 11: 9.0, 12: 2.0, 13: 2.0, 14: 8.0, 15: 1.0}
 def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
     """One request to a recommender whose models are tables of known predictions."""
 
-    def score(_: Any, ids: Any, *__: Any) -> dict[str, Any]:
+    def score(_: Any, rows: Any, *__: Any) -> dict[str, Any]:
         predictions = (("click", CLICK), ("value", VALUE))
-        return {n: np.array([p[i] for i in ids.tolist()]) for n, p in predictions}
+        ids = IDS[rows].tolist()
+        return {n: np.array([p[i] for i in ids]) for n, p in predictions}
 
     retriever: Any = SimpleNamespace(
         retrieve=lambda *_: (RETRIEVED, np.arange(6, dtype=np.float32)),
@@ -52,16 +53,12 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
     )
     catalog = CATALOG.drop("value")
 
-    def show(ids: Any) -> pl.DataFrame:
-        shown: pl.DataFrame = catalog[np.searchsorted(IDS, ids)]
-        return shown
-
     scorer: Any = SimpleNamespace(
         score=score,
         rows=lambda ids: np.searchsorted(IDS, ids),
         schema=SCHEMA,
         shown=catalog,
-        show=show,
+        shown_of=lambda rows: catalog[rows],
     )
     one_user = {"city": np.zeros(1, np.int32)}
     encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: one_user)
