@@ -58,7 +58,7 @@ def recommend(rank_by: str | None, top: int = 6) -> Recommendation:
         rows=lambda ids: np.searchsorted(IDS, ids),
         schema=SCHEMA,
         shown=catalog,
-        shown_of=lambda rows: catalog[rows],
+        shown_of=lambda rows: catalog.drop("ad_id")[rows].get_columns(),
     )
     one_user = {"city": np.zeros(1, np.int32)}
     encoder: Any = SimpleNamespace(schema=SCHEMA, encode=lambda *_: one_user)
