@@ -33,6 +33,7 @@ from torchrec_adrec.evaluation.encode import check_vectors
 from torchrec_adrec.export.encode import encode_parts
 from torchrec_adrec.export.parts import Parts, rows_of_a_part, write_vectors
 from torchrec_adrec.runs.stage_settings import stage_settings
+from torchrec_adrec.runtime.memory import keep_freed_memory
 from torchrec_adrec.schema import AD_ID, Schema, Side
 from torchrec_adrec.tasks.sharded import restore_whole
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--ads", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    keep_freed_memory()  # as every command does
     schema = Schema.load(args.run / "data/schema.json")
     ads = _repeated(load_catalog(args.run / "data"), args.ads)
     task, _ = restore_whole("retrieval", args.run, schema)

@@ -114,6 +114,7 @@ def test_vectors_are_those_of_their_ads(
     schema, catalog = Schema.load(run / "data/schema.json"), load_catalog(run / "data")
     tower = restore_whole("retrieval", run, schema)[0].model.ad_tower
     parts = Parts(tmp_path, catalog[AD_ID].to_numpy(), "fp32", SOURCE)
+    monkeypatch.setattr(encode, "WRITERS", 2)
     assert parts.count > encode.WRITERS
     encode.encode_parts(tower, catalog, schema, "cosine", 7, parts, process)
     ids, vectors = load_vectors(tmp_path)

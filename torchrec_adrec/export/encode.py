@@ -27,7 +27,7 @@ from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Schema, Side
 
-WRITERS = 2  # threads that write parts
+WRITERS = 4  # threads that write parts: flushing one waits for the disk
 EXAMPLE_USERS = 50  # which every start of a server encodes again
 
 
@@ -67,7 +67,7 @@ def encode_parts(
         parts.write(number, vectors)
 
     # Parts go to the disk while the next one is encoded, and one is written while the
-    # other is flushed. No more parts than these are in memory.
+    # others are flushed. No more parts than these are in memory.
     with (
         Progress("encoding ads", left, "rows") as progress,
         ThreadPoolExecutor(WRITERS) as writers,
