@@ -165,29 +165,31 @@ def test_a_link_to_another_run_is_another_state(tmp_path: Path) -> None:
     assert published_state(live) != before
 
 
-def fake_recommender(weight: float, price: float) -> Any:
-    tower, ranker = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+def fake_recommender(weight: float, price: float, bias: float = 0) -> Any:
+    towers, ranker = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     with torch.no_grad():
         ranker.weight.fill_(weight)
+        towers.bias.fill_(bias)
     shown = pl.DataFrame({"ad_id": [1, 2], "price": [price, None]})
     return SimpleNamespace(
-        retriever=SimpleNamespace(tower=tower),
+        retriever=SimpleNamespace(tower=towers.forward),
         scorer=SimpleNamespace(ranker=ranker, shown=shown),
         recommend=lambda user: None,
     )
 
 
 @pytest.mark.parametrize(
-    ("weight", "price", "message"),
+    ("weight", "price", "bias", "message"),
     [
-        (np.nan, 1.0, "the ranker's weight weight is not finite"),
-        (np.inf, 1.0, "the ranker's weight weight is not finite"),
-        (1.0, np.inf, "the catalog's column price"),
+        (np.nan, 1.0, 0.0, "a weight of the ranker, weight, is not finite"),
+        (np.inf, 1.0, 0.0, "a weight of the ranker, weight, is not finite"),
+        (1.0, np.inf, 0.0, "the catalog's column price"),
+        (1.0, 1.0, np.nan, "a weight of the towers, bias, is not finite"),
     ],
 )
 def test_what_is_not_finite_is_refused_when_it_is_loaded(
-    weight: float, price: float, message: str
+    weight: float, price: float, bias: float, message: str
 ) -> None:
     hot_swap.check_finite(fake_recommender(1.0, 1.0))
     with pytest.raises(PredictionError, match=message):
-        hot_swap.check_finite(fake_recommender(weight, price))
+        hot_swap.check_finite(fake_recommender(weight, price, bias))

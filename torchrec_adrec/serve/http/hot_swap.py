@@ -178,7 +178,8 @@ def check_finite(recommender: Recommender) -> None:
         PredictionError: names the model or the column.
     """
     models: tuple[tuple[str, Any], ...] = (
-        ("user tower", recommender.retriever.tower),
+        # Users are encoded by a method of the towers, which has no weights of its own.
+        ("towers", getattr(recommender.retriever.tower, "__self__", None)),
         ("ranker", recommender.scorer.ranker),
     )
     for model_name, model in models:
@@ -186,7 +187,7 @@ def check_finite(recommender: Recommender) -> None:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise PredictionError(
-                    f"the {model_name}'s weight {name} is not finite; train again"
+                    f"a weight of the {model_name}, {name}, is not finite; train again"
                 )
     shown = recommender.scorer.shown
     for name in shown.columns:
