@@ -184,8 +184,9 @@ def test_a_stage_that_was_made_again_is_opened_again(
     page.run()
     assert opened == []
     for count, stage in enumerate(builds, start=1):
-        changed = builds | {stage: f"another {stage}"}
-        monkeypatch.setattr(reports, "check_run", lambda _, now=changed: now)
+        # It alone differs from what is open by now.
+        builds = builds | {stage: f"another {stage}"}
+        monkeypatch.setattr(reports, "check_run", lambda _, now=builds: now)
         page.run()
         assert opened == count * [page_run] and len(ads_of(page)) == 10
 

@@ -26,6 +26,7 @@ def test_the_shop_of_the_guide(tmp_path: Path) -> None:
     assert table["ad"]["campaign"] == "text" and table["ad"]["price"] == "number"
     assert table["ignore"] == ["session"]
     assert "seen must hold only what came before" in unsure(text)
+    assert "nothing but" not in unsure(text)
     assert report["rows_in"] == 5 and report["bad_rows"]["count"] == 0
 
 
@@ -72,6 +73,7 @@ def check_outbrain(path: Path) -> None:
     assert table["labels"] == {"click": {"column": "clicked"}}
     assert (table["user_id"], table["ad_id"]) == ("display_id", "ad_id")
     assert "display_id stands for the user" in unsure(text)
+    assert "nothing but ad_id is known" in unsure(text)
     assert "No column is a time" in unsure(text)
     assert report["bad_rows"]["count"] == 0
 

@@ -69,9 +69,7 @@ def _are_vectors(lists: list[list[str]]) -> bool:
         return False
     vectors = [v for v in lists if len(v) == width and all(map(_is_component, v))]
     points = sum(bool(POINT.search(part)) for v in vectors for part in v)
-    return (
-        len(vectors) >= MOSTLY * len(lists) and points >= 0.5 * width * len(vectors)
-    )
+    return len(vectors) >= MOSTLY * len(lists) and points >= 0.5 * width * len(vectors)
 
 
 def _is_component(text: str) -> bool:

@@ -79,6 +79,11 @@ def propose(sample: Sample, settings: Path, hints: Hints) -> Proposal:
     choose_others(draft)
     choose_sides(draft)
     _give_the_user_an_id(draft)
+    if len(draft.ad) == 1 and draft.ad_id:
+        draft.unsure.append(
+            f"Of an ad, nothing but {draft.ad_id[0]} is known. A file with more about"
+            ' the ads goes under `items` (docs/own_data.md, "Several tables").'
+        )
     target = _target(draft, settings)
     text = "\n".join(_lines(draft, target)) + "\n"
     return Proposal(text, tuple(draft.unsure), tuple(draft.repairs), target)
