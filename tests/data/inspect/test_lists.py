@@ -49,10 +49,10 @@ def test_what_varies_within_an_ad_is_named(tmp_path: Path) -> None:
     assert "item_place: it sounds like the ad's, but varies within one" in unsure(text)
 
 
-def vectors() -> np.ndarray[Any, Any]:
+def vectors() -> list[list[float]]:
     """One of each item, for every row."""
     table = np.random.default_rng(1).normal(size=(15, WIDTH)).round(3)
-    return table[columns()["item"]]
+    return [table[item].tolist() for item in columns()["item"]]
 
 
 def test_lists_of_one_size_in_parquet(tmp_path: Path) -> None:
