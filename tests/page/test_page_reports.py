@@ -155,6 +155,7 @@ def test_the_server_listens_here_and_tells_nobody(tmp_path: Path) -> None:
         "--server.address=127.0.0.1",
         "--browser.gatherUsageStats=false",
         "--server.headless=true",
+        "--client.showErrorLinks=false",  # else an error's text is sent to others
         "--client.showErrorDetails=none",  # else a bug shows its traceback to visitors
     ):
         assert option in words
