@@ -22,6 +22,7 @@ from torchrec_adrec.evaluation.classics.popular import (
     PopularWhereNothingIsKnown,
 )
 from torchrec_adrec.evaluation.classics.protocol import (
+    NewUsersError,
     RankingProtocol,
     ResultTable,
     cold_start,
@@ -37,7 +38,8 @@ class Given:
     table: Float32s
 
     def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
-        assert not is_new
+        if is_new:
+            raise NewUsersError("given by number")
         return self.table[users].copy()
 
 
