@@ -153,8 +153,7 @@ class LabelColumn(_Column):
     @model_validator(mode="after")
     def _positives_have_no_column(self) -> Self:
         # Who names a column means it to count: rows that are none would be positives.
-        named = {"column": self.column, "at_least": self.at_least}
-        ignored = [name for name, value in named.items() if value is not None]
+        ignored = self.model_fields_set & {"column", "at_least"}
         if self.positives_only and ignored:
             raise ValueError(
                 "`positives_only` makes every row a positive and reads no column; leave"
