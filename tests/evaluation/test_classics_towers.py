@@ -101,8 +101,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each encoder, of the same rows."""
     folder = tmp_path_factory.mktemp("towers")
     rows().write_csv(folder / "rows.csv")
-    data = {"adapter": "table", "raw": [str(folder / "rows.csv")], "table": TABLE}
-    data |= {"split": {"by": "leave_one_out"}, "min_count": 1}
+    data: dict[str, Any] = {"adapter": "table", "table": TABLE}
+    data |= {
+        "raw": [str(folder / "rows.csv")],
+        "split": {"by": "leave_one_out"},
+        "min_count": 1,
+    }
     with process_group("cpu") as process:
         for name, features in ENCODERS.items():
             encoder = f"retrieval.history={{encoder: {name}}}"
@@ -223,7 +227,7 @@ def test_rows_of_another_split_are_refused(
         with pytest.raises(DataError, match="from the rows of another split"):
             judge(scorer, data, protocol)
     splits = {"valid": data.splits["test"] * 0, "test": data.splits["valid"]}
-    swapped = replace(data, splits=data.splits | splits)
+    swapped = replace(data, splits={**data.splits, **splits})
     with pytest.raises(DataError, match="40 of 40 users have an ad in `history` that"):
         Towers.load(runs["attention"], swapped, "test")
 

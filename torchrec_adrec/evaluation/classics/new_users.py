@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from torchrec_adrec.arrays import Int32s
+from torchrec_adrec.arrays import Bools, Int32s
 from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.data.prepare.encoder import PAD, Encoder
 from torchrec_adrec.data.prepare.vocabulary import FIRST, MISSING, UNKNOWN
@@ -175,7 +175,8 @@ def _refuse_what_stays(
         )
 
 
-def _same_items(first: Int32s, second: Int32s) -> np.ndarray:
+def _same_items(first: Int32s, second: Int32s) -> Bools:
     """Tell which rows of two tables hold the same two or more items, (R,)."""
-    is_same = (np.sort(first, axis=1) == np.sort(second, axis=1)).all(axis=1)
-    return is_same & ((first != PAD).sum(axis=1) > 1)
+    is_same: Bools = (np.sort(first, axis=1) == np.sort(second, axis=1)).all(axis=1)
+    is_same &= (first != PAD).sum(axis=1) > 1
+    return is_same

@@ -107,7 +107,8 @@ def run_reranked(
         What `run_method` does, but for the ends of the grid: a weight has none beyond.
     """
     began = time.perf_counter()
-    pair, tried = (first("valid"), second("valid")), []
+    pair = first("valid"), second("valid")
+    tried: list[dict[str, Any]] = []
     for weight in WEIGHTS:
         value = value_on_valid(Reranked(*pair, k, weight), data, tuning_users)
         log.info("%s on valid %.4f with weight %.2f", CHOSEN_BY, value, weight)

@@ -95,7 +95,7 @@ class Towers:
         new_users: NewUsers | NewUsersError
         try:
             history = history_read(schema, config)
-            items = catalog[history.shares_ids_with].to_numpy()
+            items = catalog[str(history.shares_ids_with)].to_numpy()
             refuse_asked(history, rows, items, known[users], held[users])
             new_users = NewUsers.of(encoder, config, items, rows, known[users])
         except NewUsersError as error:
