@@ -30,6 +30,7 @@ from torchrec_adrec.evaluation.classics.interactions import (
 )
 from torchrec_adrec.evaluation.classics.place_metrics import (
     full_metrics,
+    full_ranks,
     sampled_metrics,
 )
 
@@ -228,24 +229,6 @@ def _judge_block(
 
 def _rows(table: csr_matrix) -> Int64s:
     return np.repeat(np.arange(table.shape[0]), np.diff(table.indptr))
-
-
-def full_ranks(scores: Tensor, target: Tensor, row: Tensor, longest: int) -> Tensor:
-    """Rank held-out ads among all ads, (P,); K + 1 stands for every place below K.
-
-    A place is the number of ads that score at least as much. It is counted among the
-    K + 1 best alone: if fewer than all of these do, no other ad does.
-
-    Args:
-        scores: (B, N), -inf where an ad is no candidate.
-        target: (P,) score of each held-out ad.
-        row: (P,) its user's row.
-        longest: K.
-    """
-    best = torch.topk(scores, min(longest + 1, scores.shape[1]), dim=1).values
-    ranks = (best[row] >= target[:, None]).sum(dim=1)
-    # A held-out ad without any score is behind all others.
-    return torch.where(target == -np.inf, longest + 1, ranks)
 
 
 def _sampled_ranks(
