@@ -82,12 +82,14 @@ ENCODERS = {
 def rows() -> pl.DataFrame:
     """Users of four groups, each of whom takes items of his group, all in turns."""
     rng = np.random.default_rng(0)
-    taken = [
+    chosen = [
         [f"i{u % GROUPS}.{item}" for item in rng.permutation(ITEMS)[:TAKEN]]
         for u in range(GROUPS * USERS)
     ]
     pairs = [
-        (f"u{u}", items[turn]) for turn in range(TAKEN) for u, items in enumerate(taken)
+        (f"u{u}", items[turn])
+        for turn in range(TAKEN)
+        for u, items in enumerate(chosen)
     ]
     users, items = zip(*pairs, strict=True)
     frame = pl.DataFrame({"uid": users, "item": items, "ts": range(len(pairs))})
