@@ -125,6 +125,17 @@ def test_a_new_user_of_als_solves_the_weighted_squares() -> None:
     )
 
 
+def test_a_new_user_of_bpr_is_the_mean_of_what_his_clicks_add() -> None:
+    """Fails when later clicks count for more, or a new user is taken for a known one."""
+    rng = np.random.default_rng(0)
+    users, ads, of_clicks = (rng.normal(size=(5, 3)).astype("f4") for _ in range(3))
+    model = factors.Vectors(users, ads, of_clicks)
+    mean = DENSE @ of_clicks / DENSE.sum(axis=1, keepdims=True)
+    assert model.scores(CLICKS, USERS, True) == pytest.approx(mean @ ads.T, abs=1e-5)
+    known = model.scores(CLICKS[1:3], USERS[1:3], False)
+    assert known == pytest.approx(users[1:3] @ ads.T, abs=1e-5)
+
+
 def test_without_implicit_als_and_bpr_say_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

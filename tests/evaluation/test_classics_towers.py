@@ -280,7 +280,9 @@ def test_what_would_still_tell_of_the_user_is_refused(
 ) -> None:
     encoder = Encoder.load(runs["mean"] / "data")
     schema = encoder.schema
-    seen = SequenceFeature(name="brands", side=Side.USER, source="brands", max_length=2)
+    brands = SequenceFeature(
+        name="brands", side=Side.USER, source="brands", max_length=2
+    )
     rate = DenseFeature(
         name="uid.click",
         side=Side.USER,
@@ -288,7 +290,7 @@ def test_what_would_still_tell_of_the_user_is_refused(
         statistic=Statistic(label="click", strength=10),
     )
     others = {
-        "brands": schema.model_copy(update={"sequences": (*schema.sequences, seen)}),
+        "brands": schema.model_copy(update={"sequences": (*schema.sequences, brands)}),
         "uid.click": schema.model_copy(update={"dense": (*schema.dense, rate)}),
     }
     for name, changed in others.items():
