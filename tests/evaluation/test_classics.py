@@ -126,7 +126,7 @@ def test_a_new_user_of_als_solves_the_weighted_squares() -> None:
 
 
 def test_a_new_user_of_bpr_is_the_mean_of_what_his_clicks_add() -> None:
-    """Fails when later clicks count for more, or a new user is taken for a known one."""
+    """Fails when later clicks count for more, or a new user for a known one."""
     rng = np.random.default_rng(0)
     users, ads, of_clicks = (rng.normal(size=(5, 3)).astype("f4") for _ in range(3))
     model = factors.Vectors(users, ads, of_clicks)

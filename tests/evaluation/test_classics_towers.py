@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from classics_clicks import table
+from classics_log import ENCODERS, LENGTH, STEPS, TABLE, TAKEN, rows
 from scipy.sparse import csr_matrix
 from trained_run import make_data, make_towers
 from typer.testing import CliRunner
@@ -29,7 +29,6 @@ from torchrec_adrec.evaluation.classics import methods
 from torchrec_adrec.evaluation.classics.interactions import Interactions, latest
 from torchrec_adrec.evaluation.classics.new_users import (
     NewUsers,
-    history_columns,
     history_read,
 )
 from torchrec_adrec.evaluation.classics.protocol import (
@@ -43,7 +42,7 @@ from torchrec_adrec.evaluation.classics.report import (
     TOWERS,
     all_names,
 )
-from torchrec_adrec.evaluation.classics.towers import Towers, refuse_asked
+from torchrec_adrec.evaluation.classics.towers import Towers
 from torchrec_adrec.evaluation.full_catalog import held_out_clicks
 from torchrec_adrec.index.manifest import load_vectors
 from torchrec_adrec.schema import (
@@ -54,48 +53,6 @@ from torchrec_adrec.schema import (
     Side,
     Statistic,
 )
-
-GROUPS, USERS, ITEMS, TAKEN, LENGTH = 4, 10, 12, 9, 4
-TABLE: dict[str, Any] = {
-    "labels": {"click": {"positives_only": True, "negatives": 0}},
-    "time": {"column": "ts", "kind": "number"},
-    "user_id": "uid",
-    "user": {
-        "city": "text",
-        "uid": "text",
-        "history": {"of": "item", "length": LENGTH},
-    },
-    "ad": {"item": "text", "price": "number"},
-    "ad_id": "item",
-}
-STEPS = (
-    "retrieval={embedding_dim: 8, hidden: [8], output_dim: 8, alpha: 0}",
-    "train={batch_size: 64, epochs: 2, health_every: 0, dead_model: warn}",
-)
-# The mean reads who the user is too; attention the items in their order alone.
-ENCODERS = {
-    "mean": "retrieval.features=[uid, city, history, item]",
-    "attention": "retrieval.features=[history, item, price]",
-}
-
-
-def rows() -> pl.DataFrame:
-    """Users of four groups, each of whom takes items of his group, all in turns."""
-    rng = np.random.default_rng(0)
-    chosen = [
-        [f"i{u % GROUPS}.{item}" for item in rng.permutation(ITEMS)[:TAKEN]]
-        for u in range(GROUPS * USERS)
-    ]
-    pairs = [
-        (f"u{u}", items[turn])
-        for turn in range(TAKEN)
-        for u, items in enumerate(chosen)
-    ]
-    users, items = zip(*pairs, strict=True)
-    frame = pl.DataFrame({"uid": users, "item": items, "ts": range(len(pairs))})
-    return frame.with_columns(
-        city=pl.col("uid").str.slice(-1), price=pl.col("item").str.len_chars()
-    )
 
 
 @pytest.fixture(scope="module")
@@ -201,20 +158,6 @@ def test_a_new_user_is_encoded_as_a_request_of_these_items(
     assert scores[number] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_history_has_the_latest_items_oldest_first() -> None:
-    """Fails when the order is reversed, or a place is another one."""
-    items = np.array([10, 11, 0, 13, 14, 1], dtype=np.int32)  # ad 2 has no item
-    clicks = table([[4, 1, 3, 0], [2, 5], [2], [], [3]], ads=6)
-    clicks.data[-1] = 1  # numbers compare within a user alone
-    assert history_columns(clicks, items, 3).tolist() == [
-        [11, 13, 10],
-        [1, -1, -1],
-        [-1, -1, -1],
-        [-1, -1, -1],
-        [13, -1, -1],
-    ]
-
-
 def test_rows_of_another_split_are_refused(
     runs: dict[str, Path], data: Interactions
 ) -> None:
@@ -232,21 +175,6 @@ def test_rows_of_another_split_are_refused(
     swapped = replace(data, splits={**data.splits, **splits})
     with pytest.raises(DataError, match="40 of 40 users have an ad in `history` that"):
         Towers.load(runs["attention"], swapped, "test")
-
-
-def test_an_item_that_is_asked_for_may_be_known_as_another_ad() -> None:
-    history = SequenceFeature(name="h", side=Side.USER, source="h", max_length=2)
-    histories = pl.DataFrame(
-        {"h:0": [5, 5], "h:1": [6, -1]},
-        schema_overrides={"h:0": pl.Int32, "h:1": pl.Int32},
-    )
-    items = np.array([5, 5, 6, 7], dtype=np.int32)
-    known, held = table([[0, 2], [0]], 4), table([[1, 3], [3]], 4)
-    refuse_asked(history, histories, items, known, held)
-    with pytest.raises(DataError, match="1 of 2 users"):
-        refuse_asked(
-            history, histories, items, table([[0], [0]], 4), table([[2], [3]], 4)
-        )
 
 
 def new_users(run: Path, data: Interactions, **changes: Any) -> NewUsers:
