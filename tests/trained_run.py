@@ -55,24 +55,30 @@ def make_trained_run(out: Path) -> None:
 
 def make_stages(out: Path, config: Config) -> None:
     """Make all stages but the baselines, on one rank."""
+    make_data(out, config)
+    with process_group("cpu") as process:
+        make_towers(out, config, process)
+        with stage_workspace(INDEX, config, out, process) as folder:
+            build_index(out / "export", config.index, process, folder, k=K, seed=0)
+        train_ranker(out, config, process)
+
+
+def make_data(out: Path, config: Config) -> None:
+    """Make the run and its data."""
     make_run(out)
     with stage_workspace(DATA, config, out) as folder:
         data = open_data(config.data, config.seed, folder, SingleProcess())
         prepare(config.data, data, folder, config.seed)
-    with process_group("cpu") as process:
-        _train_and_export(out, config, process)
 
 
-def _train_and_export(out: Path, config: Config, process: Process) -> None:
+def make_towers(out: Path, config: Config, process: Process) -> None:
+    """Train and export the towers of a run with data."""
     with stage_workspace(RETRIEVAL, config, out, process) as folder:
         fit_stage("retrieval", config, process, out / "data", folder)
     schema = Schema.load(out / "data/schema.json")
     with stage_workspace(EXPORT, config, out, process) as folder:
         model, towers = restore("retrieval", out, schema, config, process)
         export(model, towers, out / "data", config, process, folder)
-    with stage_workspace(INDEX, config, out, process) as folder:
-        build_index(out / "export", config.index, process, folder, k=K, seed=0)
-    train_ranker(out, config, process)
 
 
 def train_ranker(run: Path, config: Config, process: Process) -> None:

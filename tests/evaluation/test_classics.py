@@ -17,7 +17,7 @@ from torchrec_adrec.data.adapters import sequences
 from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.evaluation.classics import factors, methods
-from torchrec_adrec.evaluation.classics.interactions import Interactions, binary
+from torchrec_adrec.evaluation.classics.interactions import Interactions
 from torchrec_adrec.evaluation.classics.lightgcn import (
     LightGCNSettings,
     fit_lightgcn,
@@ -39,6 +39,7 @@ from torchrec_adrec.schema import NO_USER
 
 CLICKS = table([[0, 1, 2], [1, 2, 3], [2, 4], [0, 4, 3], [1]], 5)
 DENSE = (CLICKS.toarray() > 0).astype(np.float64)
+USERS = np.arange(5)
 
 
 def has_implicit() -> bool:
@@ -67,13 +68,13 @@ def test_item_knn_is_the_shrunk_cosine_of_the_nearest_ads() -> None:
         kept = np.argsort(-near[ad], kind="stable")[:2]
         expected[kept, ad] = near[ad, kept]
     actual = fit_item_knn(CLICKS, neighbours=2, shrink=2)
-    scores = actual.scores(binary(CLICKS), None)
+    scores = actual.scores(CLICKS, USERS, is_new=True)
     # Of equal neighbours either may be kept: the sums of what is kept are the same.
     weights = actual.weights.toarray()  # type: ignore[union-attr]
     assert weights.sum(axis=0) == pytest.approx(expected.sum(axis=0))
     assert scores == pytest.approx(DENSE @ weights)
     everything = fit_item_knn(CLICKS, neighbours=99, shrink=2)
-    assert everything.scores(binary(CLICKS), None) == pytest.approx(DENSE @ near)
+    assert everything.scores(CLICKS, USERS, is_new=True) == pytest.approx(DENSE @ near)
 
 
 @pytest.mark.parametrize("block", [2, 512])
@@ -84,7 +85,7 @@ def test_ease_is_its_closed_form(block: int, monkeypatch: pytest.MonkeyPatch) ->
     inverse = np.linalg.inv(DENSE.T @ DENSE + 3 * np.eye(5))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
-    scores = fit_ease(CLICKS, l2=3).scores(binary(CLICKS), None)
+    scores = fit_ease(CLICKS, l2=3).scores(CLICKS, USERS, is_new=True)
     assert scores == pytest.approx(DENSE @ weights, abs=1e-5)
 
 
@@ -113,13 +114,26 @@ def least_squares() -> factors.LeastSquares:
 
 def test_a_new_user_of_als_solves_the_weighted_squares() -> None:
     model = least_squares()
-    solved = model.solve(binary(CLICKS))
+    solved = model.solve(CLICKS)
     for row, clicked in zip(solved, DENSE, strict=True):
         weight = np.diag(np.where(clicked > 0, 7.0, 1.0))
         left = model.ads.T @ weight @ model.ads + 0.3 * np.eye(3)
         expected = np.linalg.solve(left, model.ads.T @ weight @ clicked)
         assert row == pytest.approx(expected, rel=1e-4)
-    assert np.array_equal(model.scores(binary(CLICKS), None), solved @ model.ads.T)
+    assert np.array_equal(
+        model.scores(CLICKS, USERS, is_new=True), solved @ model.ads.T
+    )
+
+
+def test_a_new_user_of_bpr_is_the_mean_of_what_his_clicks_add() -> None:
+    """Fails when later clicks count for more, or a new user for a known one."""
+    rng = np.random.default_rng(0)
+    users, ads, of_clicks = (rng.normal(size=(5, 3)).astype("f4") for _ in range(3))
+    model = factors.Vectors(users, ads, of_clicks)
+    mean = DENSE @ of_clicks / DENSE.sum(axis=1, keepdims=True)
+    assert model.scores(CLICKS, USERS, True) == pytest.approx(mean @ ads.T, abs=1e-5)
+    known = model.scores(CLICKS[1:3], USERS[1:3], False)
+    assert known == pytest.approx(users[1:3] @ ads.T, abs=1e-5)
 
 
 def test_without_implicit_als_and_bpr_say_what_to_install(
@@ -140,11 +154,10 @@ def test_als_folds_a_known_user_in_as_it_fitted_him() -> None:
     model = factors.fit_als(
         clicks, factors=8, l2=0.1, confidence=5, iterations=15, seed=0
     )
-    known = model.scores(binary(clicks), np.arange(60))
-    assert (
-        np.corrcoef(known.ravel(), model.scores(binary(clicks), None).ravel())[0, 1]
-        > 0.99
+    known, new = (
+        model.scores(clicks, np.arange(60), is_new).ravel() for is_new in (False, True)
     )
+    assert np.corrcoef(known.astype("f8"), new.astype("f8"))[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from torchmetrics.functional.retrieval import (
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.evaluation.classics.interactions import latest
+from torchrec_adrec.evaluation.classics.interactions import binary, latest
 from torchrec_adrec.evaluation.classics.popular import (
     Popularity,
     PopularWhereNothingIsKnown,
 )
 from torchrec_adrec.evaluation.classics.protocol import (
+    NewUsersError,
     RankingProtocol,
     ResultTable,
     cold_start,
@@ -36,8 +37,9 @@ class Given:
 
     table: Float32s
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
-        assert users is not None
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
+        if is_new:
+            raise NewUsersError("given by number")
         return self.table[users].copy()
 
 
@@ -181,10 +183,9 @@ def test_a_table_refuses_a_second_protocol() -> None:
 class Seen:
     """Scores by what it is given: the ads of the history alone have a score."""
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
-        assert users is None
-        assert set(history.data) <= {1.0}
-        return np.asarray(history.toarray() @ FOLLOWS, dtype=np.float32)
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
+        assert is_new
+        return np.asarray(binary(history).toarray() @ FOLLOWS, dtype=np.float32)
 
 
 POPULAR = np.array([0, 0, 0, 0, 0, 5, 6, 0], dtype="f4")

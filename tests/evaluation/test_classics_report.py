@@ -1,4 +1,4 @@
-"""`adrec evaluate classics`: tables, figures, picture, and the towers beside them."""
+"""`adrec evaluate classics`: tables, figures and picture."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,7 @@ from torchrec_adrec.cli.app import app
 from torchrec_adrec.config.data import DataConfig
 from torchrec_adrec.data.adapters import sequences
 from torchrec_adrec.data.prepare.prepare import prepare
-from torchrec_adrec.errors import DataError
-from torchrec_adrec.evaluation.classics.interactions import Interactions
-from torchrec_adrec.evaluation.classics.protocol import RankingProtocol, judge
 from torchrec_adrec.evaluation.classics.report import FIGURES, FOLDER, PICTURE
-from torchrec_adrec.evaluation.classics.towers import QUERIES, Towers
-from torchrec_adrec.evaluation.full_catalog import held_out_clicks
-from torchrec_adrec.export.parts import write_vectors
-from torchrec_adrec.schema import USER_KEY, Schema
 
 
 @pytest.fixture(scope="module")
@@ -63,37 +56,3 @@ def test_the_help_teaches_the_protocols() -> None:
     text = CliRunner().invoke(app, ["evaluate", "classics", "--help"]).output
     for word in ("full ranking", "100 drawn ads", "validation", "--method"):
         assert word in " ".join(text.split())
-
-
-def export(run: Path, users: np.ndarray, ads: np.ndarray, ids: np.ndarray) -> None:
-    """Write vectors as `adrec export` does."""
-    (run / "export").mkdir(exist_ok=True)
-    for name, keys, vectors in (
-        ("part-00000.parquet", ids, ads),
-        (QUERIES, np.arange(len(users)), users),
-    ):
-        write_vectors(
-            run / "export" / name, keys.astype(np.int64), vectors.astype(np.float32)
-        )
-
-
-def test_exported_towers_are_judged_as_what_they_are(run: Path) -> None:
-    """Vectors that know each answer find it; those of other users do not."""
-    data = Interactions.load(run / "data")
-    schema = Schema.load(run / "data/schema.json")
-    clicks, _ = held_out_clicks(run / "data", schema, 1000, 0)
-    places = np.searchsorted(data.ids, clicks["ad_id"].to_numpy())
-    vectors = np.eye(len(data.ids))
-    shuffled = np.random.default_rng(0).permutation(len(data.ids))
-    export(run, vectors[places], vectors[shuffled], data.ids[shuffled])
-    towers = Towers.load(run, data, 1000, 0)
-    assert judge(towers, data, RankingProtocol()).means["mrr@5"] == 1
-    keys = np.searchsorted(data.users, clicks[USER_KEY].to_numpy())
-    assert np.array_equal(towers.users[keys], vectors[places])
-    with pytest.raises(DataError, match="known by their whole history alone"):
-        judge(towers, data, RankingProtocol(history=3))
-    with pytest.raises(DataError, match=r"evaluation\.queries=30"):
-        Towers.load(run, data, 20, 0)
-    export(run, vectors[places], vectors, data.ids + 1)
-    with pytest.raises(DataError, match="other ads than the catalog"):
-        Towers.load(run, data, 1000, 0)

@@ -124,8 +124,8 @@ def classics(
     the user is known to have clicked (full ranking), and, in a table of its own, among
     100 drawn ads. HR, Recall, NDCG and MRR at 5, 10 and 20; and HR@10 of users of whom
     only the latest 0, 3, 5, 10 or 20 clicks are known. The methods are popularity,
-    "recent popularity", item_knn, ease, als, bpr, lightgcn, and `towers`: the run's own
-    vectors, once they are exported. Settings are chosen on the validation clicks.
+    "recent popularity", item_knn, ease, als, bpr, lightgcn, and `towers`: the run's
+    own, once they are trained. Settings are chosen on the validation clicks.
 
     The run needs only its data. als and bpr need the extra `baselines`; ease holds a
     table of ads x ads. RUN/classics keeps the figures (metrics.json) and a picture.
@@ -140,8 +140,7 @@ def classics(
     from torchrec_adrec.pipeline.report import wide_console
 
     settings = read_settings(None, overrides, out)
-    queries, seed = settings.evaluation.queries, settings.seed
-    report = evaluate_classics(out, method, queries, seed)
+    report = evaluate_classics(out, method, settings.seed)
     console = wide_console()
     print_classics(report, console)
     console.print(f"Figures: {out / FOLDER}", highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import Schema, Side
 
 NORM_TOLERANCE = 1e-3
+BATCH = 4096  # rows that a process encodes at once by itself
 Encode = Callable[[TowerInput], Tensor]  # a tower
 
 
@@ -75,6 +76,31 @@ def encode_rows(
     columns = {name: rows[name].to_numpy() for name in schema.columns_of(side)}
     encoded = tower(tower_input(columns, schema, side).to(process.device))
     return np.asarray(encoded.cpu().numpy())
+
+
+@torch.inference_mode()
+def encode_whole(
+    tower: Encode, rows: pl.DataFrame, schema: Schema, side: Side, similarity: str
+) -> Float32s:
+    """Encode rows with a tower in one piece, by this process alone, (B, D).
+
+    Args:
+        tower: of that side.
+        rows: encoded columns, of one row or more.
+        schema: of the data.
+        side: which columns are taken.
+        similarity: of the towers.
+
+    Raises:
+        CheckpointError: the model gives vectors that cannot be compared.
+    """
+    parts = []
+    for part in rows.iter_slices(BATCH):
+        columns = {n: part[n].to_numpy() for n in schema.columns_of(side)}
+        parts.append(tower(tower_input(columns, schema, side)).numpy())
+    vectors = np.concatenate(parts)
+    check_vectors(vectors, side, similarity)
+    return vectors
 
 
 def check_vectors(vectors: Float32s, side: Side, similarity: str) -> None:

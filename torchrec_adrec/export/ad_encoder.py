@@ -1,19 +1,16 @@
 """Raw rows of ads to rows of the catalog and vectors, as prepare and export do."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import polars as pl
-import torch
 from torch import nn
 
 from torchrec_adrec.arrays import Float32s, Int64s
 from torchrec_adrec.data.catalog import COUNTED, ad_ids, clash, load_catalog
 from torchrec_adrec.data.column import RawColumns, values_of
-from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.data.prepare.catalog_columns import (
     AdKey,
     catalog_columns,
@@ -22,7 +19,7 @@ from torchrec_adrec.data.prepare.catalog_columns import (
 from torchrec_adrec.data.prepare.encoder import Encoder, NotFiniteError
 from torchrec_adrec.data.request import BadRowError, raw_ads
 from torchrec_adrec.errors import ManifestError
-from torchrec_adrec.evaluation.encode import check_vectors
+from torchrec_adrec.evaluation.encode import encode_whole
 from torchrec_adrec.export.ad_file import AdRows
 from torchrec_adrec.index.manifest import EmbeddingManifest, vectors_of
 from torchrec_adrec.runs.stages import DATA, EXPORT, RETRIEVAL
@@ -30,7 +27,6 @@ from torchrec_adrec.schema import AD_ID, Side
 from torchrec_adrec.serve.proof import ROUNDING, TOLERANCE, distance
 from torchrec_adrec.tasks.sharded import check_origin, restore_whole
 
-BATCH = 4096  # ads that are encoded at once
 SAMPLED = 64  # ads of the catalog that must come out as they did
 EXACT_INTEGERS = 2**53  # beyond them a float is no longer one integer
 
@@ -137,16 +133,11 @@ class AdEncoder:
                 raise clash()
         return {name: joined[name].fill_null(0) for name in COUNTED}
 
-    @torch.inference_mode()
     def _vectors(self, rows: pl.DataFrame) -> Float32s:
-        schema = self.encoder.schema
-        parts = [np.empty((0, self.exported.dim), dtype=np.float32)]
-        for some in _batches(rows):
-            columns = {n: some[n].to_numpy() for n in schema.columns_of(Side.AD)}
-            parts.append(self.tower(tower_input(columns, schema, Side.AD)).numpy())
-        vectors = np.concatenate(parts)
-        check_vectors(vectors, Side.AD, self.exported.similarity)
-        return vectors
+        if not len(rows):
+            return np.empty((0, self.exported.dim), dtype=np.float32)
+        schema, similarity = self.encoder.schema, self.exported.similarity
+        return encode_whole(self.tower, rows, schema, Side.AD, similarity)
 
     def prove(self, run: Path) -> None:
         """Encode some ads of the catalog again: they must come out as they are there.
@@ -177,8 +168,3 @@ class AdEncoder:
                 f" from those in {run / EXPORT.name}, where {tolerance:g} is allowed;"
                 " run `adrec export` again"
             )
-
-
-def _batches(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    for first in range(0, len(rows), BATCH):
-        yield rows[first : first + BATCH]

@@ -32,16 +32,16 @@ class Vectors:
     ads: Float32s
     of_clicks: Float32s
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
         """See `Scorer`."""
-        return self.vectors(history, users) @ self.ads.T
+        vectors = self.fold_in(history) if is_new else self.users[users]
+        return vectors @ self.ads.T
 
-    def vectors(self, history: csr_matrix, users: Int64s | None) -> Float32s:
-        """Return the vectors of users, (B, D)."""
-        if users is not None:
-            return self.users[users]
+    def fold_in(self, history: csr_matrix) -> Float32s:
+        """Return the vectors of new users by their clicks, (B, N) -> (B, D)."""
         count = np.maximum(np.diff(history.indptr), 1)[:, None]
-        return np.asarray((history @ self.of_clicks) / count, dtype=np.float32)
+        total = binary(history) @ self.of_clicks
+        return np.asarray(total / count, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class LeastSquares:
     confidence: float
     l2: float
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
         """See `Scorer`."""
-        vectors = self.users[users] if users is not None else self.solve(history)
+        vectors = self.solve(history) if is_new else self.users[users]
         return vectors @ self.ads.T
 
     def solve(self, history: csr_matrix) -> Float32s:

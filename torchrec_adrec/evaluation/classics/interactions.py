@@ -81,6 +81,27 @@ class Interactions:
         earlier = SPLITS[: SPLITS.index(split)]
         return sum((self.splits[n] for n in earlier[1:]), self.splits[earlier[0]])
 
+    def check_same(self, other: "Interactions", name: str) -> None:
+        """Refuse other clicks than these, whose figures would not compare.
+
+        Args:
+            other: the clicks of another prepared data set.
+            name: how a message names it.
+
+        Raises:
+            DataError: says what differs.
+        """
+        sizes = {"ads": (self.ids, other.ids), "users": (self.users, other.users)}
+        differ = [n for n, pair in sizes.items() if not np.array_equal(*pair)]
+        if not differ:
+            pairs = ((n, self.splits[n] != other.splits[n]) for n in SPLITS)
+            differ = [f"the clicks of {n}" for n, unlike in pairs if unlike.nnz]
+        if differ:
+            raise DataError(
+                f"{name} has other {', '.join(differ)}: figures of two data sets do not"
+                " compare; prepare both from the same rows with the same split"
+            )
+
 
 def binary(clicks: csr_matrix) -> csr_matrix:
     """The same table with ones, as float32."""

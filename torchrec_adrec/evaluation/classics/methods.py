@@ -24,6 +24,8 @@ from torchrec_adrec.evaluation.classics.popular import (
     fit_recent_popularity,
 )
 from torchrec_adrec.evaluation.classics.protocol import (
+    HeldOut,
+    NewUsersError,
     RankingProtocol,
     Scorer,
     can_draw,
@@ -130,22 +132,18 @@ def run_method(
     """
     method = _method(name, data)
     began = time.perf_counter()
-    tuning = RankingProtocol(split="valid", most_users=tuning_users)
     tried: list[dict[str, Any]] = []
     choices = grid or method.grid
     for settings in choices if len(choices) > 1 else ():
-        scorer = method.fit(data.known("valid"), settings, seed)
-        value = judge(scorer, data, tuning).means[CHOSEN_BY]
+        scorer = fit(name, settings, data, "valid", seed)
+        value = value_on_valid(scorer, data, tuning_users)
         log.info("%s: %s on valid %.4f with %s", name, CHOSEN_BY, value, dict(settings))
         tried.append({"settings": dict(settings), CHOSEN_BY: value})
     best = max(tried, key=lambda t: t[CHOSEN_BY])["settings"] if tried else choices[0]
     ends = at_an_end(best, choices)
     if ends:
         log.warning("%s: the best %s is the last that was tried", name, ", ".join(ends))
-    clicks = data.known("test")
-    scorer = PopularWhereNothingIsKnown(
-        method.fit(clicks, best, seed), fit_popularity(clicks)
-    )
+    scorer = fit(name, best, data, "test", seed)
     return {
         "settings": dict(best),
         "tried": tried,
@@ -153,6 +151,29 @@ def run_method(
         **judged(scorer, data, RankingProtocol(most_users=most_users)),
         "seconds": time.perf_counter() - began,
     }
+
+
+def fit(
+    name: str, settings: Settings, data: Interactions, split: HeldOut, seed: int
+) -> Scorer:
+    """Fit a method on all clicks before a held-out split.
+
+    Args:
+        name: of `METHODS`.
+        settings: of the method.
+        data: the clicks.
+        split: whose clicks it must not know.
+        seed: of the method.
+    """
+    clicks = data.known(split)
+    scorer = METHODS[name].fit(clicks, settings, seed)
+    return PopularWhereNothingIsKnown(scorer, fit_popularity(clicks))
+
+
+def value_on_valid(scorer: Scorer, data: Interactions, users: int) -> float:
+    """Return that by which settings are chosen, of so many users at most."""
+    tuning = RankingProtocol(split="valid", most_users=users)
+    return judge(scorer, data, tuning).means[CHOSEN_BY]
 
 
 def at_an_end(best: Settings, choices: tuple[Settings, ...]) -> list[str]:
@@ -170,15 +191,16 @@ def at_an_end(best: Settings, choices: tuple[Settings, ...]) -> list[str]:
 
 
 def judged(
-    scorer: Scorer, data: Interactions, protocol: RankingProtocol, has_cold: bool = True
+    scorer: Scorer, data: Interactions, protocol: RankingProtocol
 ) -> dict[str, Any]:
     """Judge a scorer on the test clicks by both protocols, and on short histories.
+
+    The latter are left out of a scorer that cannot answer new users.
 
     Args:
         scorer: fitted on all clicks before the test.
         data: the clicks.
         protocol: of full ranking.
-        has_cold: whether it can score a user that it was not fitted on.
     """
     figures: dict[str, Any] = {"full": judge(scorer, data, protocol).to_json()}
     sampled = replace(protocol, candidates="sampled")
@@ -186,14 +208,17 @@ def judged(
         figures["sampled"] = judge(scorer, data, sampled).to_json()
     else:
         log.warning("%d ads are too few to draw from: no sampled table", len(data.ids))
-    if has_cold:
-        fewer = min(protocol.most_users or COLD_USERS, COLD_USERS)
-        of_some = replace(protocol, most_users=fewer)
+    fewer = min(protocol.most_users or COLD_USERS, COLD_USERS)
+    of_some = replace(protocol, most_users=fewer)
+    try:
         cold = cold_start(scorer, data, of_some, COLD_LENGTHS)
-        figures["cold_start"] = {
-            length: {name: j.means[name] for name in COLD_METRICS}
-            for length, j in cold.items()
-        }
+    except NewUsersError as error:
+        log.warning("no figures by the length of the history: %s", error)
+        return figures
+    figures["cold_start"] = {
+        length: {name: j.means[name] for name in COLD_METRICS}
+        for length, j in cold.items()
+    }
     return figures
 
 

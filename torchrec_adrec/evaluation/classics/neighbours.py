@@ -28,9 +28,9 @@ class ItemWeights:
 
     weights: csr_matrix | Float32s
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
-        """See `Scorer`; nothing is known of a user but the clicks."""
-        product = history @ self.weights
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
+        """See `Scorer`; nothing is known of any user but the clicks."""
+        product = binary(history) @ self.weights
         dense = product if isinstance(product, np.ndarray) else product.toarray()
         return np.asarray(dense, dtype=np.float32)
 

@@ -1,11 +1,31 @@
 """HR, Recall, NDCG and MRR of each user, of the places of the held-out ads.
 
-Shape letters: B users, P held-out clicks.
+Shape letters: B users, N ads, P held-out clicks.
 """
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from torchrec_adrec.arrays import Float64s, Int64s
+
+
+def full_ranks(scores: Tensor, target: Tensor, row: Tensor, longest: int) -> Tensor:
+    """Rank held-out ads among all ads, (P,); K + 1 stands for every place below K.
+
+    A place is the number of ads that score at least as much. It is counted among the
+    K + 1 best alone: if fewer than all of these do, no other ad does.
+
+    Args:
+        scores: (B, N), -inf where an ad is no candidate.
+        target: (P,) score of each held-out ad.
+        row: (P,) its user's row.
+        longest: K.
+    """
+    best = torch.topk(scores, min(longest + 1, scores.shape[1]), dim=1).values
+    ranks = (best[row] >= target[:, None]).sum(dim=1)
+    # A held-out ad without any score is behind all others.
+    return torch.where(target == -np.inf, longest + 1, ranks)
 
 
 def full_metrics(

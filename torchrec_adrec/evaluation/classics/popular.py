@@ -23,7 +23,7 @@ class Popularity:
 
     counts: Float32s
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
         """See `Scorer`."""
         return np.tile(self.counts, (history.shape[0], 1))
 
@@ -42,9 +42,9 @@ class PopularWhereNothingIsKnown:
     scorer: Scorer
     popularity: Popularity
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
         """See `Scorer`."""
-        scores = self.scorer.scores(history, users)
+        scores = self.scorer.scores(history, users, is_new)
         is_empty = np.diff(history.indptr) == 0
         scores[is_empty] = self.popularity.counts
         return scores

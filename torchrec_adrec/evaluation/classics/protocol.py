@@ -30,24 +30,35 @@ from torchrec_adrec.evaluation.classics.interactions import (
 )
 from torchrec_adrec.evaluation.classics.place_metrics import (
     full_metrics,
+    full_ranks,
     sampled_metrics,
 )
 
 CUTS = (5, 10, 20)
+HeldOut = Literal["valid", "test"]
 Result = dict[str, Any]
 BLOCK_SCORES = 1 << 25  # scores held at a time: 128 MiB
+
+
+class NewUsersError(DataError):
+    """A scorer cannot answer as if it had never met the users."""
 
 
 class Scorer(Protocol):
     """Scores of all ads for some users."""
 
-    def scores(self, history: csr_matrix, users: Int64s | None) -> Float32s:
+    def scores(self, history: csr_matrix, users: Int64s, is_new: bool) -> Float32s:
         """Score every ad, (B, N); a new array, which the evaluator overwrites.
 
         Args:
-            history: (B, N) ones, what is known that each user has clicked.
-            users: (B,) numbers of the users in the table that the scorer was fitted on;
-                None: they are new to it, and `history` is all that is known of them.
+            history: (B, N) what is known that each user has clicked; a value is larger
+                the later the click was.
+            users: (B,) numbers of the users in the table that the scorer was fitted on.
+            is_new: answer as if it had never met these users: of what they did,
+                `history` is all that is known.
+
+        Raises:
+            NewUsersError: it cannot.
         """
 
 
@@ -68,7 +79,7 @@ class RankingProtocol:
         cuts: the K of the metrics.
     """
 
-    split: Literal["valid", "test"] = "test"
+    split: HeldOut = "test"
     candidates: Literal["all", "sampled"] = "all"
     negatives: int = 100
     seed: int = 0
@@ -174,6 +185,9 @@ def cold_start(
         data: the clicks.
         protocol: whose `history` is replaced.
         lengths: of the history; 0 is a user of whom nothing is known.
+
+    Raises:
+        NewUsersError: the scorer needs users that it has met.
     """
     longest = int(np.diff(data.known(protocol.split).indptr).max())
     return {
@@ -198,7 +212,7 @@ def _judge_block(
     clicked, relevant = known[users], held[users]
     length = protocol.history
     history = clicked if length is None else latest(clicked, length)
-    given = scorer.scores(binary(history), users if length is None else None)
+    given = scorer.scores(history, users, is_new=length is not None)
     if given.shape != clicked.shape:
         raise DataError(f"expected scores of {clicked.shape}, found {given.shape}")
     scores, row = torch.from_numpy(given), _rows(relevant)
@@ -215,24 +229,6 @@ def _judge_block(
 
 def _rows(table: csr_matrix) -> Int64s:
     return np.repeat(np.arange(table.shape[0]), np.diff(table.indptr))
-
-
-def full_ranks(scores: Tensor, target: Tensor, row: Tensor, longest: int) -> Tensor:
-    """Rank held-out ads among all ads, (P,); K + 1 stands for every place below K.
-
-    A place is the number of ads that score at least as much. It is counted among the
-    K + 1 best alone: if fewer than all of these do, no other ad does.
-
-    Args:
-        scores: (B, N), -inf where an ad is no candidate.
-        target: (P,) score of each held-out ad.
-        row: (P,) its user's row.
-        longest: K.
-    """
-    best = torch.topk(scores, min(longest + 1, scores.shape[1]), dim=1).values
-    ranks = (best[row] >= target[:, None]).sum(dim=1)
-    # A held-out ad without any score is behind all others.
-    return torch.where(target == -np.inf, longest + 1, ranks)
 
 
 def _sampled_ranks(

@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from torchrec_adrec.evaluation.classics.interactions import Interactions
-from torchrec_adrec.evaluation.classics.methods import METHODS, judged, run_method
-from torchrec_adrec.evaluation.classics.protocol import RankingProtocol, ResultTable
-from torchrec_adrec.evaluation.classics.towers import Towers
+from torchrec_adrec.evaluation.classics.methods import METHODS, run_method
+from torchrec_adrec.evaluation.classics.protocol import ResultTable
+from torchrec_adrec.evaluation.classics.towers import run_towers
+from torchrec_adrec.runs.stages import RETRIEVAL, record_of
 
 log = logging.getLogger(__name__)
 FOLDER, FIGURES, PICTURE = "classics", "metrics.json", "classics.png"
@@ -25,16 +26,13 @@ TITLES = {
 Report = dict[str, Any]
 
 
-def evaluate_classics(
-    run: Path, names: Sequence[str] | None, queries: int, seed: int
-) -> Report:
+def evaluate_classics(run: Path, names: Sequence[str] | None, seed: int) -> Report:
     """Fit and judge the methods, and write figures and picture after each of them.
 
     Args:
         run: the folder of the run.
         names: of `METHODS`, or `TOWERS`; None: all that the run allows.
-        queries: `evaluation.queries` of the export.
-        seed: of the methods, and of the run whose towers are judged.
+        seed: of the methods.
 
     Returns:
         `data`, `seed`, `methods`, and the `tables` of both protocols.
@@ -50,14 +48,7 @@ def evaluate_classics(
     for name in names or all_names(run, data.in_time_order):
         log.info("%s", name)
         report["methods"][name] = (
-            judged(
-                Towers.load(run, data, queries, seed),
-                data,
-                RankingProtocol(),
-                has_cold=False,
-            )
-            if name == TOWERS
-            else run_method(name, data, seed)
+            run_towers(run, data) if name == TOWERS else run_method(name, data, seed)
         )
         report["tables"] = {key: table(report, key).rows for key in TITLES}
         partial = folder / f"{FIGURES}.partial"
@@ -68,9 +59,9 @@ def evaluate_classics(
 
 
 def all_names(run: Path, data_in_time_order: bool) -> list[str]:
-    """Every method that this run allows; the towers where they were exported."""
+    """Every method that this run allows; the towers where they are trained."""
     names = [n for n, m in METHODS.items() if data_in_time_order or not m.needs_time]
-    return names + ([TOWERS] if (run / "export").exists() else [])
+    return names + ([TOWERS] if record_of(run / RETRIEVAL.name) else [])
 
 
 def sizes(data: Interactions) -> Report:
