@@ -30,11 +30,11 @@ TABLE: dict[str, Any] = {
 
 def prepare(folder: Path, table: dict[str, Any], by: str = "leave_one_out") -> Path:
     rng = np.random.default_rng(0)
-    taken = [rng.permutation(ITEMS)[:TAKEN] for _ in range(USERS)]
+    items_of = [rng.permutation(ITEMS)[:TAKEN] for _ in range(USERS)]
     rows = pl.DataFrame(
         {
             "uid": [f"u{user}" for user in range(USERS) for _ in range(TAKEN)],
-            "item": [f"i{item}" for items in taken for item in items],
+            "item": [f"i{item}" for items in items_of for item in items],
             "ts": range(USERS * TAKEN),
         }
     )

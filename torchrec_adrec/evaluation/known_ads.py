@@ -85,8 +85,8 @@ def _of_histories(
         .unique()
     )
     ads = catalog.select(pl.col(item).cast(pl.Int64).alias("item"))
-    found = items.join(ads.with_row_index("ad"), on="item")
-    return _pairs(found["query"], found["ad"])
+    pairs = items.join(ads.with_row_index("ad"), on="item")
+    return _pairs(pairs["query"], pairs["ad"])
 
 
 def _of_earlier_splits(
@@ -102,8 +102,8 @@ def _of_earlier_splits(
     asked = rows.select(USER_KEY).with_row_index("query")
     known = pl.concat(earlier).unique().collect()
     ads = catalog.select(AD_ID).with_row_index("ad")
-    found = asked.join(known, on=USER_KEY).join(ads, on=AD_ID)
-    return _pairs(found["query"], found["ad"])
+    pairs = asked.join(known, on=USER_KEY).join(ads, on=AD_ID)
+    return _pairs(pairs["query"], pairs["ad"])
 
 
 def _pairs(queries: pl.Series, ads: pl.Series) -> pl.DataFrame:
