@@ -22,15 +22,12 @@ from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
-from torchrec_adrec.evaluation.pictures import loss_curve
-from torchrec_adrec.models.tower import gate_weights
 from torchrec_adrec.runtime.crashes import endings
-from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.status import Status, send
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.tasks.ranking import warm_starts
-from torchrec_adrec.tasks.sharded import METRICS, build
+from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.tasks.task import columns_of
 from torchrec_adrec.training.batch_source import (
     BatchSource,
@@ -41,12 +38,14 @@ from torchrec_adrec.training.calibrate import check_enough_rows
 from torchrec_adrec.training.conditions import check_classes, check_conditions
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.first_fit import FirstFit
+from torchrec_adrec.training.fit_report import with_gates, write_report
 from torchrec_adrec.training.judge import judge_served
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.run_checkpoints import RunCheckpoints
 from torchrec_adrec.training.schedule import Schedule
 from torchrec_adrec.training.step_runner import Step, StepRunner
 from torchrec_adrec.training.stopping import EarlyStopping
+from torchrec_adrec.training.teachers import teach
 from torchrec_adrec.training.tensorboard import TensorBoardLogger, tensorboard_logger
 from torchrec_adrec.training.training_state import TrainingState
 from torchrec_adrec.training.weights import load_best
@@ -86,6 +85,7 @@ class Trainer:
         self.schema = Schema.load(self.data / "schema.json")
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
+        self.taught = teach(self.sharded.module.loss, self.data, self.process.device)
         self.source = BatchSource(
             self.data,
             columns_of(self.task, self.schema),
@@ -98,6 +98,7 @@ class Trainer:
             negative_rate(self.task, config.ranking),
             self.trained_on,
             self.retrieved,
+            names_users=Side.USER in self.taught,
         )
         accumulate, steps = self.optimizer.config.accumulate, self.source.steps
         if self.first_fit is not None:
@@ -169,6 +170,7 @@ class Trainer:
             "trained_on": self.trained_on,
             "tables_from": self.checkpoints.tables_from,
             "initialised": self.state.initialised,
+            "teacher": self.taught,
             "train": {
                 "steps": last,
                 "planned_steps": self.source.steps,
@@ -184,16 +186,9 @@ class Trainer:
             },
             **judged,
         }
-        gates = gate_weights(self.model)
-        if gates:
-            metrics["gates"] = gates
+        metrics = with_gates(metrics, self.model)
         if self.process.is_first:
-            for side, weights in gates.items():
-                line = ", ".join(f"{name} {w:.3f}" for name, w in weights.items())
-                log.info(f"{self.task}: gates of the {side}'s fields: {line}")
-            write_durably(self.folder / METRICS, json.dumps(metrics, indent=1) + "\n")
-            title = f"{self.task}: training loss"
-            loss_curve(self.state.curve, title, self.folder / "loss.png")
+            write_report(self.folder, metrics, self.state.curve)
         return metrics
 
     def _train(self, first: int) -> tuple[float, int]:
