@@ -100,7 +100,8 @@ class RetrievalLoss(nn.Module):
         weights, shares = zip(*terms, strict=True)
         means = global_means(shares)
         first, *others = (w * m for w, m in zip(weights, means, strict=True))
-        return sum(others, first)
+        loss: Tensor = sum(others, first)
+        return loss
 
     def _distances(
         self, user: Tensor, ad: Tensor, batch: Batch
