@@ -84,10 +84,7 @@ def kept(run: Path) -> tuple[Named, Named]:
     files = (("users", "user_key", names), ("ads", "ad_id", items))
     tables = [pq.read_table(run / f"lightgcn/{file}.parquet") for file, *_ in files]
     return tuple(  # type: ignore[return-value]
-        {
-            named[i]: v
-            for i, v in zip(t[key].to_pylist(), vectors_in(t), strict=True)
-        }
+        {named[i]: v for i, v in zip(t[key].to_pylist(), vectors_in(t), strict=True)}
         for t, (_, key, named) in zip(tables, files, strict=True)
     )
 
@@ -282,9 +279,7 @@ def test_vectors_of_other_rows_are_refused(
     (other / "data/report.json").write_text(json.dumps(report))
     for setting in (start_from(run), teacher(run)):
         with pytest.raises(ManifestError, match="adrec lightgcn"):
-            trainer_of(
-                *(other, tmp_path / "t", process, setting)
-            ).checkpoints.restore()
+            trainer_of(*(other, tmp_path / "t", process, setting)).checkpoints.restore()
 
 
 def test_a_changed_file_is_found(run: Path, tmp_path: Path, process: Process) -> None:
