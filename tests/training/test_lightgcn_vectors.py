@@ -24,6 +24,7 @@ from torchrec_adrec.export import lightgcn
 from torchrec_adrec.index.manifest import vectors_in
 from torchrec_adrec.runs.stages import RETRIEVAL, _settings
 from torchrec_adrec.runtime.files import write_hashes
+from torchrec_adrec.training.start_tables import _told_apart
 from torchrec_adrec.training.trainer import Trainer
 
 GROUPS, USERS, ITEMS, TAKEN, DIM = 3, 12, 10, 8, 8
@@ -303,3 +304,10 @@ def test_a_changed_file_is_found(run: Path, tmp_path: Path, process: Process) ->
     write_hashes(copied / "lightgcn", [copied / "lightgcn" / n for n in names])
     after = [fingerprint(copied, setting) for setting in settings]
     assert not {*after} & {*before}
+
+
+def test_rows_of_rare_ids_and_of_several_ids_start_by_chance() -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(6, 2)
+    rows, started = _told_apart(np.array([1, 5, 7, 7, 0, 2], np.int32), vectors)
+    assert rows.tolist() == [5, 2]
+    assert started.tolist() == [[2, 3], [10, 11]]

@@ -38,7 +38,7 @@ class RetrievalConfig(TowerSettings, ContrastSettings):
     """Checkpoint of another run, with whose weights training begins (`--from`)."""
     allow_new_tables: bool = False
     """List parameters that do not fit `init_from`, and leave them as initialised."""
-    start_from: str = ""
+    start_from: str | None = None
     """Folder of vectors (`adrec lightgcn`) with which the tables of the ads' and users'
     ids begin; they must be as wide as `embedding_dim`. Rows without a vector start by
     chance."""
