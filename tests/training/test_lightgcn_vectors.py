@@ -20,10 +20,12 @@ from torchrec_adrec.data.keys import keys
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import AdRecError, ManifestError
 from torchrec_adrec.evaluation.classics.interactions import Interactions
+from torchrec_adrec.evaluation.classics.methods import METHODS
 from torchrec_adrec.export import lightgcn
 from torchrec_adrec.index.manifest import vectors_in
 from torchrec_adrec.runs.stages import RETRIEVAL, _settings
 from torchrec_adrec.runtime.files import write_hashes
+from torchrec_adrec.tasks.retrieval import RetrievalLoss
 from torchrec_adrec.training.start_tables import _told_apart
 from torchrec_adrec.training.trainer import Trainer
 
@@ -120,8 +122,7 @@ def test_vectors_are_those_of_training_clicks_alone(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other validation and test clicks leave them as they are, to the bit."""
-    method = lightgcn.METHODS["lightgcn"]
-    one = {"lightgcn": replace(method, grid=({"epochs": 2},))}
+    one = {"lightgcn": replace(METHODS["lightgcn"], grid=({"epochs": 2},))}
     monkeypatch.setattr(lightgcn, "METHODS", one)
     clicks = Interactions.load(run / "data")
     held = {"valid": clicks.splits["test"], "test": clicks.splits["valid"]}
@@ -208,7 +209,8 @@ def test_a_resumed_run_does_not_start_again(
     started = np.stack(list(kept(run)[1].values()))
     assert (np.abs(rows - started).max(axis=1) > 1e-3).all()
     # The teacher is in no checkpoint, and whoever goes on has it all the same.
-    assert resumed.sharded.module.loss.teachers.keys() == {"user", "ad"}
+    loss = resumed.sharded.module.loss
+    assert isinstance(loss, RetrievalLoss) and loss.teachers.keys() == {"user", "ad"}
 
 
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
@@ -263,10 +265,8 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     given = [s.replace("KEPT", str(run / "lightgcn")) for s in settings]
     with pytest.raises(AdRecError, match=message):
-        trainer = trainer_of(
-            *(run, tmp_path, process, "retrieval.projection=true", *given)
-        )
-        trainer.checkpoints.restore()
+        given.insert(0, "retrieval.projection=true")
+        trainer_of(run, tmp_path, process, *given).checkpoints.restore()
 
 
 def test_vectors_of_other_rows_are_refused(
@@ -280,7 +280,8 @@ def test_vectors_of_other_rows_are_refused(
     (other / "data/report.json").write_text(json.dumps(report))
     for setting in (start_from(run), teacher(run)):
         with pytest.raises(ManifestError, match="adrec lightgcn"):
-            trainer_of(*(other, tmp_path / "t", process, setting)).checkpoints.restore()
+            trainer = trainer_of(other, tmp_path / "t", process, setting)
+            trainer.checkpoints.restore()
 
 
 def test_a_changed_file_is_found(run: Path, tmp_path: Path, process: Process) -> None:

@@ -67,7 +67,7 @@ class RunCheckpoints:
         if self.task == "retrieval" and towers.init_from:
             self.state.initialised = load_other_run(model, towers, self.data)
         if self.task == "retrieval" and towers.start_from:
-            start_tables(model, towers, self.data, self.schema)
+            start_tables(model, Path(towers.start_from), self.data, self.schema)
         if self.warm_start is not None:
             load_tower_tables(model, self.warm_start, self.schema)
         return 0

@@ -9,7 +9,6 @@ import polars as pl
 from torch import nn
 
 from torchrec_adrec.arrays import Float32s, Int64s
-from torchrec_adrec.config.train import RetrievalConfig
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.prepare.catalog_columns import AdKey
 from torchrec_adrec.data.prepare.feature_keys import load_vocabulary
@@ -31,9 +30,7 @@ log = logging.getLogger(__name__)
 Rows = tuple[Int64s, Float32s]  # numbers of a table's rows, and their vectors
 
 
-def start_tables(
-    model: nn.Module, config: RetrievalConfig, data: Path, schema: Schema
-) -> None:
+def start_tables(model: nn.Module, folder: Path, data: Path, schema: Schema) -> None:
     """Put the vectors of `retrieval.start_from` into the tables. Collective.
 
     The ads' vectors go to the table of the ads' id, and to that of a history of the
@@ -41,7 +38,7 @@ def start_tables(
 
     Args:
         model: the sharded towers, as they were initialised.
-        config: names the vectors.
+        folder: of the vectors.
         data: the prepared data set.
         schema: of the data.
 
@@ -49,15 +46,9 @@ def start_tables(
         ConfigError: no table has those ids, or vectors are not as wide as the tables.
         ManifestError: they are missing, damaged, or were made from other rows.
     """
-    kept = load_kept(Path(config.start_from), data)
-    width = kept[Side.AD].vectors.shape[1]
-    if width != config.embedding_dim:
-        raise ConfigError(
-            f"{config.start_from} holds vectors of {width} numbers, the tables have"
-            f" {config.embedding_dim}; make them anew by `adrec lightgcn --dim"
-            f" {config.embedding_dim}`, or set retrieval.embedding_dim"
-        )
-    names = {table_of(name): name for name in model.state_dict() if table_of(name)}
+    kept = load_kept(folder, data)
+    sizes = {n: tuple(t.size()) for n, t in model.state_dict().items() if table_of(n)}
+    names = {table_of(name): name for name in sizes}
     started = {
         names[table]: rows
         for table, rows in _rows_of_tables(kept, data, schema)
@@ -69,13 +60,19 @@ def start_tables(
             " none is that of the ads' or the users' ids; name a column of ids in the"
             " data, or leave start_from out"
         )
-    set_rows(model, started)
-    for name, (rows, _) in started.items():
-        size = model.state_dict()[name].size()[0]
+    for name, (rows, vectors) in started.items():
+        count, width = sizes[name]
+        if vectors.shape[1] != width:
+            raise ConfigError(
+                f"{folder} holds vectors of {vectors.shape[1]} numbers, the rows of"
+                f" {table_of(name)} have {width}; make them anew by `adrec lightgcn"
+                f" --dim {width}`, or set retrieval.embedding_dim"
+            )
         log.info(
-            f"{table_of(name)}: {len(rows):,} of {size:,} rows start with vectors of"
-            f" {config.start_from}, the others by chance"
+            f"{table_of(name)}: {len(rows):,} of {count:,} rows start with vectors of"
+            f" {folder}, the others by chance"
         )
+    set_rows(model, started)
 
 
 def _rows_of_tables(
