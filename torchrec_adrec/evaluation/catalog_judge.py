@@ -14,11 +14,11 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.encode import Encode, encode
-from torchrec_adrec.evaluation.exact_search import ExcludedAds, search
+from torchrec_adrec.evaluation.exact_search import search
 from torchrec_adrec.evaluation.full_catalog import clicks_of
+from torchrec_adrec.evaluation.known_ads import known_ads
 from torchrec_adrec.evaluation.ranking_metrics import one_relevant
 from torchrec_adrec.evaluation.scorers import InnerProduct
-from torchrec_adrec.losses.history import FIRST_KNOWN
 from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
@@ -28,9 +28,10 @@ CUT = 10
 class CatalogJudge:
     """Searches for the ads of held-out clicks. Collective.
 
-    Every click is a query, and its ad the one that is relevant. Ads of the
-    user's history are no candidates: they are no negatives either, so nothing keeps
-    their scores down. `adrec export` judges the test clicks with all candidates.
+    Every click is a query, and its ad the one that is relevant. Ads that the user is
+    known to have clicked are no candidates: the towers have learnt that he does, and
+    those of his history are no negatives, so that they would fill his list. `adrec
+    export` does the same with `evaluation.exclude_known`.
 
     Args:
         data: a prepared data set.
@@ -63,7 +64,7 @@ class CatalogJudge:
             )
         ids = self.catalog[AD_ID].to_numpy()
         self.clicked = np.searchsorted(ids, self.clicks[AD_ID].to_numpy())
-        self.excluded = ads_of_histories(self.clicks, self.catalog, schema)
+        self.excluded = known_ads(self.clicks, self.catalog, schema, data, split)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """Return NDCG, recall and MRR of the clicked ads, the same on every rank.
@@ -98,32 +99,3 @@ class CatalogJudge:
             self.config.train.eval_batch_size,
             self.process,
         )
-
-
-def ads_of_histories(
-    rows: pl.DataFrame, catalog: pl.DataFrame, schema: Schema
-) -> ExcludedAds | None:
-    """Find the ads whose item stands in the history of a row's user.
-
-    Args:
-        rows: encoded, one a query.
-        catalog: of all ads, encoded.
-        schema: of the data; without a history of ads the result is None.
-    """
-    shared = [f for f in schema.sequences if f.shares_ids_with is not None]
-    if not shared:
-        return None
-    history, item = shared[0], str(shared[0].shares_ids_with)
-    items = (
-        rows.select(history.columns)
-        .with_row_index("query")
-        .unpivot(index="query", value_name="item")
-        .filter(pl.col("item") >= FIRST_KNOWN)
-        .select("query", pl.col("item").cast(pl.Int64))
-        .unique()
-    )
-    ads = catalog.select(pl.col(item).cast(pl.Int64).alias("item"))
-    pairs = items.join(ads.with_row_index("ad"), on="item").sort("query", "ad")
-    counts = np.bincount(pairs["query"].to_numpy(), minlength=len(rows))
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return ExcludedAds(starts, pairs["ad"].to_numpy().astype(np.int64))

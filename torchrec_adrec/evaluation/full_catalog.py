@@ -24,9 +24,19 @@ from torchrec_adrec.evaluation.exact_search import (
     SearchResult,
     search,
 )
+from torchrec_adrec.evaluation.known_ads import known_ads
 from torchrec_adrec.evaluation.ranking_metrics import cuts_of, one_relevant
-from torchrec_adrec.evaluation.retrieval import RetrievalProtocol, retrieval_metrics
-from torchrec_adrec.evaluation.scorers import InnerProduct, by_popularity
+from torchrec_adrec.evaluation.retrieval import (
+    KNOWN_LEFT_OUT,
+    NOTHING_LEFT_OUT,
+    RetrievalProtocol,
+    retrieval_metrics,
+)
+from torchrec_adrec.evaluation.scorers import (
+    InnerProduct,
+    Popularity,
+    by_popularity,
+)
 from torchrec_adrec.evaluation.shown import shown_counts
 from torchrec_adrec.schema import AD_ID, Schema, Side
 
@@ -93,6 +103,7 @@ def judge(
     schema: Schema,
     seed: int,
     process: Process,
+    exclude_known: bool = False,
 ) -> dict[str, Any]:
     """Measure retrieval over the whole catalog. Collective.
 
@@ -104,6 +115,8 @@ def judge(
         schema: its columns.
         seed: of the draws.
         process: this rank.
+        exclude_known: leave out of each user's candidates what he is known to have
+            clicked.
 
     Returns:
         Metrics and protocol on the first rank, nothing on the others.
@@ -119,11 +132,17 @@ def judge(
     }
     cuts = cuts_of(len(ids))
     longest = max(cuts, default=1)
+    excluded = None
+    if exclude_known:
+        excluded = known_ads(clicks, catalog, schema, data, "test")
+    if excluded is not None:
+        scorers["popularity"] = Popularity.of(impressions, local, process.device)
     results: dict[str, SearchResult] = {
-        name: search(scorer, clicked, longest, process)
+        name: search(scorer, clicked, longest, process, excluded)
         for name, scorer in scorers.items()
     }
-    results["popularity"] = by_popularity(impressions, clicked, longest)
+    if excluded is None:
+        results["popularity"] = by_popularity(impressions, clicked, longest)
     if not process.is_first:
         return {}
     protocol = RetrievalProtocol(
@@ -134,6 +153,7 @@ def judge(
         catalog=len(ids),
         cuts=cuts,
         context=settings,
+        filtered=KNOWN_LEFT_OUT if exclude_known else NOTHING_LEFT_OUT,
     )
     return {
         "protocol": protocol.model_dump(mode="json"),
@@ -146,26 +166,33 @@ def judge_towers(
     ads: Float32s,
     local: slice,
     queries: Float32s,
-    clicked: Int64s,
+    clicks: pl.DataFrame,
     data: Path,
     process: Process,
+    schema: Schema | None = None,
 ) -> dict[str, float]:
-    """Measure the towers alone on any clicks, over the whole catalog. Collective.
+    """Measure the towers on validation clicks, over the whole catalog. Collective.
 
     Args:
         ads, local: as of `judge`.
         queries: (Q, D) of the users.
-        clicked: (Q,) ids of the ads that they clicked.
+        clicks: the rows of these users, as `clicks_of` returns them.
         data: a prepared data set.
         process: this rank.
+        schema: of the data, where the ads that each user is known to have clicked are
+            to be left out; None: all ads are candidates.
 
     Returns:
         Means over the clicks on the first rank, nothing on the others.
     """
-    ids = load_catalog(data)[AD_ID].to_numpy()
+    catalog = load_catalog(data)
+    ids, clicked = catalog[AD_ID].to_numpy(), clicks[AD_ID].to_numpy()
     places, cuts = np.searchsorted(ids, clicked), cuts_of(len(ids))
+    excluded = None
+    if schema is not None:
+        excluded = known_ads(clicks, catalog, schema, data, "valid")
     scorer = InnerProduct.of(queries, ads, local.start, process.device)
-    result = search(scorer, places, max(cuts, default=1), process)
+    result = search(scorer, places, max(cuts, default=1), process, excluded)
     if not process.is_first:
         return {}
     means = {name: v.mean() for name, v in one_relevant(result.ranks, cuts).items()}

@@ -29,6 +29,8 @@ from torchrec_adrec.evaluation.ranking_metrics import (
 )
 
 CLICKED = "clicked_popularity"  # what the popularity of the lists is compared with
+NOTHING_LEFT_OUT = "nothing"
+KNOWN_LEFT_OUT = "ads that the user is known to have clicked, but for the clicked one"
 DIFFERENCES = (("towers", "popularity"), ("towers", "context"))
 
 
@@ -56,7 +58,7 @@ class RetrievalProtocol(BaseModel):
     seed: int
     candidates: str = "all ads of the catalog, of any split"
     catalog: int
-    filtered: str = "nothing"
+    filtered: str = NOTHING_LEFT_OUT
     ties: str = (
         "count against the clicked ad; in lists they stand by place in the catalog"
     )

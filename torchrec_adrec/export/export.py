@@ -33,6 +33,7 @@ from torchrec_adrec.evaluation.full_catalog import (
     judge,
     judge_towers,
 )
+from torchrec_adrec.evaluation.known_ads import check_known
 from torchrec_adrec.evaluation.pictures import recall_by_popularity
 from torchrec_adrec.export.encode import encode_examples, encode_parts
 from torchrec_adrec.export.parts import Parts, write_vectors
@@ -78,6 +79,8 @@ def export(
     """
     model.eval()
     schema = Schema.load(data / "schema.json")
+    if config.evaluation.exclude_known:
+        check_known(schema, data)  # before the work, not behind it
     towers: TwoTower = model.module.model
     catalog = load_catalog(data)
     parts = Parts(
@@ -117,10 +120,14 @@ def export(
     local = slice(int(exported.starts[share.start]), int(exported.starts[share.stop]))
     ads = exported.vectors(share)
     _, queries = load_vectors(out, QUERIES)
-    metrics = {"test": judge(ads, local, queries, data, schema, config.seed, process)}
+    without = judging.exclude_known
+    metrics = {
+        "test": judge(ads, local, queries, data, schema, config.seed, process, without)
+    }
     if len(valid):
-        clicked, queries = load_vectors(out, VALID_QUERIES)
-        towers_alone = judge_towers(ads, local, queries, clicked, data, process)
+        _, queries = load_vectors(out, VALID_QUERIES)
+        left_out = schema if without else None
+        towers_alone = judge_towers(ads, local, queries, valid, data, process, left_out)
         metrics["valid"] = {"towers": towers_alone}
     if process.is_first:
         _write_metrics(metrics, out)

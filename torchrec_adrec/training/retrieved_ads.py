@@ -17,9 +17,9 @@ from torchrec_adrec.data.prepare.write import write_rows
 from torchrec_adrec.data.vectors import FOLDER, expand
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.evaluation.catalog_judge import ads_of_histories
 from torchrec_adrec.evaluation.encode import Encode, encode
 from torchrec_adrec.evaluation.exact_search import search
+from torchrec_adrec.evaluation.known_ads import ads_of_histories
 from torchrec_adrec.evaluation.scorers import InnerProduct
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.ranks import share_of
