@@ -10,16 +10,23 @@ from torch import nn
 
 from torchrec_adrec.evaluation.pictures import loss_curve
 from torchrec_adrec.models.tower import gate_weights
+from torchrec_adrec.runtime.crashes import endings
 from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.tasks.sharded import METRICS
 
 log = logging.getLogger(__name__)
 
 
-def with_gates(metrics: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return the metrics with the gates of fused towers; of others as they are."""
+def gates_of(model: nn.Module) -> dict[str, Any]:
+    """Return the `gates` of fused towers for the metrics; of others nothing."""
     gates = gate_weights(model)
-    return metrics | {"gates": gates} if gates else metrics
+    return {"gates": gates} if gates else {}
+
+
+def restarts_report(restarts: int) -> dict[str, Any]:
+    """Return how often the ranks were started again, and what ended them before."""
+    after = endings()[-restarts:] if restarts else []
+    return {"restarts": restarts, "restarted_after": after}
 
 
 def write_report(

@@ -22,7 +22,6 @@ from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
-from torchrec_adrec.runtime.crashes import endings
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.status import Status, send
 from torchrec_adrec.schema import Schema, Side
@@ -34,11 +33,10 @@ from torchrec_adrec.training.batch_source import (
     negative_rate,
     negatives_of,
 )
-from torchrec_adrec.training.calibrate import check_enough_rows
-from torchrec_adrec.training.conditions import check_classes, check_conditions
+from torchrec_adrec.training.conditions import check_data
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.first_fit import FirstFit
-from torchrec_adrec.training.fit_report import with_gates, write_report
+from torchrec_adrec.training.fit_report import gates_of, restarts_report, write_report
 from torchrec_adrec.training.judge import judge_served
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.run_checkpoints import RunCheckpoints
@@ -133,9 +131,7 @@ class Trainer:
             bounds,
             trained_on=self.trained_on,
         )
-        check_enough_rows(self.task, config.ranking, self.data, self.schema)
-        check_conditions(self.task, config.ranking, self.data)
-        check_classes(self.task, config, self.data, self.schema)
+        check_data(self.task, config, self.data, self.schema)
         self.evaluator.check_every(train.evaluate_every)
         self.catalog_judge: CatalogJudge | None = None
         if train.evaluate_every and not is_loss:
@@ -181,12 +177,11 @@ class Trainer:
                 "resumed_at_step": first,
                 "validation": self.state.stopping.history,
                 "judged_by": self.judged_by,
-                "restarts": restarts,
-                "restarted_after": endings()[-restarts:] if restarts else [],
+                **restarts_report(restarts),
             },
             **judged,
         }
-        metrics = with_gates(metrics, self.model)
+        metrics |= gates_of(self.model)
         if self.process.is_first:
             write_report(self.folder, metrics, self.state.curve)
         return metrics
@@ -292,12 +287,11 @@ class Trainer:
         for label, values in metrics.items():
             names = {f"valid/{label}/{name}": v for name, v in values.items()}
             board.write(step, names)
-        if self.process.is_first:
-            steps = self.schedule.steps
-            send(Status("figures", json.dumps(metrics), step, steps, self.task))
         assert figure is not None, f"no figure {self.judged_by}"
         is_best = self.state.stopping.add(step, figure)
         if self.process.is_first:
+            steps = self.schedule.steps
+            send(Status("figures", json.dumps(metrics), step, steps, self.task))
             best = ", the best so far" if is_best else ""
             log.info(
                 f"{self.task}: step {step}, valid {self.judged_by} {figure:.4f}{best}"
