@@ -7,6 +7,9 @@ the validation clicks while it trains, and stopped as CONFIG says. The temperatu
 is best on validation, over the seeds, is the row's; only then its test clicks are
 looked at, once. Ads of the user's history are no candidates. Fits are kept as they are
 made: a run that was killed goes on, and fits of other settings are made anew.
+
+With `--vectors FOLDER` of `adrec lightgcn` the rows are towers from scratch, towers
+that start with these vectors, and towers that are drawn towards them.
 """
 
 import argparse
@@ -65,6 +68,20 @@ def rows(uniform: int, hardest: int) -> dict[str, tuple[str, ...]]:
     return table
 
 
+def rows_of_vectors(uniform: int, folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return the settings of towers with and without vectors made elsewhere."""
+    mixed = f"retrieval.uniform_negatives={uniform}"
+    start = f"retrieval.start_from={folder}"
+    taught = {
+        f"taught, weight {weight}": (
+            mixed,
+            f"retrieval.teacher={{vectors: {folder}, weight: {weight}}}",
+        )
+        for weight in (0.1, 0.5, 2)
+    }
+    return {"from scratch": (mixed,), "started": (mixed, start), **taught}
+
+
 def main() -> None:
     """Fit what is missing, choose on validation, look at the test, print the table."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -76,15 +93,17 @@ def main() -> None:
     arguments.add_argument("--uniform", type=int, default=1024)
     arguments.add_argument("--hardest", type=int, default=64)
     arguments.add_argument("--rows", default="", help="only rows with this in the name")
+    arguments.add_argument("--vectors", type=Path, help="a folder of adrec lightgcn")
     arguments.add_argument("--set", nargs="*", default=[], help="further settings")
     args = arguments.parse_args()
     path = RESULTS / f"negatives_{args.name}.json"
     fits: Fits = json.loads(path.read_text())["runs"] if path.exists() else {}
-    table = {
-        name: settings
-        for name, settings in rows(args.uniform, args.hardest).items()
-        if args.rows in name
-    }
+    every = (
+        rows_of_vectors(args.uniform, args.vectors)
+        if args.vectors
+        else rows(args.uniform, args.hardest)
+    )
+    table = {name: settings for name, settings in every.items() if args.rows in name}
     with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
         bench = Bench(args, fits, Path(scratch), process)
         for number, (name, settings) in enumerate(table.items(), start=1):

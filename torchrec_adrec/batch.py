@@ -122,12 +122,14 @@ class BatchLayout(_Layout):
         ad: of the ad's side.
         labels: T, the number of labels.
         anchors: A, padding included.
+        user_keys: B where the loss asks who the users are, else 0.
     """
 
     user: TowerLayout
     ad: TowerLayout
     labels: int
     anchors: int
+    user_keys: int = 0
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
@@ -142,6 +144,7 @@ class BatchLayout(_Layout):
             (torch.float32, (ads,)),
             (torch.int32, (self.anchors,)),
             (torch.float32, (self.anchors,)),
+            (torch.int64, (self.user_keys,)),
         )
 
 
@@ -229,6 +232,8 @@ class Batch(_Packed):
         anchors: (A,) int32, the rows that were clicked (first label 1, weight above 0),
             rising, padded with row 0 so that A takes few values.
         anchor_weights: (A,) float32, the weights of these rows; 0 for the padding.
+        user_keys: (B,) int64, the users of the rows, `NO_USER` where one is missing;
+            (0,) unless they are asked for.
     """
 
     layout: BatchLayout
@@ -240,6 +245,7 @@ class Batch(_Packed):
     log_q: Tensor = field(init=False)
     anchors: Tensor = field(init=False)
     anchor_weights: Tensor = field(init=False)
+    user_keys: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         user, ad, *others = self.layout.views(self.buffer)
@@ -247,7 +253,7 @@ class Batch(_Packed):
             user=TowerInput(user, self.layout.user), ad=TowerInput(ad, self.layout.ad)
         )
         names = ("labels", "weights", "ad_ids", "log_q", "anchors", "anchor_weights")
-        self.__dict__.update(zip(names, others, strict=True))
+        self.__dict__.update(zip((*names, "user_keys"), others, strict=True))
 
     @cached_property
     def items(self) -> KeyedJaggedTensor:

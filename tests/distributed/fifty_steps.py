@@ -14,12 +14,12 @@ import torch.distributed as dist
 from planted import smooth
 from rounding import Results
 from torch import Tensor, nn
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.loader.collate import collate
 from torchrec_adrec.data.loader.parquet import StepRows
+from torchrec_adrec.distributed.pipeline import TrainPipeline
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.schema import (
     DenseFeature,
@@ -228,19 +228,24 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def train(case: Case, process: Process) -> dict[str, Any]:
-    """Results and the types of the plan after fifty steps of smooth towers."""
+    """Results and the types of the plan after fifty steps of smooth towers.
+
+    Half-way the model leaves the pipeline, as to be judged.
+    """
     settings = config(*case.overrides, encoder=case.encoder)
     model, optimizer, _ = build("retrieval", SCHEMAS[case.encoder], settings, process)
     smooth(model)
     set_start(model)
     model.train()
-    pipeline = TrainPipelineSparseDist(model, optimizer, process.device)
+    pipeline = TrainPipeline(model, optimizer, process.device)
     size, rank = process.world_size, process.rank
     batches = iter(
         [rows_of(step, rank, size, encoder=case.encoder) for step in range(STEPS)]
     )
     losses = []
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        if step == STEPS // 2:
+            pipeline.detach()
         loss = pipeline.progress(batches).loss.detach().clone()
         dist.all_reduce(loss)
         losses.append(loss.item() / size)

@@ -15,9 +15,10 @@ from torch import Tensor
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.losses.anchors import anchors_of
 from torchrec_adrec.losses.gather import gather
-from torchrec_adrec.losses.mean import global_means
+from torchrec_adrec.losses.mean import Share, global_means
 from torchrec_adrec.losses.pointwise import click_loss
 from torchrec_adrec.losses.softmax import sampled_softmax
+from torchrec_adrec.losses.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -41,7 +42,13 @@ Change = Callable[[Tensor], Tensor]
 def joint_loss(
     process: Process, order: int | None = None, change: Change | None = None
 ) -> Results:
-    """Click loss and softmax over all ranks' rows; `change` harms the gradients."""
+    """Click loss, softmax and a teacher over all ranks' rows.
+
+    Args:
+        process: this rank.
+        order: seed of another order of the rows.
+        change: harms the gradients.
+    """
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(ROWS, 4, generator=generator)
     log_q = torch.rand(ROWS, generator=generator).log()
@@ -59,7 +66,11 @@ def joint_loss(
     clicks = click_loss((user * ad).sum(1), labels[rows], torch.ones(len(rows)))
     anchors = anchors_of((labels[rows] == 1).float())
     contrast = sampled_softmax(user, ad, rows % 5, log_q[rows], anchors, 0.5)
-    loss = global_means([clicks, contrast]).sum()
+    # The first rank has most rows of which the teacher has a vector.
+    known = torch.tensor([0, 1, 2, 3, 4, 6, 11])
+    teacher = Teacher(known, torch.randn(7, 3, generator=generator.manual_seed(9)))
+    distance = teacher.distance(user, rows, "mse")
+    loss = global_means([clicks, contrast, distance]).sum()
     loss.backward()
     sums = [loss.detach().clone(), *(weight.grad for weight in weights)]
     for value in sums:
@@ -82,6 +93,10 @@ def all_scaled(gradient: Tensor) -> Tensor:
     return gradient * SCALE
 
 
+def mean_of_rank(losses: Tensor, weights: Tensor) -> Share:
+    return Share((losses * weights).sum() / weights.sum(), torch.ones(()))
+
+
 FAULTS = (without_a_row, half_scaled, all_scaled)
 LOSSES = "torchrec_adrec.losses"
 FAULTS_OF_RANKS = {
@@ -90,6 +105,9 @@ FAULTS_OF_RANKS = {
     ),
     "means over a rank's own rows": lambda: patch(
         f"{LOSSES}.mean.dist", SimpleNamespace(get_world_size=lambda: 1)
+    ),
+    "mean of the means by rank of a teacher's distances": lambda: patch(
+        f"{LOSSES}.teacher.share_of", mean_of_rank
     ),
 }
 

@@ -11,6 +11,7 @@ from torchrec_adrec.data.loader.collate import tower_input
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.models.tower import BiasTower, Tower
 from torchrec_adrec.models.two_tower import TwoTower
+from torchrec_adrec.modules.embeddings import NoTables
 from torchrec_adrec.schema import (
     DenseFeature,
     Label,
@@ -215,3 +216,13 @@ def test_the_table_of_items_has_the_precision_of_the_tables() -> None:
     )
     users, ads, _ = towers(rows(Side.USER), rows(Side.AD))
     assert users.dtype == ads.dtype == torch.float32
+
+
+def test_a_side_without_tables_can_be_traced() -> None:
+    """On several ranks TorchRec's pipeline traces past it to the tables beside it."""
+    graph = torch.fx.symbolic_trace(NoTables()).graph
+    assert [node.op for node in graph.nodes] == [
+        "placeholder",
+        "call_function",
+        "output",
+    ]

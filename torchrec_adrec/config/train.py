@@ -15,6 +15,7 @@ from torchrec_adrec.config.objectives import (
 )
 from torchrec_adrec.config.optimizer import OptimizerConfig
 from torchrec_adrec.config.retrieved import RetrievedNegatives
+from torchrec_adrec.config.teacher import TeacherConfig
 from torchrec_adrec.config.towers import TowerSettings
 
 
@@ -37,6 +38,30 @@ class RetrievalConfig(TowerSettings, ContrastSettings):
     """Checkpoint of another run, with whose weights training begins (`--from`)."""
     allow_new_tables: bool = False
     """List parameters that do not fit `init_from`, and leave them as initialised."""
+    start_from: str | None = None
+    """Folder of vectors (`adrec lightgcn`) with which the tables of the ads' and users'
+    ids begin; they must be as wide as `embedding_dim`. Rows without a vector start by
+    chance."""
+    teacher: TeacherConfig | None = None
+    """Vectors that those of the towers are drawn towards (docs/training.md)."""
+
+    @model_validator(mode="after")
+    def _tables_start_once(self) -> Self:
+        if self.init_from and self.start_from:
+            raise ValueError(
+                f"tables start from {self.init_from} (init_from) or from"
+                f" {self.start_from} (start_from), not from both: leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher_is_compared_number_by_number(self) -> Self:
+        if self.teacher and (self.similarity == "additive" or self.score_bias):
+            raise ValueError(
+                "teacher: with similarity additive, or score_bias, some numbers of a"
+                " vector are constants, which a teacher's are not; leave one out"
+            )
+        return self
 
 
 CalibrationKind = Literal["none", "temperature", "platt", "isotonic"]

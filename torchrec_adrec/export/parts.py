@@ -101,6 +101,7 @@ def write_vectors(
     vectors: Float32s,
     dtype: VectorType = "fp32",
     source: dict[str, str] | None = None,
+    key: str = AD_ID,
 ) -> None:
     """Write a Parquet file of `ad_id` and `vector`, one row per id.
 
@@ -114,6 +115,7 @@ def write_vectors(
         vectors: (N, D).
         dtype: in which they are written.
         source: what they were made from.
+        key: name of the ids' column, where they are no ads'.
     """
     numbers = rounded(vectors, dtype)
     kind = pa.binary(numbers.shape[1] * numbers.itemsize)
@@ -121,7 +123,7 @@ def write_vectors(
         kind, len(numbers), [None, pa.py_buffer(numbers)]
     )
     fields = [
-        (AD_ID, pa.int64()),
+        (key, pa.int64()),
         pa.field("vector", kind, metadata={DTYPE: NUMBERS[dtype]}),
     ]
     schema = pa.schema(fields, {SOURCE: _bytes(source or {}, dtype)})
@@ -135,7 +137,7 @@ def write_vectors(
         use_dictionary=False,
         compression="none",
         write_page_checksum=True,
-        write_statistics=[AD_ID],
+        write_statistics=[key],
     )
     put(partial, path)
 

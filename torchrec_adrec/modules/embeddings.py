@@ -162,8 +162,17 @@ class NoTables(nn.Module):
 
     def forward(self, ids: KeyedJaggedTensor) -> KeyedTensor:
         """Look up B rows of no key, (B, 0)."""
-        nothing = torch.empty(ids.stride(), 0, device=ids.device())
-        return KeyedTensor([], [], nothing)
+        return _no_vectors(ids)
+
+
+def _no_vectors(ids: KeyedJaggedTensor) -> KeyedTensor:
+    nothing = torch.empty(ids.stride(), 0, device=ids.device())
+    return KeyedTensor([], [], nothing)
+
+
+# TorchRec's pipeline looks for sharded tables by tracing what stands beside them, and
+# the number of rows of a traced batch is no number.
+torch.fx.wrap("_no_vectors")
 
 
 def regroup(

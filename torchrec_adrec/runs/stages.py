@@ -180,12 +180,17 @@ def _settings(stage: Stage, config: Config) -> str:
     dump = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     if stage is DATA and config.data.seed is not None:
         del dump["seed"]  # it does not draw the rows
-    if "retrieval" in stage.settings and config.retrieval.init_from:
-        # The path is no identity: by now it may hold another checkpoint.
-        hashes = Path(config.retrieval.init_from) / HASHES
-        dump["retrieval"]["init_from"] = (
-            hashes.read_text() if hashes.exists() else "missing"
-        )
+    if "retrieval" in stage.settings:
+        towers, teacher = dump["retrieval"], dump["retrieval"]["teacher"] or {}
+        for block, name in (
+            (towers, "init_from"),
+            (towers, "start_from"),
+            (teacher, "vectors"),
+        ):
+            if block.get(name):
+                # The path is no identity: by now it may hold other weights or vectors.
+                hashes = Path(block[name]) / HASHES
+                block[name] = hashes.read_text() if hashes.exists() else "missing"
     return _digest([dump[name] for name in stage.settings if name in dump])
 
 

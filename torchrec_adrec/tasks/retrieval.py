@@ -5,7 +5,7 @@ one module without parameters of its own, a leaf for the tracer: there Python ma
 what it likes, and a GPU may run it as one graph (`training.graphs`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,8 +21,9 @@ from torchrec_adrec.losses.negatives import Negatives
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss
 from torchrec_adrec.losses.softmax import sampled_softmax
+from torchrec_adrec.losses.teacher import Teacher
 from torchrec_adrec.models.two_tower import TwoTower
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.tasks.after_lookup import AfterLookup, Computed, Outputs
 from torchrec_adrec.tasks.guard import Guard
 
@@ -55,18 +56,23 @@ class RetrievalTask(nn.Module):
 
 
 class RetrievalLoss(nn.Module):
-    """The joint loss of clicks and contrast.
+    """The joint loss of clicks and contrast, and the distance from a teacher.
 
-    See `losses.pointwise.click_loss`, `losses.softmax` and `losses.pairwise`.
+    See `losses.pointwise.click_loss`, `losses.softmax`, `losses.pairwise` and
+    `losses.teacher`.
 
     Attributes:
         progress: the share of all steps that this step ends, which a curriculum reads.
+        teachers: by side, the vectors that the towers' are drawn towards; they are no
+            weights, and whoever trains gives them (`training.teachers`).
     """
+
+    teachers: Mapping[Side, Teacher]
 
     def __init__(self, config: RetrievalConfig, schema: Schema) -> None:
         super().__init__()
         self.config = config
-        self.progress = 1.0
+        self.progress, self.teachers = 1.0, {}
         self.history = history_of(schema)
         initial = torch.tensor(config.temperature).log()
         # Without a contrast nothing uses it, and data parallelism over several ranks
@@ -87,10 +93,28 @@ class RetrievalLoss(nn.Module):
             return logits.new_zeros(())
         alpha = self.config.alpha
         click = click_loss(logits, batch.labels[:, 0], batch.weights)
-        if alpha == 1:
-            return global_means([click])[0]
-        parts = global_means([click, self._contrast(user, ad, batch)])
-        return alpha * parts[0] + (1 - alpha) * parts[1]
+        terms = [(alpha, click)]
+        if alpha < 1:
+            terms.append((1 - alpha, self._contrast(user, ad, batch)))
+        terms += self._distances(user, ad, batch)
+        weights, shares = zip(*terms, strict=True)
+        means = global_means(shares)
+        first, *others = (w * m for w, m in zip(weights, means, strict=True))
+        loss: Tensor = sum(others, first)
+        return loss
+
+    def _distances(
+        self, user: Tensor, ad: Tensor, batch: Batch
+    ) -> list[tuple[float, Share]]:
+        """Compare the vectors of each taught side with those of its teacher."""
+        settings = self.config.teacher
+        if settings is None:
+            return []
+        students = {Side.USER: (user, batch.user_keys), Side.AD: (ad, batch.ad_ids)}
+        return [
+            (settings.weight, teacher.distance(*students[side], settings.loss))
+            for side, teacher in self.teachers.items()
+        ]
 
     def _contrast(self, user: Tensor, ad: Tensor, batch: Batch) -> Share:
         temperature, ad_ids = self.temperature(), batch.ad_ids

@@ -19,7 +19,7 @@ from torchrec_adrec.data.loader.reader_process import read_in_process
 from torchrec_adrec.data.loader.sampled_split import RetrievedRows, training_split
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.runtime.prefetch import prefetch
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import USER_KEY, Schema
 from torchrec_adrec.training.neighbours import share_windows
 
 
@@ -44,6 +44,7 @@ class BatchSource:
         negative_rate: the share of the rows without a click that is read.
         splits: of the prepared data, that are read as one.
         retrieved: rows beside them; None: no others.
+        names_users: whether the batches tell who the users of the rows are.
 
     Attributes:
         repaired: counts the values out of range that were repaired.
@@ -60,6 +61,7 @@ class BatchSource:
     negative_rate: float = 1
     splits: Sequence[str] = ("train",)
     retrieved: RetrievedRows | None = None
+    names_users: bool = False
     repaired: RepairCounts = field(default_factory=RepairCounts)
     # Batches that were read and whose step nobody has looked at yet, by step.
     _ahead: dict[int, tuple[BatchOrigin, Batch]] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class BatchSource:
         rows = self.negative_rate, self.seed, self.splits, self.retrieved
         self.reader = Reader(
             training_split(self.data, self.schema, *rows),
-            batch_columns(self.schema),
+            (*batch_columns(self.schema), *([USER_KEY] if self.names_users else [])),
             train.batch_size,
             process.rank,
             process.world_size,

@@ -9,8 +9,26 @@ from torchrec_adrec.config.run import Config
 from torchrec_adrec.config.train import RankingConfig
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import Schema
+from torchrec_adrec.training.calibrate import check_enough_rows
 
 ALLOWED = 0.01  # share of a label's sum; faults in logs are below it
+
+
+def check_data(task: str, config: Config, data: Path, schema: Schema) -> None:
+    """Check before the first step that a task's losses and fits have their rows.
+
+    Args:
+        task: `retrieval` or `ranking`.
+        config: of the run.
+        data: a prepared data set.
+        schema: of the data.
+
+    Raises:
+        ConfigError: as of the checks below.
+    """
+    check_enough_rows(task, config.ranking, data, schema)
+    check_conditions(task, config.ranking, data)
+    check_classes(task, config, data, schema)
 
 
 def check_conditions(task: str, config: RankingConfig, data: Path) -> None:

@@ -12,6 +12,7 @@ from torchrec_adrec.runtime.files import Origin, vocabulary_hashes
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, ShardedTask, check_origin
 from torchrec_adrec.training.batch_source import BatchSource
+from torchrec_adrec.training.start_tables import start_tables
 from torchrec_adrec.training.training_state import TrainingState
 from torchrec_adrec.training.weights import load_other_run, load_tower_tables
 
@@ -62,11 +63,11 @@ class RunCheckpoints:
         last = checkpoint.latest(self.folder / CHECKPOINTS)
         if last is not None:
             return self._resume(last)
-        model = self.sharded.model
-        if self.task == "retrieval" and self.config.retrieval.init_from:
-            self.state.initialised = load_other_run(
-                model, self.config.retrieval, self.data
-            )
+        model, towers = self.sharded.model, self.config.retrieval
+        if self.task == "retrieval" and towers.init_from:
+            self.state.initialised = load_other_run(model, towers, self.data)
+        if self.task == "retrieval" and towers.start_from:
+            start_tables(model, Path(towers.start_from), self.data, self.schema)
         if self.warm_start is not None:
             load_tower_tables(model, self.warm_start, self.schema)
         return 0

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.train import TrainConfig
 from torchrec_adrec.distributed.alone import AloneLoop, can_be_alone
+from torchrec_adrec.distributed.pipeline import TrainPipeline
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import NonFiniteLossError
 from torchrec_adrec.models.tower import TowerHead
@@ -243,7 +243,7 @@ def _pipeline(sharded: ShardedTask, process: Process) -> Any:
         return AloneLoop(sharded.model, sharded.optimizer, process.device)
     # A batch is asked for after the forward pass is queued: the device then has work
     # while the host reads and copies.
-    return TrainPipelineSparseDist(
+    return TrainPipeline(
         sharded.model,
         sharded.optimizer,
         process.device,

@@ -22,31 +22,28 @@ from torchrec_adrec.distributed.process import Process, restarts_of
 from torchrec_adrec.distributed.watchdog import Watchdog
 from torchrec_adrec.errors import StoppedError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
-from torchrec_adrec.evaluation.pictures import loss_curve
-from torchrec_adrec.models.tower import gate_weights
-from torchrec_adrec.runtime.crashes import endings
-from torchrec_adrec.runtime.files import write_durably
 from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.runtime.status import Status, send
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import Schema, Side
 from torchrec_adrec.tasks.ranking import warm_starts
-from torchrec_adrec.tasks.sharded import METRICS, build
+from torchrec_adrec.tasks.sharded import build
 from torchrec_adrec.tasks.task import columns_of
 from torchrec_adrec.training.batch_source import (
     BatchSource,
     negative_rate,
     negatives_of,
 )
-from torchrec_adrec.training.calibrate import check_enough_rows
-from torchrec_adrec.training.conditions import check_classes, check_conditions
+from torchrec_adrec.training.conditions import check_data
 from torchrec_adrec.training.evaluator import Evaluator
 from torchrec_adrec.training.first_fit import FirstFit
+from torchrec_adrec.training.fit_report import gates_of, restarts_report, write_report
 from torchrec_adrec.training.judge import judge_served
 from torchrec_adrec.training.precision import choose_precision
 from torchrec_adrec.training.run_checkpoints import RunCheckpoints
 from torchrec_adrec.training.schedule import Schedule
 from torchrec_adrec.training.step_runner import Step, StepRunner
 from torchrec_adrec.training.stopping import EarlyStopping
+from torchrec_adrec.training.teachers import teach
 from torchrec_adrec.training.tensorboard import TensorBoardLogger, tensorboard_logger
 from torchrec_adrec.training.training_state import TrainingState
 from torchrec_adrec.training.weights import load_best
@@ -86,6 +83,7 @@ class Trainer:
         self.schema = Schema.load(self.data / "schema.json")
         self.sharded = build(self.task, self.schema, config, self.process)
         self.model, self.optimizer = self.sharded.model, self.sharded.optimizer
+        self.taught = teach(self.sharded.module.loss, self.data, self.process.device)
         self.source = BatchSource(
             self.data,
             columns_of(self.task, self.schema),
@@ -98,6 +96,7 @@ class Trainer:
             negative_rate(self.task, config.ranking),
             self.trained_on,
             self.retrieved,
+            names_users=Side.USER in self.taught,
         )
         accumulate, steps = self.optimizer.config.accumulate, self.source.steps
         if self.first_fit is not None:
@@ -132,9 +131,7 @@ class Trainer:
             bounds,
             trained_on=self.trained_on,
         )
-        check_enough_rows(self.task, config.ranking, self.data, self.schema)
-        check_conditions(self.task, config.ranking, self.data)
-        check_classes(self.task, config, self.data, self.schema)
+        check_data(self.task, config, self.data, self.schema)
         self.evaluator.check_every(train.evaluate_every)
         self.catalog_judge: CatalogJudge | None = None
         if train.evaluate_every and not is_loss:
@@ -169,6 +166,7 @@ class Trainer:
             "trained_on": self.trained_on,
             "tables_from": self.checkpoints.tables_from,
             "initialised": self.state.initialised,
+            "teacher": self.taught,
             "train": {
                 "steps": last,
                 "planned_steps": self.source.steps,
@@ -179,21 +177,13 @@ class Trainer:
                 "resumed_at_step": first,
                 "validation": self.state.stopping.history,
                 "judged_by": self.judged_by,
-                "restarts": restarts,
-                "restarted_after": endings()[-restarts:] if restarts else [],
+                **restarts_report(restarts),
             },
             **judged,
         }
-        gates = gate_weights(self.model)
-        if gates:
-            metrics["gates"] = gates
+        metrics |= gates_of(self.model)
         if self.process.is_first:
-            for side, weights in gates.items():
-                line = ", ".join(f"{name} {w:.3f}" for name, w in weights.items())
-                log.info(f"{self.task}: gates of the {side}'s fields: {line}")
-            write_durably(self.folder / METRICS, json.dumps(metrics, indent=1) + "\n")
-            title = f"{self.task}: training loss"
-            loss_curve(self.state.curve, title, self.folder / "loss.png")
+            write_report(self.folder, metrics, self.state.curve)
         return metrics
 
     def _train(self, first: int) -> tuple[float, int]:
@@ -297,12 +287,11 @@ class Trainer:
         for label, values in metrics.items():
             names = {f"valid/{label}/{name}": v for name, v in values.items()}
             board.write(step, names)
-        if self.process.is_first:
-            steps = self.schedule.steps
-            send(Status("figures", json.dumps(metrics), step, steps, self.task))
         assert figure is not None, f"no figure {self.judged_by}"
         is_best = self.state.stopping.add(step, figure)
         if self.process.is_first:
+            steps = self.schedule.steps
+            send(Status("figures", json.dumps(metrics), step, steps, self.task))
             best = ", the best so far" if is_best else ""
             log.info(
                 f"{self.task}: step {step}, valid {self.judged_by} {figure:.4f}{best}"

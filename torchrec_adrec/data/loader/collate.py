@@ -32,7 +32,7 @@ from torchrec_adrec.data.loader.parquet import StepRows
 from torchrec_adrec.data.loader.side_columns import SideColumns
 from torchrec_adrec.data.vectors import FOLDER, expand
 from torchrec_adrec.errors import DataError
-from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
+from torchrec_adrec.schema import AD_ID, LOG_Q, USER_KEY, Schema, Side
 
 # Most batches have the same layout; to compute it took a fifth of a batch's time.
 _batch_layout = lru_cache(maxsize=64)(BatchLayout)
@@ -102,7 +102,8 @@ def _batch(
     padded = _padded_anchors(len(anchors), user.rows)
     # The layout is known before anything is written: one allocation for the batch, and
     # every column is copied once, to where it stays.
-    layout = _batch_layout(user.layout(), ad.layout(), len(labels), padded)
+    keys = rows.columns.get(USER_KEY, ())
+    layout = _batch_layout(user.layout(), ad.layout(), len(labels), padded, len(keys))
     batch = Batch(memory(layout.nbytes), layout)
     user.write(batch.user)
     ad.write(batch.ad)
@@ -112,6 +113,7 @@ def _batch(
     batch.log_q.numpy()[:] = ads[LOG_Q]
     _write_padded(batch.anchors, anchors)
     _write_padded(batch.anchor_weights, rows.weights[anchors])
+    batch.user_keys.numpy()[:] = keys
     return batch
 
 
@@ -136,13 +138,14 @@ def _write_padded(target: Tensor, values: NDArray[Any]) -> None:
     array[len(values) :] = 0
 
 
-def most_bytes(schema: Schema, rows: int, ads: int) -> int:
+def most_bytes(schema: Schema, rows: int, ads: int, user_keys: int = 0) -> int:
     """The largest buffer that a batch of so many rows and ads can need, in bytes.
 
     Args:
         schema: of the columns.
         rows: B; all of them may be clicked, and every history may be full.
         ads: N.
+        user_keys: B where the batch names its users, else 0.
     """
     user, ad = (
         TowerLayout(
@@ -155,7 +158,8 @@ def most_bytes(schema: Schema, rows: int, ads: int) -> int:
         for side, count in ((Side.USER, rows), (Side.AD, ads))
     )
     labels = len(schema.labels)
-    return BatchLayout(user, ad, labels, _padded_anchors(rows, rows)).nbytes
+    anchors = _padded_anchors(rows, rows)
+    return BatchLayout(user, ad, labels, anchors, user_keys).nbytes
 
 
 def tower_input(columns: ReadOnlyColumns, schema: Schema, side: Side) -> TowerInput:

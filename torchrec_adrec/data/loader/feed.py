@@ -11,7 +11,7 @@ from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import collate, most_bytes
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader, StepRows
-from torchrec_adrec.schema import Schema
+from torchrec_adrec.schema import USER_KEY, Schema
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,9 @@ class Feed:
     def most_bytes(self) -> int:
         """The size of the largest batch that can occur, in bytes."""
         drawn = 0 if self.negatives is None else self.negatives.local_count
-        return most_bytes(
-            self.schema,
-            self.reader.local_batch_size,
-            self.reader.local_batch_size + drawn,
-        )
+        rows = self.reader.local_batch_size
+        keys = rows if USER_KEY in self.reader.columns else 0
+        return most_bytes(self.schema, rows, rows + drawn, keys)
 
     def read(
         self, first: int, memory: Memory, repaired: RepairCounts
