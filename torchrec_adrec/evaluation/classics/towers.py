@@ -133,12 +133,17 @@ class Towers:
             if isinstance(self.new_users, NewUsersError):
                 raise self.new_users
             rows = self.new_users.rows(rows, history)
-        return self.encode(rows) @ self.ads.T
+        return self.encode(rows, is_new) @ self.ads.T
 
-    def encode(self, rows: pl.DataFrame) -> Float32s:
-        """Encode users, (B, D)."""
+    def encode(self, rows: pl.DataFrame, is_new: bool = True) -> Float32s:
+        """Encode users, (B, D); new ones may have a vector of zeros.
+
+        Towers that find nothing to read of a new user give him such a vector. All ads
+        then have one score, which is no hit.
+        """
+        similarity = "dot" if is_new else self.similarity
         return encode_whole(
-            self.model.encode_users, rows, self.schema, Side.USER, self.similarity
+            self.model.encode_users, rows, self.schema, Side.USER, similarity
         )
 
 
