@@ -140,6 +140,15 @@ QUALITY = (
         (Table("test, every place a candidate", ("curve", "epochs")),),
     ),
     Question(
+        "What do features, encoders and losses add to towers of Amazon Video Games?",
+        "sweep_games_towers",
+        (
+            "adrec sweep configs/sweeps/games_towers.yaml --out FOLDER data.raw=FILE"
+            " data.table.items.file=FILE",
+        ),
+        (Table("validation, two epochs each, one seed", ("validation",)),),
+    ),
+    Question(
         "Which loss and which negatives do towers of Amazon Beauty need?",
         "negatives_beauty",
         (
