@@ -180,12 +180,13 @@ def _settings(stage: Stage, config: Config) -> str:
     dump = config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     if stage is DATA and config.data.seed is not None:
         del dump["seed"]  # it does not draw the rows
-    if "retrieval" in stage.settings and config.retrieval.init_from:
-        # The path is no identity: by now it may hold another checkpoint.
-        hashes = Path(config.retrieval.init_from) / HASHES
-        dump["retrieval"]["init_from"] = (
-            hashes.read_text() if hashes.exists() else "missing"
-        )
+    if "retrieval" in stage.settings:
+        towers = dump["retrieval"]
+        for block, key in ((towers, "init_from"), (towers["mined"], "checkpoint")):
+            if block[key]:
+                # The path is no identity: by now it may hold another checkpoint.
+                hashes = Path(block[key]) / HASHES
+                block[key] = hashes.read_text() if hashes.exists() else "missing"
     return _digest([dump[name] for name in stage.settings if name in dump])
 
 

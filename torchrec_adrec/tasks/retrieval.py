@@ -17,6 +17,7 @@ from torchrec_adrec.losses.anchors import Anchors
 from torchrec_adrec.losses.hardest import hardest_now
 from torchrec_adrec.losses.history import History
 from torchrec_adrec.losses.mean import Share, global_means
+from torchrec_adrec.losses.mined import Mined
 from torchrec_adrec.losses.negatives import Negatives
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss
@@ -93,10 +94,22 @@ class RetrievalLoss(nn.Module):
         return alpha * parts[0] + (1 - alpha) * parts[1]
 
     def _contrast(self, user: Tensor, ad: Tensor, batch: Batch) -> Share:
-        temperature, ad_ids = self.temperature(), batch.ad_ids
+        temperature, log_q = self.temperature(), batch.log_q
         anchors = Anchors(batch.anchors.long(), batch.anchor_weights)
         history = self.history(batch) if self.history is not None else None
-        negatives = self._negatives(len(ad))
+        mined: Mined | None = None
+        count = self.config.mined.per_click
+        if count:
+            # Those of single rows stand behind the ads that all rows share.
+            shared = len(ad) - len(user) * count
+            mined = Mined(
+                ad[shared:].unflatten(0, (len(user), count)),
+                log_q[shared:].unflatten(0, (len(user), count)),
+            )
+            ad, log_q = ad[:shared], log_q[:shared]
+            if history is not None:
+                history = history._replace(items=history.items[:shared])
+        ad_ids, negatives = batch.ad_ids[: len(ad)], self._negatives(len(ad))
         if self.config.contrast != "softmax":
             return pairwise_loss(
                 self.config.contrast,
@@ -108,9 +121,17 @@ class RetrievalLoss(nn.Module):
                 history,
                 negatives,
             )
-        log_q = batch.log_q if self.config.log_q != "none" else None
+        correction = log_q if self.config.log_q != "none" else None
         return sampled_softmax(
-            user, ad, ad_ids, log_q, anchors, temperature, history, negatives
+            user,
+            ad,
+            ad_ids,
+            correction,
+            anchors,
+            temperature,
+            history,
+            negatives,
+            mined,
         )
 
     def _negatives(self, ads: int) -> Negatives:
