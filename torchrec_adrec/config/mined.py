@@ -11,8 +11,8 @@ class MinedNegatives(Settings):
     """Ads that an earlier checkpoint retrieves for the user of each training click."""
 
     per_click: Annotated[int, Field(ge=0)] = 0
-    """Ads that each step draws for each of its clicks, from the list of that click. They
-    are negatives of this click alone, in addition to those of the batch. 0: none."""
+    """Ads that each step draws for each of its clicks, from the list of that click.
+    They are negatives of this click alone, in addition to the batch's. 0: none."""
     ranks: tuple[Count, Count] = (20, 200)
     """The first and the last place of the list that ads are drawn from; 1 is the best
     ad. Neither the ads of the user's training clicks nor those of his history have a
@@ -34,7 +34,7 @@ class MinedNegatives(Settings):
     def _somebody_searches(self) -> Self:
         if self.per_click and not self.checkpoint:
             raise ValueError(
-                f"per_click is {self.per_click} and no checkpoint is named: train towers"
-                " first, and give theirs, as `metrics.json` of that stage names it"
+                f"per_click is {self.per_click} and no checkpoint is named: train"
+                " towers first (`adrec train retrieval`), and name theirs"
             )
         return self

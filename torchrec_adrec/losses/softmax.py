@@ -30,8 +30,7 @@ gradient of `without_positive` above, whose value is a -log probability (a test 
 the two).
 
 Uniform negatives in addition to those of the batch: Yang et al., Mixed negative
-sampling, WWW 2020; hard ones of the batch: see `losses.hardest`; of each row: `losses.mined`.
-"""
+sampling, XX"""
 
 import torch
 from torch import Tensor

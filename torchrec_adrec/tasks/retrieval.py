@@ -94,22 +94,13 @@ class RetrievalLoss(nn.Module):
         return alpha * parts[0] + (1 - alpha) * parts[1]
 
     def _contrast(self, user: Tensor, ad: Tensor, batch: Batch) -> Share:
-        temperature, log_q = self.temperature(), batch.log_q
+        temperature = self.temperature()
         anchors = Anchors(batch.anchors.long(), batch.anchor_weights)
         history = self.history(batch) if self.history is not None else None
-        mined: Mined | None = None
-        count = self.config.mined.per_click
-        if count:
-            # Those of single rows stand behind the ads that all rows share.
-            shared = len(ad) - len(user) * count
-            mined = Mined(
-                ad[shared:].unflatten(0, (len(user), count)),
-                log_q[shared:].unflatten(0, (len(user), count)),
-            )
-            ad, log_q = ad[:shared], log_q[:shared]
-            if history is not None:
-                history = history._replace(items=history.items[:shared])
+        ad, log_q, mined = self._apart(ad, batch.log_q, len(user))
         ad_ids, negatives = batch.ad_ids[: len(ad)], self._negatives(len(ad))
+        if history is not None:
+            history = history._replace(items=history.items[: len(ad)])
         if self.config.contrast != "softmax":
             return pairwise_loss(
                 self.config.contrast,
@@ -121,18 +112,28 @@ class RetrievalLoss(nn.Module):
                 history,
                 negatives,
             )
-        correction = log_q if self.config.log_q != "none" else None
         return sampled_softmax(
             user,
             ad,
             ad_ids,
-            correction,
+            log_q if self.config.log_q != "none" else None,
             anchors,
             temperature,
             history,
             negatives,
             mined,
         )
+
+    def _apart(
+        self, ad: Tensor, log_q: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor, Mined | None]:
+        """Set the ads that all rows share apart from those of single rows, the last."""
+        count = self.config.mined.per_click
+        if not count:
+            return ad, log_q, None
+        shared = len(ad) - rows * count
+        vectors, logs = (x[shared:].unflatten(0, (rows, count)) for x in (ad, log_q))
+        return ad[:shared], log_q[:shared], Mined(vectors, logs)
 
     def _negatives(self, ads: int) -> Negatives:
         """Choose the negatives of this step, of so many ads of this rank."""

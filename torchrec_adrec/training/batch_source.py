@@ -11,7 +11,7 @@ from torchrec_adrec.config.train import RankingConfig, TrainConfig
 from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns
-from torchrec_adrec.data.loader.extra_ads import ExtraAds
+from torchrec_adrec.data.loader.extra_ads import NO_EXTRA, ExtraAds
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
 from torchrec_adrec.data.loader.mined import MinedAds
@@ -58,7 +58,7 @@ class BatchSource:
     process: Process
     folder: Path
     bounds: Bounds = "raise"
-    negatives: ExtraAds = ExtraAds()
+    negatives: ExtraAds = NO_EXTRA
     negative_rate: float = 1
     splits: Sequence[str] = ("train",)
     retrieved: RetrievedRows | None = None

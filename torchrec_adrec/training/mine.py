@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,10 +24,9 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ConfigError, ManifestError, reason
 from torchrec_adrec.evaluation.exact_search import ExcludedAds
 from torchrec_adrec.runtime.files import (
-    HASHES,
     Origin,
+    catalog_hash,
     check_hashes,
-    load_hashes,
     vocabulary_hashes,
     write_hashes,
 )
@@ -34,7 +34,6 @@ from torchrec_adrec.runtime.progress import Progress
 from torchrec_adrec.training.click_search import ROW, ClickSearch
 
 RECORD = "mined.json"
-CATALOG = "catalog.parquet"
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def mine(config: Config, process: Process, data: Path, folder: Path) -> None:
     _check_towers(towers, data)
     source = MinedFrom(
         checkpoint=towers.origin,
-        catalog=load_hashes(data)[CATALOG],
+        catalog=catalog_hash(data),
         ranks=config.retrieval.mined.ranks,
     )
     final, partial = folder / MINED, folder / f"{MINED}.partial"
@@ -105,8 +104,11 @@ def _check_towers(towers: Checkpoint, data: Path) -> None:
 
     Towers of other rows may have seen clicks that are held out here.
     """
-    hashes = {"catalog": load_hashes(data)[CATALOG]}
-    expected = {"task": "retrieval", "vocabulary": vocabulary_hashes(data)} | hashes
+    expected: dict[str, Any] = {
+        "task": "retrieval",
+        "vocabulary": vocabulary_hashes(data),
+        "catalog": catalog_hash(data),
+    }
     differing = [name for name in expected if towers.state.get(name) != expected[name]]
     if differing:
         raise CheckpointError(
@@ -122,8 +124,9 @@ def _check_source(folder: Path, source: MinedFrom) -> None:
     recorded = MinedFrom.model_validate_json((folder / RECORD).read_text())
     if recorded != source:
         raise ManifestError(
-            f"{folder} was mined from {recorded}, expected {source}: the checkpoint, the"
-            f" data or the ranks have changed; remove {folder.parent} and train again"
+            f"{folder} was mined from {recorded}, expected {source}: the checkpoint,"
+            f" the data or the ranks have changed; remove {folder.parent} and train"
+            " again"
         )
 
 

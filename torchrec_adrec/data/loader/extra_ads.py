@@ -57,3 +57,6 @@ class ExtraAds:
         if self.uniform is not None:
             shared = log_q[: rows + self.uniform.local_count]
             shared.copy_(self.uniform.mixed(shared))
+
+
+NO_EXTRA = ExtraAds()

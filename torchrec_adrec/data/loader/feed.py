@@ -9,7 +9,7 @@ from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.data.loader.batch_memory import Memory
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import collate, most_bytes
-from torchrec_adrec.data.loader.extra_ads import ExtraAds
+from torchrec_adrec.data.loader.extra_ads import NO_EXTRA, ExtraAds
 from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.schema import Schema
 
@@ -51,7 +51,7 @@ class Feed:
     schema: Schema
     epochs: int
     bounds: Bounds
-    negatives: ExtraAds = ExtraAds()
+    negatives: ExtraAds = NO_EXTRA
     numbered: bool = False
 
     @property

@@ -106,8 +106,8 @@ class MinedAds:
         if wrong.any():
             number = int(numbers[np.argmax(wrong)])
             raise DataError(
-                f"{rows.split.locate(number)}: the list that was mined for training row"
-                f" {number} is of another row or ad; the data have changed since: remove"
-                f" {self._arguments[0]} and train again"
+                f"{rows.split.locate(number)}: the list that was mined for training"
+                f" row {number} is of another row or ad; the data have changed since:"
+                f" remove {self._arguments[0]} and train again"
             )
         return lists
