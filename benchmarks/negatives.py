@@ -6,7 +6,9 @@ Every row of the table is trained for each seed and each of `--temperatures`, ju
 the validation clicks while it trains, and stopped as CONFIG says. The temperature that
 is best on validation, over the seeds, is the row's; only then its test clicks are
 looked at, once. Ads of the user's history are no candidates. Fits are kept as they are
-made: a run that was killed goes on, and fits of other settings are made anew.
+made: a run that was killed goes on, and fits of other settings are made anew. With
+`--mined CHECKPOINT`, of towers that were trained on these rows before, there are rows
+of negatives that it mines.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import build, final_checkpoint
+from torchrec_adrec.training.mine import mine
 from torchrec_adrec.training.trainer import Trainer
 
 CORRECTIONS = ("none", "standard", "without_positive")
@@ -35,11 +38,11 @@ FIGURES = ("recall@10", "ndcg@10")
 Fits = dict[str, dict[str, Any]]
 
 
-def negatives(uniform: int, hardest: int) -> dict[str, tuple[str, ...]]:
+def negatives(uniform: int, hardest: int, mined: str) -> dict[str, tuple[str, ...]]:
     """Return the settings of each choice of negatives."""
     alone = "retrieval.in_batch_negatives=false"
     drawn = f"retrieval.uniform_negatives={uniform}"
-    return {
+    choices = {
         "in-batch": (),
         "uniform": (alone, drawn),
         "mixed": (drawn,),
@@ -49,18 +52,23 @@ def negatives(uniform: int, hardest: int) -> dict[str, tuple[str, ...]]:
             "retrieval.hardest_rise=0.5",
         ),
     }
+    if mined:
+        lists = f"retrieval.mined={{per_click: 4, checkpoint: {mined}}}"
+        choices |= {"mined": (lists,), "mixed and mined": (drawn, lists)}
+    return choices
 
 
-def rows(uniform: int, hardest: int) -> dict[str, tuple[str, ...]]:
+def rows(uniform: int, hardest: int, mined: str = "") -> dict[str, tuple[str, ...]]:
     """Return the settings of each row of the table, by its name."""
     table = {}
-    for name, settings in negatives(uniform, hardest).items():
+    for name, settings in negatives(uniform, hardest, mined).items():
         for log_q in CORRECTIONS:
             table[f"softmax, {name}, log_q {log_q}"] = (
                 *settings,
                 f"retrieval.log_q={log_q}",
             )
-        for loss in ("bpr", "triplet"):
+        # Losses of pairs draw from the batch alone.
+        for loss in ("bpr", "triplet") if "mined" not in name else ():
             table[f"{loss}, {name}"] = (*settings, f"retrieval.contrast={loss}")
     return table
 
@@ -75,6 +83,7 @@ def main() -> None:
     arguments.add_argument("--temperatures", nargs="+", default=["0.05", "0.1"])
     arguments.add_argument("--uniform", type=int, default=1024)
     arguments.add_argument("--hardest", type=int, default=64)
+    arguments.add_argument("--mined", default="", help="checkpoint of earlier towers")
     arguments.add_argument("--rows", default="", help="only rows with this in the name")
     arguments.add_argument("--set", nargs="*", default=[], help="further settings")
     args = arguments.parse_args()
@@ -82,7 +91,7 @@ def main() -> None:
     fits: Fits = json.loads(path.read_text())["runs"] if path.exists() else {}
     table = {
         name: settings
-        for name, settings in rows(args.uniform, args.hardest).items()
+        for name, settings in rows(args.uniform, args.hardest, args.mined).items()
         if args.rows in name
     }
     with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
@@ -134,6 +143,7 @@ class Bench:
             return
         folder = self._folder(place)
         folder.mkdir()
+        mine(config, self.process, self.data, folder)
         trainer = Trainer("retrieval", config, self.process, self.data, folder)
         train = trainer.fit()["train"]
         self.fits[place] = {

@@ -8,7 +8,9 @@ from torchrec_adrec.config.base import Count, Settings
 
 
 class MinedNegatives(Settings):
-    """Ads that an earlier checkpoint retrieves for the user of each training click."""
+    """Ads that an earlier checkpoint retrieves for the user of each training click
+    ([training.md](training.md#negatives-mined-from-an-earlier-run)).
+    """
 
     per_click: Annotated[int, Field(ge=0)] = 0
     """Ads that each step draws for each of its clicks, from the list of that click.
