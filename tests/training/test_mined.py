@@ -1,6 +1,7 @@
 """Mined negatives: whose lists they are, who may stand in them, and what is drawn."""
 
 import json
+import pickle
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from raw_data import prepare_table
 
 from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int64s
+from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.batch_memory import heap
@@ -34,9 +36,11 @@ from torchrec_adrec.errors import (
 from torchrec_adrec.runs import stages
 from torchrec_adrec.runtime.files import HASHES, write_hashes
 from torchrec_adrec.schema import AD_ID, USER_KEY, Schema, Side
+from torchrec_adrec.tasks.retrieval import RetrievalLoss
 from torchrec_adrec.tasks.sharded import final_checkpoint
 from torchrec_adrec.tasks.task import build_task
 from torchrec_adrec.training.batch_source import negatives_of
+from torchrec_adrec.training.click_search import ClickSearch
 from torchrec_adrec.training.mine import RECORD, mine
 from torchrec_adrec.training.refit import fit_stage
 from torchrec_adrec.training.trainer import Trainer
@@ -195,6 +199,7 @@ def steps_of(
     process = Process(rank, ranks, ranks, torch.device("cpu"))
     negatives = negatives_of("retrieval", config, data, folder, process)
     feed = Feed(reader, schema, 2, "raise", negatives, numbered=True)
+    feed = pickle.loads(pickle.dumps(feed))  # as it reaches the process that reads
     steps = {}
     for origin, batch in feed.read(done, heap, RepairCounts()):
         shape, last = (origin.count, DRAWS), slice(-origin.count * DRAWS, None)
@@ -235,6 +240,10 @@ def test_any_ranks_and_a_resumed_run_draw_the_same(
     data: Path, towers: Path, mined: Path
 ) -> None:
     config = settings(towers, "retrieval.uniform_negatives=4")
+    process = Process(0, 1, 1, torch.device("cpu"))
+    negatives = negatives_of("retrieval", config, data, mined, process).mined
+    # The lists stay in their file when the reader is sent to another process.
+    assert len(pickle.dumps(negatives)) < arrays(mined)[-1].nbytes
     alone = steps_of(data, mined, config)
     pair = [steps_of(data, mined, config, rank, 2) for rank in range(2)]
     resumed = steps_of(data, mined, config, done=3)
@@ -247,22 +256,64 @@ def test_any_ranks_and_a_resumed_run_draw_the_same(
             assert np.array_equal(one, other)
 
 
+def first_batch(data: Path, folder: Path, config: Config) -> Batch:
+    schema = Schema.load(data / "schema.json")
+    reader = Reader(Split.open(data / "train"), batch_columns(schema), BATCH, seed=0)
+    process = Process(0, 1, 1, torch.device("cpu"))
+    negatives = negatives_of("retrieval", config, data, folder, process)
+    feed = Feed(reader, schema, 1, "raise", negatives)
+    _, batch = next(iter(feed.read(0, heap, RepairCounts())))
+    assert batch.buffer.numel() <= feed.most_bytes
+    return batch
+
+
 def test_the_shared_ads_keep_the_log_q_of_their_own_draws(
     data: Path, towers: Path, mined: Path
 ) -> None:
-    """Mined ads are no draws that rows share: they change nobody's share."""
-    schema = Schema.load(data / "schema.json")
-    reader = Reader(Split.open(data / "train"), batch_columns(schema), BATCH, seed=0)
-    shares = []
-    for words in ((), ("retrieval.mined.per_click=0",)):
-        config = settings(towers, "retrieval.uniform_negatives=4", *words)
-        process = Process(0, 1, 1, torch.device("cpu"))
-        negatives = negatives_of("retrieval", config, data, mined, process)
-        feed = Feed(reader, schema, 1, "raise", negatives)
-        _, batch = next(iter(feed.read(0, heap, RepairCounts())))
-        assert batch.buffer.numel() <= feed.most_bytes
-        shares.append(batch.log_q[: BATCH + 4])
-    assert torch.equal(*shares)
+    """Mined ads are no draws that rows share: neither changes the other's share."""
+    uniform, shared = "retrieval.uniform_negatives=4", BATCH + 4
+    with_mined = first_batch(data, mined, settings(towers, uniform)).log_q
+    none = settings(towers, uniform, "retrieval.mined.per_click=0")
+    assert torch.equal(with_mined[:shared], first_batch(data, mined, none).log_q)
+    alone = first_batch(data, mined, settings(towers)).log_q
+    assert torch.equal(with_mined[shared:], alone[BATCH:])
+
+
+@pytest.mark.usefixtures("process")
+def test_a_mined_ad_is_pushed_away_from_its_own_user_alone(
+    data: Path, towers: Path, mined: Path
+) -> None:
+    """Its gradient is a multiple of that user's vector, and 0 without a click."""
+    config = settings(towers, "retrieval.uniform_negatives=4")
+    batch = first_batch(data, mined, config)
+    torch.manual_seed(0)
+    user, ad = torch.randn(BATCH, 3), torch.randn(len(batch.ad_ids), 3)
+    ad.requires_grad_()
+    loss = RetrievalLoss(config.retrieval, Schema.load(data / "schema.json"))
+    (gradient,) = torch.autograd.grad(loss(user, ad, torch.zeros(BATCH), batch), ad)
+    of_mined = gradient[BATCH + 4 :].unflatten(0, (BATCH, DRAWS))
+    along = (of_mined * user[:, None]).sum(dim=2)
+    is_click = batch.labels[:, 0] == 1
+    assert (along[is_click] > 0).all() and (of_mined[~is_click] == 0).all()
+    lengths = of_mined.norm(dim=2) * user.norm(dim=1)[:, None]
+    torch.testing.assert_close(along, lengths)
+
+
+def test_ads_of_a_history_have_no_rank_even_if_no_row_shows_the_click(
+    data: Path,
+    towers: Path,
+    process: Process,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = pl.DataFrame(schema={USER_KEY: pl.Int64, AD_ID: pl.Int64})
+    monkeypatch.setattr(ClickSearch, "_clicks_of_users", lambda search: nothing)
+    mine(settings(towers), process, data, tmp_path)
+    rows, _, lists = arrays(tmp_path)
+    items = shown(data)["item"].to_numpy()[lists]
+    histories = rows_of(data, "train")[rows].select(f"history:{i}" for i in range(SEEN))
+    for listed, history in zip(items, histories.rows(), strict=True):
+        assert not set(listed.tolist()) & {item for item in history if item >= 2}
 
 
 def test_lists_of_other_rows_are_noticed_by_the_step(

@@ -8,9 +8,7 @@ from torchrec_adrec.config.base import Count, Settings
 
 
 class MinedNegatives(Settings):
-    """Ads that an earlier checkpoint retrieves for the user of each training click
-    ([training.md](training.md#negatives-mined-from-an-earlier-run)).
-    """
+    """Ads that earlier towers retrieve for each training click (docs/training.md)."""
 
     per_click: Annotated[int, Field(ge=0)] = 0
     """Ads that each step draws for each of its clicks, from the list of that click.

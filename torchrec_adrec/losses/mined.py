@@ -13,10 +13,11 @@ ads would need another correction for each row: an ad is likely to be drawn for 
 whose list holds it, and as likely as its share of all lists for the others. Without a
 correction the ads that stand in many lists would be pushed down for that alone.
 
-The same sum makes rows with other shapes, so it is computed beside the softmax, which
-takes it as one more number of each row.
+The softmax multiplies all rows with all ads, which this sum does not, so it is made
+apart and enters the softmax as one more number of each row.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ def mined_log_odds(
     # The correction is that of the row, outside of the sum: a sum over logits that are
     # all -infinity would have NaN for its gradient.
     log_q, draws = mined.log_q[:, 0], mined.log_q.shape[1]
-    expected = log_q + torch.tensor(draws).log()
+    expected = log_q + math.log(draws)
     correction = torch.where(log_q.isinf() | is_corrected, expected, 0.0)
     return logits.logsumexp(dim=1) - correction - positives.float()
 

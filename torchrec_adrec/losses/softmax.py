@@ -30,7 +30,8 @@ gradient of `without_positive` above, whose value is a -log probability (a test 
 the two).
 
 Uniform negatives in addition to those of the batch: Yang et al., Mixed negative
-sampling, XX"""
+sampling, WWW 2020. Hard ones of the batch: `losses.hardest`; of a row: `losses.mined`.
+"""
 
 import torch
 from torch import Tensor
