@@ -287,7 +287,7 @@ def test_a_mined_ad_is_pushed_away_from_its_own_user_alone(
     config = settings(towers, "retrieval.uniform_negatives=4")
     batch = first_batch(data, mined, config)
     torch.manual_seed(0)
-    user, ad = torch.randn(BATCH, 3), torch.randn(len(batch.ad_ids), 3)
+    user, ad = 0.1 * torch.randn(BATCH, 3), 0.1 * torch.randn(len(batch.ad_ids), 3)
     ad.requires_grad_()
     loss = RetrievalLoss(config.retrieval, Schema.load(data / "schema.json"))
     (gradient,) = torch.autograd.grad(loss(user, ad, torch.zeros(BATCH), batch), ad)
