@@ -5,7 +5,7 @@
 
 Every encoder and seed is a run of its own below --out, on the same prepared data, and
 what is finished is not done again. Each test click is ranked in the whole catalog by
-the exported vectors, without the ads of its user's history, as training has them:
+the exported vectors, without the ads that its user is known to have clicked:
 
     Recall@10 and NDCG@10, mean over seeds (standard deviation)
     the difference to the first encoder of --encoders, with its 95% interval: users are
@@ -23,18 +23,22 @@ from seeds import shown
 from some_stages import run_stages, share_data
 from timing import keep_result
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Int64s
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.data.catalog import load_catalog
+from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.evaluation.comparison import Difference, mean_terms, paired
+from torchrec_adrec.evaluation.exact_search import search
 from torchrec_adrec.evaluation.full_catalog import held_out_clicks
+from torchrec_adrec.evaluation.known_ads import known_ads
 from torchrec_adrec.evaluation.ranking_metrics import PerQuery, one_relevant
+from torchrec_adrec.evaluation.scorers import InnerProduct
 from torchrec_adrec.index.manifest import load_vectors
-from torchrec_adrec.schema import AD_ID, USER_KEY, Schema, Side
+from torchrec_adrec.schema import AD_ID, USER_KEY, Schema
 
 ENCODERS = ("mean", "attention", "gru")
 METRICS = ("recall@10", "ndcg@10")
-BLOCK = 1024  # clicks whose scores are held at once
+CUT = 10
 
 
 def main() -> None:
@@ -71,52 +75,24 @@ def _arguments() -> argparse.Namespace:
 
 def _judge(run: Path, config: Config) -> tuple[Int64s, PerQuery]:
     """Users and metrics of every exported test click."""
-    schema = Schema.load(run / "data/schema.json")
+    data = run / "data"
+    schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
     # A run's seed also draws its clicks where there are more than are searched for:
     # `evaluation.queries` must hold all of them, or seeds could not be paired.
     most = config.evaluation.queries
-    clicks, total = held_out_clicks(run / "data", schema, most, config.seed)
+    clicks, total = held_out_clicks(data, schema, most, config.seed)
     assert len(clicks) == total, f"set evaluation.queries={total} to pair all clicks"
     ids, ads = load_vectors(run / "export")
     clicked, users = load_vectors(run / "export", "queries.parquet")
     assert np.array_equal(clicked, clicks[AD_ID].to_numpy())
-    places = {int(ad): place for place, ad in enumerate(ids)}
-    right = np.array([places[int(ad)] for ad in clicked])
-    catalog = load_catalog(run / "data")
-    items = np.full(len(ids), -1)
-    items[[places[ad] for ad in catalog[AD_ID]]] = catalog[
-        str(schema.items_of(Side.AD))
-    ]
-    assert schema.history is not None, "the data have no history of ads"
-    past = clicks.select(schema.history.columns).to_numpy()
-    ranks = np.concatenate(
-        [
-            _ranks(users[rows] @ ads.T, right[rows], items, past[rows])
-            for rows in np.array_split(np.arange(len(users)), -(-len(users) // BLOCK))
-        ]
-    )
+    assert np.array_equal(ids, catalog[AD_ID].to_numpy())
+    known = known_ads(clicks, catalog, schema, data, "test")
+    with process_group("cpu") as process:
+        scorer = InnerProduct.of(users, ads, 0, process.device)
+        places = np.searchsorted(ids, clicked)
+        ranks = search(scorer, places, CUT, process, known).ranks
     keys = clicks[USER_KEY] if USER_KEY in clicks.columns else pl.Series(range(total))
-    return keys.to_numpy(), one_relevant(ranks, (10,))
-
-
-def _ranks(scores: Float32s, right: Int64s, items: Int64s, past: Int64s) -> Int64s:
-    """Rank the clicked ads, 1 is the best; ads of the history are no competitors.
-
-    Args:
-        scores: (Q, N).
-        right: (Q,) places of the clicked ads.
-        items: (N,) ids of the ads' items.
-        past: (Q, L) ids of the history; -1: none.
-    """
-    rows = np.arange(len(scores))
-    target = scores[rows, right].copy()
-    for row, ids in enumerate(past):
-        scores[row, np.isin(items, ids[ids >= 0])] = -np.inf
-    better = (scores > target[:, None]).sum(axis=1)
-    # Equal scores lose: a model of constants finds nothing.
-    equal = (scores == target[:, None]).sum(axis=1)
-    is_counted = scores[rows, right] == target
-    return np.asarray(1 + better + equal - is_counted)
+    return keys.to_numpy(), one_relevant(ranks, (CUT,))
 
 
 def _report(

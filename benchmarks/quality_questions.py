@@ -124,9 +124,43 @@ QUALITY = (
         )
         for data, name, config in (
             ("Amazon Beauty", "beauty", "amazon_beauty"),
-            ("Amazon Video Games", "games_10k", "amazon_video_games"),
+            ("Amazon Video Games", "games", "amazon_video_games"),
             ("MovieLens 1M", "movielens_1m", "movielens_1m"),
+            ("Gowalla", "gowalla", "gowalla"),
         )
+    ),
+    Question(
+        "How does LightGCN learn Gowalla, epoch by epoch?",
+        "classics_gowalla_curve",
+        (
+            "adrec prepare --config configs/gowalla.yaml --out RUN data.raw=FILES",
+            "python benchmarks/classics.py RUN --curve 20 --name gowalla_curve --grid"
+            " '[{\"batch\": 16384}]'",
+        ),
+        (Table("test, every place a candidate", ("curve", "epochs")),),
+    ),
+    Question(
+        "Which loss and which negatives do towers of Amazon Beauty need?",
+        "negatives_beauty",
+        (
+            "adrec prepare --config configs/amazon_beauty_attention.yaml --out RUN"
+            " data.raw=FILE",
+            "python benchmarks/negatives.py configs/amazon_beauty_attention.yaml"
+            " RUN/data --name beauty --seeds 0 1 2",
+        ),
+        (Table("test, every item a candidate", ("runs", "*", "test")),),
+    ),
+    *(
+        Question(
+            f"Which encoder of a history do towers of {data} need?",
+            f"encoders_{name}",
+            (
+                f"python benchmarks/history_encoders.py configs/{config}.yaml --seeds 0"
+                f" 1 2 --name encoders_{name} --set data.raw=FILE",
+            ),
+            (Table("mean (deviation) over the seeds", ("figures",)),),
+        )
+        for data, name, config in (("KuaiRand", "kuairand", "kuairand"),)
     ),
     Question(
         "How much of the best list's worth is lost in a known world?",

@@ -14,7 +14,7 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
-from torchrec_adrec.evaluation.history_ads import ads_of_histories
+from torchrec_adrec.evaluation.known_ads import ads_of_histories
 from torchrec_adrec.schema import AD_ID, Schema
 from torchrec_adrec.training import step_runner
 from torchrec_adrec.training.trainer import Trainer

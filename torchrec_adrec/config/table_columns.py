@@ -153,11 +153,12 @@ class LabelColumn(_Column):
     @model_validator(mode="after")
     def _positives_have_no_column(self) -> Self:
         # Who names a column means it to count: rows that are none would be positives.
-        ignored = self.model_fields_set & {"column", "at_least"}
+        # A saved configuration names them too, without a value.
+        ignored = [n for n in ("at_least", "column") if getattr(self, n) is not None]
         if self.positives_only and ignored:
             raise ValueError(
                 "`positives_only` makes every row a positive and reads no column; leave"
-                f" {' and '.join(sorted(ignored))} out, or leave `positives_only` out"
+                f" {' and '.join(ignored)} out, or leave `positives_only` out"
             )
         return self
 

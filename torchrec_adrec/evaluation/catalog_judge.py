@@ -16,7 +16,7 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.encode import Encode, encode
 from torchrec_adrec.evaluation.exact_search import search
 from torchrec_adrec.evaluation.full_catalog import clicks_of
-from torchrec_adrec.evaluation.history_ads import ads_of_histories
+from torchrec_adrec.evaluation.known_ads import known_ads
 from torchrec_adrec.evaluation.ranking_metrics import one_relevant
 from torchrec_adrec.evaluation.scorers import InnerProduct
 from torchrec_adrec.runtime.ranks import share_of
@@ -28,9 +28,10 @@ CUT = 10
 class CatalogJudge:
     """Searches for the ads of held-out clicks. Collective.
 
-    Every click is a query, and its ad the one that is relevant. Ads of the
-    user's history are no candidates: they are no negatives either, so nothing keeps
-    their scores down. `adrec export` does the same with `evaluation.exclude_history`.
+    Every click is a query, and its ad the one that is relevant. Ads that the user is
+    known to have clicked are no candidates: the towers have learnt that he does, and
+    those of his history are no negatives, so that they would fill his list. `adrec
+    export` does the same with `evaluation.exclude_known`.
 
     Args:
         data: a prepared data set.
@@ -63,7 +64,7 @@ class CatalogJudge:
             )
         ids = self.catalog[AD_ID].to_numpy()
         self.clicked = np.searchsorted(ids, self.clicks[AD_ID].to_numpy())
-        self.excluded = ads_of_histories(self.clicks, self.catalog, schema)
+        self.excluded = known_ads(self.clicks, self.catalog, schema, data, split)
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """Return NDCG, recall and MRR of the clicked ads, the same on every rank.

@@ -24,10 +24,10 @@ from torchrec_adrec.evaluation.exact_search import (
     SearchResult,
     search,
 )
-from torchrec_adrec.evaluation.history_ads import ads_of_histories, check_history
+from torchrec_adrec.evaluation.known_ads import known_ads
 from torchrec_adrec.evaluation.ranking_metrics import cuts_of, one_relevant
 from torchrec_adrec.evaluation.retrieval import (
-    HISTORY_LEFT_OUT,
+    KNOWN_LEFT_OUT,
     NOTHING_LEFT_OUT,
     RetrievalProtocol,
     retrieval_metrics,
@@ -103,7 +103,7 @@ def judge(
     schema: Schema,
     seed: int,
     process: Process,
-    exclude_history: bool = False,
+    exclude_known: bool = False,
 ) -> dict[str, Any]:
     """Measure retrieval over the whole catalog. Collective.
 
@@ -115,10 +115,8 @@ def judge(
         schema: its columns.
         seed: of the draws.
         process: this rank.
-        exclude_history: leave the ads of each user's history out of the candidates.
-
-    Raises:
-        ConfigError: they are to be left out, and the users have no history of ads.
+        exclude_known: leave out of each user's candidates what he is known to have
+            clicked.
 
     Returns:
         Metrics and protocol on the first rank, nothing on the others.
@@ -135,9 +133,8 @@ def judge(
     cuts = cuts_of(len(ids))
     longest = max(cuts, default=1)
     excluded = None
-    if exclude_history:
-        check_history(schema)
-        excluded = ads_of_histories(clicks, catalog, schema)
+    if exclude_known:
+        excluded = known_ads(clicks, catalog, schema, data, "test")
     if excluded is not None:
         scorers["popularity"] = Popularity.of(impressions, local, process.device)
     results: dict[str, SearchResult] = {
@@ -156,7 +153,7 @@ def judge(
         catalog=len(ids),
         cuts=cuts,
         context=settings,
-        filtered=HISTORY_LEFT_OUT if exclude_history else NOTHING_LEFT_OUT,
+        filtered=KNOWN_LEFT_OUT if exclude_known else NOTHING_LEFT_OUT,
     )
     return {
         "protocol": protocol.model_dump(mode="json"),
@@ -174,7 +171,7 @@ def judge_towers(
     process: Process,
     schema: Schema | None = None,
 ) -> dict[str, float]:
-    """Measure the towers alone on any clicks, over the whole catalog. Collective.
+    """Measure the towers on validation clicks, over the whole catalog. Collective.
 
     Args:
         ads, local: as of `judge`.
@@ -182,8 +179,8 @@ def judge_towers(
         clicks: the rows of these users, as `clicks_of` returns them.
         data: a prepared data set.
         process: this rank.
-        schema: of the data, where the ads of each user's history are to be left out of
-            the candidates; None: all ads are candidates.
+        schema: of the data, where the ads that each user is known to have clicked are
+            to be left out; None: all ads are candidates.
 
     Returns:
         Means over the clicks on the first rank, nothing on the others.
@@ -191,7 +188,9 @@ def judge_towers(
     catalog = load_catalog(data)
     ids, clicked = catalog[AD_ID].to_numpy(), clicks[AD_ID].to_numpy()
     places, cuts = np.searchsorted(ids, clicked), cuts_of(len(ids))
-    excluded = None if schema is None else ads_of_histories(clicks, catalog, schema)
+    excluded = None
+    if schema is not None:
+        excluded = known_ads(clicks, catalog, schema, data, "valid")
     scorer = InnerProduct.of(queries, ads, local.start, process.device)
     result = search(scorer, places, max(cuts, default=1), process, excluded)
     if not process.is_first:

@@ -30,7 +30,7 @@ from torchrec_adrec.evaluation.ranking_metrics import (
 
 CLICKED = "clicked_popularity"  # what the popularity of the lists is compared with
 NOTHING_LEFT_OUT = "nothing"
-HISTORY_LEFT_OUT = "the ads of the user's history, but for the clicked one"
+KNOWN_LEFT_OUT = "ads that the user is known to have clicked, but for the clicked one"
 DIFFERENCES = (("towers", "popularity"), ("towers", "context"))
 
 

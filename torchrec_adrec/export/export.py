@@ -33,7 +33,7 @@ from torchrec_adrec.evaluation.full_catalog import (
     judge,
     judge_towers,
 )
-from torchrec_adrec.evaluation.history_ads import check_history
+from torchrec_adrec.evaluation.known_ads import check_known
 from torchrec_adrec.evaluation.pictures import recall_by_popularity
 from torchrec_adrec.export.encode import encode_examples, encode_parts
 from torchrec_adrec.export.parts import Parts, write_vectors
@@ -79,8 +79,8 @@ def export(
     """
     model.eval()
     schema = Schema.load(data / "schema.json")
-    if config.evaluation.exclude_history:
-        check_history(schema)  # before the work, not behind it
+    if config.evaluation.exclude_known:
+        check_known(schema, data)  # before the work, not behind it
     towers: TwoTower = model.module.model
     catalog = load_catalog(data)
     parts = Parts(
@@ -120,7 +120,7 @@ def export(
     local = slice(int(exported.starts[share.start]), int(exported.starts[share.stop]))
     ads = exported.vectors(share)
     _, queries = load_vectors(out, QUERIES)
-    without = judging.exclude_history
+    without = judging.exclude_known
     metrics = {
         "test": judge(ads, local, queries, data, schema, config.seed, process, without)
     }

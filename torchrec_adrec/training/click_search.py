@@ -16,7 +16,7 @@ from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.evaluation.encode import Encode, encode
 from torchrec_adrec.evaluation.exact_search import ExcludedAds, search
-from torchrec_adrec.evaluation.history_ads import ads_of_histories
+from torchrec_adrec.evaluation.known_ads import ads_of_histories
 from torchrec_adrec.evaluation.scorers import InnerProduct
 from torchrec_adrec.runtime.ranks import share_of
 from torchrec_adrec.schema import AD_ID, NO_USER, USER_KEY, Schema, Side

@@ -301,4 +301,10 @@ class Trainer:
             steps = self.schedule.steps
             send(Status("figures", json.dumps(metrics), step, steps, self.task))
         assert figure is not None, f"no figure {self.judged_by}"
-        return self.state.stopping.add(step, figure)
+        is_best = self.state.stopping.add(step, figure)
+        if self.process.is_first:
+            best = ", the best so far" if is_best else ""
+            log.info(
+                f"{self.task}: step {step}, valid {self.judged_by} {figure:.4f}{best}"
+            )
+        return is_best

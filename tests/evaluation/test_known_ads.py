@@ -1,5 +1,6 @@
-"""Candidates without the ads of a user's history: export's figures by plain numpy."""
+"""Candidates without the ads that a user has clicked: figures by plain numpy."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.full_catalog import clicks_of, judge, judge_towers
-from torchrec_adrec.schema import AD_ID, Schema
+from torchrec_adrec.evaluation.known_ads import check_known, known_ads
+from torchrec_adrec.schema import AD_ID, USER_KEY, Schema
 
 USERS, ITEMS, TAKEN = 30, 40, 12
 TABLE: dict[str, Any] = {
@@ -26,7 +28,7 @@ TABLE: dict[str, Any] = {
 }
 
 
-def prepare(folder: Path, table: dict[str, Any]) -> Path:
+def prepare(folder: Path, table: dict[str, Any], by: str = "leave_one_out") -> Path:
     rng = np.random.default_rng(0)
     taken = [rng.permutation(ITEMS)[:TAKEN] for _ in range(USERS)]
     rows = pl.DataFrame(
@@ -36,7 +38,7 @@ def prepare(folder: Path, table: dict[str, Any]) -> Path:
             "ts": range(USERS * TAKEN),
         }
     )
-    prepare_table(*(folder, rows, table), split={"by": "leave_one_out"}, min_count=1)
+    prepare_table(*(folder, rows, table), split={"by": by}, min_count=1)
     return folder
 
 
@@ -75,7 +77,7 @@ def test_figures_are_those_of_numpy(
         if split == "test":
             judged = judge(ads, whole, users, data, schema, 0, process, without)
             assert judged["all"]["towers"]["ndcg@10"] == pytest.approx(figure)
-            assert ("history" in judged["protocol"]["filtered"]) == without
+            assert ("known" in judged["protocol"]["filtered"]) == without
             shown = np.bincount(
                 np.searchsorted(catalog[AD_ID], _training(data)), minlength=len(ads)
             ).astype(np.float64)
@@ -90,12 +92,41 @@ def _training(data: Path) -> Any:
     return pl.scan_parquet(data / "train" / "*.parquet").collect()[AD_ID]
 
 
-def test_without_a_history_of_ads_there_is_nothing_to_leave_out(
-    process: Process, tmp_path: Path
-) -> None:
+def test_a_user_without_a_history_is_known_by_earlier_splits(tmp_path: Path) -> None:
+    """Those that `known_ads` names are the ads of his earlier rows, and no others."""
     data = prepare(tmp_path / "data", TABLE | {"user": {"uid": "text"}})
     schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
-    ads = np.ones((len(catalog), 2), dtype=np.float32)
-    users = np.ones((USERS, 2), dtype=np.float32)
-    with pytest.raises(ConfigError, match=r"evaluation.exclude_history is true"):
-        judge(ads, slice(0, len(ads)), users, data, schema, 0, process, True)
+    rows = {n: pl.read_parquet(data / n / "*.parquet") for n in ("train", "valid")}
+    for split, earlier in (("valid", ["train"]), ("test", ["train", "valid"])):
+        clicks, _ = clicks_of(data, schema, split, USERS, 0)
+        excluded = known_ads(clicks, catalog, schema, data, split)
+        for query, user in enumerate(clicks[USER_KEY]):
+            before = pl.concat(
+                rows[n].filter(pl.col(USER_KEY) == user) for n in earlier
+            )
+            span = slice(*excluded.starts[query : query + 2])
+            ids = catalog[AD_ID].gather(excluded.positions[span])
+            assert sorted(ids) == sorted(before[AD_ID])
+
+
+def test_a_history_that_reaches_further_back_than_the_log_is_known_too(
+    tmp_path: Path,
+) -> None:
+    data = prepare(tmp_path / "data", TABLE)
+    schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
+    clicks, _ = clicks_of(data, schema, "test", USERS, 0)
+    item = int(catalog["item"][7])
+    clicks = clicks.with_columns(pl.lit(item).alias("history:0"))
+    clicks = clicks.with_columns(pl.lit(-5).alias(USER_KEY))
+    excluded = known_ads(clicks, catalog, schema, data, "test")
+    assert all(7 in excluded.positions[a:b] for a, b in pairwise(excluded.starts))
+
+
+def test_without_users_and_histories_nothing_is_known(tmp_path: Path) -> None:
+    table = {name: value for name, value in TABLE.items() if name != "user_id"}
+    labels = {"click": {"from": "ts", "at_least": 5}}
+    table = table | {"user": {"uid": "text"}, "labels": labels}
+    data = prepare(tmp_path / "data", table, by="time")
+    schema = Schema.load(data / "schema.json")
+    with pytest.raises(ConfigError, match=r"evaluation.exclude_known is true"):
+        check_known(schema, data)
