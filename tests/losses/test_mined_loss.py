@@ -1,5 +1,6 @@
 """Mined negatives in the softmax: of their own row alone, weighted by their chance."""
 
+import math
 from itertools import product
 
 import pytest
@@ -80,7 +81,7 @@ def test_what_is_drawn_weighs_as_much_as_the_whole_list(draws: int) -> None:
     torch.manual_seed(0)
     row, ads = torch.randn(WIDTH), torch.randn(6, WIDTH)
     drawn = torch.tensor(list(product(range(6), repeat=draws)))
-    mined = Mined(ads[drawn], torch.full(drawn.shape, -torch.tensor(6.0).log()))
+    mined = Mined(ads[drawn], torch.full(drawn.shape, -math.log(6)))
     rows, positives = row.expand(len(drawn), WIDTH), torch.full((len(drawn),), 0.3)
     odds = mined_log_odds(rows, positives, mined, is_corrected=True).exp()
     torch.testing.assert_close(odds.mean(), ((ads @ row) - 0.3).exp().sum())

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from numpy.typing import NDArray
 from raw_data import prepare_table
 
-from torchrec_adrec.arrays import Bools, Float32s, Float64s, Int64s
+from torchrec_adrec.arrays import Float64s, Int64s
 from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import Config, load_config
 from torchrec_adrec.data.catalog import load_catalog
@@ -181,7 +182,7 @@ def test_held_out_clicks_are_candidates_like_any_ad(data: Path, mined: Path) -> 
     assert len(pairs & listed) > 10
 
 
-Steps = dict[int, tuple[Int64s, Bools, Int64s, Float32s]]
+Steps = dict[int, tuple[NDArray[Any], ...]]
 
 
 def steps_of(
