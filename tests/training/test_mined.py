@@ -201,7 +201,7 @@ def steps_of(
     negatives = negatives_of("retrieval", config, data, folder, process)
     feed = Feed(reader, schema, 2, "raise", negatives, numbered=True)
     feed = pickle.loads(pickle.dumps(feed))  # as it reaches the process that reads
-    steps = {}
+    steps: Steps = {}
     for origin, batch in feed.read(done, heap, RepairCounts()):
         shape, last = (origin.count, DRAWS), slice(-origin.count * DRAWS, None)
         assert origin.numbers is not None
