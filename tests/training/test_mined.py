@@ -320,10 +320,12 @@ def test_ads_of_a_history_have_no_rank_even_if_no_row_shows_the_click(
 def test_lists_of_other_rows_are_noticed_by_the_step(
     data: Path, towers: Path, mined: Path, tmp_path: Path
 ) -> None:
-    """Off by one: rows that are numbered from 1, or lists that have moved by a row."""
+    """Off by one: rows that are numbered from 1, or one of them, and moved lists."""
     rows, clicked, _ = arrays(mined)
-    for name, values in ((ROWS, rows + 1), (CLICKED, np.roll(clicked, 1))):
-        folder = tmp_path / Path(name).stem
+    one = rows + (np.arange(len(rows)) == len(rows) // 2)
+    faults = (ROWS, rows + 1), (ROWS, one), (CLICKED, np.roll(clicked, 1))
+    for number, (name, values) in enumerate(faults):
+        folder = tmp_path / str(number)
         shutil.copytree(mined / MINED, folder / MINED)
         np.save(folder / MINED / name, values)
         with pytest.raises(DataError, match=r"part-.*list .* of another row or ad"):
