@@ -101,7 +101,9 @@ def test_the_other_tabs_show_the_reports(visit: Visit, address: str) -> None:
         frame = visit.page.frame_locator(f"iframe[title={tab}]")
         frame.get_by_role("heading", name=heading, exact=True).wait_for()
         # A picture that the policy of the page forbids would have no width.
-        for picture in frame.locator("img").all():
+        pictures = frame.locator("img").all()
+        assert pictures
+        for picture in pictures:
             assert picture.evaluate("image => image.naturalWidth") > 100
 
 

@@ -4,17 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from html_text import Page
 from named_ads import copy_of, ids_of
 
 from torchrec_adrec.errors import DataError
 from torchrec_adrec.export.ad_file import AdIds
 from torchrec_adrec.export.update import Updater
+from torchrec_adrec.page import reports
 from torchrec_adrec.page.answer import IMPRESSIONS, reasons
 from torchrec_adrec.serve.open_run import example_users
 from torchrec_adrec.serve.recommender import Recommender
 
 AppTest = pytest.importorskip("streamlit.testing.v1").AppTest
 pytestmark = pytest.mark.page
+TAB = "tab"  # the key of `torchrec_adrec.page.app`, which needs Streamlit
 SCRIPT = """
 from pathlib import Path
 from torchrec_adrec.page.app import show
@@ -88,7 +91,7 @@ def test_rivals_stand_under_their_names(page_run: Path) -> None:
 
 
 def test_a_new_user_gets_ads_like_those_picked(page_run: Path) -> None:
-    page = open_page(page_run)
+    page, served = open_page(page_run), Recommender.load(page_run)
     page.radio[0].set_value("a brand-new user").run()
     picks = page.multiselect[0]
     shares = []
@@ -98,6 +101,9 @@ def test_a_new_user_gets_ads_like_those_picked(page_run: Path) -> None:
         values = [option.split(" ")[0] for option in liked[:3]]
         page.multiselect[0].set_value(values).run()
         assert not page.exception and not page.error
+        # All three count, and nothing else is known of this user.
+        expected = served.recommend({"seen": values}).ads["ad_id"]
+        assert ads_of(page) == list(map(str, expected))
         shares.append(set(ads_of(page)))
     assert shares[0] != shares[1]
 
@@ -108,11 +114,14 @@ def test_ads_of_an_edited_user_are_those_of_that_user(page_run: Path) -> None:
 
     def expected(user: Any) -> list[tuple[str, float]]:
         ads = served.recommend(user).ads
-        return list(zip(map(str, ads["ad_id"]), ads["click"], strict=True))
+        why = reasons(served.explain(user, ads["ad_id"][0]), "click")
+        pairs = list(zip(map(str, ads["ad_id"]), ads["click"], strict=True))
+        return pairs + list(zip(why["column"], why["adds"], strict=True))
 
     def shown() -> list[tuple[str, float]]:
-        ads = page.dataframe[0].value
-        return list(zip(ads["ad_id"], ads["click"], strict=True))
+        ads, why = (table.value for table in page.dataframe[:2])
+        pairs = list(zip(ads["ad_id"], ads["click"], strict=True))
+        return pairs + list(zip(why["column"], why["adds"], strict=True))
 
     page, first, second = open_page(page_run), dict(users[0]), dict(users[1])
     page.number_input("user 0: age").set_value(7.0).run()
@@ -158,6 +167,46 @@ def test_the_page_knows_an_update_of_the_ads(page_run: Path, tmp_path: Path) -> 
     page.run()
     assert not page.exception and not page.error
     assert len(ads_of(page)) == 10 and first not in ads_of(page)
+
+
+def test_a_stage_that_was_made_again_is_opened_again(
+    page_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the page is open; nothing is opened twice without need."""
+    page, builds, opened = open_page(page_run), reports.check_run(page_run), []
+    original = Recommender.load
+
+    def load(run: Path) -> Recommender:
+        opened.append(run)
+        return original(run)
+
+    monkeypatch.setattr(Recommender, "load", load)
+    page.run()
+    assert opened == []
+    for count, stage in enumerate(builds, start=1):
+        # It alone differs from what is open by now.
+        builds = builds | {stage: f"another {stage}"}
+        monkeypatch.setattr(reports, "check_run", lambda _, now=builds: now)
+        page.run()
+        assert opened == count * [page_run] and len(ads_of(page)) == 10
+
+
+def test_each_tab_shows_its_report_and_nothing_else(page_run: Path) -> None:
+    page = AppTest.from_string(SCRIPT.format(path=str(page_run)), default_timeout=300)
+    contents = {
+        "Quality": reports.quality,
+        "Data": reports.data,
+        "Training": reports.training,
+    }
+    for title, content in contents.items():
+        page.session_state[TAB] = title
+        page.run()
+        assert not page.exception and not page.error
+        drawn = {tab.label: list(tab.children.values()) for tab in page.tabs}
+        assert [label for label in drawn if drawn[label]] == [title]
+        (frame,) = drawn[title]
+        assert frame.proto.srcdoc == content(page_run)
+        assert len(Page(frame.proto.srcdoc).text) > 100
 
 
 def test_a_refused_request_is_one_line(

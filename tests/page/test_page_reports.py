@@ -1,6 +1,8 @@
 """The tabs show the reports of the run, and a run that has no page is refused."""
 
 import json
+import shutil
+from base64 import b64encode
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +47,31 @@ def test_each_tab_shows_its_part_of_the_reports(reported: Path) -> None:
     assert "steps" not in quality.text and "steps" in training.text
     assert "1,000 rows" in data.text and "of it" not in training.text
     assert training.text.count("odd `x` <b>") == 1 and "fine" not in training.text
+
+
+def test_pictures_are_those_of_the_run_as_they_are_now(
+    reported: Path, tmp_path: Path
+) -> None:
+    """Another run may have the same name, and the run itself is made again."""
+    other = tmp_path / "other/shop"
+    shutil.copytree(reported, other)
+    places = ("ranking/no.png", "x.png", "data/x.png")
+    for run in (reported, other, reported):
+        report = (run / "report.md").read_text()
+        if "x.png" not in report:
+            text = report.replace("steps", "steps\n\n![x](x.png)\n")
+            (run / "report.md").write_text(text)
+            (run / "data/report.md").write_text("![x](x.png)")
+        for place in places:
+            (run / place).parent.mkdir(exist_ok=True)
+            previous = (run / place).read_bytes() if (run / place).exists() else b""
+            (run / place).write_bytes(f"{run}/{place}".encode() + previous)
+        for tab, place in zip(
+            (reports.quality, reports.training, reports.data), places, strict=True
+        ):
+            encoded = b64encode((run / place).read_bytes()).decode()
+            (picture,) = Page(tab(run)).all("img")
+            assert picture["src"] == f"data:image/png;base64,{encoded}"
 
 
 def test_the_kinds_of_index_appear_once_they_were_compared(
@@ -128,6 +155,7 @@ def test_the_server_listens_here_and_tells_nobody(tmp_path: Path) -> None:
         "--server.address=127.0.0.1",
         "--browser.gatherUsageStats=false",
         "--server.headless=true",
+        "--client.showErrorLinks=false",  # else an error's text is sent to others
         "--client.showErrorDetails=none",  # else a bug shows its traceback to visitors
     ):
         assert option in words

@@ -28,7 +28,7 @@ MANY = 14  # fields that fit into that height
 NAMED_BY = 2  # columns of an ad beside its number
 BUILD, FORM = "build", ("example", "user ")  # keys of the session, and their beginnings
 EXAMPLE, NEW = "an example user", "a brand-new user"
-TABS = ("Ten ads", "Quality", "Data", "Training")
+TAB, TABS = "tab", ("Ten ads", "Quality", "Data", "Training")
 # Less air above the title; and the form stays in sight beside the reasons.
 STYLE = """<style>
 [data-testid=stMainBlockContainer] { padding-top: 2.5rem; }
@@ -65,7 +65,8 @@ def show(run: Path) -> None:
         "Training": reports.training,
     }
     # Only the open tab is computed.
-    for title, tab in zip(TABS, st.tabs(TABS, on_change="rerun"), strict=True):
+    tabs = st.tabs(TABS, key=TAB, on_change="rerun")
+    for title, tab in zip(TABS, tabs, strict=True):
         if not tab.open:
             continue
         with tab:

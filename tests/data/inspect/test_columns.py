@@ -220,3 +220,56 @@ def test_hints(log: dict[str, object], tmp_path: Path) -> None:
     settings = yaml.safe_load(text)["data"]["table"]
     assert settings["labels"]["click"] == {"column": "purchased"}
     assert (settings["user_id"], settings["ad_id"]) == ("area", "brand")
+
+
+def test_decimal_commas_are_numbers_for_every_question(
+    log: dict[str, object], tmp_path: Path
+) -> None:
+    """As text, "0,00" would be a value, and what tells the click just many ids."""
+    clicked = np.asarray(log["clicked"])
+    noise = np.random.default_rng(1).random(ROWS)
+    rows = {
+        **{name: log[name] for name in ("user", "item", "clicked")},
+        "dwell": np.where(clicked == 1, noise, 0),
+        "quality": clicked + noise,
+    }
+    numbers = pl.col("dwell", "quality").round(5).cast(pl.String)
+    text = pl.DataFrame(rows).with_columns(numbers.str.replace(".", ",", literal=True))
+    text.write_csv(tmp_path / "log.csv", separator=";")
+    sample = read_sample(tmp_path / "log.csv")
+    proposal = propose(sample, tmp_path / "my.yaml", Hints()).yaml
+    settings = yaml.safe_load(proposal)["data"]["table"]
+    assert settings["labels"]["dwell"]["kind"] == "value"
+    assert settings["ignore"] == ["quality"]
+    assert "quality predicts the click almost alone" in proposal
+
+
+def test_points_that_divide_thousands(tmp_path: Path) -> None:
+    """Among decimal commas they do; elsewhere nobody can tell, and it is said."""
+    shown = [("950", "1.234", "12.000")[i % 3] for i in range(ROWS)]
+    rows = {
+        "user": np.arange(ROWS) % 50,
+        "item": np.arange(ROWS) % 30,
+        "clicked": np.arange(ROWS) % 7 // 4,
+        "views": shown,
+    }
+    for price in ("1,50", "1.50"):
+        frame = pl.DataFrame({**rows, "price": [price, "3"] * (ROWS // 2)})
+        frame.write_csv(tmp_path / "log.csv", separator=";")
+        sample = read_sample(tmp_path / "log.csv")
+        proposal = propose(sample, tmp_path / "my.yaml", Hints())
+        changes = {r.column: r.change for r in proposal.repairs}
+        if price == "1,50":
+            assert changes["views"]("1.234") == "1234" and "views" in changes
+            assert "three digits" not in proposal.yaml
+        else:
+            assert "views" not in changes
+            assert "views: every point stands before three digits" in proposal.yaml
+        assert "price: every point" not in proposal.yaml
+
+
+def test_names_can_be_typed(log: dict[str, object], tmp_path: Path) -> None:
+    city = [f"c{int(user) % 3}" for user in np.asarray(log["user"])]
+    settings, _ = table({**log, "Straße, Gerät (€)": city, "城市": city}, tmp_path)
+    assert settings["user"]["Stra_e_Gerat"]["column"] == "Straße, Gerät (€)"
+    assert settings["user"]["c_"]["column"] == "城市"

@@ -26,6 +26,7 @@ def test_the_shop_of_the_guide(tmp_path: Path) -> None:
     assert table["ad"]["campaign"] == "text" and table["ad"]["price"] == "number"
     assert table["ignore"] == ["session"]
     assert "seen must hold only what came before" in unsure(text)
+    assert "nothing but" not in unsure(text)
     assert report["rows_in"] == 5 and report["bad_rows"]["count"] == 0
 
 
@@ -72,6 +73,7 @@ def check_outbrain(path: Path) -> None:
     assert table["labels"] == {"click": {"column": "clicked"}}
     assert (table["user_id"], table["ad_id"]) == ("display_id", "ad_id")
     assert "display_id stands for the user" in unsure(text)
+    assert "nothing but ad_id is known" in unsure(text)
     assert "No column is a time" in unsure(text)
     assert report["bad_rows"]["count"] == 0
 
@@ -100,3 +102,39 @@ def test_criteo(tmp_path: Path) -> None:
     text, data, report = init(path)
     assert data == {"adapter": "criteo", "raw": [str(path)]}
     assert report["rows_in"] == ROWS and "data.ad_features" in text
+
+
+def check_other_criteo(path: Path) -> list[str]:
+    """Propose for rows whose columns are numbered in another way than Kaggle's."""
+    text, data, report = init(path)
+    assert data["adapter"] == "criteo" and report["bad_rows"]["count"] == 0
+    assert "do not fit these rows, whose user columns give away C14" in text
+    return list(data["ad_features"])
+
+
+def test_criteo_with_columns_of_another_order(tmp_path: Path) -> None:
+    """The user's C1 determines C14, and the ad's C15 determines C26."""
+    lines = []
+    for i in range(ROWS):
+        fields = criteo_line(i, i % 3 == 0).split("\t")
+        creative = i * i % 31
+        for column, value in ((1, i % 11), (14, i % 11 % 4), (15, creative)):
+            fields[13 + column] = f"{column:04x}{value:04x}"
+        fields[13 + 26] = f"{creative % 5:08x}"
+        lines.append("\t".join(fields) + "\n")
+    (tmp_path / "day.tsv").write_text("".join(lines))
+    ad = check_other_criteo(tmp_path / "day.tsv")
+    assert ad == ["C15", "C26"]
+
+
+def test_criteo_1tb(real_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "day_0.tsv.gz"
+    path.write_bytes((real_data / "criteo_1tb/day_0.part_10000.tsv.gz").read_bytes())
+    assert check_other_criteo(path) == ["C2", "C8", "C15", "C26"]
+
+
+def test_criteo_kaggle(real_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "head.tsv"
+    path.write_bytes((real_data / "criteo_kaggle/head_8000.tsv").read_bytes())
+    _, data, report = init(path)
+    assert "ad_features" not in data and report["rows_in"] == 8000

@@ -264,6 +264,8 @@ def _divided(raw: RawColumn, separator: str) -> tuple[pl.Expr, pl.Expr, str]:
         return ids, printed | quoted, expected
     if raw.is_empty:
         return value.cast(pl.List(pl.String)), pl.lit(False), "ids"
+    if isinstance(kind, pl.Array) and len(kind.shape) == 1:
+        kind, value = pl.List(kind.inner), value.arr.to_list()
     if isinstance(kind, pl.List) and (
         kind.inner in (pl.String(), pl.Null()) or kind.inner.is_integer()
     ):

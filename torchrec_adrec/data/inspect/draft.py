@@ -1,6 +1,7 @@
 """What is proposed so far: every step takes columns out of `left`."""
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,8 @@ class Draft:
 
     Attributes:
         sample: the first rows of the file.
-        rows: the same, with null for every text that means no value.
+        rows: the same, with null for every text that means no value, and a point in
+            every decimal number.
         profiles: of all columns.
         left: columns that nothing was proposed for yet.
         labels, user, ad: name -> block of `data.table` and the comment beside it.
@@ -48,8 +50,11 @@ class Draft:
 
     def free_name(self, column: str) -> str:
         """A name for what a column becomes, that `data.table` allows and none has."""
-        name = re.sub(r"\W", "_", column, flags=re.ASCII)
-        name = name if re.match("[A-Za-z_]", name) else f"c_{name}"
+        # Gerät is Gerat; a request has to be written with these names.
+        plain = unicodedata.normalize("NFKD", column)
+        plain = "".join(sign for sign in plain if not unicodedata.combining(sign))
+        name = re.sub(r"\W+", "_", plain, flags=re.ASCII).strip("_")
+        name = name if re.match("[A-Za-z]", name) else f"c_{name}"
         if name in RESERVED or name.startswith("raw_"):
             name = f"the_{name}"
         used = {**self.labels, **self.user, **self.ad}

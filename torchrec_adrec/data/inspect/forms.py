@@ -29,6 +29,7 @@ INTEGER, DECIMAL, HEX = (
 WHOLE, ZEROS, FRACTION = r"^-?\d+(\.0*)?$", r"^0\d", r"^-?\d*[.,]\d*[1-9]\d*$"
 # 1.234,50 and 59,90: numbers of most of Europe.
 COMMA = r"^-?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$"
+THOUSANDS = r"^-?([1-9]\d{0,2}(\.\d{3})+|\d{1,3})$"
 # Texts that programs write for no value. NA and None may be words, so they count only
 # where all other values are numbers.
 NO_VALUE = ("NULL", "null", r"\N", "NaN", "nan", "N/A", "n/a", "#N/A", "<NA>")
@@ -50,7 +51,8 @@ class Profile:
         whole: whether all numbers are whole (7 or 7.0).
         as_float: whether whole numbers are written as 7.0.
         zeros: whether a whole number begins with a 0 that arithmetic would lose.
-        comma: whether decimals have a comma.
+        comma: whether decimals have a comma, and thousands perhaps a point.
+        thousands: whether every point may divide thousands, as in 950 and 1.234.
         mean_length: signs of a text.
         words: texts between numbers that seem to mean no value.
         broken: which values are no numbers or times, in words; empty if all are.
@@ -68,6 +70,7 @@ class Profile:
     as_float: bool = False
     zeros: bool = False
     comma: bool = False
+    thousands: bool = False
     mean_length: float = 0.0
     words: tuple[str, ...] = ()
     broken: str = ""
@@ -152,6 +155,7 @@ def _look(base: Profile, text: pl.Series) -> Profile:
         whole = _share(text, WHOLE) >= NEARLY_ALL
         facts |= {"broken": misfits(text, text.str.contains(DECIMAL))}
         facts |= {"whole": whole, "as_float": whole}
+        facts |= {"thousands": _share(text, THOUSANDS) >= least}
         return Profile(**{**facts, "form": "decimal"})
     if _share(text, COMMA) >= least and _share(text, ",") > 0:
         facts |= {"broken": misfits(text, text.str.contains(COMMA)), "comma": True}

@@ -178,7 +178,8 @@ def _request(draft: Draft, ad: str) -> str | None:
     column = min(named, key=lambda n: rank(n, REQUESTS) or 0)
     draft.unsure.append(
         f"{column} stands for the user; it seems to name a request, of which no"
-        " other comes. Join what is known of the user to the rows."
+        " other comes. What is known of the user is missing: join it to the rows, or"
+        ' name its file under `users` (docs/own_data.md, "Several tables").'
     )
     return column
 

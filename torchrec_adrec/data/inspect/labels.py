@@ -168,8 +168,6 @@ def _numbers(draft: Draft, column: str) -> pl.Series:
     draft.doubt_broken(column, "numbers")
     values = draft.rows[column]
     if shape.comma:
-        values = values.str.replace_all(".", "", literal=True)
-        values = values.str.replace(",", ".", literal=True)
         change = Repair(column, column, repairs.point, "decimal commas become points")
         draft.repairs.append(change)
     return values.cast(pl.Float64, strict=False)

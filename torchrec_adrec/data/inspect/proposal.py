@@ -79,6 +79,11 @@ def propose(sample: Sample, settings: Path, hints: Hints) -> Proposal:
     choose_others(draft)
     choose_sides(draft)
     _give_the_user_an_id(draft)
+    if len(draft.ad) == 1 and draft.ad_id:
+        draft.unsure.append(
+            f"Of an ad, nothing but {draft.ad_id[0]} is known. A file with more about"
+            ' the ads goes under `items` (docs/own_data.md, "Several tables").'
+        )
     target = _target(draft, settings)
     text = "\n".join(_lines(draft, target)) + "\n"
     return Proposal(text, tuple(draft.unsure), tuple(draft.repairs), target)
@@ -93,6 +98,7 @@ def _draft(sample: Sample) -> Draft:
     first = next(iter(shapes))
     shapes[first] = replace(shapes[first], words=tuple(empty))
     draft = Draft(sample, rows, shapes, list(shapes))
+    _read_commas(draft)
     if empty:
         draft.unsure.append(f"{', '.join(empty)} are taken for no value.")
     if sample.uneven:
@@ -105,6 +111,27 @@ def _draft(sample: Sample) -> Draft:
     if sample.layout is not None and not sample.layout.header:
         draft.unsure.append("No header: the columns are named by their place.")
     return draft
+
+
+def _read_commas(draft: Draft) -> None:
+    """Read 1.234,50 as a number, and 1.234 too in a file that has decimal commas."""
+    shapes = draft.profiles
+    has_commas = any(shape.comma for shape in shapes.values())
+    for name, shape in shapes.items():
+        if shape.thousands and has_commas:
+            shapes[name] = replace(
+                shape, form="integer", whole=True, as_float=False, comma=True
+            )
+        elif shape.thousands:
+            draft.unsure.append(
+                f"{name}: every point stands before three digits. They are read as"
+                " decimals; if they divide thousands, take them out of the file."
+            )
+    draft.rows = draft.rows.with_columns(
+        pl.col(name).str.replace_all(".", "", literal=True).str.replace(",", ".")
+        for name, shape in shapes.items()
+        if shape.comma
+    )
 
 
 def _give_the_user_an_id(draft: Draft) -> None:

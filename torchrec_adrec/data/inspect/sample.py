@@ -61,12 +61,20 @@ def read_sample(path: Path, count: int = ROWS) -> Sample:
     if path.suffix == ".parquet":
         columnar.types(path)  # says in a line if it is none
         rows = pl.read_parquet(path, n_rows=count + 1)
-        sample = Sample(path, None, rows.head(count), len(rows) <= count)
+        is_whole = len(rows) <= count
+        sample = Sample(path, None, _with_lists(rows.head(count)), is_whole)
     else:
         sample = _read_text(path, count)
     if not len(sample.rows):
         raise DataError(f"{path}: expected rows, found none below the header")
     return sample
+
+
+def _with_lists(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same rows, where lists of one fixed size are lists like all others."""
+    return rows.with_columns(
+        column.arr.to_list() for column in rows if isinstance(column.dtype, pl.Array)
+    )
 
 
 def _read_text(path: Path, count: int) -> Sample:

@@ -17,6 +17,7 @@ from torchrec_adrec.data.inspect.ids import id_block
 from torchrec_adrec.data.inspect.repairs import Repair
 from torchrec_adrec.data.inspect.words import (
     AD_SIDE,
+    ADS,
     IDS,
     QUANTITIES,
     REQUESTS,
@@ -28,6 +29,10 @@ from torchrec_adrec.data.inspect.words import (
 FEW = 31  # hours, days of a month: integers that are names of kinds rather than amounts
 LONGEST_SET = 20  # unless `max_length` says more
 SHARED = 0.5  # share of a list's items that are ads
+VARIES = (
+    "it sounds like the ad's, but varies within one, and the catalog holds its latest"
+    " value. Is it known whoever sees the ad?"
+)
 
 
 def leave_out_useless(draft: Draft) -> None:
@@ -40,7 +45,7 @@ def leave_out_useless(draft: Draft) -> None:
         elif shape.is_unique and shape.is_id and shape.form != "decimal":
             draft.leave_out(column, "nearly every row has another value")
         elif shape.form == "text" and shape.mean_length > LONG:
-            draft.leave_out(column, "prose, which no id can hold")
+            draft.leave_out(column, "prose, which no id holds; `embedded_text` can")
         elif rank(column, REQUESTS) is not None:
             draft.leave_out(column, "names a request, which never comes back")
         elif shape.form == "time":
@@ -75,8 +80,11 @@ def _side(draft: Draft, column: str) -> tuple[str, str, str]:
                 f" {ad if side == 'ad' else user} determines it: the {side}'s."
             )
         return side, "", ""
+    if named == "ad" and mentions(column, ADS) and _share_of_ads(draft, column):
+        # "Read articles" and "last item" are the user's, whatever the name ends on.
+        return "user", "", "it holds ads, and must be known before its row."
     if named == "ad":
-        return "ad", "varies within an ad", ""
+        return "ad", "varies within an ad", VARIES
     doubt = "neither the ad nor the user determines it; taken as known when an ad is"
     auc = click_auc(draft.rows, column, draft.click)
     if auc >= HINTS:
@@ -134,37 +142,71 @@ def _is_amount(draft: Draft, shape: Profile) -> bool:
 def _list_block(
     draft: Draft, shape: Profile, source: dict[str, str], side: str
 ) -> tuple[dict[str, Any], str]:
-    if isinstance(shape.type, pl.List) and shape.type.inner.is_float():
-        return {**source, "kind": "vector"}, "a vector"
-    form = shape.list
     block: dict[str, Any] = {**source, "kind": "sequence"}
-    lists = draft.rows[shape.name]
-    about = "a list"
+    lists, about = _lists(draft, shape), "a list"
+    form = shape.list
     if form is not None and form.separator is not None:
         separator = form.separator
         if form.brackets:
             change = repairs.items(separator)
             change_text = "lists lose their brackets and quotes"
             draft.repairs.append(Repair(shape.name, shape.name, change, change_text))
-            lists = lists.map_elements(change, return_dtype=pl.String)
             separator = "|"
         if separator != " ":
             block["separator"] = separator
-        lists = lists.str.split(separator)
-        lists = lists.list.eval(pl.element().str.strip_chars())
+    if _is_vector(draft, shape, lists):
+        return {**block, "kind": "vector"}, "a vector"
     if side == "ad":  # what an ad has several of is a set
         longest = int(str(lists.list.len().max() or 0))
         larger = {"max_length": longest} if longest > LONGEST_SET else {}
         return {**block, "kind": "list", **larger}, "a list"
-    ads = next(iter(draft.ad))
-    column = draft.ad[ads][0].get("column", ads)
-    texts = draft.rows[column].cast(pl.String)
-    parts = lists.explode().drop_nulls().cast(pl.String)
-    shared = float(parts.is_in(texts.unique().implode()).mean() or 0)  # type: ignore[arg-type]
-    if shared >= SHARED:
-        block["shares_ids_with"] = ads
+    if shared := _share_of_ads(draft, shape.name):
+        block["shares_ids_with"] = next(iter(draft.ad))
         about = f"a history: {shared:.0%} of its items are ads"
         draft.unsure.append(
             f"{shape.name} must hold only what came before its row, the latest last."
         )
     return block, about
+
+
+def _is_vector(draft: Draft, shape: Profile, lists: pl.Series) -> bool:
+    if shape.list is not None and shape.list.is_vector:
+        return True
+    if not isinstance(shape.type, pl.List) or not shape.type.inner.is_numeric():
+        return False
+    lengths = lists.list.len().drop_nulls().unique()
+    of_integers = len(lengths) == 1 and lengths[0] > LONGEST_SET
+    if of_integers and shape.type.inner.is_integer():
+        draft.unsure.append(
+            f"{shape.name} is taken for a vector, as all of its lists have"
+            f" {lengths[0]} integers; if they are ids, make it a list."
+        )
+        return True
+    return shape.type.inner.is_float()
+
+
+def _lists(draft: Draft, shape: Profile) -> pl.Series:
+    """The lists of a column, of which a text file has the printed form."""
+    values, form = draft.rows[shape.name], shape.list
+    if form is None or form.separator is None:
+        return values
+    separator = form.separator
+    if form.brackets:
+        values = values.map_elements(repairs.items(separator), return_dtype=pl.String)
+        separator = "|"
+    parts = pl.element().str.strip_chars()
+    return values.str.split(separator).list.eval(parts)
+
+
+def _share_of_ads(draft: Draft, column: str) -> float:
+    """The share of a column's ids, or of its lists' items, that are ads; 0 if few."""
+    shape = draft.profiles[column]
+    if shape.form == "list":
+        parts = _lists(draft, shape).explode()
+    elif shape.is_id:
+        parts = draft.rows[column]
+    else:
+        return 0.0
+    ads = draft.rows[_column_of(draft.ad)].cast(pl.String).unique().implode()
+    share = float(parts.drop_nulls().cast(pl.String).is_in(ads).mean() or 0)  # type: ignore[arg-type]
+    return share if share >= SHARED else 0.0

@@ -13,6 +13,7 @@ RATINGS = ("rating", "stars", "score", "overall", "bewertung", "note")
 USERS = (
     *("user", "uid", "visitor", "customer", "kunde", "kunden", "client", "member"),
     *("subscriber", "account", "reader", "household", "person", "utilisateur"),
+    *("nutzer", "benutzer", "leser", "besucher", "abonnent"),
     *(
         "listener",
         "viewer",
@@ -38,14 +39,19 @@ AD_SIDE = {
     *ADS,
     *("price", "preis", "prix", "brand", "marke", "category", "kategorie", "title"),
     *("titel", "genre", "genres", "campaign", "advertiser", "seller", "author", "tags"),
+    *("ressort", "rubrik", "kampagne"),
 }
-USER_SIDE = {*USERS, "age", "gender", "country", "city", "os", "browser", "alter"}
+USER_SIDE = {
+    *(*USERS, "age", "gender", "country", "city", "os", "browser"),
+    *("alter", "geschlecht", "land", "stadt", "wohnort", "gerät"),
+}
 TIMES = (
     *("ts", "timestamp", "time", "datetime", "date", "datum", "zeit", "zeitpunkt"),
     *("created", "at", "t", "epoch", "unix", "day", "hour"),
 )
 AFTERWARDS = {
     *("revenue", "umsatz", "income", "profit", "dwell", "watch", "watched", "spent"),
+    *("verweildauer", "lesedauer"),
     *(
         "gmv",
         "payout",

@@ -8,7 +8,7 @@
 Both are measured before anything is trained. See also `held_ads` and `row_hashes`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, Literal
@@ -102,17 +102,33 @@ def dependencies(
     ads |= {f.source: f.source for f in schema.sequences_of(Side.AD)}
     lists = schema.sequences_of(Side.USER)
     users |= {f"{f.source}{LAST}": f.source for f in lists}
-    sample = _sample(chunks, users | ads)
+    return measured(_sample(chunks, users | ads), list(users), list(ads))
+
+
+def measured(
+    rows: pl.DataFrame, users: Sequence[str], ads: Sequence[str]
+) -> list[Dependency]:
+    """Measure how well each of the user's columns determines each of the ad's.
+
+    Args:
+        rows: a value a row, null where it is missing.
+        users: the user's columns.
+        ads: the ad's columns.
+
+    Returns:
+        All pairs, those furthest above their base rate first.
+    """
+    numbers = rows.select(pl.all().rank("dense").cast(pl.UInt32))
     with ThreadPoolExecutor() as pool:
-        measured = pool.map(lambda user: _measure(sample, user, list(ads)), users)
-        pairs = list(chain.from_iterable(measured))
+        parts = pool.map(lambda user: _measure(numbers, user, ads), users)
+        pairs = list(chain.from_iterable(parts))
     return sorted(pairs, key=lambda d: d.determined - d.base_rate, reverse=True)
 
 
 def _sample(
     chunks: Iterable[tuple[Chunk, Bools]], names: dict[str, str]
 ) -> pl.DataFrame:
-    """Return the sampled rows, each value as a small number, null where missing."""
+    """Return the sampled rows, each value as its key, null where missing."""
     parts = [
         pl.DataFrame(
             {
@@ -122,7 +138,7 @@ def _sample(
         )
         for chunk, rows in sampled(chunks)
     ]
-    return pl.concat(parts).select(pl.all().rank("dense").cast(pl.UInt32))
+    return pl.concat(parts)
 
 
 def sampled(
@@ -153,7 +169,7 @@ def _row_keys(column: Column | JaggedColumn, last: bool) -> pl.Series:
     return row_keys.set(pl.Series(scalars.codes < 0), None)
 
 
-def _measure(sample: pl.DataFrame, user: str, ads: list[str]) -> list[Dependency]:
+def _measure(sample: pl.DataFrame, user: str, ads: Sequence[str]) -> list[Dependency]:
     """Measure one user column against all ad columns."""
     is_frequent = pl.len().over("user") >= MIN_SEEN
     rows = sample.select(pl.col(user).alias("user"), *ads).drop_nulls("user")

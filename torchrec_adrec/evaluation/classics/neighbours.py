@@ -105,9 +105,12 @@ def _ease_weights(inverse: Float32s) -> Float32s:
         upper = np.triu(inverse[rows, rows])
         inverse[rows, rows] = upper + np.triu(upper, 1).T
         inverse[rows.stop :, rows] = inverse[rows, rows.stop :].T
-    inverse /= -diagonal  # by columns: ad j is explained by the others
-    inverse[np.diag_indices(count)] = 0
-    return inverse
+    # P is symmetric: seen transposed it is the same table with its rows side by side in
+    # memory. A sparse product reads rows, and would copy a table of columns every time.
+    weights = inverse.T
+    weights /= -diagonal  # by columns: ad j is explained by the others
+    weights[np.diag_indices(count)] = 0
+    return weights
 
 
 def check_memory(ads: int, available: int) -> None:
