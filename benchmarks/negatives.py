@@ -8,8 +8,10 @@ is best on validation, over the seeds, is the row's; only then its test clicks a
 looked at, once. Ads of the user's history are no candidates. Fits are kept as they are
 made: a run that was killed goes on, and fits of other settings are made anew.
 
-With `--vectors FOLDER` of `adrec lightgcn` the rows are towers from scratch, towers
-that start with these vectors, and towers that are drawn towards them.
+With `--mined CHECKPOINT`, of towers that were trained on these rows before, there are
+rows of negatives that it mines. With `--vectors FOLDER` of `adrec lightgcn` the rows
+are towers from scratch, towers that start with these vectors, and towers that are drawn
+towards them.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from torchrec_adrec.distributed.process import Process, process_group
 from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import build, final_checkpoint
+from torchrec_adrec.training.mine import mine
 from torchrec_adrec.training.trainer import Trainer
 
 CORRECTIONS = ("none", "standard", "without_positive")
@@ -38,11 +41,11 @@ FIGURES = ("recall@10", "ndcg@10")
 Fits = dict[str, dict[str, Any]]
 
 
-def negatives(uniform: int, hardest: int) -> dict[str, tuple[str, ...]]:
+def negatives(uniform: int, hardest: int, mined: str) -> dict[str, tuple[str, ...]]:
     """Return the settings of each choice of negatives."""
     alone = "retrieval.in_batch_negatives=false"
     drawn = f"retrieval.uniform_negatives={uniform}"
-    return {
+    choices = {
         "in-batch": (),
         "uniform": (alone, drawn),
         "mixed": (drawn,),
@@ -52,18 +55,23 @@ def negatives(uniform: int, hardest: int) -> dict[str, tuple[str, ...]]:
             "retrieval.hardest_rise=0.5",
         ),
     }
+    if mined:
+        lists = f"retrieval.mined={{per_click: 4, checkpoint: {mined}}}"
+        choices |= {"mined": (lists,), "mixed and mined": (drawn, lists)}
+    return choices
 
 
-def rows(uniform: int, hardest: int) -> dict[str, tuple[str, ...]]:
+def rows(uniform: int, hardest: int, mined: str = "") -> dict[str, tuple[str, ...]]:
     """Return the settings of each row of the table, by its name."""
     table = {}
-    for name, settings in negatives(uniform, hardest).items():
+    for name, settings in negatives(uniform, hardest, mined).items():
         for log_q in CORRECTIONS:
             table[f"softmax, {name}, log_q {log_q}"] = (
                 *settings,
                 f"retrieval.log_q={log_q}",
             )
-        for loss in ("bpr", "triplet"):
+        # Losses of pairs draw from the batch alone.
+        for loss in ("bpr", "triplet") if "mined" not in name else ():
             table[f"{loss}, {name}"] = (*settings, f"retrieval.contrast={loss}")
     return table
 
@@ -92,6 +100,7 @@ def main() -> None:
     arguments.add_argument("--temperatures", nargs="+", default=["0.05", "0.1"])
     arguments.add_argument("--uniform", type=int, default=1024)
     arguments.add_argument("--hardest", type=int, default=64)
+    arguments.add_argument("--mined", default="", help="checkpoint of earlier towers")
     arguments.add_argument("--rows", default="", help="only rows with this in the name")
     arguments.add_argument("--vectors", type=Path, help="a folder of adrec lightgcn")
     arguments.add_argument("--set", nargs="*", default=[], help="further settings")
@@ -101,7 +110,7 @@ def main() -> None:
     every = (
         rows_of_vectors(args.uniform, args.vectors)
         if args.vectors
-        else rows(args.uniform, args.hardest)
+        else rows(args.uniform, args.hardest, args.mined)
     )
     table = {name: settings for name, settings in every.items() if args.rows in name}
     with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
@@ -153,6 +162,7 @@ class Bench:
             return
         folder = self._folder(place)
         folder.mkdir()
+        mine(config, self.process, self.data, folder)
         trainer = Trainer("retrieval", config, self.process, self.data, folder)
         train = trainer.fit()["train"]
         self.fits[place] = {

@@ -143,8 +143,7 @@ QUALITY = (
         "What do features, encoders and losses add to towers of Amazon Video Games?",
         "sweep_games_towers",
         (
-            "adrec sweep configs/sweeps/games_towers.yaml --out FOLDER data.raw=FILE"
-            " data.table.items.file=FILE",
+            "adrec sweep configs/sweeps/games_towers.yaml --out FOLDER data.raw=FILE",
         ),
         (Table("validation, two epochs each, one seed", ("validation",)),),
     ),

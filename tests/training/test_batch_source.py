@@ -21,6 +21,7 @@ from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.loader.batch_memory import heap
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns, collate
+from torchrec_adrec.data.loader.extra_ads import ExtraAds
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
@@ -56,7 +57,7 @@ def feed_of(data: Path, rank: int = 0, ranks: int = 1, bounds: Any = "raise") ->
     schema = Schema.load(data / "schema.json")
     split, columns = Split.open(data / "train"), batch_columns(schema)
     reader = Reader(split, columns, 32, rank, ranks, seed=1, shuffle_window=100)
-    negatives = UniformNegatives(data, schema, 8, 32, 1, rank, ranks)
+    negatives = ExtraAds(UniformNegatives(data, schema, 8, 32, 1, rank, ranks))
     return Feed(reader, schema, 2, bounds, negatives, numbered=True)
 
 
@@ -231,6 +232,5 @@ def test_a_slot_fits_the_fullest_batch(histories: Path) -> None:
     no_gaps = {f"seen:{i}": np.zeros(32, np.int32) for i in range(3)}
     clicked = {"click": np.ones(32, np.float32)}
     full = replace(rows, columns={**rows.columns, **no_gaps, **clicked})
-    assert feed.negatives is not None
-    batch = collate(full, feed.schema, extra=feed.negatives.of_step(1))
+    batch = collate(full, feed.schema, extra=feed.negatives.of_step(1, full))
     assert batch.buffer.numel() == feed.most_bytes

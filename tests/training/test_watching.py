@@ -14,6 +14,7 @@ from torchrec_adrec.batch import Batch
 from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.loader.collate import batch_columns, collate
+from torchrec_adrec.data.loader.extra_ads import ExtraAds
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.row_groups import Split
@@ -224,7 +225,7 @@ def test_the_mixture_that_ads_are_drawn_from_goes_where_the_batch_goes(
     with process_group("cpu") as process:
         source = BatchSource(
             *(prepared, schema, config.train, 0, process, prepared),
-            negatives=negatives,
+            negatives=ExtraAds(negatives),
         )
         batch = next(source.batches(0))
         rows = next(source.reader.epoch())

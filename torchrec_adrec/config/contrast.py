@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from torchrec_adrec.config.base import Count, Fraction, Settings
+from torchrec_adrec.config.mined import MinedNegatives
 
 
 def _correction(value: Any) -> Any:
@@ -47,6 +48,19 @@ class ContrastSettings(Settings):
     """A curriculum: the share of all steps in which the number of negatives falls from
     all to `hardest`, by the same factor in every step. 0: the hardest alone from the
     first step on."""
+    mined: MinedNegatives = MinedNegatives()
+    """Negatives of each click from the list of an earlier run of the towers, in the
+    softmax alone."""
+
+    @model_validator(mode="after")
+    def _mined_negatives_are_of_the_softmax(self) -> Self:
+        if self.mined.per_click and self.contrast != "softmax":
+            raise ValueError(
+                f"mined.per_click is {self.mined.per_click} with contrast"
+                f" {self.contrast}: losses of pairs draw from the batch alone; set"
+                " contrast to softmax"
+            )
+        return self
 
     @model_validator(mode="after")
     def _there_are_negatives(self) -> Self:

@@ -104,10 +104,12 @@ class Blocks:
         if _models(node):
             return "a block"
         if node["type"] == "array":
-            items = node["items"]
+            items = node["items"] if "items" in node else node["prefixItems"][0]
             is_choice, least = "enum" in items, node.get("minItems")
             each = self._values(items) if is_choice else MANY[items["type"]]
-            end = ", at least one" if least else ""
+            is_fixed = least == node.get("maxItems")
+            count = f"{least} of them" if is_fixed else "at least one"
+            end = f", {count}" if least else ""
             return f"a list of {each}{_bounds(items)}{end}"
         if node["type"] == "object":
             return f"names, each with {self._values(_under_names(node))}"

@@ -63,6 +63,15 @@ class RetrievalConfig(TowerSettings, ContrastSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mined_negatives_are_contrasted(self) -> Self:
+        if self.mined.per_click and self.alpha == 1:
+            raise ValueError(
+                f"mined.per_click is {self.mined.per_click} and alpha 1: there is no"
+                " contrast that could read them; set alpha below 1"
+            )
+        return self
+
 
 CalibrationKind = Literal["none", "temperature", "platt", "isotonic"]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrec_adrec.losses.hardest import keep_hardest
 from torchrec_adrec.losses.known_gradients import LossAndGradients, with_known_gradients
 from torchrec_adrec.losses.matches import matches
+from torchrec_adrec.losses.mined import join
 
 BLOCK = 1 << 22  # logits held at a time, 16 MB (or `ROUND` rows, if these are more):
 # with 4 MB 8192 rows took a quarter more
@@ -46,6 +47,7 @@ def chunked_cross_entropy(
     target: Tensor,
     weights: Tensor,
     excluded: tuple[Tensor, Tensor] | None = None,
+    log_odds: Tensor | None = None,
 ) -> Tensor:
     """The sum over rows i of w_i * -log p_i(target_i), a scalar, where
 
@@ -63,6 +65,7 @@ def chunked_cross_entropy(
         target: (A,) int64, the candidate that each row should choose.
         weights: (A,).
         excluded: pairs to leave out: (P,) rows, rising, and (P,) candidates.
+        log_odds: (A,) a further term of each row's sum (`losses.mined.join`).
     """
 
     def compute(rows: Tensor, vectors: Tensor, use_bfloat16: bool) -> LossAndGradients:
@@ -73,9 +76,10 @@ def chunked_cross_entropy(
             weights,
             excluded,
             use_bfloat16,
+            log_odds,
         )
 
-    return with_known_gradients(compute, rows, candidates.vectors)
+    return with_known_gradients(compute, rows, candidates.vectors, log_odds)
 
 
 def _in_small_blocks(
@@ -85,14 +89,18 @@ def _in_small_blocks(
     weights: Tensor,
     excluded: tuple[Tensor, Tensor] | None,
     use_bfloat16: bool,
+    log_odds: Tensor | None,
 ) -> LossAndGradients:
     vectors = candidates.vectors
     count, padding = len(rows), -len(rows) % ROUND
     # Padding has weight 0, so it adds nothing to the loss or to a gradient.
     rows, target, weights = (_pad(x, padding) for x in (rows, target, weights))
+    if log_odds is not None:
+        log_odds = _pad(log_odds, padding)
     block_rows = max(BLOCK // max(len(vectors), 1) // ROUND, 1) * ROUND
     buffer = rows.new_empty(min(block_rows, len(rows)), len(vectors))
     grad_rows, grad_vectors = torch.empty_like(rows), torch.zeros_like(vectors)
+    grad_log_odds = torch.empty_like(weights)
     total = rows.new_zeros(())
     factor = vectors.bfloat16() if use_bfloat16 else vectors
     for first in range(0, len(rows), block_rows):
@@ -103,17 +111,23 @@ def _in_small_blocks(
             _exclude(logits, block, excluded)
         if candidates.hardest is not None:
             keep_hardest(logits, target[block], candidates.hardest)
-        total -= _softmax(logits, target[block]) @ weights[block]
+        term = None if log_odds is None else log_odds[block]
+        losses, shares = join(-_softmax(logits, target[block]), term)
+        total += losses @ weights[block]
+        grad_log_odds[block] = (1 - shares) * weights[block]
+        row_weights = (shares * weights[block])[:, None]
         # `_softmax` left the gradient by the logits in their place; a row's weight is
         # applied to the smaller factor of each product, not to the (M, N) matrix.
         grad_logits = logits.to(factor.dtype)
-        grad_rows[block] = (grad_logits @ factor) * weights[block, None]
-        weighted = (rows[block] * weights[block, None]).to(factor.dtype)
+        grad_rows[block] = (grad_logits @ factor) * row_weights
+        weighted = (rows[block] * row_weights).to(factor.dtype)
         if use_bfloat16:
             grad_vectors += grad_logits.T @ weighted
         else:
             grad_vectors.addmm_(grad_logits.T, weighted)
-    return LossAndGradients(total, grad_rows[:count], grad_vectors)
+    return LossAndGradients(
+        total, grad_rows[:count], grad_vectors, grad_log_odds[:count]
+    )
 
 
 def _pad(values: Tensor, padding: int) -> Tensor:

@@ -15,6 +15,7 @@ from torchrec_adrec.losses.excluded import ExcludedCandidates
 from torchrec_adrec.losses.grad_logits import grad_logits
 from torchrec_adrec.losses.hardest import below_hardest
 from torchrec_adrec.losses.known_gradients import LossAndGradients, with_known_gradients
+from torchrec_adrec.losses.mined import join
 from torchrec_adrec.losses.products import as_left, as_right, halves, wide_product
 
 BLOCK = 1 << 28  # logits held at a time: 1 GB, and half as much again for the gradient
@@ -26,6 +27,7 @@ def large_block_cross_entropy(
     target: Tensor,
     weights: Tensor,
     excluded: ExcludedCandidates | None = None,
+    log_odds: Tensor | None = None,
 ) -> Tensor:
     """The scalar of `losses.chunked.chunked_cross_entropy`, computed for a device.
 
@@ -35,6 +37,7 @@ def large_block_cross_entropy(
         target: (A,) int64, the candidate that each row should choose.
         weights: (A,).
         excluded: further candidates that rows leave out.
+        log_odds: (A,) a further term of each row's sum (`losses.mined.join`).
     """
 
     def compute(rows: Tensor, vectors: Tensor, use_bfloat16: bool) -> LossAndGradients:
@@ -45,9 +48,10 @@ def large_block_cross_entropy(
             weights,
             excluded,
             use_bfloat16,
+            log_odds,
         )
 
-    return with_known_gradients(compute, rows, candidates.vectors)
+    return with_known_gradients(compute, rows, candidates.vectors, log_odds)
 
 
 def _in_large_blocks(
@@ -57,6 +61,7 @@ def _in_large_blocks(
     weights: Tensor,
     excluded: ExcludedCandidates | None,
     use_bfloat16: bool,
+    log_odds: Tensor | None,
 ) -> LossAndGradients:
     """Logits are exact either way; `use_bfloat16` is for the gradients' products."""
     vectors = candidates.vectors
@@ -71,7 +76,7 @@ def _in_large_blocks(
     left, right = as_left(row_halves), as_right(vector_halves).T
     # These errors are relative to a probability, so bfloat16 is good enough here.
     gradient_rows, gradient_vectors = rows.to(dtype), vectors.to(dtype)
-    total, grad_rows = rows.new_zeros(()), []
+    total, grad_rows, grad_log_odds = rows.new_zeros(()), [], []
     grad_vectors = torch.zeros_like(vectors)
     for first in range(0, len(rows), block_rows):
         block = slice(first, min(first + block_rows, len(rows)))
@@ -86,10 +91,20 @@ def _in_large_blocks(
             mask,
         )
         gradient, log_p = grad_logits(_with_choices(logits, candidates), dtype)
-        total = total - log_p @ weights[block]
-        grad_rows.append(wide_product(gradient, gradient_vectors))
-        grad_vectors += wide_product(gradient.T, gradient_rows[block])
-    return LossAndGradients(total, torch.cat(grad_rows or [rows]), grad_vectors)
+        term = None if log_odds is None else log_odds[block]
+        losses, shares = join(-log_p, term)
+        total = total + losses @ weights[block]
+        grad_log_odds.append((1 - shares) * weights[block])
+        # The gradient has the rows' weights already.
+        share = shares[:, None].to(dtype)
+        grad_rows.append(wide_product(gradient, gradient_vectors) * shares[:, None])
+        grad_vectors += wide_product(gradient.T, gradient_rows[block] * share)
+    return LossAndGradients(
+        total,
+        torch.cat(grad_rows or [rows]),
+        grad_vectors,
+        torch.cat(grad_log_odds or [weights]),
+    )
 
 
 def _with_choices(block: Block, candidates: Candidates) -> Block:

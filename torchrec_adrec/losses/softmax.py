@@ -30,7 +30,7 @@ gradient of `without_positive` above, whose value is a -log probability (a test 
 the two).
 
 Uniform negatives in addition to those of the batch: Yang et al., Mixed negative
-sampling, WWW 2020; hard ones of the batch: see `losses.hardest`.
+sampling, WWW 2020. Hard ones of the batch: `losses.hardest`; of a row: `losses.mined`.
 """
 
 import torch
@@ -42,6 +42,7 @@ from torchrec_adrec.losses.device_blocks import large_block_cross_entropy
 from torchrec_adrec.losses.gather import gather_ads
 from torchrec_adrec.losses.history import History, excluded, known_positives
 from torchrec_adrec.losses.mean import Share
+from torchrec_adrec.losses.mined import Mined, mined_log_odds
 from torchrec_adrec.losses.negatives import ALL, Negatives
 
 
@@ -54,6 +55,7 @@ def sampled_softmax(
     temperature: float | Tensor,
     history: History | None = None,
     negatives: Negatives = ALL,
+    mined: Mined | None = None,
 ) -> Share:
     """This rank's share of the mean of the loss above; computes the anchors' rows only.
 
@@ -67,6 +69,7 @@ def sampled_softmax(
         temperature: divides the scores; a scalar tensor if it is learned.
         history: what the users clicked before.
         negatives: which ads are negatives, and whether the clicked one is corrected.
+        mined: further negatives of each row alone.
     """
     draws = negatives.draws(len(user), len(ad))
     candidates, first = gather_ads(ad, ad_ids, log_q, draws)
@@ -83,16 +86,25 @@ def sampled_softmax(
     rows = user.index_select(0, anchors.rows) / temperature
     # Ads lie in the order of ranks and rows, so an anchor's ad is known by position.
     target = anchors.rows + first
+    log_odds: Tensor | None = None
+    if mined is not None:
+        positives = (rows.float() * ad.index_select(0, anchors.rows).float()).sum(dim=1)
+        if negatives.corrects_positive:
+            positives = positives - candidates.correction[target]
+        of_anchors = Mined(*(part.index_select(0, anchors.rows) for part in mined))
+        log_odds = mined_log_odds(rows, positives, of_anchors, log_q is not None)
     if large_blocks:
         mask = None if history is None else excluded(history, anchors.rows)
         loss = large_block_cross_entropy(
-            rows, candidates, target, anchors.weights, mask
+            rows, candidates, target, anchors.weights, mask, log_odds
         )
     else:
         pairs = None
         if history is not None:
             pairs = known_positives(history, anchors.rows, first)
-        loss = chunked_cross_entropy(rows, candidates, target, anchors.weights, pairs)
+        loss = chunked_cross_entropy(
+            rows, candidates, target, anchors.weights, pairs, log_odds
+        )
     return Share(loss, anchors.weights.sum())
 
 

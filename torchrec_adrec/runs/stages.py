@@ -162,8 +162,7 @@ def describe(stage: Stage, config: Config, run: Path) -> Record:
         ConfigError: a raw file is missing and was never prepared.
         ManifestError: a stage that it needs is missing.
     """
-    # The builds that were read, and not their settings: the same settings on another
-    # number of ranks give a model whose vectors differ from those of the old one.
+    # The builds that were read: their settings give other vectors on other ranks.
     needs = {name: load_record(run, name).build_id for name in stage.needs}
     raw = _raw_files(config, record_of(run / DATA.name)) if stage is DATA else {}
     settings = _settings(stage, config)
@@ -182,11 +181,8 @@ def _settings(stage: Stage, config: Config) -> str:
         del dump["seed"]  # it does not draw the rows
     if "retrieval" in stage.settings:
         towers, teacher = dump["retrieval"], dump["retrieval"]["teacher"] or {}
-        for block, name in (
-            (towers, "init_from"),
-            (towers, "start_from"),
-            (teacher, "vectors"),
-        ):
+        paths = [(towers, "init_from"), (towers, "start_from"), (teacher, "vectors")]
+        for block, name in [*paths, (towers["mined"], "checkpoint")]:
             if block.get(name):
                 # The path is no identity: by now it may hold other weights or vectors.
                 hashes = Path(block[name]) / HASHES

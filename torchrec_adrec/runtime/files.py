@@ -133,6 +133,11 @@ def vocabulary_hashes(data: Path) -> dict[str, str]:
     return {Path(name).stem: hashes[name] for name in names}
 
 
+def catalog_hash(data: Path) -> str:
+    """Return the hash of the catalog, which counts the training rows of every ad."""
+    return load_hashes(data)["catalog.parquet"]
+
+
 def load_hashes(folder: Path) -> dict[str, str]:
     """Read `hashes.json`.
 

@@ -17,6 +17,7 @@ from torchrec_adrec.losses.anchors import Anchors
 from torchrec_adrec.losses.hardest import hardest_now
 from torchrec_adrec.losses.history import History
 from torchrec_adrec.losses.mean import Share, global_means
+from torchrec_adrec.losses.mined import Mined
 from torchrec_adrec.losses.negatives import Negatives
 from torchrec_adrec.losses.pairwise import pairwise_loss
 from torchrec_adrec.losses.pointwise import click_loss
@@ -117,10 +118,13 @@ class RetrievalLoss(nn.Module):
         ]
 
     def _contrast(self, user: Tensor, ad: Tensor, batch: Batch) -> Share:
-        temperature, ad_ids = self.temperature(), batch.ad_ids
+        temperature = self.temperature()
         anchors = Anchors(batch.anchors.long(), batch.anchor_weights)
         history = self.history(batch) if self.history is not None else None
-        negatives = self._negatives(len(ad))
+        ad, log_q, mined = self._apart(ad, batch.log_q, len(user))
+        ad_ids, negatives = batch.ad_ids[: len(ad)], self._negatives(len(ad))
+        if history is not None:
+            history = history._replace(items=history.items[: len(ad)])
         if self.config.contrast != "softmax":
             return pairwise_loss(
                 self.config.contrast,
@@ -132,10 +136,28 @@ class RetrievalLoss(nn.Module):
                 history,
                 negatives,
             )
-        log_q = batch.log_q if self.config.log_q != "none" else None
         return sampled_softmax(
-            user, ad, ad_ids, log_q, anchors, temperature, history, negatives
+            user,
+            ad,
+            ad_ids,
+            log_q if self.config.log_q != "none" else None,
+            anchors,
+            temperature,
+            history,
+            negatives,
+            mined,
         )
+
+    def _apart(
+        self, ad: Tensor, log_q: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor, Mined | None]:
+        """Set the ads that all rows share apart from those of single rows, the last."""
+        count = self.config.mined.per_click
+        if not count:
+            return ad, log_q, None
+        shared = len(ad) - rows * count
+        vectors, logs = (x[shared:].unflatten(0, (rows, count)) for x in (ad, log_q))
+        return ad[:shared], log_q[:shared], Mined(vectors, logs)
 
     def _negatives(self, ads: int) -> Negatives:
         """Choose the negatives of this step, of so many ads of this rank."""

@@ -11,8 +11,10 @@ from torchrec_adrec.config.train import RankingConfig, TrainConfig
 from torchrec_adrec.data.loader.batch_memory import memory_for
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import batch_columns
+from torchrec_adrec.data.loader.extra_ads import NO_EXTRA, ExtraAds
 from torchrec_adrec.data.loader.feed import BatchOrigin, Feed
 from torchrec_adrec.data.loader.ledger import LEDGER, Ledger
+from torchrec_adrec.data.loader.mined import MinedAds
 from torchrec_adrec.data.loader.negatives import UniformNegatives
 from torchrec_adrec.data.loader.parquet import Reader
 from torchrec_adrec.data.loader.reader_process import read_in_process
@@ -40,7 +42,7 @@ class BatchSource:
         process: this rank; it reads its share of every step.
         folder: where the ledger goes, if `train.ledger` asks for one.
         bounds: what happens to values out of range.
-        negatives: draws ads in addition to those of the rows; None: no ads.
+        negatives: draws ads in addition to those of the rows.
         negative_rate: the share of the rows without a click that is read.
         splits: of the prepared data, that are read as one.
         retrieved: rows beside them; None: no others.
@@ -57,7 +59,7 @@ class BatchSource:
     process: Process
     folder: Path
     bounds: Bounds = "raise"
-    negatives: UniformNegatives | None = None
+    negatives: ExtraAds = NO_EXTRA
     negative_rate: float = 1
     splits: Sequence[str] = ("train",)
     retrieved: RetrievedRows | None = None
@@ -153,27 +155,32 @@ class BatchSource:
 
 
 def negatives_of(
-    task: str, config: Config, data: Path, schema: Schema, process: Process
-) -> UniformNegatives | None:
-    """Make the uniform negatives that towers are trained with, if any are asked for.
+    task: str, config: Config, data: Path, folder: Path, process: Process
+) -> ExtraAds:
+    """Make what draws the further negatives that towers are trained with.
 
     Args:
         task: a ranker has none.
         config: of the run.
         data: a prepared data set.
-        schema: of the data.
+        folder: of the stage, with the lists of mined negatives.
         process: this rank.
     """
-    count = config.retrieval.uniform_negatives
-    if task != "retrieval" or not count:
-        return None
-    return UniformNegatives(
-        data,
-        schema,
-        count,
-        config.train.batch_size,
-        config.seed,
-        process.rank,
-        process.world_size,
-        config.retrieval.in_batch_negatives,
-    )
+    settings, schema = config.retrieval, Schema.load(data / "schema.json")
+    uniform: UniformNegatives | None = None
+    mined: MinedAds | None = None
+    if task == "retrieval" and settings.uniform_negatives:
+        uniform = UniformNegatives(
+            data,
+            schema,
+            settings.uniform_negatives,
+            config.train.batch_size,
+            config.seed,
+            process.rank,
+            process.world_size,
+            settings.in_batch_negatives,
+        )
+    if task == "retrieval" and settings.mined.per_click:
+        count = settings.mined.per_click
+        mined = MinedAds(folder, data, schema, count, config.seed)
+    return ExtraAds(uniform, mined)

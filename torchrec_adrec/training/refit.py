@@ -15,6 +15,7 @@ from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import CheckpointError, ConfigError
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, METRICS
 from torchrec_adrec.training.first_fit import FirstFit
+from torchrec_adrec.training.mine import mine
 from torchrec_adrec.training.retrieved_rows import draw_retrieved_rows
 from torchrec_adrec.training.trainer import Trainer
 
@@ -47,6 +48,8 @@ def fit_stage(
     retrieved = None
     if task == "ranking":
         retrieved = draw_retrieved_rows(config, process, data, folder, towers)
+    else:
+        mine(config, process, data, folder)
     if task != "ranking" or not config.ranking.refit:
         _check_rows(folder, TRAIN)
         trainer = Trainer(task, config, process, data, folder, towers, None, retrieved)

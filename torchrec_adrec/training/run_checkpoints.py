@@ -8,7 +8,7 @@ from typing import Any
 from torchrec_adrec.config.run import Config
 from torchrec_adrec.distributed import checkpoint
 from torchrec_adrec.distributed.process import Process
-from torchrec_adrec.runtime.files import Origin, vocabulary_hashes
+from torchrec_adrec.runtime.files import Origin, catalog_hash, vocabulary_hashes
 from torchrec_adrec.schema import Schema
 from torchrec_adrec.tasks.sharded import CHECKPOINTS, ShardedTask, check_origin
 from torchrec_adrec.training.batch_source import BatchSource
@@ -104,6 +104,7 @@ class RunCheckpoints:
                 "tables_from": self.tables_from,
                 "steps_an_epoch": self.source.reader.steps,
                 "vocabulary": vocabulary_hashes(self.data),
+                "catalog": catalog_hash(self.data),
                 "config": self.config.model_dump(mode="json"),
             },
             self.config.train.keep_checkpoints,

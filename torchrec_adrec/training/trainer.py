@@ -92,7 +92,7 @@ class Trainer:
             self.process,
             self.folder,
             bounds,
-            negatives_of(self.task, config, self.data, self.schema, self.process),
+            negatives_of(self.task, config, self.data, self.folder, self.process),
             negative_rate(self.task, config.ranking),
             self.trained_on,
             self.retrieved,

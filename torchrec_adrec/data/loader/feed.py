@@ -9,7 +9,7 @@ from torchrec_adrec.config.data import Bounds
 from torchrec_adrec.data.loader.batch_memory import Memory
 from torchrec_adrec.data.loader.bounds import RepairCounts
 from torchrec_adrec.data.loader.collate import collate, most_bytes
-from torchrec_adrec.data.loader.negatives import UniformNegatives
+from torchrec_adrec.data.loader.extra_ads import NO_EXTRA, ExtraAds
 from torchrec_adrec.data.loader.parquet import Reader, StepRows
 from torchrec_adrec.schema import USER_KEY, Schema
 
@@ -43,7 +43,7 @@ class Feed:
         schema: of their columns.
         epochs: how often the rows are read.
         bounds: what happens to values out of range, see `data.loader.bounds`.
-        negatives: draws ads in addition to those of the rows; None: no others.
+        negatives: draws ads in addition to those of the rows.
         numbered: whether the row numbers are kept, for the ledger.
     """
 
@@ -51,7 +51,7 @@ class Feed:
     schema: Schema
     epochs: int
     bounds: Bounds
-    negatives: UniformNegatives | None = None
+    negatives: ExtraAds = NO_EXTRA
     numbered: bool = False
 
     @property
@@ -62,10 +62,9 @@ class Feed:
     @property
     def most_bytes(self) -> int:
         """The size of the largest batch that can occur, in bytes."""
-        drawn = 0 if self.negatives is None else self.negatives.local_count
         rows = self.reader.local_batch_size
         keys = rows if USER_KEY in self.reader.columns else 0
-        return most_bytes(self.schema, rows, rows + drawn, keys)
+        return most_bytes(self.schema, rows, rows + self.negatives.count(rows), keys)
 
     def read(
         self, first: int, memory: Memory, repaired: RepairCounts
@@ -98,10 +97,7 @@ class Feed:
     def _collate(
         self, step: int, rows: StepRows, memory: Memory, repaired: RepairCounts
     ) -> Batch:
-        extra = self.negatives.of_step(step) if self.negatives is not None else None
+        extra = self.negatives.of_step(step, rows)
         batch = collate(rows, self.schema, self.bounds, repaired, extra, memory)
-        if self.negatives is not None:
-            # An ad can now come with a row or be drawn uniformly, which changes the log
-            # of its share for the rows' own ads too.
-            batch.log_q.copy_(self.negatives.mixed(batch.log_q))
+        self.negatives.mix(batch.log_q, len(rows.weights))
         return batch

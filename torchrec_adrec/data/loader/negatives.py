@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrec_adrec.arrays import Columns
 from torchrec_adrec.data.catalog import load_catalog, log_q
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.schema import AD_ID, LOG_Q, Schema, Side
@@ -54,17 +54,12 @@ class UniformNegatives:
                 f"retrieval.uniform_negatives = {count} must be a multiple of the"
                 f" {world_size} ranks"
             )
-        catalog = load_catalog(data)
-        # Ads without impressions stand only in held-out rows.
-        shown = catalog.filter(pl.col("impressions") > 0)
-        names = schema.columns_of(Side.AD)
-        self.columns = {name: shown[name].to_numpy() for name in (*names, AD_ID)}
-        self.columns[LOG_Q] = log_q(shown, self.columns[AD_ID])
-        self.ads, self.count = len(shown), count
+        self.columns = shown_ads(data, schema)
+        self.ads, self.count = len(self.columns[AD_ID]), count
         self.rows = batch_size if in_batch else 0
         self.seed, self.rank, self.local_count = seed, rank, count // world_size
 
-    def of_step(self, step: int) -> dict[str, NDArray[np.generic]]:
+    def of_step(self, step: int) -> Columns:
         """The columns of this rank's ads of a step, (count / W,) each."""
         rng = np.random.default_rng([self.seed, step])
         # Every rank draws the ads of all ranks and keeps its slice: with a seed of its
@@ -86,3 +81,17 @@ class UniformNegatives:
         drawn, total = self.count / self.ads, self.rows + self.count
         expected = self.rows * log_q.double().exp() + drawn
         return (expected / total).log().float()
+
+
+def shown_ads(data: Path, schema: Schema) -> Columns:
+    """The columns of all ads that training showed, in rising order of their ids.
+
+    Args:
+        data: folder of a prepared data set.
+        schema: of the ad's columns.
+    """
+    # Ads without impressions stand only in held-out rows.
+    shown = load_catalog(data).filter(pl.col("impressions") > 0)
+    columns = {n: shown[n].to_numpy() for n in (*schema.columns_of(Side.AD), AD_ID)}
+    columns[LOG_Q] = log_q(shown, columns[AD_ID])
+    return columns
