@@ -142,9 +142,7 @@ QUALITY = (
     Question(
         "What do features, encoders and losses add to towers of Amazon Video Games?",
         "sweep_games_towers",
-        (
-            "adrec sweep configs/sweeps/games_towers.yaml --out FOLDER data.raw=FILE",
-        ),
+        ("adrec sweep configs/sweeps/games_towers.yaml --out FOLDER data.raw=FILE",),
         (Table("validation, two epochs each, one seed", ("validation",)),),
     ),
     Question(
