@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-from seeds import shown
+from seeds import shown, summary_of
 from timing import RESULTS, keep_result
 
 from torchrec_adrec.errors import ConfigError
@@ -118,8 +118,14 @@ class Comparison:
         self.write()
 
     def write(self) -> None:
-        """Write the file."""
-        keep_result(self.name, {**self.kept, "data": sizes(self.data)})
+        """Write the file; `summary` is of full ranking, over the seeds."""
+        full = {
+            model: [run["full"]["metrics"] for run in by_seed.values()]
+            for model, by_seed in self.runs.items()
+        }
+        others = {n: part for n, part in self.kept.items() if n != "machine"}
+        summary = {"summary": summary_of(full), "data": sizes(self.data)}
+        keep_result(self.name, others | summary)
 
     def is_done(self, model: str, seed: str, **made_of: Any) -> bool:
         """Tell whether the file has a model's figures, made of these parts."""

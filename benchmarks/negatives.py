@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from seeds import shown
+from seeds import shown, summary_of
 from timing import RESULTS, keep_result
 
 from torchrec_adrec.config.run import Config, load_config
@@ -215,7 +215,12 @@ class Bench:
 
     def _keep(self) -> None:
         RESULTS.mkdir(exist_ok=True)
-        keep_result(f"negatives_{self.args.name}", {"runs": self.fits})
+        judged: dict[str, list[dict[str, float]]] = {}
+        for name, fit in self.fits.items():
+            if "test" in fit:
+                judged.setdefault(name.rpartition(", seed ")[0], []).append(fit["test"])
+        figures = {"summary": summary_of(judged), "runs": self.fits}
+        keep_result(f"negatives_{self.args.name}", figures)
 
 
 def key(name: str, temperature: str, seed: int) -> str:

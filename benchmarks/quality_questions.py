@@ -115,12 +115,7 @@ QUALITY = (
                 f"adrec prepare --config configs/{config}.yaml --out RUN data.raw=FILE",
                 f"python benchmarks/classics.py RUN --name {name}",
             ),
-            (
-                Table(
-                    "seed 0, every item a candidate",
-                    ("runs", "*", "0", "full", "metrics"),
-                ),
-            ),
+            (Table("test, every item a candidate", ("summary",)),),
         )
         for data, name, config in (
             ("Amazon Beauty", "beauty", "amazon_beauty"),
@@ -154,7 +149,7 @@ QUALITY = (
             "python benchmarks/negatives.py configs/amazon_beauty_attention.yaml"
             " RUN/data --name beauty --seeds 0 1 2",
         ),
-        (Table("test, every item a candidate", ("runs", "*", "test")),),
+        (Table("test, every item a candidate", ("summary",)),),
     ),
     *(
         Question(

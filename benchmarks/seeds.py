@@ -1,9 +1,10 @@
 """Figures of several seeds in one cell of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 Spread = dict[str, float | None]  # `mean` and `sd`, as a result keeps them
+Summary = dict[str, dict[str, Spread]]
 
 
 def shown(values: Sequence[float]) -> str:
@@ -15,6 +16,19 @@ def spread_of(values: Sequence[float], digits: int = 12) -> Spread:
     """Return both, rounded; of one seed the deviation is None, and not 0."""
     sd = round(stdev(values), digits) if len(values) > 1 else None
     return {"mean": round(mean(values), digits), "sd": sd}
+
+
+def summary_of(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> Summary:
+    """Return the spread of every metric of every row, over its seeds.
+
+    Args:
+        rows: name -> the metrics of each seed, which are the same ones.
+    """
+    return {
+        name: {metric: spread_of([s[metric] for s in seeds]) for metric in seeds[0]}
+        for name, seeds in rows.items()
+        if seeds
+    }
 
 
 def cell_of(spread: Spread) -> str:
