@@ -5,6 +5,7 @@ import torch
 from conftest import StepsWith
 
 from torchrec_adrec.losses.hardest import below_hardest, hardest_now
+from torchrec_adrec.losses.negatives import Negatives
 from torchrec_adrec.losses.softmax import sampled_softmax
 from torchrec_adrec.tasks import retrieval
 
@@ -29,10 +30,10 @@ def test_a_run_counts_its_steps_for_the_curriculum(
     steps_with: StepsWith,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen = []
+    chosen: list[int | None] = []
 
     def spy(*args: object) -> object:
-        chosen.append(args[-1].hardest)  # type: ignore[attr-defined]
+        chosen.extend(a.hardest for a in args if isinstance(a, Negatives))
         return sampled_softmax(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(retrieval, "sampled_softmax", spy)
