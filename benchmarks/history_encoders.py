@@ -30,7 +30,7 @@ from torchrec_adrec.distributed.process import process_group
 from torchrec_adrec.evaluation.comparison import Difference, mean_terms, paired
 from torchrec_adrec.evaluation.exact_search import search
 from torchrec_adrec.evaluation.full_catalog import held_out_clicks
-from torchrec_adrec.evaluation.known_ads import known_ads
+from torchrec_adrec.evaluation.known_ads import known_ads, new_clicks
 from torchrec_adrec.evaluation.ranking_metrics import PerQuery, one_relevant
 from torchrec_adrec.evaluation.scorers import InnerProduct
 from torchrec_adrec.index.manifest import load_vectors
@@ -88,11 +88,12 @@ def _judge(run: Path, config: Config) -> tuple[Int64s, PerQuery]:
     assert np.array_equal(ids, catalog[AD_ID].to_numpy())
     known = known_ads(clicks, catalog, schema, data, "test")
     with process_group("cpu") as process:
-        scorer = InnerProduct.of(users, ads, 0, process.device)
         places = np.searchsorted(ids, clicked)
-        ranks = search(scorer, places, CUT, process, known).ranks
+        is_new, excluded = new_clicks(known, places)
+        scorer = InnerProduct.of(users[is_new], ads, 0, process.device)
+        ranks = search(scorer, places[is_new], CUT, process, excluded).ranks
     keys = clicks[USER_KEY] if USER_KEY in clicks.columns else pl.Series(range(total))
-    return keys.to_numpy(), one_relevant(ranks, (CUT,))
+    return keys.to_numpy()[is_new], one_relevant(ranks, (CUT,))
 
 
 def _report(

@@ -13,8 +13,9 @@ from torchrec_adrec.arrays import Float64s
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.evaluation.exact_search import ExcludedAds
 from torchrec_adrec.evaluation.full_catalog import clicks_of, judge, judge_towers
-from torchrec_adrec.evaluation.known_ads import check_known, known_ads
+from torchrec_adrec.evaluation.known_ads import check_known, known_ads, new_clicks
 from torchrec_adrec.schema import AD_ID, USER_KEY, Schema
 
 USERS, ITEMS, TAKEN = 30, 40, 12
@@ -28,9 +29,14 @@ TABLE: dict[str, Any] = {
 }
 
 
-def prepare(folder: Path, table: dict[str, Any], by: str = "leave_one_out") -> Path:
+def prepare(
+    folder: Path, table: dict[str, Any], by: str = "leave_one_out", repeats: int = 0
+) -> Path:
+    """Prepare users with TAKEN items each; so many take their first one again."""
     rng = np.random.default_rng(0)
     items_of = [rng.permutation(ITEMS)[:TAKEN] for _ in range(USERS)]
+    for items in items_of[:repeats]:
+        items[-1] = items[0]
     rows = pl.DataFrame(
         {
             "uid": [f"u{user}" for user in range(USERS) for _ in range(TAKEN)],
@@ -120,6 +126,37 @@ def test_a_history_that_reaches_further_back_than_the_log_is_known_too(
     clicks = clicks.with_columns(pl.lit(-5).alias(USER_KEY))
     excluded = known_ads(clicks, catalog, schema, data, "test")
     assert all(7 in excluded.positions[a:b] for a, b in pairwise(excluded.starts))
+
+
+def test_a_click_on_a_known_ad_is_not_asked_for() -> None:
+    """The other queries keep what is excluded for them."""
+    excluded = ExcludedAds(np.array([0, 2, 2, 5, 6]), np.array([4, 7, 1, 3, 9, 2]))
+    is_new, kept = new_clicks(excluded, np.array([7, 7, 2, 5]))
+    assert is_new.tolist() == [False, True, True, True]
+    assert kept.starts.tolist() == [0, 0, 3, 4]
+    assert kept.positions.tolist() == [1, 3, 9, 2]
+
+
+def test_repeated_clicks_are_counted_and_no_other_figure_moves(
+    process: Process, tmp_path: Path
+) -> None:
+    """Seven users take their first item again at the end."""
+    data = prepare(tmp_path / "data", TABLE, repeats=7)
+    schema, catalog = Schema.load(data / "schema.json"), load_catalog(data)
+    clicks, _ = clicks_of(data, schema, "test", USERS, 0)
+    rng = np.random.default_rng(1)
+    ads = rng.normal(size=(len(catalog), 4)).astype(np.float32)
+    users = rng.normal(size=(USERS, 4)).astype(np.float32)
+    judged = judge(ads, slice(0, len(ads)), users, data, schema, 0, process, True)
+    assert judged["protocol"]["repeated"] == 7
+    assert judged["protocol"]["queries"] == USERS - 7
+    clicked = np.searchsorted(catalog[AD_ID], clicks[AD_ID])
+    histories = clicks.select(f"history:{i}" for i in range(TAKEN)).to_numpy()
+    known = (histories[:, :, None] == catalog["item"].to_numpy()).any(axis=1)
+    is_new = ~known[np.arange(USERS), clicked]
+    scores = np.where(known, -np.inf, users.astype(np.float64) @ ads.T)
+    expected = ndcg(scores[is_new], clicked[is_new])
+    assert judged["all"]["towers"]["ndcg@10"] == pytest.approx(expected)
 
 
 def test_without_users_and_histories_nothing_is_known(tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ class EvaluationConfig(Settings):
     these settings of the towers are chosen (`adrec sweep`). 0: none."""
     exclude_known: bool = False
     """Whether `export` leaves out of a user's candidates the ads that he is known to
-    have clicked, in his history or in an earlier split, but for the clicked ad itself:
-    so the literature judges where people do not take the same thing twice. Towers give
-    these ads the highest scores, so figures with and without them do not compare; the
-    protocol in `export/metrics.json` says which they are."""
+    have clicked, in his history or in an earlier split, and does not ask for a click on
+    one of them: so the literature judges where people do not take the same thing twice.
+    Towers give these ads the highest scores, so figures with and without them do not
+    compare; the protocol in `export/metrics.json` says which they are."""
     funnel_users: Annotated[int, Field(ge=1, le=2_000)] = 200
     """Held-out users whose served ads are judged, each by one request as it is served,
     drawn with `seed`; `prepare` keeps 2,000 of them. In the demo 200 leave the share of

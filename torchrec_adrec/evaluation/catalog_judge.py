@@ -16,7 +16,7 @@ from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.encode import Encode, encode
 from torchrec_adrec.evaluation.exact_search import search
 from torchrec_adrec.evaluation.full_catalog import clicks_of
-from torchrec_adrec.evaluation.known_ads import known_ads
+from torchrec_adrec.evaluation.known_ads import known_ads, new_clicks
 from torchrec_adrec.evaluation.ranking_metrics import one_relevant
 from torchrec_adrec.evaluation.scorers import InnerProduct
 from torchrec_adrec.runtime.ranks import share_of
@@ -31,7 +31,8 @@ class CatalogJudge:
     Every click is a query, and its ad the one that is relevant. Ads that the user is
     known to have clicked are no candidates: the towers have learnt that he does, and
     those of his history are no negatives, so that they would fill his list. `adrec
-    export` does the same with `evaluation.exclude_known`.
+    export` does the same with `evaluation.exclude_known`. A click on such an ad is not
+    asked for.
 
     Args:
         data: a prepared data set.
@@ -64,7 +65,10 @@ class CatalogJudge:
             )
         ids = self.catalog[AD_ID].to_numpy()
         self.clicked = np.searchsorted(ids, self.clicks[AD_ID].to_numpy())
-        self.excluded = known_ads(self.clicks, self.catalog, schema, data, split)
+        known = known_ads(self.clicks, self.catalog, schema, data, split)
+        is_new, self.excluded = new_clicks(known, self.clicked)
+        self.clicks = self.clicks.filter(pl.Series(is_new))
+        self.clicked = self.clicked[is_new]
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """Return NDCG, recall and MRR of the clicked ads, the same on every rank.

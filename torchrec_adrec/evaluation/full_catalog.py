@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from torchrec_adrec.arrays import Float32s, Int64s
+from torchrec_adrec.arrays import Bools, Float32s, Int64s
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.data.vectors import FOLDER, expand
 from torchrec_adrec.distributed.process import Process
@@ -24,7 +24,7 @@ from torchrec_adrec.evaluation.exact_search import (
     SearchResult,
     search,
 )
-from torchrec_adrec.evaluation.known_ads import known_ads
+from torchrec_adrec.evaluation.known_ads import known_ads, new_clicks
 from torchrec_adrec.evaluation.ranking_metrics import cuts_of, one_relevant
 from torchrec_adrec.evaluation.retrieval import (
     KNOWN_LEFT_OUT,
@@ -116,7 +116,7 @@ def judge(
         seed: of the draws.
         process: this rank.
         exclude_known: leave out of each user's candidates what he is known to have
-            clicked.
+            clicked, and do not ask for clicks on that.
 
     Returns:
         Metrics and protocol on the first rank, nothing on the others.
@@ -125,6 +125,11 @@ def judge(
     clicks, total = held_out_clicks(data, schema, len(queries), seed)
     ids, impressions = catalog[AD_ID].to_numpy(), shown_counts(data, catalog)
     clicked = np.searchsorted(ids, clicks[AD_ID].to_numpy())
+    excluded, exported = None, len(clicks)
+    if exclude_known:
+        known = known_ads(clicks, catalog, schema, data, "test")
+        is_new, excluded = new_clicks(known, clicked)
+        clicks, clicked, queries = _new(is_new, clicks, clicked, queries)
     context, settings = _context(data, schema, ids, local, clicks, seed, process)
     scorers: dict[str, BlockScorer] = {
         "towers": InnerProduct.of(queries, ads, local.start, process.device),
@@ -132,9 +137,6 @@ def judge(
     }
     cuts = cuts_of(len(ids))
     longest = max(cuts, default=1)
-    excluded = None
-    if exclude_known:
-        excluded = known_ads(clicks, catalog, schema, data, "test")
     if excluded is not None:
         scorers["popularity"] = Popularity.of(impressions, local, process.device)
     results: dict[str, SearchResult] = {
@@ -148,6 +150,7 @@ def judge(
     protocol = RetrievalProtocol(
         split_by=json.loads((data / "report.json").read_text())["split_by"],
         queries=len(clicks),
+        repeated=exported - len(clicks),
         clicks=total,
         seed=seed,
         catalog=len(ids),
@@ -190,13 +193,32 @@ def judge_towers(
     places, cuts = np.searchsorted(ids, clicked), cuts_of(len(ids))
     excluded = None
     if schema is not None:
-        excluded = known_ads(clicks, catalog, schema, data, "valid")
+        known = known_ads(clicks, catalog, schema, data, "valid")
+        is_new, excluded = new_clicks(known, places)
+        clicks, places, queries = _new(is_new, clicks, places, queries)
     scorer = InnerProduct.of(queries, ads, local.start, process.device)
     result = search(scorer, places, max(cuts, default=1), process, excluded)
     if not process.is_first:
         return {}
     means = {name: v.mean() for name, v in one_relevant(result.ranks, cuts).items()}
     return {name: float(mean) for name, mean in means.items()} | {"clicks": len(places)}
+
+
+def _new(
+    is_new: Bools, clicks: pl.DataFrame, clicked: Int64s, queries: Float32s
+) -> tuple[pl.DataFrame, Int64s, Float32s]:
+    """Keep the clicks that are asked for.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not is_new.any():
+        raise DataError(
+            f"evaluation.exclude_known is true, and all {len(clicks)} clicks are on ads"
+            " that their users are known to have clicked: there is nothing to ask for;"
+            " set it to false"
+        )
+    return clicks.filter(pl.Series(is_new)), clicked[is_new], queries[is_new]
 
 
 def _context(

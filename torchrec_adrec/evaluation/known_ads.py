@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from torchrec_adrec.arrays import Bools, Int64s
 from torchrec_adrec.errors import ConfigError
 from torchrec_adrec.evaluation.exact_search import ExcludedAds
 from torchrec_adrec.losses.history import FIRST_KNOWN
@@ -47,6 +48,28 @@ def known_ads(
     if _has_users(data):
         pairs.append(_of_earlier_splits(rows, catalog, schema, data, split))
     return _as_excluded(pl.concat(pairs).unique(), len(rows))
+
+
+def new_clicks(excluded: ExcludedAds, clicked: Int64s) -> tuple[Bools, ExcludedAds]:
+    """Tell which clicks are on ads that their users are not known to have clicked.
+
+    Who is known to have clicked an ad is not asked whether he would find it: towers
+    whose user vector is made of the ads' own vectors put such an ad first.
+
+    Args:
+        excluded: what each query's user is known to have clicked.
+        clicked: (Q,) positions in the catalog.
+
+    Returns:
+        (Q,) true for those that are asked for, and what is excluded for these alone.
+    """
+    query = np.repeat(np.arange(len(clicked)), np.diff(excluded.starts))
+    is_new = np.ones(len(clicked), dtype=np.bool_)
+    is_new[query[excluded.positions == clicked[query]]] = False
+    kept = is_new[query]
+    counts = np.bincount(query[kept], minlength=len(clicked))[is_new]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return is_new, ExcludedAds(starts, excluded.positions[kept])
 
 
 def ads_of_histories(

@@ -30,7 +30,7 @@ from torchrec_adrec.evaluation.ranking_metrics import (
 
 CLICKED = "clicked_popularity"  # what the popularity of the lists is compared with
 NOTHING_LEFT_OUT = "nothing"
-KNOWN_LEFT_OUT = "ads that the user is known to have clicked, but for the clicked one"
+KNOWN_LEFT_OUT = "ads that the user is known to have clicked, and clicks on these"
 DIFFERENCES = (("towers", "popularity"), ("towers", "context"))
 
 
@@ -40,6 +40,8 @@ class RetrievalProtocol(BaseModel):
     Attributes:
         split: where the queries are from.
         queries: how many there are, of `clicks` that the split has.
+        repeated: clicks besides, which are not asked for, because the user is known to
+            have clicked the ad.
         seed: of the draw of queries, and of the bootstrap.
         filtered: candidates that were left out.
         cuts: the K of Recall@K and the others.
@@ -54,6 +56,7 @@ class RetrievalProtocol(BaseModel):
     query: str = "a row that was clicked; its user's columns alone are known"
     relevant: str = "the one ad that was clicked"
     queries: int
+    repeated: int = 0
     clicks: int
     seed: int
     candidates: str = "all ads of the catalog, of any split"
