@@ -3,21 +3,15 @@
 import logging
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from classics_clicks import clustered, table
 
-from torchrec_adrec.config.data import DataConfig
-from torchrec_adrec.data.adapters import sequences
-from torchrec_adrec.data.prepare.prepare import prepare
 from torchrec_adrec.errors import ConfigError, DataError
 from torchrec_adrec.evaluation.classics import factors, methods
-from torchrec_adrec.evaluation.classics.interactions import Interactions
 from torchrec_adrec.evaluation.classics.lightgcn import (
     LightGCNSettings,
     fit_lightgcn,
@@ -34,8 +28,6 @@ from torchrec_adrec.evaluation.classics.popular import (
     fit_recent_popularity,
 )
 from torchrec_adrec.evaluation.classics.protocol import RankingProtocol, judge
-from torchrec_adrec.evaluation.classics.report import sizes
-from torchrec_adrec.schema import NO_USER
 
 CLICKS = table([[0, 1, 2], [1, 2, 3], [2, 4], [0, 4, 3], [1]], 5)
 DENSE = (CLICKS.toarray() > 0).astype(np.float64)
@@ -246,63 +238,6 @@ def test_unknown_methods_and_missing_times_are_refused() -> None:
         methods.run_method("recent popularity", clustered())
     timed = replace(clustered(), in_time_order=True)
     assert methods.run_method("recent popularity", timed)["settings"]["share"] > 0
-
-
-def _prepare_lines(lines: list[list[str]], folder: Path) -> None:
-    """Prepare a file of a line a user; the data stand in `folder / "data"`."""
-    path, out = folder / "a.txt", folder / "data"
-    path.write_text("".join(" ".join(line) + "\n" for line in lines))
-    out.mkdir()
-    config = DataConfig.model_validate(
-        {
-            "adapter": "sequences",
-            "raw": str(path),
-            "split": {"by": "leave_one_out"},
-            "min_count": 1,
-        }
-    )
-    prepare(config, sequences.open_data(config), out)
-
-
-def test_the_clicks_of_a_prepared_data_set(tmp_path: Path) -> None:
-    """As `prepare` splits them; a test click that was clicked before is left out."""
-    lines = [[f"u{u}", *(f"i{(u + j) % 9}" for j in range(5))] for u in range(12)]
-    lines[0] = ["u0", "i0", "i1", "i2", "i3", "i1"]  # the last one comes back
-    _prepare_lines(lines, tmp_path)
-    out = tmp_path / "data"
-    data = Interactions.load(out)
-    assert len(data.users) == 12 and len(data.ids) == 9
-    assert {n: t.nnz for n, t in data.splits.items()} == {
-        "train": 36,
-        "valid": 12,
-        "test": 11,
-    }
-    assert data.repeated == {"train": 0, "valid": 0, "test": 1}
-    assert not data.in_time_order
-    known, held = data.known("test"), data.splits["test"]
-    assert known.nnz == 48 and not known.multiply(held).nnz
-    assert data.known("valid").nnz == 36
-    # Later clicks have larger numbers: those of the validation are the latest.
-    assert data.splits["valid"].data.min() > data.splits["train"].data.max()
-    for part in (out / "train").glob("*.parquet"):
-        pl.read_parquet(part).drop("user_key").write_parquet(part)
-    with pytest.raises(DataError, match="the data name no user"):
-        Interactions.load(out)
-
-
-def test_clicks_without_a_user_are_left_out_and_counted(tmp_path: Path) -> None:
-    lines = [[f"u{u}", *(f"i{(u + j) % 9}" for j in range(5))] for u in range(12)]
-    _prepare_lines(lines, tmp_path)
-    out = tmp_path / "data"
-    nameless = Interactions.load(out).users[0]
-    key = pl.col("user_key")
-    for part in out.glob("t*/*.parquet"):  # train and test, not valid
-        rows = pl.read_parquet(part)
-        rows.with_columns(key.replace(int(nameless), NO_USER)).write_parquet(part)
-    data = Interactions.load(out)
-    assert data.nameless == {"train": 3, "valid": 0, "test": 1}
-    assert data.splits["test"].nnz == 11
-    assert sizes(data)["left_out_without_user"] == data.nameless
 
 
 def test_nobody_is_left_without_a_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,9 +10,11 @@ import pytest
 from raw_data import prepare_table
 
 from torchrec_adrec.arrays import Float64s
+from torchrec_adrec.config.run import load_config
 from torchrec_adrec.data.catalog import load_catalog
 from torchrec_adrec.distributed.process import Process
 from torchrec_adrec.errors import ConfigError
+from torchrec_adrec.evaluation.catalog_judge import CatalogJudge
 from torchrec_adrec.evaluation.exact_search import ExcludedAds
 from torchrec_adrec.evaluation.full_catalog import clicks_of, judge, judge_towers
 from torchrec_adrec.evaluation.known_ads import check_known, known_ads, new_clicks
@@ -157,6 +159,15 @@ def test_repeated_clicks_are_counted_and_no_other_figure_moves(
     scores = np.where(known, -np.inf, users.astype(np.float64) @ ads.T)
     expected = ndcg(scores[is_new], clicked[is_new])
     assert judged["all"]["towers"]["ndcg@10"] == pytest.approx(expected)
+
+
+def test_a_judge_of_repeated_clicks_alone_is_refused(
+    process: Process, tmp_path: Path
+) -> None:
+    data = prepare(tmp_path / "data", TABLE, repeats=USERS)
+    schema, config = Schema.load(data / "schema.json"), load_config(None, [])
+    with pytest.raises(ConfigError, match="no click on an ad that its user is not"):
+        CatalogJudge(data, schema, config, process, "test")
 
 
 def test_without_users_and_histories_nothing_is_known(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ class RetrievalConfig(TowerSettings, ContrastSettings):
     judge: Literal["log_loss", "ndcg@10", "recall@10"] = "log_loss"
     """The validation figure by which `train.evaluate_every` chooses the best checkpoint
     and `train.patience` stops: the click's log loss, or where the exact search of the
-    whole catalog puts the ads of validation clicks. Ads of a user's history are no
-    candidates, as they are no negatives. With `alpha` 0 no log loss is learnt."""
+    whole catalog puts the ads of validation clicks. Ads that a user is known to have
+    clicked are no candidates, and clicks on them are not asked for. With `alpha` 0 no
+    log loss is learnt."""
     judge_queries: Count = 5_000
     """Validation clicks that the search is made for, drawn with `seed` where there are
     more."""

@@ -42,7 +42,7 @@ class CatalogJudge:
         split: whose clicks; those of the test choose nothing.
 
     Raises:
-        ConfigError: it has no clicks.
+        ConfigError: it has no clicks, or none on an ad that is new to its user.
     """
 
     def __init__(
@@ -57,18 +57,23 @@ class CatalogJudge:
         self.catalog = load_catalog(data)
         most = config.retrieval.judge_queries
         self.clicks, _ = clicks_of(data, schema, split, most, config.seed)
-        if not len(self.clicks):
-            raise ConfigError(
-                f"retrieval.judge = {config.retrieval.judge}: {data / split} has no"
-                f" clicks to search for; prepare with a larger data.split.{split}, or"
-                " set retrieval.judge=log_loss"
-            )
+        self._check_clicks("no clicks", data / split)
         ids = self.catalog[AD_ID].to_numpy()
         self.clicked = np.searchsorted(ids, self.clicks[AD_ID].to_numpy())
         known = known_ads(self.clicks, self.catalog, schema, data, split)
         is_new, self.excluded = new_clicks(known, self.clicked)
         self.clicks = self.clicks.filter(pl.Series(is_new))
         self.clicked = self.clicked[is_new]
+        words = "no click on an ad that its user is not known to have clicked before,"
+        self._check_clicks(words, data / split)
+
+    def _check_clicks(self, none: str, folder: Path) -> None:
+        if not len(self.clicks):
+            raise ConfigError(
+                f"retrieval.judge = {self.config.retrieval.judge}: {folder} has {none}"
+                f" to search for; prepare with a larger data.split.{folder.name}, or"
+                " set retrieval.judge=log_loss"
+            )
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """Return NDCG, recall and MRR of the clicked ads, the same on every rank.
