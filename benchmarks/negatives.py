@@ -41,8 +41,19 @@ FIGURES = ("recall@10", "ndcg@10")
 Fits = dict[str, dict[str, Any]]
 
 
+# A row says all that it is about: what CONFIG has of it would make rows the same.
+IN_BATCH = (
+    "retrieval.contrast=softmax",
+    "retrieval.in_batch_negatives=true",
+    "retrieval.uniform_negatives=0",
+    "retrieval.hardest=null",
+    "retrieval.hardest_rise=0",
+    "retrieval.mined={}",
+)
+
+
 def negatives(uniform: int, hardest: int, mined: str) -> dict[str, tuple[str, ...]]:
-    """Return the settings of each choice of negatives."""
+    """Return how each choice of negatives differs from `IN_BATCH`."""
     alone = "retrieval.in_batch_negatives=false"
     drawn = f"retrieval.uniform_negatives={uniform}"
     choices = {
@@ -67,27 +78,33 @@ def rows(uniform: int, hardest: int, mined: str = "") -> dict[str, tuple[str, ..
     for name, settings in negatives(uniform, hardest, mined).items():
         for log_q in CORRECTIONS:
             table[f"softmax, {name}, log_q {log_q}"] = (
+                *IN_BATCH,
                 *settings,
                 f"retrieval.log_q={log_q}",
             )
         # Losses of pairs draw from the batch alone.
         for loss in ("bpr", "triplet") if "mined" not in name else ():
-            table[f"{loss}, {name}"] = (*settings, f"retrieval.contrast={loss}")
+            table[f"{loss}, {name}"] = (
+                *IN_BATCH,
+                *settings,
+                f"retrieval.contrast={loss}",
+            )
     return table
 
 
 def rows_of_vectors(uniform: int, folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the settings of towers with and without vectors made elsewhere."""
-    mixed = f"retrieval.uniform_negatives={uniform}"
+    drawn = f"retrieval.uniform_negatives={uniform}"
+    mixed = (*IN_BATCH, drawn, "retrieval.start_from=null", "retrieval.teacher=null")
     start = f"retrieval.start_from={folder}"
     taught = {
         f"taught, weight {weight}": (
-            mixed,
+            *mixed,
             f"retrieval.teacher={{vectors: {folder}, weight: {weight}}}",
         )
         for weight in (0.1, 0.5, 2)
     }
-    return {"from scratch": (mixed,), "started": (mixed, start), **taught}
+    return {"from scratch": mixed, "started": (*mixed, start), **taught}
 
 
 def main() -> None:
