@@ -182,7 +182,7 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "ease": ({"l2": 5.0}, {"l2": 50.0}),
     "als": ({"factors": 8, "l2": 0.1, "confidence": 5.0},),
-    "bpr": ({"factors": 8, "rate": 0.05, "l2": 0.01},),
+    "bpr": ({"factors": 8, "rate": 0.05, "l2": 0.01, "iterations": 100},),
     "lightgcn": ({"dim": 8, "epochs": 15, "batch": 64, "negatives": 24, "rate": 0.05},),
 }
 
