@@ -2,6 +2,9 @@
 
 from question import CRITEO, Question, Table
 
+LIGHTGCN = "adrec lightgcn --out RUN --dim 64"
+TEN_EPOCHS = "--set train.epochs=10 train.evaluate_every=500 train.patience=null"
+
 QUALITY = (
     Question(
         "Which ranker predicts best on Criteo, LightGBM among them?",
@@ -119,6 +122,8 @@ QUALITY = (
         )
         for data, name, config in (
             ("Amazon Beauty", "beauty", "amazon_beauty"),
+            ("Amazon Toys and Games", "toys", "amazon_beauty"),
+            ("Amazon Sports and Outdoors", "sports", "amazon_beauty"),
             ("Amazon Video Games", "games", "amazon_video_games"),
             ("MovieLens 1M", "movielens_1m", "movielens_1m"),
             ("Gowalla", "gowalla", "gowalla"),
@@ -129,8 +134,8 @@ QUALITY = (
         "classics_gowalla_curve",
         (
             "adrec prepare --config configs/gowalla.yaml --out RUN data.raw=FILES",
-            "python benchmarks/classics.py RUN --curve 20 --name gowalla_curve --grid"
-            " '[{\"batch\": 16384}]'",
+            "python benchmarks/classics.py RUN --curve 25 --name gowalla_curve --grid"
+            ' \'[{"batch": 4096, "temperature": 0.1, "rate": 0.01}]\'',
         ),
         (Table("test, every place a candidate", ("curve", "epochs")),),
     ),
@@ -140,16 +145,61 @@ QUALITY = (
         ("adrec sweep configs/sweeps/games_towers.yaml --out FOLDER data.raw=FILE",),
         (Table("validation, two epochs each, one seed", ("validation",)),),
     ),
-    Question(
-        "Which loss and which negatives do towers of Amazon Beauty need?",
-        "negatives_beauty",
-        (
-            "adrec prepare --config configs/amazon_beauty_attention.yaml --out RUN"
-            " data.raw=FILE",
-            "python benchmarks/negatives.py configs/amazon_beauty_attention.yaml"
-            " RUN/data --name beauty --seeds 0 1 2",
-        ),
-        (Table("test, every item a candidate", ("summary",)),),
+    *(
+        Question(
+            text,
+            f"negatives_{name}",
+            (
+                "adrec prepare --config configs/amazon_beauty_attention.yaml --out RUN"
+                " data.raw=FILE",
+                *before,
+                "python benchmarks/negatives.py configs/amazon_beauty_attention.yaml"
+                f" RUN/data --name {name} --temperatures 0.07 {options}",
+            ),
+            (Table("test, every item a candidate", ("summary",)),),
+        )
+        for text, name, before, options in (
+            (
+                "Which loss and which negatives do towers of Amazon Beauty need?",
+                "beauty_ten_epochs",
+                (),
+                TEN_EPOCHS,
+            ),
+            (
+                "What do towers of Amazon Beauty reach?",
+                "beauty",
+                (),
+                "--seeds 0 1 2 --rows 'softmax, mixed, log_q without_positive'",
+            ),
+            *(
+                (
+                    f"What do towers of Amazon {data} reach?",
+                    data.split()[0].lower(),
+                    (),
+                    "--rows 'softmax, mixed, log_q without_positive'",
+                )
+                for data in ("Toys and Games", "Sports and Outdoors")
+            ),
+            (
+                "What do vectors of LightGCN add to towers of ten epochs (Beauty)?",
+                "beauty_lightgcn",
+                (LIGHTGCN,),
+                f"{TEN_EPOCHS} --vectors RUN/lightgcn",
+            ),
+            (
+                "What do towers reach that start with them (Beauty)?",
+                "beauty_lightgcn_whole",
+                (LIGHTGCN,),
+                "--rows started --vectors RUN/lightgcn",
+            ),
+            (
+                "What do negatives add that an earlier run mined (Beauty)?",
+                "beauty_mined",
+                ("adrec train retrieval --out RUN",),
+                f"{TEN_EPOCHS} --rows mined --mined"
+                " RUN/retrieval/checkpoints/step-NUMBER",
+            ),
+        )
     ),
     *(
         Question(
@@ -157,11 +207,19 @@ QUALITY = (
             f"encoders_{name}",
             (
                 f"python benchmarks/history_encoders.py configs/{config}.yaml --seeds 0"
-                f" 1 2 --name encoders_{name} --set data.raw=FILE",
+                f" 1 2 --name encoders_{name} --set data.raw=FILE{further}",
             ),
             (Table("mean (deviation) over the seeds", ("figures",)),),
         )
-        for data, name, config in (("KuaiRand", "kuairand", "kuairand"),)
+        for data, name, config, further in (
+            ("KuaiRand", "kuairand", "kuairand", ""),
+            (
+                "Yelp (S3-Rec)",
+                "yelp",
+                "amazon_beauty_attention",
+                " train.epochs=5 train.evaluate_every=0 train.patience=null",
+            ),
+        )
     ),
     Question(
         "How much of the best list's worth is lost in a known world?",
