@@ -190,7 +190,7 @@ QUALITY = (
                 "What do towers reach that start with them (Beauty)?",
                 "beauty_lightgcn_whole",
                 (LIGHTGCN,),
-                "--rows started --vectors RUN/lightgcn",
+                "--rows started --seeds 0 1 --vectors RUN/lightgcn",
             ),
             (
                 "What do negatives add that an earlier run mined (Beauty)?",
