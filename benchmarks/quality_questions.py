@@ -116,7 +116,10 @@ QUALITY = (
             f"classics_{name}",
             (
                 f"adrec prepare --config configs/{config}.yaml --out RUN data.raw=FILE",
-                f"python benchmarks/classics.py RUN --name {name}",
+                "python benchmarks/classics.py RUN --models popularity item_knn ease"
+                f" als bpr lightgcn --name {name}",
+                "python benchmarks/classics.py RUN --towers NAME=TRAINED_RUN --rerank"
+                f" NAME lightgcn --name {name}",
             ),
             (Table("test, every item a candidate", ("summary",)),),
         )

@@ -69,6 +69,12 @@ TRAINING = (
         ),
     ),
     Question(
+        "What do a bag of embeddings and blocks gain in a step of LightGCN?",
+        "lightgcn_step",
+        ("python benchmarks/lightgcn_step.py",),
+        (Table("median of the ratios", ("times",)),),
+    ),
+    Question(
         "How many operations does a training step call?",
         "before_operations",
         (

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from classics_clicks import clustered, table
 
 from torchrec_adrec.errors import ConfigError, DataError
-from torchrec_adrec.evaluation.classics import factors, methods
+from torchrec_adrec.evaluation.classics import factors, lightgcn, methods
 from torchrec_adrec.evaluation.classics.lightgcn import (
     LightGCNSettings,
     fit_lightgcn,
@@ -217,6 +218,30 @@ def test_lightgcn_propagates_over_the_normalised_graph() -> None:
     expected.square().sum().backward()
     assert ours.grad is not None and theirs.grad is not None
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-5)
+
+
+def test_lightgcn_loses_the_same_in_blocks_of_any_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mean of all clicks' losses, each against the ads drawn, its own left out."""
+    torch.manual_seed(0)
+    user, ad = torch.randint(20, (50,)), torch.randint(20, 60, (50,))
+    drawn, settings = torch.randint(20, 60, (30,)), LightGCNSettings()
+    whole, blocks = (torch.randn(60, 8).requires_grad_() for _ in range(2))
+    blocks.data.copy_(whole.data)
+    u, a, d = (F.normalize(whole[i], dim=1) for i in (user, ad, drawn))
+    others = (u @ d.T).masked_fill(ad[:, None] == drawn, -torch.inf)
+    assert others.isinf().any()
+    logits = torch.cat([(u * a).sum(dim=1, keepdim=True), others], dim=1)
+    target = torch.zeros(len(user), dtype=torch.int64)
+    expected = F.cross_entropy(logits / settings.temperature, target)
+    monkeypatch.setattr(lightgcn, "BLOCK", 7)
+    actual = lightgcn._loss(blocks, user, ad, drawn, settings)
+    expected.backward()
+    actual.backward()
+    assert whole.grad is not None and blocks.grad is not None
+    assert torch.allclose(actual, expected, rtol=1e-5)
+    assert torch.allclose(blocks.grad, whole.grad, atol=1e-6)
 
 
 def test_lightgcn_is_the_same_for_a_seed_and_learns_by_bpr_too() -> None:
