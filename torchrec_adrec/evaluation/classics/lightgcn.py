@@ -59,8 +59,8 @@ class LightGCNSettings:
 class Graph:
     """A symmetric sparse matrix, by rows.
 
-    A row's weighted sum is a bag of embeddings, which FBGEMM makes 1.6 to 1.9 times as fast
-    as torch multiplies a sparse tensor (`benchmarks/lightgcn_step.py`).
+    A row's weighted sum is a bag of embeddings, which FBGEMM makes 1.6 to 1.9 times as
+    fast as torch multiplies a sparse tensor (`benchmarks/lightgcn_step.py`).
 
     Attributes:
         columns: of the entries, row after row.
